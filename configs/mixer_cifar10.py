@@ -1,0 +1,15 @@
+"""MLP-Mixer on CIFAR-10, at the sizes of configs/mixer_cifar100.py.
+
+    python -m patchnets.main --config=configs/mixer_cifar10.py
+
+The same from class folders, train/CLASS/*.png and test/CLASS/*.png:
+
+    python -m patchnets.main --config=configs/mixer_cifar10.py \
+        --config.dataset.name=folder --config.dataset.path=PATH
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.mixer_cifar("cifar10")

@@ -1,0 +1,29 @@
+"""MLP-Mixer B/16 on ImageNet-1k, the paper's recipe (arXiv 2105.01601, section 3 and appendix B).
+
+    python -m patchnets.main --config=configs/mixer_imagenet.py --config.dataset.data_dir=PATH
+
+300 epochs, batch 4096, Adam(.9, .999), learning rate 1e-3 with 10,000 steps of warm-up and linear decay, weight decay
+0.1, gradient clipping at 1, stochastic depth 0.1, no dropout: 76.44 % top-1 in the paper, which also has RandAugment
+(2 layers, magnitude 15) and mixup 0.5; those, and streaming from disk, are not part of this configuration yet. Images
+are held in memory, 180 GiB, for which the limit has to be raised: --config.dataset.max_resident_gib=200.
+
+As in the paper's code, the last 1% of train is for validation, and ImageNet's validation images are the test split.
+"""
+
+from configs import common
+
+
+def get_config():
+    return common.base(
+        dataset=dict(
+            name="imagenet2012", train_split="train[:99%]", val_split="train[99%:]", test_split="validation"
+        ),
+        image_size=224,
+        model=dict(name="mlp_mixer", variant="B/16", stochastic_depth_rate=0.1, dtype="bfloat16"),
+        augment=dict(flip=True),
+        batch_size=4096,
+        total_epochs=300.0,
+        log_every_steps=100,
+        optimizer=dict(learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0),
+        schedule=dict(name="linear", warmup_steps=10_000),
+    )

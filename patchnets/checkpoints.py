@@ -1,0 +1,149 @@
+"""Saving and restoring with orbax: the latest checkpoints, and the best one by a validation metric."""
+
+import contextlib
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import ml_collections
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from patchnets.errors import RunError
+from patchnets.train_state import TrainState
+
+LOWER_IS_BETTER = ("loss",)
+
+
+class Checkpoints:
+    """The checkpoints of one work directory. Saving returns at once and is finished in the background.
+
+    A checkpoint is written under another name and renamed when it is whole, so a process killed inside a save leaves
+    the ones before as they were.
+    """
+
+    def __init__(self, directory: pathlib.Path, config: ml_collections.ConfigDict):
+        self.directory = directory.absolute()
+        sign = -1.0 if config.best in LOWER_IS_BETTER else 1.0
+        score = lambda metrics: sign * metrics[config.best]  # noqa: E731
+        policy = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(config.keep),
+                checkpoint_managers.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False),
+            ]
+        )
+        self._score = score
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            item_names=("state", "progress"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy, best_fn=score, cleanup_tmp_directories=True, enable_async_checkpointing=True
+            ),
+        )
+
+    def save(
+        self, step: int, state: TrainState, progress: Mapping[str, Any], val_metrics: Mapping[str, float] | None
+    ) -> None:
+        """Saves `state` under `step`, with `progress` (anything JSON holds) beside it.
+
+        `val_metrics` ranks it; without them it is only kept as long as it is among the latest. A step that is already
+        saved is left alone.
+
+        Raises:
+          RunError: this save, or the one before it in the background, could not be written.
+        """
+        if step in self._manager.all_steps():
+            return
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(dict(progress)))
+        with self._telling_failures():
+            self._manager.save(step, args=items, metrics=None if val_metrics is None else dict(val_metrics))
+
+    def wait(self) -> None:
+        """Returns when everything is on disk. Raises RunError where something could not be written."""
+        with self._telling_failures():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    @contextlib.contextmanager
+    def _telling_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # orbax and tensorstore raise many kinds for a full or lost disk
+            raise RunError(f"a checkpoint could not be written to {self.directory}: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):  # what matters was raised by wait()
+            self._manager.close()
+
+    def restore_latest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, and its progress; None where there are none.
+
+        `like` holds the shape, dtype and sharding of every array (`jax.ShapeDtypeStruct`).
+
+        One that cannot be read is named on the terminal and moved aside, to unreadable/ beside the others.
+
+        Raises:
+          RunError: there are checkpoints, and none can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        broken: list[int] = []
+        for step in steps:
+            try:
+                restored = self._restore(step, like)
+            except Exception as error:  # orbax and tensorstore raise many kinds for a broken file
+                print(f"checkpoint {self.directory / str(step)} cannot be read: {_first_line(error)}", file=sys.stderr)
+                broken.append(step)
+                continue
+            self._set_aside(broken)
+            return restored
+        if broken:
+            raise RunError(f"no checkpoint in {self.directory} can be read; to start anew, give another --workdir")
+        return None
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The step whose validation metric is best (the later of two equals); the latest where none has metrics."""
+        ranked = [
+            (self._score(metrics), step)
+            for step in self._manager.all_steps()
+            if (metrics := self._manager.metrics(step)) is not None
+        ]
+        return max(ranked)[1] if ranked else self._manager.latest_step()
+
+    def metrics(self, step: int) -> dict[str, float]:
+        """The validation metrics saved with a step; empty where there were none."""
+        return dict(self._manager.metrics(step) or {})
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state saved under `step`. Raises RunError where it cannot be read."""
+        try:
+            return self._restore(step, like)[0]
+        except Exception as error:
+            raise RunError(f"checkpoint {self.directory / str(step)} cannot be read: {_first_line(error)}") from error
+
+    def _restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore())
+        restored = self._manager.restore(step, args=items)
+        return restored.state, restored.progress
+
+    def _set_aside(self, steps: list[int]) -> None:
+        aside = self.directory / "unreadable"
+        for step in steps:
+            aside.mkdir(exist_ok=True)
+            target = aside / str(step)
+            number = 1
+            while target.exists():
+                number += 1
+                target = aside / f"{step}-{number}"
+            (self.directory / str(step)).rename(target)
+            print(f"going on from the one before; moved to {target}", file=sys.stderr)
+        if steps:
+            self._manager.reload()
+
+
+def _first_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return (text[:200] + " ...") if len(text) > 200 else text or type(error).__name__

@@ -1,0 +1,189 @@
+"""Every key a configuration may have: its default, what it means, and which values it takes.
+
+This table is the only place that knows. `default_config` makes the ConfigDict that the files in configs/ start from,
+`check` holds a finished configuration against it before anything is compiled, and `describe` prints it for --help.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import ml_collections
+from ml_collections import config_dict
+
+from patchnets import models
+from patchnets.errors import UserError
+
+Rule = tuple[str, Callable[[Any], bool]]  # what is expected, in words; whether a value is that
+
+
+def at_least(low: float) -> Rule:
+    return f"a number of at least {low}", lambda v: math.isfinite(v) and v >= low
+
+
+def above(low: float) -> Rule:
+    return f"a number above {low}", lambda v: math.isfinite(v) and v > low
+
+
+def within(low: float, high: float) -> Rule:
+    """A number in [low, high)."""
+    return f"a number from {low} up to, not including, {high}", lambda v: low <= v < high
+
+
+def one_of(*names: str) -> Rule:
+    return "one of " + ", ".join(names), lambda v: v in names
+
+
+ANYTHING: Rule = ("anything", lambda v: True)
+DEVICES: Rule = ("a number of devices of at least 1, or -1 for all", lambda v: v == -1 or v >= 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key. A `default` that is a type means: of this type, and not set."""
+
+    default: Any
+    help: str
+    rule: Rule = ANYTHING
+
+
+KEYS: dict[str, Key] = {
+    "seed": Key(0, "fixes initial parameters, data order, augmentation and dropout", at_least(0)),
+    "dataset.name": Key("digits", "digits, folder, or the name of a TFDS image classification data set"),
+    "dataset.path": Key(str, "folder: where train/CLASS/*.jpg|png and optionally val/ and test/ lie"),
+    "dataset.data_dir": Key(str, "TFDS: where prepared data sets lie (default: TFDS_DATA_DIR or ~/tensorflow_datasets)"),
+    "dataset.train_split": Key(str, "split to train on, e.g. train[:90%] (default: train, less the validation split)"),
+    "dataset.val_split": Key(str, "split to validate on (default: the data set's own, else train[90%:]); none for no split"),
+    "dataset.test_split": Key(str, "split for the one test at the end (default: test where there is one); none for no test"),
+    "dataset.cache_dir": Key(str, "where decoded images are kept (default: PATCHNETS_CACHE or ~/.cache/patchnets)"),
+    "dataset.max_resident_gib": Key(8.0, "a data set that takes more memory than this, decoded, is refused", above(0)),
+    "image_size": Key(224, "height and width in pixels that the model sees; images are resized to it", at_least(1)),
+    "normalize": Key(
+        "symmetric",
+        "pixels to inputs: symmetric [-1, 1], unit [0, 1], imagenet (its mean and deviation), dataset (fitted on train)",
+        one_of("symmetric", "unit", "imagenet", "dataset"),
+    ),
+    "augment.flip": Key(False, "mirror half of the training images left to right"),
+    "augment.zoom": Key(0.0, "zoom training images in and out by up to this factor, as Keras RandomZoom", within(0, 1)),
+    "augment.shift": Key(0.0, "move training images by up to this share of their size, each way", within(0, 1)),
+    "batch_size": Key(128, "examples in a step, over all devices", at_least(1)),
+    "eval_batch_size": Key(int, "examples in an evaluation step (default: batch_size)", at_least(1)),
+    "total_epochs": Key(float, "length of the run in passes over the training split; or give total_steps", above(0)),
+    "total_steps": Key(int, "length of the run in steps; or give total_epochs", at_least(1)),
+    "eval_every_epochs": Key(float, "how often to validate and save (default: every epoch)", above(0)),
+    "eval_every_steps": Key(int, "the same, in steps", at_least(1)),
+    "log_every_steps": Key(int, "how often to write training metrics (default: with each validation)", at_least(1)),
+    "steps_per_dispatch": Key(int, "steps the device runs between two looks at it (default: about half a second)", at_least(1)),
+    "label_smoothing": Key(0.0, "share of the target spread evenly over all classes", within(0, 1)),
+    "optimizer.name": Key("adamw", "the optimizer", one_of("adamw")),
+    "optimizer.learning_rate": Key(1e-3, "peak learning rate", at_least(0)),
+    "optimizer.weight_decay": Key(0.0, "decoupled decay; each step takes learning rate times this off a weight", at_least(0)),
+    "optimizer.decay": Key("kernels", "which weights decay: kernels alone, or all (as Keras does)", one_of("kernels", "all")),
+    "optimizer.beta1": Key(0.9, "decay of the gradient's running mean", within(0, 1)),
+    "optimizer.beta2": Key(0.999, "decay of the squared gradient's running mean", within(0, 1)),
+    "optimizer.epsilon": Key(1e-8, "added to the root of the squared gradient's mean", above(0)),
+    "optimizer.clip_norm": Key(float, "scale gradients down to this global norm (default: never)", above(0)),
+    "schedule.name": Key("cosine", "learning rate after the warm-up", one_of("constant", "cosine", "linear")),
+    "schedule.warmup_epochs": Key(float, "length of the linear warm-up from zero; or warmup_steps", at_least(0)),
+    "schedule.warmup_steps": Key(int, "the same, in steps", at_least(0)),
+    "schedule.end_factor": Key(0.0, "where cosine and linear end, as a share of the peak", within(0, 1 + 1e-9)),
+    "checkpoint.keep": Key(2, "how many of the latest checkpoints to keep; the best one is kept besides", at_least(1)),
+    "checkpoint.every_steps": Key(int, "save this often too, between validations", at_least(1)),
+    "checkpoint.best": Key("accuracy", "the validation metric that decides which is best", one_of("accuracy", "top5_accuracy", "loss")),
+    "mesh.data": Key(-1, "devices that share each batch; -1 takes all", DEVICES),
+    "tensorboard": Key(True, "write TensorBoard events (where TensorFlow is installed)"),
+    "plots": Key(True, "draw the learning curves into plots/ at the end"),
+    "model.name": Key("mlp_mixer", "the architecture"),
+    "model.variant": Key(str, "a published size, e.g. S/16; fields below override it"),
+}  # fmt: skip
+ALTERNATIVES = [
+    ("total_epochs", "total_steps"),
+    ("eval_every_epochs", "eval_every_steps"),
+    ("schedule.warmup_epochs", "schedule.warmup_steps"),
+]
+
+
+def known_keys() -> dict[str, Key]:
+    """KEYS and, below `model.`, the fields of every architecture: not set, so that the variant decides."""
+    fields = {f"model.{name}": Key(kind, text) for name, (kind, text) in models.all_fields().items()}
+    return KEYS | fields
+
+
+def default_config() -> ml_collections.ConfigDict:
+    """A configuration with every known key at its default; keys that are not set hold typed placeholders."""
+    config = ml_collections.ConfigDict()
+    for name, key in known_keys().items():
+        *parents, leaf = name.split(".")
+        node = config
+        for parent in parents:
+            if parent not in node:
+                node[parent] = ml_collections.ConfigDict()
+            node = node[parent]
+        node[leaf] = config_dict.placeholder(key.default) if isinstance(key.default, type) else key.default
+    return config.lock()
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a.b": value} for every leaf of a nested configuration; keys that are not set are left out."""
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        elif value is not None:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def unknown_key(name: str) -> UserError:
+    """The error for a key that does not exist, with the nearest one that does."""
+    names = list(known_keys())
+    near = difflib.get_close_matches(name, names, n=1) or [n for n in names if n.split(".")[-1] == name.split(".")[-1]][:1]
+    hint = f"; did you mean config.{near[0]}?" if near else "; --help lists the known ones"
+    return UserError(f"unknown key config.{name}{hint}")
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError, in one line, for the first key that is unknown, of a wrong type or out of its range."""
+    flat, keys = flatten(config), known_keys()
+    for name, value in flat.items():
+        if name not in keys:
+            raise unknown_key(name)
+        kind = keys[name].default if isinstance(keys[name].default, type) else type(keys[name].default)
+        kinds = (int, float) if kind is float else kind
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+            raise UserError(f"config.{name}={value!r} is of type {type(value).__name__}; expected {kind.__name__}")
+        expected, holds = keys[name].rule
+        if not holds(value):
+            raise UserError(f"config.{name}={value!r} is out of range; expected {expected}")
+    missing = [name for name, key in KEYS.items() if not isinstance(key.default, type) and name not in flat]
+    if missing:
+        raise UserError(f"config.{missing[0]} is missing; start from patchnets.config.default_config()")
+    for one, other in ALTERNATIVES:
+        if one in flat and other in flat:
+            raise UserError(f"config.{one}={flat[one]} and config.{other}={flat[other]} are both set; set one to None")
+    if "total_epochs" not in flat and "total_steps" not in flat:
+        raise UserError("the length of the run is not set; give config.total_epochs or config.total_steps")
+    models.check(config.model, config.image_size)
+
+
+def digest(config: ml_collections.ConfigDict) -> str:
+    """Twelve hexadecimal digits that name a configuration, independent of the order of its keys."""
+    return hashlib.sha256(json.dumps(flatten(config), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """["a.b: 1 there, 2 here", ...] for every key in which two flattened configurations differ."""
+    changed = (name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name))
+    return [f"{name}: {old.get(name, 'not set')} there, {new.get(name, 'not set')} here" for name in changed]
+
+
+def describe(config: ml_collections.ConfigDict | None = None) -> str:
+    """One line a key, with its value in `config` (or its default) and its meaning, for --help."""
+    flat = flatten(default_config() if config is None else config)
+    rows = [(f"config.{name}", str(flat.get(name, "-")), key.help) for name, key in known_keys().items()]
+    wide = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    return "\n".join(f"  --{name:<{wide[0]}}  {value:<{wide[1]}}  {text}" for name, value, text in rows)

@@ -1,0 +1,127 @@
+"""What a person sees of a run: what is trained, how far it is, and what came out."""
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+from tqdm import tqdm
+
+from patchnets import __version__
+from patchnets import config as config_lib
+from patchnets.data import Data
+from patchnets.pace import Pace
+
+SETTLED_SECONDS = 1.0  # of training, before its speed is worth telling
+
+
+def duration(seconds: float) -> str:
+    """3725 -> "1 h 02 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def introduce(
+    config: ml_collections.ConfigDict,
+    *,
+    workdir: os.PathLike[str],
+    data: Data,
+    params: int,
+    overview: str,
+    devices: int,
+    total_steps: int,
+    eval_every: int,
+    model_fields: Mapping[str, Any],
+) -> None:
+    """The first screen."""
+    feeds = {"train": data.train, "val": data.val, "test": data.test}
+    counts = ", ".join(f"{role} {feed.num_examples:,} ({data.specs[role]})" for role, feed in feeds.items() if feed)
+    size, stored = config.image_size, data.stored_size
+    shown = f"{size} px" if size == stored else f"{stored} px, resized to {size} px"
+    variant = f" {config.model.variant}" if config.model.variant else ""
+    fields = ", ".join(f"{k} {v}" for k, v in model_fields.items())
+    per_epoch = data.train.steps_per_epoch
+    device = jax.devices()[0]
+    print(overview)
+    print(f"patchnets {__version__} on JAX {jax.__version__}, {devices} x {device.device_kind} ({device.platform})")
+    print(f"  data     {data.name}: {counts}; {len(data.class_names)} classes; {shown}, {data.channels} channel(s)")
+    print(f"  model    {config.model.name}{variant}: {params:,} parameters; {fields}")
+    print(
+        f"  run      {total_steps:,} steps of {config.batch_size} images ({total_steps / per_epoch:g} epochs of {per_epoch:,}); "
+        f"validated and saved every {eval_every:,} steps"
+    )
+    optimizer, schedule = config.optimizer, config.schedule
+    print(f"  recipe   {optimizer.name}, learning rate {optimizer.learning_rate:g} {schedule.name}, decay {optimizer.weight_decay:g}")
+    print(f"  config   {config_lib.digest(config)}")
+    print(f"  workdir  {workdir}", flush=True)
+
+
+class Progress:
+    """A bar with the time left on a terminal, plain lines elsewhere; `say` prints a line without breaking the bar."""
+
+    def __init__(self, total_steps: int, done: int, batch_size: int):
+        self._bar = tqdm(
+            total=total_steps,
+            initial=done,
+            unit="step",
+            desc="training",
+            disable=None,
+            dynamic_ncols=True,
+            smoothing=0.05,
+            leave=False,
+        )
+        self._batch_size = batch_size
+        self._announced = False
+
+    def advance(self, steps: int, pace: Pace, steps_left: int) -> None:
+        self._bar.update(steps)
+        images_per_second = pace.images_per_second
+        if images_per_second is None:
+            return
+        self._bar.set_postfix_str(f"{images_per_second:,.0f} images/s")
+        if not self._announced and pace.seconds > SETTLED_SECONDS:
+            self._announced = True
+            left = steps_left * self._batch_size / images_per_second
+            self.say(f"training at {images_per_second:,.0f} images/s: about {duration(left)} to go, evaluations not counted")
+
+    def metrics(self, row: Mapping[str, float]) -> None:
+        """One line of figures."""
+        text = f"epoch {row['epoch']:7.2f}  step {row['step']:>7,}  train loss {row['train_loss']:.4f} top-1 {row['train_accuracy']:6.2%}"
+        if "val_loss" in row:
+            text += (
+                f" | val loss {row['val_loss']:.4f} top-1 {row['val_accuracy']:6.2%} top-5 {row['val_top5_accuracy']:6.2%}"
+            )
+        if "images_per_second" in row:
+            text += f" | {row['images_per_second']:,.0f} images/s"
+        self.say(text)
+
+    def say(self, text: str) -> None:
+        self._bar.clear()
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+        self._bar.refresh()
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def conclude(summary: Mapping[str, Any], workdir: os.PathLike[str]) -> None:
+    """The last screen."""
+    best = f"checkpoint of step {summary['best_step']:,}"
+    if "val_accuracy" in summary:
+        best = f"best {best}: val top-1 {summary['val_accuracy']:.2%} top-5 {summary['val_top5_accuracy']:.2%}"
+    print(f"  kept     {best}")
+    if "test_accuracy" in summary:
+        print(
+            f"  test     top-1 {summary['test_accuracy']:.2%}  top-5 {summary['test_top5_accuracy']:.2%}  "
+            f"loss {summary['test_loss']:.4f}"
+        )
+    else:
+        print("  test     none: the data set has no test split")
+    rate = f", {summary['images_per_second']:,.0f} images/s" if summary.get("images_per_second") else ""
+    print(f"  took     {duration(summary['wall_seconds'])} for {summary['epochs']:g} epochs, {summary['steps']:,} steps{rate}")
+    print(f"  results  {workdir}/: summary.json, metrics.jsonl, checkpoints/, plots/", flush=True)

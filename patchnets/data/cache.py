@@ -1,0 +1,125 @@
+"""Decoded images on disk: each split of a data set once, as uint8, memory-mapped from then on.
+
+An entry is a folder of images.npy, labels.npy and entry.json. It is written beside its place and renamed into it, so
+that it is either whole or absent, and its checksums are compared whenever it is opened.
+"""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import zlib
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+from tqdm import tqdm
+
+from patchnets.data.sources import Records, Source
+from patchnets.errors import RunError, UserError
+
+CHUNK = 64  # images a worker decodes at a time
+Decoded = tuple[UInt8[np.ndarray, "examples height width channels"], Int32[np.ndarray, " examples"]]
+
+
+def cache_root(configured: str | None = None) -> pathlib.Path:
+    """Where patchnets keeps what it can make again: the configured place, PATCHNETS_CACHE, or ~/.cache/patchnets."""
+    place = configured or os.environ.get("PATCHNETS_CACHE")
+    if place:
+        return pathlib.Path(place).expanduser()
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "patchnets"
+
+
+def load_split(source: Source, split: str, image_size: int, root: pathlib.Path, max_bytes: float) -> Decoded:
+    """All images and labels of a split, from the cache if they are there, else decoded into it.
+
+    Images keep their own size if they are squares no larger than `image_size`, and are stored at `image_size` otherwise.
+
+    Raises:
+      UserError: they would take more than `max_bytes`, or more than the disk has left.
+      RunError: an image cannot be decoded; nothing is left behind.
+    """
+    key = f"{source.name}-{source.version}-{split}-at-most-{image_size}px"
+    entry = root / "data" / "".join(c if c.isalnum() or c in "-._" else "_" for c in key)
+    decoded = _open_entry(entry)
+    if decoded is not None:
+        _refuse_too_large(source, split, decoded[0].shape[1], max_bytes)
+        return decoded
+    records = source.records(split)
+    native = records.uniform_size()
+    side = native if native and native <= image_size else image_size
+    size = _refuse_too_large(source, split, side, max_bytes)
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(entry.parent).free
+    if size > free:
+        raise UserError(
+            f"{source.name} {split} takes {size / 2**20:.0f} MiB decoded, and {entry.parent} has {free / 2**20:.0f} MiB left; "
+            "name another place with config.dataset.cache_dir"
+        )
+    _write_entry(records, (len(records), side, side, source.channels), None if side == native else side, entry)
+    decoded = _open_entry(entry)
+    if decoded is None:
+        raise RunError(f"{entry} does not read back as it was written; is the disk sound?")
+    return decoded
+
+
+def _refuse_too_large(source: Source, split: str, side: int, max_bytes: float) -> int:
+    size = source.sizes[split] * side * side * source.channels
+    if size > max_bytes:
+        raise UserError(
+            f"{source.name} {split}: {source.sizes[split]:,} images of {side} x {side} pixels take {size / 2**30:.1f} GiB "
+            f"of memory; config.dataset.max_resident_gib={max_bytes / 2**30:g} allows less: raise it, or lower image_size"
+        )
+    return size
+
+
+def _checksum(path: pathlib.Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _open_entry(entry: pathlib.Path) -> Decoded | None:
+    """The entry, memory-mapped; None if there is none or it is not what was written, in which case it is removed."""
+    if not entry.is_dir():
+        return None
+    try:
+        stated = json.loads((entry / "entry.json").read_text())
+        if any(_checksum(entry / name) != value for name, value in stated["checksums"].items()):
+            raise ValueError("checksum")
+        return np.load(entry / "images.npy", mmap_mode="r"), np.load(entry / "labels.npy")
+    except (OSError, ValueError, KeyError):
+        print(f"{entry} is damaged; decoding anew", file=sys.stderr)
+        shutil.rmtree(entry)
+        return None
+
+
+def _write_entry(records: Records, shape: tuple[int, ...], resize_to: int | None, entry: pathlib.Path) -> None:
+    """Decodes all records into a new entry; where another process was first, its entry stays and this one is dropped."""
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
+    try:
+        images = np.lib.format.open_memmap(partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+        labels = np.empty(shape[0], np.int32)
+        bar = tqdm(total=shape[0], desc="decoding images", unit=" images", disable=None, leave=False)
+        chunks = [range(first, min(first + CHUNK, shape[0])) for first in range(0, shape[0], CHUNK)]
+        with concurrent.futures.ThreadPoolExecutor() as pool, bar:
+            for chunk, examples in zip(chunks, pool.map(lambda chunk: records.examples(chunk, resize_to), chunks)):
+                for i, (image, label) in zip(chunk, examples):
+                    images[i], labels[i] = image, label
+                bar.update(len(chunk))
+        images.flush()
+        del images
+        np.save(partial / "labels.npy", labels)
+        checksums = {name: _checksum(partial / name) for name in ("images.npy", "labels.npy")}
+        (partial / "entry.json").write_text(json.dumps({"checksums": checksums, "shape": shape}))
+        try:
+            partial.rename(entry)
+        except OSError:
+            if not entry.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

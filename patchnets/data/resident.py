@@ -1,0 +1,75 @@
+"""Batches from images that live on the devices: gathered there, inside the compiled step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Int32, UInt8
+
+from patchnets import keys, sharding
+
+# {"image": uint8 [batch, height, width, channels], "label": int32 [batch], "mask": float32 [batch]}
+Batch = dict[str, Array]
+
+
+class Operands(NamedTuple):
+    """What the compiled step takes to make the batches of one epoch."""
+
+    images: UInt8[Array, "examples height width channels"]
+    labels: Int32[Array, " examples"]
+    order: Int32[Array, " examples"]
+
+
+class ResidentFeed:
+    """A split held by every device. The batch of any step is a pure function of (seed, step).
+
+    Every epoch visits each example once. Its last batch is filled up with examples whose mask is 0.
+    """
+
+    def __init__(
+        self,
+        images: UInt8[np.ndarray, "examples height width channels"],
+        labels: Int32[np.ndarray, " examples"],
+        *,
+        batch_size: int,
+        mesh: Mesh,
+        shuffle_seed: int | None = None,
+    ):
+        """Places the arrays on the devices; `shuffle_seed` None keeps the order, as evaluation does."""
+        self.num_examples, self.batch_size, self.shuffle_seed = len(labels), batch_size, shuffle_seed
+        self.steps_per_epoch = -(-self.num_examples // batch_size)
+        self._mesh = mesh
+        self._images = sharding.replicate(np.ascontiguousarray(images), mesh)
+        self._labels = sharding.replicate(np.ascontiguousarray(labels, np.int32), mesh)
+        self._order: tuple[int, Array] | None = None
+        out = sharding.replicated(mesh)
+        self._permute = jax.jit(epoch_order, static_argnames=("size",), out_shardings=out)
+
+    def operands(self, step: int) -> tuple[Operands, int]:
+        """What `batch` needs at `step`, and for how many steps, this one included, it serves."""
+        epoch, done = divmod(step, self.steps_per_epoch)
+        if self.shuffle_seed is None:
+            epoch = 0
+        if self._order is None or self._order[0] != epoch:
+            if self.shuffle_seed is None:
+                order = sharding.replicate(np.arange(self.num_examples, dtype=np.int32), self._mesh)
+            else:
+                order = self._permute(self.shuffle_seed, epoch, size=self.num_examples)
+            self._order = epoch, order
+        return Operands(self._images, self._labels, self._order[1]), self.steps_per_epoch - done
+
+    def batch(self, operands: Operands, step: Int[Array, ""]) -> Batch:
+        """The batch of one step; traced into the compiled step."""
+        start = (step % self.steps_per_epoch) * self.batch_size
+        position = start + jnp.arange(self.batch_size, dtype=jnp.int32)
+        index = operands.order[position % self.num_examples]
+        mask: Float[Array, " batch"] = (position < self.num_examples).astype(jnp.float32)
+        batch = {"image": operands.images[index], "label": operands.labels[index], "mask": mask}
+        return sharding.shard_batch(batch, self._mesh)
+
+
+def epoch_order(seed: Any, epoch: Any, *, size: int) -> Int32[Array, " examples"]:
+    """The order in which an epoch visits `size` examples."""
+    return jax.random.permutation(keys.key(seed, keys.Purpose.ORDER, epoch), jnp.arange(size, dtype=jnp.int32))

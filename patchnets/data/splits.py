@@ -1,0 +1,82 @@
+"""TFDS's slicing syntax, `train[:90%]`, `test[100:200]`, `train+test`, for data of any source.
+
+The rounding is TFDS's own default ("closest"), so that a slice names the same examples here and there:
+https://www.tensorflow.org/datasets/splits
+"""
+
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from patchnets.errors import UserError
+
+PART = re.compile(
+    r"(?P<name>\w[\w-]*)(\[(?P<low>-?\d+(\.\d+)?%?)?(?P<colon>:)(?P<high>-?\d+(\.\d+)?%?)?\])?", re.ASCII
+)
+
+
+def _bound(text: str | None, default: int, size: int, spec: str) -> int:
+    """A bound as a position in [0, size]; percentages and negative bounds count as in TFDS."""
+    if text is None:
+        return default
+    if text.endswith("%"):
+        percent = float(text[:-1])
+        if abs(percent) > 100:
+            raise UserError(f"split {spec!r}: {text} is beyond 100%")
+        position = round(percent * size / 100)
+    elif "." in text:
+        raise UserError(f"split {spec!r}: {text} is neither a whole number nor a percentage")
+    else:
+        position = int(text)
+        if abs(position) > size:
+            raise UserError(f"split {spec!r}: {text} is beyond the {size} examples there are")
+    return position + size if position < 0 else position
+
+
+def parse(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, int, int]]:
+    """[(name, first, one past the last), ...] for a split such as "train[:90%]+test".
+
+    Args:
+      spec: the split, in TFDS's syntax.
+      sizes: number of examples of each split that exists.
+
+    Raises:
+      UserError: `spec` cannot be read, names a split that does not exist, or holds no examples.
+    """
+    parts = []
+    for text in spec.replace(" ", "").split("+"):
+        match = PART.fullmatch(text)
+        if not match:
+            raise UserError(f"split {spec!r} cannot be read; expected the form train[:90%]")
+        name = match["name"]
+        if name not in sizes:
+            raise UserError(f"split {spec!r}: there is no {name!r}; there is {', '.join(sizes) or 'nothing'}")
+        size = sizes[name]
+        low, high = _bound(match["low"], 0, size, spec), _bound(match["high"], size, size, spec)
+        if low >= high:
+            raise UserError(f"split {spec!r} holds no examples ({name} has {size})")
+        parts.append((name, low, high))
+    return parts
+
+
+def overlap(one: list[tuple[str, int, int]], other: list[tuple[str, int, int]]) -> int:
+    """How many examples two parsed splits share."""
+    return sum(
+        max(0, min(a_high, b_high) - max(a_low, b_low))
+        for a_name, a_low, a_high in one
+        for b_name, b_low, b_high in other
+        if a_name == b_name
+    )
+
+
+def stratified(labels: np.ndarray, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the rest and of a held-out `share`, in which every class has its part; both shuffled, fixed by seed."""
+    generator = np.random.RandomState(seed)  # its stream is frozen by NumPy's own promise (NEP 19)
+    rest, held = [], []
+    for label in np.unique(labels):
+        positions = generator.permutation(np.flatnonzero(labels == label))
+        count = round(share * len(positions))
+        held.append(positions[:count])
+        rest.append(positions[count:])
+    return generator.permutation(np.concatenate(rest)), generator.permutation(np.concatenate(held))

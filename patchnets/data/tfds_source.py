@@ -1,0 +1,171 @@
+"""Any image classification data set of TensorFlow Datasets, by its TFDS name.
+
+Prepared once as array_record files, which needs TensorFlow; from then on read by position, which does not.
+"""
+
+import contextlib
+import difflib
+import logging
+import pathlib
+import socket
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from patchnets.data import decode
+from patchnets.data.sources import Example
+from patchnets.errors import RunError, UserError
+
+CONNECT_SECONDS = 10.0
+
+
+class TfdsRecords:
+    """One split of a prepared data set; images are kept encoded until they are asked for."""
+
+    def __init__(self, builder: Any, split: str, channels: int):
+        from tensorflow_datasets import decode as tfds_decode
+
+        self.image_key, self.label_key = builder.info.supervised_keys
+        skip = {self.image_key: tfds_decode.SkipDecoding()}
+        self.rows = builder.as_data_source(split=split, decoders=skip)
+        self.name, self.channels = f"{builder.info.full_name} {split}", channels
+        self.shape = builder.info.features[self.image_key].shape
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def examples(self, positions: Sequence[int], size: int | None = None) -> list[Example]:
+        try:
+            rows = self.rows.__getitems__(positions)
+        except (OSError, ValueError, IndexError, RuntimeError) as error:
+            span = f"records {positions[0]} to {positions[-1]} of {self.name}"
+            raise RunError(f"{span} cannot be read ({_one_line(error)}); delete the prepared data set and prepare it anew") from error
+        return [
+            (decode.decode_image(row[self.image_key], f"record {i} of {self.name}", self.channels, size), int(row[self.label_key]))
+            for i, row in zip(positions, rows)
+        ]
+
+    def uniform_size(self) -> int | None:
+        height, width = self.shape[:2]
+        return height if height is not None and height == width else None
+
+
+class TfdsSource:
+    def __init__(self, builder: Any):
+        self.builder = builder
+        self.name = builder.info.full_name.rsplit("/", 1)[0].replace("/", "-")
+        self.version = str(builder.info.version)
+        image_key, label_key = builder.info.supervised_keys
+        self.class_names = tuple(builder.info.features[label_key].names)
+        self.channels = builder.info.features[image_key].shape[-1] or 3
+        self.sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
+
+    def records(self, split: str) -> TfdsRecords:
+        return TfdsRecords(self.builder, split, self.channels)
+
+
+def open_tfds(name: str, data_dir: str | None) -> TfdsSource:
+    """The data set `name`, prepared first if it is not yet.
+
+    Raises:
+      UserError: TFDS has no such data set, it is not for image classification, or it cannot be downloaded.
+    """
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise UserError(f"data set {name!r} is read through tensorflow-datasets; pip install tensorflow-datasets array-record") from error
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS's advice to its own developers
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except tfds.core.registered.DatasetNotFoundError as error:
+        near = difflib.get_close_matches(name, ["digits", "folder", *tfds.list_builders()], n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "expected digits, folder, or a TFDS name"
+        raise UserError(f"config.dataset.name={name!r} is no data set that TFDS knows; {hint}") from error
+    except (ValueError, RuntimeError, ImportError, OSError) as error:
+        raise UserError(f"config.dataset.name={name!r} cannot be opened by TFDS: {_one_line(error)}") from error
+    _check_kind(builder, name)
+    if not builder.info.splits:
+        _prepare(builder, name)
+    _check_kind(builder, name)
+    if "array_record" not in {f.value for f in builder.info.available_file_formats()}:
+        raise UserError(
+            f"{name} lies in {builder.data_dir} as {builder.info.file_format.value} files, which cannot be read by position; "
+            "choose another config.dataset.data_dir, and it is prepared there as array_record"
+        )
+    return TfdsSource(builder)
+
+
+def _check_kind(builder: Any, name: str) -> None:
+    import tensorflow_datasets as tfds
+
+    keys, features = builder.info.supervised_keys, builder.info.features
+    pair = [features[key] for key in keys] if keys and len(keys) == 2 and features else []
+    if not pair or not isinstance(pair[0], tfds.features.Image) or not isinstance(pair[1], tfds.features.ClassLabel):
+        raise UserError(f"config.dataset.name={name!r} is not for image classification: it has no pair of image and class")
+
+
+def _prepare(builder: Any, name: str) -> None:
+    """Downloads and writes array_record files; either succeeds or raises UserError, in one line."""
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise UserError(f"{name} is not prepared in {builder.data_dir}; preparing it, once, needs tensorflow: pip install tensorflow-cpu") from error
+    import tensorflow_datasets as tfds
+
+    tf.config.set_visible_devices([], "GPU")  # preparing data must not take an accelerator's memory
+    downloads = pathlib.Path(builder.data_dir_root).expanduser() / "downloads"
+    wanted = {url: info.filename for url, info in builder.url_infos.items()}
+    _check_reachable(name, wanted, downloads)
+    try:
+        with _quiet_retries():
+            builder.download_and_prepare(download_dir=str(downloads))
+    except tfds.download.download_manager.NonMatchingChecksumError as error:
+        raise UserError(f"{name}: an archive is not the one TFDS knows, perhaps cut short; remove it: {_one_line(error)}") from error
+    except AssertionError as error:  # TFDS's way of asking for an archive that must be fetched by hand
+        raise UserError(f"{name} must be downloaded by hand, to {downloads / 'manual'}: {_one_line(error)}") from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None and not hasattr(error, "request"):
+            raise  # a full disk, no permission: not the network's fault
+        raise _not_downloaded(name, wanted, downloads, _one_line(error)) from error
+
+
+def _check_reachable(name: str, wanted: dict[str, str], downloads: pathlib.Path) -> None:
+    """Asks once whether the servers answer, because TFDS would try for minutes."""
+    placed = [(downloads / "manual" / filename).exists() for filename in wanted.values()]
+    fetched = any(downloads.rglob("*.INFO")) if downloads.is_dir() else False
+    if all(placed) or fetched or urllib.request.getproxies():
+        return
+    url = next(url for url, there in zip(wanted, placed) if not there)
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https", "ftp") or not parts.hostname:
+        return
+    port = parts.port or {"http": 80, "https": 443, "ftp": 21}[parts.scheme]
+    try:
+        socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise _not_downloaded(name, wanted, downloads, f"{parts.hostname}: {error.strerror or error}") from error
+
+
+def _not_downloaded(name: str, wanted: dict[str, str], downloads: pathlib.Path, reason: str) -> UserError:
+    urls = ", ".join(list(wanted)[:3]) + (", ..." if len(wanted) > 3 else "")
+    files = ", ".join(list(wanted.values())[:3]) + (", ..." if len(wanted) > 3 else "")
+    return UserError(
+        f"{name} could not be downloaded from {urls} ({reason}); put {files} into {downloads / 'manual'}, "
+        "or train on a folder of images: --config.dataset.name=folder --config.dataset.path=..."
+    )
+
+
+@contextlib.contextmanager
+def _quiet_retries() -> Iterator[None]:
+    logger = logging.getLogger("urllib3.connectionpool")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

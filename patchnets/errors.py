@@ -1,0 +1,21 @@
+"""The two ways a run can fail that are not bugs, each one line on the terminal."""
+
+
+class UserError(Exception):
+    """The request cannot be carried out as given: exit status 2, nothing was changed."""
+
+    status = 2
+
+
+class RunError(Exception):
+    """A run that was under way had to stop: exit status 1, what was saved stays."""
+
+    status = 1
+
+
+class Stopped(Exception):
+    """A signal asked the run to stop; its state is saved. Exit status 128 + the signal's number."""
+
+    def __init__(self, signal_number: int, step: int):
+        super().__init__(f"stopped by signal {signal_number} at step {step}; the same command continues from there")
+        self.status = 128 + signal_number

@@ -1,0 +1,22 @@
+"""Random keys as pure functions of the run's seed, a purpose and counters, so that nothing random has a state."""
+
+import enum
+from typing import Any
+
+import jax
+from jaxtyping import Array
+
+
+class Purpose(enum.IntEnum):
+    INIT = 0
+    ORDER = 1
+    AUGMENT = 2
+    DROPOUT = 3
+
+
+def key(seed: Any, purpose: Purpose, *counters: Any) -> Array:
+    """The key for `purpose` at the given counters: an epoch, a step, an example's place in the batch."""
+    made = jax.random.fold_in(jax.random.key(seed), int(purpose))
+    for counter in counters:
+        made = jax.random.fold_in(made, counter)
+    return made

@@ -1,0 +1,127 @@
+"""Trains a patch-based image classifier.
+
+    python -m patchnets.main --config=FILE[:ARGUMENT] [--workdir=DIR] [--config.KEY=VALUE ...]
+
+--config   a file of configs/, e.g. configs/mixer_cifar100.py
+--workdir  where results go (default: runs/, in a folder named after the configuration)
+
+The same command continues a run that was cut, and says so where it is finished. Exit status: 0 finished; 1 the run had
+to stop; 2 the request cannot be carried out; 128 + N stopped by signal N (SIGTERM: 143, SIGINT: 130), state saved.
+"""
+
+import os
+import pathlib
+import re
+import sys
+import warnings
+
+from absl import flags, logging
+
+from patchnets.errors import RunError, Stopped, UserError
+
+
+def parse(argv: list[str]):
+    """(configuration, work directory) from a command line. Raises UserError, in one line, for what is wrong with it."""
+    from ml_collections import config_flags
+
+    from patchnets import config as config_lib
+
+    argv = [argv[0]] + [re.sub(r"^-(?=[a-z])", "--", argument) for argument in argv[1:]]
+    for name in re.findall(r"^--(?:no)?config\.([\w.]+)", "\n".join(argv), re.MULTILINE):
+        if name not in config_lib.known_keys():
+            raise config_lib.unknown_key(name)
+    values = flags.FlagValues()
+    config_flag = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv, lock_config=True)
+    workdir_flag = flags.DEFINE_string("workdir", None, "", flag_values=values)
+    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    path = path or next((b for a, b in zip(argv, argv[1:]) if a == "--config"), None)
+    if path is None:
+        raise UserError("--config is not given; for example --config=configs/mixer_digits.py, and --help explains")
+    if not pathlib.Path(path.split(":", 1)[0]).is_file():
+        raise UserError(f"--config={path}: there is no such file")
+    try:
+        rest = values(argv)
+        config = config_flag.value
+        config.keys()  # a file that could not be loaded raises here
+    except UserError:
+        raise
+    except flags.Error as error:
+        raise UserError(_tidy(error)) from error
+    except Exception as error:  # anything a config file may do
+        raise UserError(f"--config={path} cannot be loaded: {type(error).__name__}: {_tidy(error)}") from error
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is not understood; overrides have the form --config.KEY=VALUE")
+    config_lib.check(config)
+    name = pathlib.Path(path.split(":", 1)[0]).stem
+    variant = "".join(c if c.isalnum() or c in "-_." else "-" for c in path.partition(":")[2])
+    return config, workdir_flag.value or os.path.join("runs", f"{name}-{variant}" if variant else name)
+
+
+def _tidy(error: BaseException) -> str:
+    """An error's own words in one line; of a traceback only what it ends with."""
+    text = str(error).strip()
+    if "Traceback" in text:
+        text = text.splitlines()[-1]
+    return " ".join(text.split())[:400]
+
+
+def explain(argv: list[str]) -> None:
+    """--help: what the program does, and every key with its value and meaning."""
+    from patchnets import config as config_lib
+
+    try:
+        config = parse([a for a in argv if a not in ("--help", "-h", "-help")])[0]
+    except UserError:
+        config = None
+    print(__doc__)
+    print("Keys, their values" + (" as given" if config is not None else " by default") + " (- for not set), and meanings:\n")
+    print(config_lib.describe(config))
+
+
+def keep_compiled() -> None:
+    """Keeps compiled programs between runs, beside decoded images, unless JAX was told where to keep them."""
+    import jax
+
+    from patchnets.data.cache import cache_root
+
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # A cache that cannot be written or read back is a slow start, not a reason for a page of warnings.
+    warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
+
+
+def quieten_tensorflow() -> None:
+    """Where TensorFlow is imported, to prepare data or write events, its remarks on the CPU help nobody."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+
+def run(argv: list[str]) -> int:
+    """Carries out a command line and returns the exit status; tells what went wrong in one line."""
+    if {"--help", "-h", "-help"} & set(argv[1:]):
+        explain(argv)
+        return 0
+    quieten_tensorflow()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        config, workdir = parse(argv)
+        keep_compiled()
+        from patchnets import trainer
+
+        trainer.train(config, workdir)
+    except (UserError, RunError, Stopped) as error:
+        print(f"patchnets: {error}", file=sys.stderr)
+        return error.status
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"patchnets: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("patchnets: interrupted before the first step; nothing was saved", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv))

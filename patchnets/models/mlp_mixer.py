@@ -1,0 +1,90 @@
+"""MLP-Mixer: an all-MLP architecture for vision (Tolstikhin et al. 2021, arXiv 2105.01601)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from patchnets.models.layers import MlpBlock, PatchEmbed, StochasticDepth
+
+# Table 1: patch resolution, number of layers, hidden size C, MLP dimensions D_S (tokens) and D_C (channels).
+VARIANTS: dict[str, dict[str, Any]] = {
+    "S/32": dict(patch_size=32, depth=8, hidden_dim=512, tokens_mlp_dim=256, channels_mlp_dim=2048),
+    "S/16": dict(patch_size=16, depth=8, hidden_dim=512, tokens_mlp_dim=256, channels_mlp_dim=2048),
+    "B/32": dict(patch_size=32, depth=12, hidden_dim=768, tokens_mlp_dim=384, channels_mlp_dim=3072),
+    "B/16": dict(patch_size=16, depth=12, hidden_dim=768, tokens_mlp_dim=384, channels_mlp_dim=3072),
+    "L/32": dict(patch_size=32, depth=24, hidden_dim=1024, tokens_mlp_dim=512, channels_mlp_dim=4096),
+    "L/16": dict(patch_size=16, depth=24, hidden_dim=1024, tokens_mlp_dim=512, channels_mlp_dim=4096),
+    "H/14": dict(patch_size=14, depth=32, hidden_dim=1280, tokens_mlp_dim=640, channels_mlp_dim=5120),
+}
+
+
+class MixerBlock(nn.Module):
+    """One Mixer layer: token mixing, then channel mixing, each with a skip connection (section 2, equation 1)."""
+
+    tokens_mlp_dim: int
+    channels_mlp_dim: int
+    gelu: str = "tanh"
+    dropout_rate: float = 0.0
+    stochastic_depth_rate: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch patches channels"], *, train: bool
+    ) -> Float[Array, "batch patches channels"]:
+        mlp = dict(gelu=self.gelu, dropout_rate=self.dropout_rate, dtype=self.dtype)
+        drop_branch = StochasticDepth(self.stochastic_depth_rate)
+
+        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(x)  # (batch, patches, channels)
+        y = y.swapaxes(1, 2)  # (batch, channels, patches)
+        y = MlpBlock(self.tokens_mlp_dim, **mlp, name="token_mixing")(y, train=train)
+        y = y.swapaxes(1, 2)  # (batch, patches, channels)
+        x = x + drop_branch(y, train=train)
+
+        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(x)
+        y = MlpBlock(self.channels_mlp_dim, **mlp, name="channel_mixing")(y, train=train)
+        return x + drop_branch(y, train=train)
+
+
+class MlpMixer(nn.Module):
+    """The network of figure 1: per-patch linear embedding, Mixer layers, LayerNorm, mean over patches, linear head.
+
+    Parameters bear the names of the authors' published checkpoints (`stem`, `MixerBlock_3/token_mixing/Dense_0`, ...).
+    """
+
+    num_classes: int
+    patch_size: int
+    depth: int
+    hidden_dim: int
+    tokens_mlp_dim: int
+    channels_mlp_dim: int
+    dropout_rate: float = 0.0
+    stochastic_depth_rate: float = 0.0
+    gelu: str = "tanh"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width colors"], *, train: bool
+    ) -> Float[Array, "batch classes"]:
+        x = PatchEmbed(self.hidden_dim, (self.patch_size, self.patch_size), dtype=self.dtype, name="stem")(images)
+        self.sow("intermediates", "stem", x)  # (batch, patches, channels)
+        for i in range(self.depth):
+            x = MixerBlock(
+                tokens_mlp_dim=self.tokens_mlp_dim,
+                channels_mlp_dim=self.channels_mlp_dim,
+                gelu=self.gelu,
+                dropout_rate=self.dropout_rate,
+                # Grows linearly from 0 in the first layer to the full rate in the last (appendix B).
+                stochastic_depth_rate=self.stochastic_depth_rate * i / max(self.depth - 1, 1),
+                dtype=self.dtype,
+                name=f"MixerBlock_{i}",
+            )(x, train=train)
+            self.sow("intermediates", f"block_{i}", x)
+        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="pre_head_layer_norm")(x)
+        x = x.mean(axis=1)  # (batch, channels)
+        self.sow("intermediates", "pre_logits", x)
+        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros_init(), dtype=jnp.float32, name="head")
+        return head(x.astype(jnp.float32))

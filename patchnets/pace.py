@@ -1,0 +1,52 @@
+"""How fast a run goes, and how many steps to give the device at a time."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import jax
+
+SECONDS_PER_DISPATCH = 0.5  # long enough to hide the dispatch, short enough to stop on a signal and move a bar
+
+
+class Pace:
+    """Counts images and the seconds spent on them. The first dispatch, which compiles, is not counted."""
+
+    def __init__(self, fixed_steps: int | None = None, images: int = 0, seconds: float = 0.0):
+        """`fixed_steps` fixes the steps of a dispatch; `images` and `seconds` are those of an earlier process."""
+        self.images, self.seconds = images, seconds
+        self._lap_start = (images, seconds)
+        self._dispatches = 0
+        # Processes that run one program together must cut it alike, which measured times would not.
+        self._fixed = fixed_steps or (1 if jax.process_count() > 1 else None)
+        self._step_seconds: float | None = None
+
+    def steps(self, at_most: int) -> int:
+        """How many steps to dispatch now."""
+        if self._fixed:
+            return min(self._fixed, at_most)
+        if self._step_seconds is None:
+            return 1
+        return max(1, min(at_most, int(SECONDS_PER_DISPATCH / self._step_seconds)))
+
+    @contextlib.contextmanager
+    def measure(self, steps: int, images: int) -> Iterator[None]:
+        """Times one dispatch, which the caller waits for inside."""
+        began = time.perf_counter()
+        yield
+        took = time.perf_counter() - began
+        self._dispatches += 1
+        if self._dispatches > 1:
+            self._step_seconds = took / steps
+            self.images += images
+            self.seconds += took
+
+    @property
+    def images_per_second(self) -> float | None:
+        return self.images / self.seconds if self.seconds else None
+
+    def lap(self) -> float | None:
+        """Images per second since the last call."""
+        images, seconds = self.images - self._lap_start[0], self.seconds - self._lap_start[1]
+        self._lap_start = (self.images, self.seconds)
+        return images / seconds if seconds else None

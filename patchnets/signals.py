@@ -1,0 +1,32 @@
+"""Being asked to stop: by a scheduler (SIGTERM) or at the keyboard (SIGINT)."""
+
+import signal
+import sys
+from types import FrameType, TracebackType
+
+
+class StopRequest:
+    """Within this context the first SIGTERM or SIGINT is only noted, in `number`; a second one ends the process."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._before: dict[int, object] = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        self._restore()
+        print(f"{signal.Signals(number).name}: saving and stopping; once more to stop at once", file=sys.stderr)
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+        self._before = {}
+
+    def __enter__(self) -> "StopRequest":
+        self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._restore()

@@ -1,0 +1,293 @@
+"""A run from its configuration to its final figures: build, restore, (train, evaluate, save)*, test, summary."""
+
+import dataclasses
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import ml_collections
+import numpy as np
+import optax
+from clu import parameter_overview
+from jax.sharding import Mesh
+
+from patchnets import __version__, console, models, sharding
+from patchnets import config as config_lib
+from patchnets.checkpoints import Checkpoints
+from patchnets.data import Data, load_data
+from patchnets.data.resident import ResidentFeed
+from patchnets.errors import RunError, Stopped
+from patchnets.metrics import EvalMetrics, TrainMetrics
+from patchnets.optimizers import make_optimizer, make_schedule, steps_of
+from patchnets.pace import Pace
+from patchnets.signals import StopRequest
+from patchnets.steps import Task, compile_eval_steps, compile_train_steps
+from patchnets.tensorboard import TensorBoard
+from patchnets.train_state import TrainState, create_train_state
+from patchnets.workdir import Workdir
+
+OVERVIEW_LINES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that a run is made of, before its first step."""
+
+    config: ml_collections.ConfigDict
+    mesh: Mesh
+    data: Data
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    task: Task
+    total_steps: int
+    eval_every: int
+
+    @property
+    def log_every(self) -> int:
+        return self.config.log_every_steps or self.eval_every
+
+    def initial_state(self) -> TrainState:
+        return create_train_state(
+            self.model,
+            self.optimizer,
+            image_size=self.config.image_size,
+            channels=self.data.channels,
+            seed=self.config.seed,
+            mesh=self.mesh,
+        )
+
+    def next_stop(self, step: int) -> int:
+        """The step, after `step`, at which something other than training happens."""
+        periods = (self.eval_every, self.log_every, self.config.checkpoint.every_steps or self.total_steps)
+        return min(self.total_steps, *(step + period - step % period for period in periods))
+
+
+def make_plan(config: ml_collections.ConfigDict) -> Plan:
+    """Builds everything that `config` describes. Raises UserError for what cannot be built."""
+    mesh = sharding.make_mesh(config.mesh, (config.batch_size, config.eval_batch_size or config.batch_size))
+    data = load_data(config, mesh)
+    per_epoch = data.train.steps_per_epoch
+    total_steps = max(1, steps_of(config, "total", per_epoch) or 0)
+    eval_every = max(1, steps_of(config, "eval_every", per_epoch) or per_epoch)
+    model = models.create_model(config.model, len(data.class_names))
+    schedule = make_schedule(config, total_steps, per_epoch)
+    optimizer = make_optimizer(config.optimizer, schedule)
+    task = Task(model, optimizer, data.preprocess, config.seed, config.label_smoothing)
+    return Plan(config, mesh, data, model, optimizer, schedule, task, total_steps, min(eval_every, total_steps))
+
+
+def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Trains what `config` describes, or goes on where an earlier run in `workdir` was cut, and returns the summary.
+
+    Raises:
+      UserError: the configuration, the data or the work directory cannot be used; nothing was written.
+      RunError: the run had to stop; what was saved stays as it is.
+      Stopped: a signal asked for it; the state was saved.
+    """
+    place = Workdir(workdir, config)
+    if summary := place.finished():
+        print(f"{place.path} holds a finished run of this configuration; nothing to do")
+        console.conclude(summary, place.path)
+        return summary
+    plan = make_plan(config)
+    place.claim()
+    checkpoints = Checkpoints(place.checkpoints, config.checkpoint)
+    board = TensorBoard(place.path, config.tensorboard)
+    try:
+        with StopRequest() as stop:
+            return Run(plan, place, checkpoints, board, stop).complete()
+    finally:
+        board.close()
+        checkpoints.close()
+        place.release()
+
+
+class Run:
+    """A plan being carried out in a work directory."""
+
+    def __init__(self, plan: Plan, place: Workdir, checkpoints: Checkpoints, board: TensorBoard, stop: StopRequest):
+        self.plan, self.place, self.checkpoints, self.board, self.stop = plan, place, checkpoints, board, stop
+        self.began = time.monotonic()
+        self.state = plan.initial_state()
+        self.like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state)
+        restored = checkpoints.restore_latest(self.like)
+        progress: dict[str, Any] = {}
+        if restored:
+            self.state, progress = restored
+        self.resumed_at = int(self.state.step)
+        self.earlier_seconds = progress.get("wall_seconds", 0.0)
+        self.pace = Pace(plan.config.steps_per_dispatch, progress.get("images", 0), progress.get("seconds", 0.0))
+        place.rewind_metrics(self.resumed_at)
+
+    def complete(self) -> dict[str, Any]:
+        """Trains to the end, tests the best checkpoint, and writes the summary."""
+        params = self.introduce()
+        self.fit()
+        summary = self.test() | self.circumstances(params)
+        if self.plan.config.plots:
+            self.draw()
+        self.place.write_json("summary.json", summary)
+        console.conclude(summary, self.place.path)
+        return summary
+
+    def introduce(self) -> int:
+        """Shows the first screen; returns the number of parameters."""
+        plan, params = self.plan, self.state.params
+        self.place.write_text("parameters.txt", parameter_overview.get_parameter_overview(params) + "\n")
+        count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        console.introduce(
+            plan.config,
+            workdir=self.place.path,
+            data=plan.data,
+            params=count,
+            overview=parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=OVERVIEW_LINES),
+            devices=plan.mesh.size,
+            total_steps=plan.total_steps,
+            eval_every=plan.eval_every,
+            model_fields=models.settings(plan.config.model),
+        )
+        if self.resumed_at:
+            print(f"going on from the checkpoint of step {self.resumed_at:,}", flush=True)
+        return count
+
+    def fit(self) -> None:
+        """Trains from the state's step to the last one."""
+        plan = self.plan
+        train_steps = compile_train_steps(plan.task, plan.data.train.batch, plan.mesh)
+        evaluate = self.evaluator(plan.data.val)
+        step, batch_size = self.resumed_at, plan.config.batch_size
+        progress = console.Progress(plan.total_steps, step, batch_size)
+        try:
+            while step < plan.total_steps:
+                until = plan.next_stop(step)
+                operands, serves = plan.data.train.operands(step)
+                count = self.pace.steps(min(until - step, serves))
+                with self.pace.measure(count, count * batch_size):
+                    self.state, finite, param_norm = train_steps(self.state, operands, count)
+                    healthy = bool(finite)
+                step = int(self.state.step)
+                if not healthy:
+                    raise self.not_finite(f"the loss or its gradient at step {step:,}")
+                progress.advance(count, self.pace, plan.total_steps - step)
+                if step == until:
+                    self.look(step, param_norm, evaluate, progress)
+                if self.stop.number is not None:
+                    self.save(step)
+                    self.checkpoints.wait()
+                    raise Stopped(self.stop.number, step)
+        finally:
+            progress.close()
+        self.checkpoints.wait()
+
+    def look(
+        self, step: int, param_norm: jax.Array, evaluate: Callable[[], dict[str, float]] | None, progress: console.Progress
+    ) -> None:
+        """What is due at a stop: writing figures, validating, saving."""
+        plan = self.plan
+        ending = step == plan.total_steps
+        validating = ending or step % plan.eval_every == 0
+        val_metrics = evaluate() if evaluate and validating else None
+        if val_metrics and not np.isfinite(val_metrics["loss"]):
+            raise self.not_finite(f"the validation loss at step {step:,}")
+        if validating or step % plan.log_every == 0:
+            row = {"step": step, "epoch": round(step / plan.data.train.steps_per_epoch, 4)}
+            measured = self.state.metrics.compute()
+            row |= {f"train_{k}": decimal(measured[k]) for k in ("loss", "accuracy", "top5_accuracy")}
+            row |= {f"val_{k}": v for k, v in (val_metrics or {}).items()}
+            row["learning_rate"] = decimal(plan.schedule(step - 1))
+            row |= {"grad_norm": decimal(measured["grad_norm"]), "param_norm": decimal(param_norm)}
+            if rate := self.pace.lap():
+                row["images_per_second"] = round(rate, 1)
+            self.place.append_metrics(row)
+            self.board.write(step, {k: v for k, v in row.items() if k not in ("step", "epoch")})
+            progress.metrics(row)
+            self.state = self.state.replace(metrics=jax.tree.map(np.asarray, TrainMetrics.empty()))
+        if validating or step % (plan.config.checkpoint.every_steps or plan.total_steps) == 0:
+            self.save(step, val_metrics)
+
+    def save(self, step: int, val_metrics: dict[str, float] | None = None) -> None:
+        progress = {"wall_seconds": self.wall_seconds, "images": self.pace.images, "seconds": self.pace.seconds}
+        self.checkpoints.save(step, self.state, progress, val_metrics)
+
+    def evaluator(self, feed: ResidentFeed | None) -> Callable[[], dict[str, float]] | None:
+        """A function that evaluates the current state on a split, every example once; None without a split."""
+        if feed is None:
+            return None
+        eval_steps = compile_eval_steps(self.plan.task, feed.batch, self.plan.mesh)
+        pace = Pace(self.plan.config.steps_per_dispatch)
+
+        def evaluate() -> dict[str, float]:
+            metrics, first = jax.tree.map(np.asarray, EvalMetrics.empty()), 0
+            while first < feed.steps_per_epoch:
+                operands, serves = feed.operands(first)
+                count = pace.steps(min(serves, feed.steps_per_epoch - first))
+                with pace.measure(count, count * feed.batch_size):
+                    metrics = jax.block_until_ready(eval_steps(self.state, metrics, operands, first, count))
+                first += count
+            return {name: decimal(value) for name, value in metrics.compute().items()}
+
+        return evaluate
+
+    def test(self) -> dict[str, Any]:
+        """The figures of the best checkpoint: its validation metrics, and the test split's, looked at only now."""
+        best = self.checkpoints.best_step()
+        if best is not None and best != int(self.state.step):
+            self.state = self.checkpoints.restore(best, self.like)
+        found: dict[str, Any] = {"best_step": best}
+        found |= {f"val_{k}": v for k, v in self.checkpoints.metrics(best or 0).items()}
+        if evaluate := self.evaluator(self.plan.data.test):
+            test_metrics = {f"test_{k}": v for k, v in evaluate().items()}
+            self.place.append_metrics({"step": self.plan.total_steps, "best_step": best} | test_metrics)
+            self.board.write(self.plan.total_steps, test_metrics)
+            found |= test_metrics
+        return found
+
+    def circumstances(self, params: int) -> dict[str, Any]:
+        """The rest of the summary: how long, how fast, on what."""
+        plan, device = self.plan, jax.devices()[0]
+        return {
+            "steps": plan.total_steps,
+            "epochs": round(plan.total_steps / plan.data.train.steps_per_epoch, 4),
+            "params": params,
+            "images_per_second": self.pace.images_per_second and round(self.pace.images_per_second, 1),
+            "wall_seconds": round(self.wall_seconds, 1),
+            "device": f"{plan.mesh.size} x {device.device_kind} ({device.platform}, {os.cpu_count()} host cores)",
+            "versions": {
+                "patchnets": __version__,
+                "python": platform.python_version(),
+                **{module.__name__: module.__version__ for module in (jax, optax, np)},
+            },
+            "config_hash": config_lib.digest(plan.config),
+            "dataset": plan.data.name,
+            "splits": plan.data.specs,
+        }
+
+    @property
+    def wall_seconds(self) -> float:
+        """Since the start, over all the processes that worked on this run."""
+        return self.earlier_seconds + time.monotonic() - self.began
+
+    def not_finite(self, what: str) -> RunError:
+        kept = self.checkpoints.latest_step()
+        last = "nothing was saved yet" if kept is None else f"the checkpoint of step {kept:,} is untouched"
+        return RunError(f"{what} is not finite; {last}. A lower learning rate, clipping or a longer warm-up may help")
+
+    def draw(self) -> None:
+        """Pictures of the run; failing to draw is told and changes nothing."""
+        try:
+            from patchnets.plots import curves
+
+            curves.draw(self.place.path)
+        except Exception as error:
+            print(f"the learning curves could not be drawn: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+
+
+def decimal(value: Any) -> float:
+    """A float32 as the shortest decimal that stands for it: 0.93, not 0.9300000071525574."""
+    return float(str(np.float32(value)))

@@ -1,0 +1,140 @@
+"""The work directory of a run: who may use it, what it was made with, and the figures written into it.
+
+config.json (the configuration), metrics.jsonl (one object a line), summary.json (the final figures), checkpoints/,
+plots/, parameters.txt and TensorBoard events: whoever receives the folder needs nothing else.
+"""
+
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import IO, Any
+
+import ml_collections
+
+from patchnets import config as config_lib
+from patchnets.errors import UserError
+
+
+class Workdir:
+    """One run's folder. Nothing is written before `claim`."""
+
+    def __init__(self, path: str | os.PathLike[str], config: ml_collections.ConfigDict):
+        self.path = pathlib.Path(path).expanduser()
+        self._config = config_lib.flatten(config)
+        self._nested = json.loads(config.to_json_best_effort())
+        self._lock: IO[str] | None = None
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        return self.path / "checkpoints"
+
+    @property
+    def plots(self) -> pathlib.Path:
+        return self.path / "plots"
+
+    def finished(self) -> dict[str, Any] | None:
+        """The summary if a run with this configuration has ended here, None if there is still something to do.
+
+        Raises:
+          UserError: the folder belongs to a run with another configuration, or is no folder.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--workdir={self.path} is a file; give a folder, or a path that does not exist yet")
+        try:
+            stored = json.loads((self.path / "config.json").read_text())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise UserError(f"{self.path / 'config.json'} cannot be read ({error}); give another --workdir") from error
+        changed = config_lib.differences(config_lib.flatten(stored), self._config)
+        if changed:
+            raise UserError(
+                f"{self.path} belongs to a run with another configuration ({'; '.join(changed)}); give another --workdir"
+            )
+        try:
+            return json.loads((self.path / "summary.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def claim(self) -> None:
+        """Makes the folder and holds it until `release` or the end of the process.
+
+        Raises:
+          UserError: another process holds it.
+          OSError: it cannot be written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            import fcntl
+
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # no such locks on this system
+            pass
+        except BlockingIOError as error:
+            raise UserError(f"another process is running in {self.path}; wait for it, or give another --workdir") from error
+        if not (self.path / "config.json").exists():
+            self.write_json("config.json", self._nested)
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes a file whole or not at all."""
+        self.write_text(name, json.dumps(_without_none(content), indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        handle, partial = tempfile.mkstemp(dir=self.path, prefix=f".{name}-")
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(text)
+            os.chmod(partial, 0o644)
+            os.replace(partial, self.path / name)
+        except BaseException:
+            os.unlink(partial)
+            raise
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drops the lines of metrics.jsonl past `step`, which a continued run writes again, and a torn last line."""
+        try:
+            lines = (self.path / "metrics.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return
+        kept = []
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if row["step"] <= step and "test_loss" not in row:
+                kept.append(line + "\n")
+        self.write_text("metrics.jsonl", "".join(kept))
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        return read_metrics(self.path)
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a work directory's metrics.jsonl; raises UserError where there is none."""
+    try:
+        return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is not a work directory: there is no metrics.jsonl in it") from error
+    except ValueError as error:
+        raise UserError(f"{path / 'metrics.jsonl'} cannot be read ({error})") from error
+
+
+def _without_none(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in content.items()
+        if value is not None
+    }
