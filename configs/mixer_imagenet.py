@@ -15,9 +15,7 @@ from configs import common
 
 def get_config():
     return common.base(
-        dataset=dict(
-            name="imagenet2012", train_split="train[:99%]", val_split="train[99%:]", test_split="validation"
-        ),
+        dataset=dict(name="imagenet2012", train_split="train[:99%]", val_split="train[99%:]", test_split="validation"),
         image_size=224,
         model=dict(name="mlp_mixer", variant="B/16", stochastic_depth_rate=0.1, dtype="bfloat16"),
         augment=dict(flip=True),

@@ -1,6 +1,7 @@
 """Saving and restoring with orbax: the latest checkpoints, and the best one by a validation metric."""
 
 import contextlib
+import json
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -25,8 +26,9 @@ class Checkpoints:
 
     def __init__(self, directory: pathlib.Path, config: ml_collections.ConfigDict):
         self.directory = directory.absolute()
+        self._set_aside_unranked()
         sign = -1.0 if config.best in LOWER_IS_BETTER else 1.0
-        score = lambda metrics: sign * metrics[config.best]  # noqa: E731
+        score = lambda metrics: sign * metrics[config.best]
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
                 checkpoint_managers.LatestN(config.keep),
@@ -86,6 +88,7 @@ class Checkpoints:
         Raises:
           RunError: there are checkpoints, and none can be read.
         """
+        _hush_abandoned_reads()
         steps = sorted(self._manager.all_steps(), reverse=True)
         broken: list[int] = []
         for step in steps:
@@ -95,10 +98,12 @@ class Checkpoints:
                 print(f"checkpoint {self.directory / str(step)} cannot be read: {_first_line(error)}", file=sys.stderr)
                 broken.append(step)
                 continue
-            self._set_aside(broken)
+            if broken:
+                self._set_aside(broken)
+                self._manager.reload()
             return restored
         if broken:
-            raise RunError(f"no checkpoint in {self.directory} can be read; to start anew, give another --workdir")
+            raise self._none_readable()
         return None
 
     def latest_step(self) -> int | None:
@@ -129,7 +134,27 @@ class Checkpoints:
         restored = self._manager.restore(step, args=items)
         return restored.state, restored.progress
 
+    def _set_aside_unranked(self) -> None:
+        """Orbax reads the metrics of every checkpoint when it opens a directory, and opens none where one is broken."""
+        found = [int(place.name) for place in self.directory.glob("[0-9]*") if place.name.isdigit()]
+        broken = []
+        for step in found:
+            try:
+                json.loads((self.directory / str(step) / "metrics" / "metrics").read_text())
+            except FileNotFoundError:
+                pass  # saved between two validations
+            except ValueError as error:
+                print(f"checkpoint {self.directory / str(step)} cannot be read: {_first_line(error)}", file=sys.stderr)
+                broken.append(step)
+        if broken and len(broken) == len(found):
+            raise self._none_readable()
+        self._set_aside(broken)
+
+    def _none_readable(self) -> RunError:
+        return RunError(f"no checkpoint in {self.directory} can be read; to start anew, give another --workdir")
+
     def _set_aside(self, steps: list[int]) -> None:
+        """Moves checkpoints out of the way, to unreadable/, so that nothing is deleted and the steps can be saved anew."""
         aside = self.directory / "unreadable"
         for step in steps:
             aside.mkdir(exist_ok=True)
@@ -140,8 +165,19 @@ class Checkpoints:
                 target = aside / f"{step}-{number}"
             (self.directory / str(step)).rename(target)
             print(f"going on from the one before; moved to {target}", file=sys.stderr)
-        if steps:
-            self._manager.reload()
+
+
+def _hush_abandoned_reads() -> None:
+    """When one array of a checkpoint cannot be read, orbax closes its event loop under the reads of all the others, each
+    of which then prints a traceback from a thread. The failure itself is raised; these say nothing more."""
+    before = sys.unraisablehook
+
+    def hook(args: Any) -> None:
+        if "Event loop is closed" not in str(args.exc_value):
+            before(args)
+
+    if getattr(before, "__module__", "") != __name__:
+        sys.unraisablehook = hook
 
 
 def _first_line(error: BaseException) -> str:

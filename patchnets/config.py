@@ -55,16 +55,16 @@ KEYS: dict[str, Key] = {
     "seed": Key(0, "fixes initial parameters, data order, augmentation and dropout", at_least(0)),
     "dataset.name": Key("digits", "digits, folder, or the name of a TFDS image classification data set"),
     "dataset.path": Key(str, "folder: where train/CLASS/*.jpg|png and optionally val/ and test/ lie"),
-    "dataset.data_dir": Key(str, "TFDS: where prepared data sets lie (default: TFDS_DATA_DIR or ~/tensorflow_datasets)"),
-    "dataset.train_split": Key(str, "split to train on, e.g. train[:90%] (default: train, less the validation split)"),
-    "dataset.val_split": Key(str, "split to validate on (default: the data set's own, else train[90%:]); none for no split"),
-    "dataset.test_split": Key(str, "split for the one test at the end (default: test where there is one); none for no test"),
+    "dataset.data_dir": Key(str, "TFDS: where data sets lie (default: TFDS_DATA_DIR or ~/tensorflow_datasets)"),
+    "dataset.train_split": Key(str, "split to train on (default: train, less the validation split)"),
+    "dataset.val_split": Key(str, "split to validate on, or none (default: the data set's own, else train[90%:])"),
+    "dataset.test_split": Key(str, "split for the one test at the end, or none (default: test, where there is one)"),
     "dataset.cache_dir": Key(str, "where decoded images are kept (default: PATCHNETS_CACHE or ~/.cache/patchnets)"),
     "dataset.max_resident_gib": Key(8.0, "a data set that takes more memory than this, decoded, is refused", above(0)),
     "image_size": Key(224, "height and width in pixels that the model sees; images are resized to it", at_least(1)),
     "normalize": Key(
         "symmetric",
-        "pixels to inputs: symmetric [-1, 1], unit [0, 1], imagenet (its mean and deviation), dataset (fitted on train)",
+        "symmetric: pixels to [-1, 1]; unit: to [0, 1]; imagenet: its mean and deviation; dataset: train's own",
         one_of("symmetric", "unit", "imagenet", "dataset"),
     ),
     "augment.flip": Key(False, "mirror half of the training images left to right"),
@@ -77,12 +77,12 @@ KEYS: dict[str, Key] = {
     "eval_every_epochs": Key(float, "how often to validate and save (default: every epoch)", above(0)),
     "eval_every_steps": Key(int, "the same, in steps", at_least(1)),
     "log_every_steps": Key(int, "how often to write training metrics (default: with each validation)", at_least(1)),
-    "steps_per_dispatch": Key(int, "steps the device runs between two looks at it (default: about half a second)", at_least(1)),
+    "steps_per_dispatch": Key(int, "steps between two looks at the device (default: about half a second)", at_least(1)),
     "label_smoothing": Key(0.0, "share of the target spread evenly over all classes", within(0, 1)),
     "optimizer.name": Key("adamw", "the optimizer", one_of("adamw")),
     "optimizer.learning_rate": Key(1e-3, "peak learning rate", at_least(0)),
-    "optimizer.weight_decay": Key(0.0, "decoupled decay; each step takes learning rate times this off a weight", at_least(0)),
-    "optimizer.decay": Key("kernels", "which weights decay: kernels alone, or all (as Keras does)", one_of("kernels", "all")),
+    "optimizer.weight_decay": Key(0.0, "each step takes learning rate times this off a weight", at_least(0)),
+    "optimizer.decay": Key("kernels", "which weights decay: kernels, or all, as Keras does", one_of("kernels", "all")),
     "optimizer.beta1": Key(0.9, "decay of the gradient's running mean", within(0, 1)),
     "optimizer.beta2": Key(0.999, "decay of the squared gradient's running mean", within(0, 1)),
     "optimizer.epsilon": Key(1e-8, "added to the root of the squared gradient's mean", above(0)),
@@ -93,13 +93,15 @@ KEYS: dict[str, Key] = {
     "schedule.end_factor": Key(0.0, "where cosine and linear end, as a share of the peak", within(0, 1 + 1e-9)),
     "checkpoint.keep": Key(2, "how many of the latest checkpoints to keep; the best one is kept besides", at_least(1)),
     "checkpoint.every_steps": Key(int, "save this often too, between validations", at_least(1)),
-    "checkpoint.best": Key("accuracy", "the validation metric that decides which is best", one_of("accuracy", "top5_accuracy", "loss")),
+    "checkpoint.best": Key(
+        "accuracy", "the validation metric that decides which is best", one_of("accuracy", "top5_accuracy", "loss")
+    ),
     "mesh.data": Key(-1, "devices that share each batch; -1 takes all", DEVICES),
     "tensorboard": Key(True, "write TensorBoard events (where TensorFlow is installed)"),
     "plots": Key(True, "draw the learning curves into plots/ at the end"),
     "model.name": Key("mlp_mixer", "the architecture"),
     "model.variant": Key(str, "a published size, e.g. S/16; fields below override it"),
-}  # fmt: skip
+}
 ALTERNATIVES = [
     ("total_epochs", "total_steps"),
     ("eval_every_epochs", "eval_every_steps"),
@@ -141,7 +143,9 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def unknown_key(name: str) -> UserError:
     """The error for a key that does not exist, with the nearest one that does."""
     names = list(known_keys())
-    near = difflib.get_close_matches(name, names, n=1) or [n for n in names if n.split(".")[-1] == name.split(".")[-1]][:1]
+    near = (
+        difflib.get_close_matches(name, names, n=1) or [n for n in names if n.split(".")[-1] == name.split(".")[-1]][:1]
+    )
     hint = f"; did you mean config.{near[0]}?" if near else "; --help lists the known ones"
     return UserError(f"unknown key config.{name}{hint}")
 

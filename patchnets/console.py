@@ -51,11 +51,14 @@ def introduce(
     print(f"  data     {data.name}: {counts}; {len(data.class_names)} classes; {shown}, {data.channels} channel(s)")
     print(f"  model    {config.model.name}{variant}: {params:,} parameters; {fields}")
     print(
-        f"  run      {total_steps:,} steps of {config.batch_size} images ({total_steps / per_epoch:g} epochs of {per_epoch:,}); "
-        f"validated and saved every {eval_every:,} steps"
+        f"  run      {total_steps:,} steps of {config.batch_size} images ({total_steps / per_epoch:g} epochs of "
+        f"{per_epoch:,}); validated and saved every {eval_every:,} steps"
     )
     optimizer, schedule = config.optimizer, config.schedule
-    print(f"  recipe   {optimizer.name}, learning rate {optimizer.learning_rate:g} {schedule.name}, decay {optimizer.weight_decay:g}")
+    print(
+        f"  recipe   {optimizer.name}, learning rate {optimizer.learning_rate:g} {schedule.name}, "
+        f"decay {optimizer.weight_decay:g}"
+    )
     print(f"  config   {config_lib.digest(config)}")
     print(f"  workdir  {workdir}", flush=True)
 
@@ -86,15 +89,17 @@ class Progress:
         if not self._announced and pace.seconds > SETTLED_SECONDS:
             self._announced = True
             left = steps_left * self._batch_size / images_per_second
-            self.say(f"training at {images_per_second:,.0f} images/s: about {duration(left)} to go, evaluations not counted")
+            self.say(
+                f"training at {images_per_second:,.0f} images/s: about {duration(left)} to go, evaluations not counted"
+            )
 
     def metrics(self, row: Mapping[str, float]) -> None:
         """One line of figures."""
-        text = f"epoch {row['epoch']:7.2f}  step {row['step']:>7,}  train loss {row['train_loss']:.4f} top-1 {row['train_accuracy']:6.2%}"
-        if "val_loss" in row:
-            text += (
-                f" | val loss {row['val_loss']:.4f} top-1 {row['val_accuracy']:6.2%} top-5 {row['val_top5_accuracy']:6.2%}"
-            )
+        text = f"epoch {row['epoch']:7.2f}  step {row['step']:>7,}"
+        for role in ("train", "val"):
+            if f"{role}_loss" in row:
+                text += f" | {role} loss {row[f'{role}_loss']:.4f} top-1 {row[f'{role}_accuracy']:6.2%}"
+                text += f" top-5 {row[f'{role}_top5_accuracy']:6.2%}"
         if "images_per_second" in row:
             text += f" | {row['images_per_second']:,.0f} images/s"
         self.say(text)
@@ -123,5 +128,6 @@ def conclude(summary: Mapping[str, Any], workdir: os.PathLike[str]) -> None:
     else:
         print("  test     none: the data set has no test split")
     rate = f", {summary['images_per_second']:,.0f} images/s" if summary.get("images_per_second") else ""
-    print(f"  took     {duration(summary['wall_seconds'])} for {summary['epochs']:g} epochs, {summary['steps']:,} steps{rate}")
+    work = f"{summary['epochs']:g} epochs, {summary['steps']:,} steps"
+    print(f"  took     {duration(summary['wall_seconds'])} for {work}{rate}")
     print(f"  results  {workdir}/: summary.json, metrics.jsonl, checkpoints/, plots/", flush=True)

@@ -9,6 +9,7 @@ The same command continues a run that was cut, and says so where it is finished.
 to stop; 2 the request cannot be carried out; 128 + N stopped by signal N (SIGTERM: 143, SIGINT: 130), state saved.
 """
 
+import itertools
 import os
 import pathlib
 import re
@@ -34,7 +35,7 @@ def parse(argv: list[str]):
     config_flag = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv, lock_config=True)
     workdir_flag = flags.DEFINE_string("workdir", None, "", flag_values=values)
     path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
-    path = path or next((b for a, b in zip(argv, argv[1:]) if a == "--config"), None)
+    path = path or next((b for a, b in itertools.pairwise(argv) if a == "--config"), None)
     if path is None:
         raise UserError("--config is not given; for example --config=configs/mixer_digits.py, and --help explains")
     if not pathlib.Path(path.split(":", 1)[0]).is_file():
@@ -74,7 +75,11 @@ def explain(argv: list[str]) -> None:
     except UserError:
         config = None
     print(__doc__)
-    print("Keys, their values" + (" as given" if config is not None else " by default") + " (- for not set), and meanings:\n")
+    print(
+        "Keys, their values"
+        + (" as given" if config is not None else " by default")
+        + " (- for not set), and meanings:\n"
+    )
     print(config_lib.describe(config))
 
 
@@ -84,7 +89,7 @@ def keep_compiled() -> None:
 
     from patchnets.data.cache import cache_root
 
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     # A cache that cannot be written or read back is a slow start, not a reason for a page of warnings.
@@ -103,7 +108,7 @@ def run(argv: list[str]) -> int:
         explain(argv)
         return 0
     quieten_tensorflow()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)  # what matters is raised, and told in one line
     try:
         config, workdir = parse(argv)
         keep_compiled()

@@ -1,5 +1,7 @@
 """Metrics as sums and counts (clu), in which every example counts once: padding is masked out."""
 
+from typing import Any
+
 import flax.struct
 import jax.numpy as jnp
 from clu import metrics as clu_metrics
@@ -16,13 +18,22 @@ class EvalMetrics(clu_metrics.Collection):
 
 
 @flax.struct.dataclass
+class GradNorm(clu_metrics.Average):
+    """The mean over steps of a figure that a step has one of, which no mask applies to."""
+
+    @classmethod
+    def from_model_output(cls, grad_norm: Array, **_: Any) -> "GradNorm":  # type: ignore[override]
+        return super().from_model_output(grad_norm)
+
+
+@flax.struct.dataclass
 class TrainMetrics(clu_metrics.Collection):
     """The same, and the norm of the gradient as a mean over steps."""
 
     loss: clu_metrics.Average.from_output("loss")  # type: ignore[valid-type]
     accuracy: clu_metrics.Average.from_output("top1")  # type: ignore[valid-type]
     top5_accuracy: clu_metrics.Average.from_output("top5")  # type: ignore[valid-type]
-    grad_norm: clu_metrics.Average.from_output("grad_norm")  # type: ignore[valid-type]
+    grad_norm: GradNorm
 
 
 def in_top_k(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], k: int) -> Float[Array, " batch"]:

@@ -26,7 +26,10 @@ def make_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_per
     peak, schedule = config.optimizer.learning_rate, config.schedule
     warmup = steps_of(schedule, "warmup", steps_per_epoch) or 0
     if warmup >= total_steps:
-        raise UserError(f"the warm-up of {warmup} steps is no shorter than the run of {total_steps}; shorten config.schedule.warmup_*")
+        raise UserError(
+            f"the warm-up of {warmup} steps is no shorter than the run of {total_steps}; lower "
+            "config.schedule.warmup_epochs or config.schedule.warmup_steps"
+        )
     rest, end = total_steps - warmup, peak * schedule.end_factor
     after = {
         "constant": optax.constant_schedule(peak),

@@ -21,12 +21,16 @@ def make_mesh(config: ml_collections.ConfigDict, batch_sizes: tuple[int, ...] = 
     devices = jax.devices()
     size = len(devices) if config.data == -1 else config.data
     if size > len(devices):
-        raise UserError(f"config.mesh.data={size}, and there are {len(devices)} devices; give at most that, or -1 for all")
+        raise UserError(
+            f"config.mesh.data={size}, and there are {len(devices)} devices; give at most that, or -1 for all"
+        )
     for batch_size in batch_sizes:
         if batch_size % size:
             below, over = batch_size // size * size, -(-batch_size // size) * size
             use = f"{below} or {over}" if below else str(over)
-            raise UserError(f"a batch of {batch_size} cannot be split evenly over {size} devices; use {use}, or config.mesh.data")
+            raise UserError(
+                f"a batch of {batch_size} cannot be split evenly over {size} devices; use {use}, or config.mesh.data"
+            )
     return Mesh(np.array(devices[:size]), BATCH_AXES, axis_types=(AxisType.Auto,))
 
 

@@ -35,7 +35,7 @@ class Task:
 def cross_entropy(
     logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], smoothing: float = 0.0
 ) -> Float[Array, " batch"]:
-    """Softmax cross-entropy of each example; `smoothing` of the target is spread over all classes (arXiv 1512.00567)."""
+    """Softmax cross-entropy of each example; `smoothing` of the target goes to all classes alike (arXiv 1512.00567)."""
     target = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
     return optax.softmax_cross_entropy(logits, target)
 
@@ -69,7 +69,7 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
         top1=in_top_k(logits, batch["label"], 1),
         top5=in_top_k(logits, batch["label"], 5),
         mask=mask,
-        grad_norm=grad_norm[None],
+        grad_norm=grad_norm,
     )
     next_state = state.replace(
         step=state.step + 1,
@@ -83,9 +83,8 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
 
 def eval_step(task: Task, state: TrainState, batch: Batch) -> EvalMetrics:
     """Metrics of one batch, without augmentation, dropout or label smoothing."""
-    logits = task.model.apply(
-        {"params": state.params, "batch_stats": state.batch_stats}, task.preprocess(batch["image"]), train=False
-    )
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits = jnp.asarray(task.model.apply(variables, task.preprocess(batch["image"]), train=False))
     return EvalMetrics.single_from_model_output(
         loss=cross_entropy(logits, batch["label"]),
         top1=in_top_k(logits, batch["label"], 1),

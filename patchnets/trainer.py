@@ -186,7 +186,11 @@ class Run:
         self.checkpoints.wait()
 
     def look(
-        self, step: int, param_norm: jax.Array, evaluate: Callable[[], dict[str, float]] | None, progress: console.Progress
+        self,
+        step: int,
+        param_norm: jax.Array,
+        evaluate: Callable[[], dict[str, float]] | None,
+        progress: console.Progress,
     ) -> None:
         """What is due at a stop: writing figures, validating, saving."""
         plan = self.plan

@@ -51,7 +51,8 @@ class Workdir:
         changed = config_lib.differences(config_lib.flatten(stored), self._config)
         if changed:
             raise UserError(
-                f"{self.path} belongs to a run with another configuration ({'; '.join(changed)}); give another --workdir"
+                f"{self.path} belongs to a run with another configuration ({'; '.join(changed)}); "
+                "give another --workdir"
             )
         try:
             return json.loads((self.path / "summary.json").read_text())
@@ -74,7 +75,9 @@ class Workdir:
         except ImportError:  # no such locks on this system
             pass
         except BlockingIOError as error:
-            raise UserError(f"another process is running in {self.path}; wait for it, or give another --workdir") from error
+            raise UserError(
+                f"another process is running in {self.path}; wait for it, or give another --workdir"
+            ) from error
         if not (self.path / "config.json").exists():
             self.write_json("config.json", self._nested)
 

@@ -75,7 +75,9 @@ def load_data(config: ml_collections.ConfigDict, mesh: Mesh) -> Data:
     whole = {name: cache.load_split(source, name, config.image_size, root, max_bytes) for name in names}
     sides = {images.shape[1] for images, _ in whole.values()}
     if len(sides) > 1:
-        raise UserError(f"the splits of {source.name} hold images of different sizes, {sorted(sides)}; make them one size")
+        raise UserError(
+            f"the splits of {source.name} hold images of different sizes, {sorted(sides)}; make them one size"
+        )
 
     def gather(role: str) -> tuple[np.ndarray, np.ndarray]:
         parts = [(whole[name][0][low:high], whole[name][1][low:high]) for name, low, high in parsed[role]]

@@ -35,7 +35,7 @@ def cache_root(configured: str | None = None) -> pathlib.Path:
 def load_split(source: Source, split: str, image_size: int, root: pathlib.Path, max_bytes: float) -> Decoded:
     """All images and labels of a split, from the cache if they are there, else decoded into it.
 
-    Images keep their own size if they are squares no larger than `image_size`, and are stored at `image_size` otherwise.
+    Images keep their own size if they are squares no larger than `image_size`, else they are stored at `image_size`.
 
     Raises:
       UserError: they would take more than `max_bytes`, or more than the disk has left.
@@ -55,8 +55,8 @@ def load_split(source: Source, split: str, image_size: int, root: pathlib.Path, 
     free = shutil.disk_usage(entry.parent).free
     if size > free:
         raise UserError(
-            f"{source.name} {split} takes {size / 2**20:.0f} MiB decoded, and {entry.parent} has {free / 2**20:.0f} MiB left; "
-            "name another place with config.dataset.cache_dir"
+            f"{source.name} {split} takes {size / 2**20:.0f} MiB decoded, and {entry.parent} has {free / 2**20:.0f} "
+            "MiB left; name another place with config.dataset.cache_dir"
         )
     _write_entry(records, (len(records), side, side, source.channels), None if side == native else side, entry)
     decoded = _open_entry(entry)
@@ -69,8 +69,9 @@ def _refuse_too_large(source: Source, split: str, side: int, max_bytes: float) -
     size = source.sizes[split] * side * side * source.channels
     if size > max_bytes:
         raise UserError(
-            f"{source.name} {split}: {source.sizes[split]:,} images of {side} x {side} pixels take {size / 2**30:.1f} GiB "
-            f"of memory; config.dataset.max_resident_gib={max_bytes / 2**30:g} allows less: raise it, or lower image_size"
+            f"{source.name} {split}: {source.sizes[split]:,} images of {side} x {side} pixels take {size / 2**30:.1f} "
+            f"GiB of memory, config.dataset.max_resident_gib={max_bytes / 2**30:g} allows less; raise it, or lower "
+            "config.image_size"
         )
     return size
 
@@ -99,7 +100,7 @@ def _open_entry(entry: pathlib.Path) -> Decoded | None:
 
 
 def _write_entry(records: Records, shape: tuple[int, ...], resize_to: int | None, entry: pathlib.Path) -> None:
-    """Decodes all records into a new entry; where another process was first, its entry stays and this one is dropped."""
+    """Decodes all records into a new entry; where another process was faster, its entry stays and this one goes."""
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
     try:
         images = np.lib.format.open_memmap(partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape)

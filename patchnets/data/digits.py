@@ -4,7 +4,8 @@ E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repo
 """
 
 import functools
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class Digits:
     version = "1"
     class_names = tuple("0123456789")
     channels = 1
-    sizes = {"train": 1438, "test": 359}
+    sizes: Mapping[str, int] = types.MappingProxyType({"train": 1438, "test": 359})
 
     def records(self, split: str) -> DigitRecords:
         return DigitRecords(split, self.sizes[split])

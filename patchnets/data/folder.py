@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from patchnets.data import decode
 from patchnets.data.sources import Example
@@ -66,7 +66,7 @@ class Folder:
         gray = {decode.image_mode(self.root / path) for path in firsts.values()} <= GRAY_MODES
         self.channels = 1 if gray else 3
         self._records = {split: FolderRecords(self.root, files, self.channels) for split, files in found.items()}
-        self.sizes = {split: len(files) for split, files in found.items()}
+        self.sizes: Mapping[str, int] = {split: len(files) for split, files in found.items()}
         stamps = [str(self.root)] + [file.stamp for files in found.values() for file in files]
         self.version = hashlib.sha256("\n".join(stamps).encode(errors="surrogateescape")).hexdigest()[:16]
 

@@ -53,7 +53,9 @@ class Preprocess:
         rows, columns = resize_matrix(self.image_size, height), resize_matrix(self.image_size, width)
         if key is not None and self.augment:
             example_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(images.shape[0]))
-            warp_rows, warp_columns = jax.vmap(lambda k: augment_matrices(k, self.image_size, self.augment))(example_keys)
+            warp_rows, warp_columns = jax.vmap(lambda k: augment_matrices(k, self.image_size, self.augment))(
+                example_keys
+            )
             return resample(x, warp_rows @ rows, warp_columns @ columns)
         if (height, width) == (self.image_size, self.image_size):
             return x
@@ -75,7 +77,8 @@ def normalisation(name: str, images: UInt8[np.ndarray, "examples h w channels"])
     levels = np.arange(256)
     means, stds = [], []
     for c in range(channels):
-        counts = sum(np.bincount(part[..., c].ravel(), minlength=256) for part in np.array_split(images, 64))
+        parts = np.array_split(images, 64)
+        counts = np.sum([np.bincount(part[..., c].ravel(), minlength=256) for part in parts], axis=0)
         mean = float((counts * levels).sum() / counts.sum())
         variance = float((counts * (levels - mean) ** 2).sum() / counts.sum())
         means.append(mean)

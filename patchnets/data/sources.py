@@ -12,7 +12,6 @@ from jaxtyping import UInt8
 
 from patchnets.errors import UserError
 
-
 Example = tuple[UInt8[np.ndarray, "height width channels"], int]
 
 

@@ -11,9 +11,7 @@ import numpy as np
 
 from patchnets.errors import UserError
 
-PART = re.compile(
-    r"(?P<name>\w[\w-]*)(\[(?P<low>-?\d+(\.\d+)?%?)?(?P<colon>:)(?P<high>-?\d+(\.\d+)?%?)?\])?", re.ASCII
-)
+PART = re.compile(r"(?P<name>\w[\w-]*)(\[(?P<low>-?\d+(\.\d+)?%?)?(?P<colon>:)(?P<high>-?\d+(\.\d+)?%?)?\])?", re.ASCII)
 
 
 def _bound(text: str | None, default: int, size: int, spec: str) -> int:
@@ -71,7 +69,7 @@ def overlap(one: list[tuple[str, int, int]], other: list[tuple[str, int, int]]) 
 
 
 def stratified(labels: np.ndarray, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the rest and of a held-out `share`, in which every class has its part; both shuffled, fixed by seed."""
+    """Positions of the rest and of a held-out `share`, in which every class has its part; both shuffled by `seed`."""
     generator = np.random.RandomState(seed)  # its stream is frozen by NumPy's own promise (NEP 19)
     rest, held = [], []
     for label in np.unique(labels):

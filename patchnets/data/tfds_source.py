@@ -10,7 +10,7 @@ import pathlib
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from patchnets.data import decode
@@ -40,9 +40,14 @@ class TfdsRecords:
             rows = self.rows.__getitems__(positions)
         except (OSError, ValueError, IndexError, RuntimeError) as error:
             span = f"records {positions[0]} to {positions[-1]} of {self.name}"
-            raise RunError(f"{span} cannot be read ({_one_line(error)}); delete the prepared data set and prepare it anew") from error
+            raise RunError(
+                f"{span} cannot be read ({_one_line(error)}); delete the prepared data set and prepare it anew"
+            ) from error
         return [
-            (decode.decode_image(row[self.image_key], f"record {i} of {self.name}", self.channels, size), int(row[self.label_key]))
+            (
+                decode.decode_image(row[self.image_key], f"record {i} of {self.name}", self.channels, size),
+                int(row[self.label_key]),
+            )
             for i, row in zip(positions, rows)
         ]
 
@@ -59,7 +64,7 @@ class TfdsSource:
         image_key, label_key = builder.info.supervised_keys
         self.class_names = tuple(builder.info.features[label_key].names)
         self.channels = builder.info.features[image_key].shape[-1] or 3
-        self.sizes = {name: info.num_examples for name, info in builder.info.splits.items()}
+        self.sizes: Mapping[str, int] = {name: info.num_examples for name, info in builder.info.splits.items()}
 
     def records(self, split: str) -> TfdsRecords:
         return TfdsRecords(self.builder, split, self.channels)
@@ -74,7 +79,9 @@ def open_tfds(name: str, data_dir: str | None) -> TfdsSource:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise UserError(f"data set {name!r} is read through tensorflow-datasets; pip install tensorflow-datasets array-record") from error
+        raise UserError(
+            f"data set {name!r} is read through tensorflow-datasets; pip install tensorflow-datasets array-record"
+        ) from error
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS's advice to its own developers
     try:
         builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
@@ -90,8 +97,8 @@ def open_tfds(name: str, data_dir: str | None) -> TfdsSource:
     _check_kind(builder, name)
     if "array_record" not in {f.value for f in builder.info.available_file_formats()}:
         raise UserError(
-            f"{name} lies in {builder.data_dir} as {builder.info.file_format.value} files, which cannot be read by position; "
-            "choose another config.dataset.data_dir, and it is prepared there as array_record"
+            f"{name} lies in {builder.data_dir} as {builder.info.file_format.value} files, which cannot be read by "
+            "position; choose another config.dataset.data_dir, and it is prepared there as array_record"
         )
     return TfdsSource(builder)
 
@@ -102,7 +109,9 @@ def _check_kind(builder: Any, name: str) -> None:
     keys, features = builder.info.supervised_keys, builder.info.features
     pair = [features[key] for key in keys] if keys and len(keys) == 2 and features else []
     if not pair or not isinstance(pair[0], tfds.features.Image) or not isinstance(pair[1], tfds.features.ClassLabel):
-        raise UserError(f"config.dataset.name={name!r} is not for image classification: it has no pair of image and class")
+        raise UserError(
+            f"config.dataset.name={name!r} is not for image classification: it has no pair of image and class"
+        )
 
 
 def _prepare(builder: Any, name: str) -> None:
@@ -110,7 +119,10 @@ def _prepare(builder: Any, name: str) -> None:
     try:
         import tensorflow as tf
     except ImportError as error:
-        raise UserError(f"{name} is not prepared in {builder.data_dir}; preparing it, once, needs tensorflow: pip install tensorflow-cpu") from error
+        raise UserError(
+            f"{name} is not prepared in {builder.data_dir}; preparing it, once, needs TensorFlow: "
+            "pip install tensorflow-cpu"
+        ) from error
     import tensorflow_datasets as tfds
 
     tf.config.set_visible_devices([], "GPU")  # preparing data must not take an accelerator's memory
@@ -121,7 +133,9 @@ def _prepare(builder: Any, name: str) -> None:
         with _quiet_retries():
             builder.download_and_prepare(download_dir=str(downloads))
     except tfds.download.download_manager.NonMatchingChecksumError as error:
-        raise UserError(f"{name}: an archive is not the one TFDS knows, perhaps cut short; remove it: {_one_line(error)}") from error
+        raise UserError(
+            f"{name}: an archive is not the one TFDS knows, perhaps cut short; remove it: {_one_line(error)}"
+        ) from error
     except AssertionError as error:  # TFDS's way of asking for an archive that must be fetched by hand
         raise UserError(f"{name} must be downloaded by hand, to {downloads / 'manual'}: {_one_line(error)}") from error
     except Exception as error:

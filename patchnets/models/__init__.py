@@ -1,7 +1,7 @@
 """The architectures, by the name they have in a configuration, and how one is made from it."""
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -44,7 +44,7 @@ def all_fields() -> dict[str, tuple[type, str]]:
     found: dict[str, tuple[type, str]] = {}
     for name in MODELS:
         for field in fields(name).values():
-            kind = str if field.name in CHOICES else field.type
+            kind = cast(type, str if field.name in CHOICES else field.type)
             found[field.name] = (kind, FIELD_HELP[field.name])
     return found
 
@@ -68,7 +68,9 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
         if name in ("name", "variant") or value is None:
             continue
         if name not in known:
-            raise UserError(f"config.model.{name}={value!r}: {config.name} has no such field; it has {', '.join(known)}")
+            raise UserError(
+                f"config.model.{name}={value!r}: {config.name} has no such field; it has {', '.join(known)}"
+            )
         chosen[name] = value
     missing = [n for n, f in known.items() if n not in chosen and f.default is dataclasses.MISSING]
     if missing:

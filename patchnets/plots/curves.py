@@ -22,7 +22,11 @@ def draw(path: pathlib.Path) -> pathlib.Path:
         raise workdir.UserError(f"{path} holds no figures to draw yet")
     test = next((row for row in workdir.read_metrics(path) if "test_loss" in row), None)
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
-    panels = [("loss", "cross-entropy", 1), ("accuracy", "top-1 accuracy (%)", 100), ("top5_accuracy", "top-5 accuracy (%)", 100)]
+    panels = [
+        ("loss", "cross-entropy", 1),
+        ("accuracy", "top-1 accuracy (%)", 100),
+        ("top5_accuracy", "top-5 accuracy (%)", 100),
+    ]
     for axis, (name, label, scale) in zip(axes, panels):
         for role, colour in (("train", "tab:blue"), ("val", "tab:orange")):
             found = [(row["epoch"], scale * row[f"{role}_{name}"]) for row in rows if f"{role}_{name}" in row]
@@ -34,7 +38,12 @@ def draw(path: pathlib.Path) -> pathlib.Path:
             axis.axhline(value, color="tab:green", linestyle="--", linewidth=1, label=f"test {value:.4g}")
         axis.set(xlabel="epoch", ylabel=label)
         axis.legend()
-    axes[3].plot([row["epoch"] for row in rows], [row["learning_rate"] for row in rows], color="tab:gray", marker="." if len(rows) < 30 else None)
+    axes[3].plot(
+        [row["epoch"] for row in rows],
+        [row["learning_rate"] for row in rows],
+        color="tab:gray",
+        marker="." if len(rows) < 30 else None,
+    )
     axes[3].set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     for axis in axes:
         axis.grid(alpha=0.3)

@@ -1,0 +1,55 @@
+"""Shared by all tests: eight simulated CPU devices in one process, and caches of their own."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8").strip()
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+
+import jax
+import ml_collections
+import pytest
+
+from patchnets import sharding
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory):
+    """No test reads or writes the user's own cache."""
+    place = tmp_path_factory.mktemp("cache")
+    os.environ["PATCHNETS_CACHE"] = str(place)
+    jax.config.update("jax_compilation_cache_dir", str(place / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    return place
+
+
+@pytest.fixture(scope="session")
+def mesh1():
+    """One device."""
+    return sharding.make_mesh(ml_collections.ConfigDict({"data": 1}))
+
+
+@pytest.fixture(scope="session")
+def mesh8():
+    """Eight devices that share every batch."""
+    return sharding.make_mesh(ml_collections.ConfigDict({"data": 8}))
+
+
+@pytest.fixture
+def tiny_config():
+    """A run of a few seconds: a Mixer of 2 small blocks on the digits, 4 epochs of 11 steps, on one device."""
+    from configs import common
+
+    return common.base(
+        dataset=dict(name="digits", train_split="train[:700]", val_split="train[700:800]", test_split="test[:130]"),
+        image_size=8,
+        model=dict(name="mlp_mixer", patch_size=4, depth=2, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32),
+        augment=dict(shift=0.1),
+        batch_size=64,
+        total_epochs=4.0,
+        mesh=dict(data=1),
+        optimizer=dict(learning_rate=1e-2),
+        tensorboard=False,
+        plots=False,
+    )

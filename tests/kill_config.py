@@ -1,0 +1,29 @@
+"""The run that tests/test_kill.py starts and kills: 240 steps, one a dispatch, validated every 60, saved every 20."""
+
+from configs import common
+
+
+def get_config():
+    return common.base(
+        dataset=dict(name="digits"),
+        image_size=8,
+        model=dict(
+            name="mlp_mixer",
+            patch_size=2,
+            depth=2,
+            hidden_dim=64,
+            tokens_mlp_dim=32,
+            channels_mlp_dim=128,
+            dropout_rate=0.1,
+        ),
+        augment=dict(flip=True, zoom=0.1, shift=0.1),
+        batch_size=64,
+        total_steps=240,
+        eval_every_steps=60,
+        checkpoint=dict(every_steps=20),
+        steps_per_dispatch=1,
+        optimizer=dict(learning_rate=3e-3, clip_norm=1.0),
+        schedule=dict(warmup_epochs=1.0),
+        tensorboard=False,
+        plots=False,
+    )

@@ -1,0 +1,120 @@
+"""Real processes, stopped and killed at several points, end with the very bits of a process that was left alone."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+TIMEOUT = 120.0
+
+
+def start(workdir: pathlib.Path) -> subprocess.Popen:
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    config = ROOT / "tests" / "kill_config.py"
+    command = [sys.executable, "-m", "patchnets.main", f"--config={config}", f"--workdir={workdir}"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for(condition, process: subprocess.Popen) -> None:
+    """Returns as soon as `condition` holds; fails if the process ends or time runs out before."""
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+        assert process.poll() is None, f"ended too early: {process.communicate()[0]}"
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.0005)
+
+
+def checkpoints(workdir: pathlib.Path) -> set[str]:
+    return {place.name for place in (workdir / "checkpoints").glob("[0-9]*") if place.name.isdigit()}
+
+
+def final_arrays(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """Every array of the last checkpoint, read without the code under test."""
+    import orbax.checkpoint as ocp
+
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        tree = checkpointer.restore((workdir / "checkpoints" / "240" / "state").absolute())
+    import jax
+
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def figures(workdir: pathlib.Path) -> list[dict]:
+    """The rows of metrics.jsonl, without how fast they came."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    process = start(workdir)
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, output
+    return workdir
+
+
+def test_killed_and_continued_again_and_again_it_ends_with_the_same_bits(uninterrupted, tmp_path):
+    workdir = tmp_path / "run"
+
+    process = start(workdir)  # killed before there is a checkpoint
+    wait_for(lambda: (workdir / "config.json").exists(), process)
+    process.kill()
+    process.communicate()
+    assert not checkpoints(workdir)
+
+    process = start(workdir)  # killed inside a save
+    wait_for(lambda: len(checkpoints(workdir)) >= 1 and list((workdir / "checkpoints").glob("*tmp*")), process)
+    process.kill()
+    process.communicate()
+    assert list((workdir / "checkpoints").glob("*tmp*")), "the save was over before the signal"
+
+    process = start(workdir)  # asked to stop: it saves, wherever it is
+    before = checkpoints(workdir)
+    wait_for(lambda: checkpoints(workdir) - before, process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    stopped_at = max(int(step) for step in checkpoints(workdir))
+    assert f"stopped by signal 15 at step {stopped_at}" in output
+
+    process = start(workdir)  # killed between two saves
+    wait_for(lambda: any(int(step) > stopped_at for step in checkpoints(workdir)), process)
+    process.kill()
+    output, _ = process.communicate()
+    assert f"going on from the checkpoint of step {stopped_at}" in output
+
+    process = start(workdir)  # left alone
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, output
+    expected, found = final_arrays(uninterrupted), final_arrays(workdir)
+    assert expected.keys() == found.keys() and len(expected) > 50
+    for name in expected:
+        np.testing.assert_array_equal(expected[name], found[name], err_msg=name)
+    assert figures(workdir) == figures(uninterrupted)
+    summaries = [json.loads((place / "summary.json").read_text()) for place in (workdir, uninterrupted)]
+    for name in ("test_accuracy", "test_loss", "best_step", "val_accuracy", "config_hash"):
+        assert summaries[0][name] == summaries[1][name]
+
+
+def test_a_second_process_in_the_same_work_directory_stops_at_once(tmp_path):
+    workdir = tmp_path / "run"
+    first = start(workdir)
+    try:
+        wait_for(lambda: (workdir / "config.json").exists(), first)
+        second = start(workdir)
+        output, _ = second.communicate(timeout=TIMEOUT)
+        assert second.returncode == 2
+        assert "another process is running" in output and "Traceback" not in output
+    finally:
+        first.send_signal(signal.SIGINT)
+        output, _ = first.communicate(timeout=TIMEOUT)
+    assert first.returncode == 128 + signal.SIGINT, output

@@ -1,0 +1,233 @@
+"""Whole runs in one process: what they leave behind, how they continue, and how they fail."""
+
+import json
+import resource
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from patchnets import config as config_lib
+from patchnets import steps, trainer
+from patchnets.checkpoints import Checkpoints
+from patchnets.data import sources
+from patchnets.errors import RunError, UserError
+from patchnets.metrics import EvalMetrics
+
+SUMMARY_KEYS = {
+    "test_accuracy", "test_top5_accuracy", "test_loss", "val_accuracy", "val_top5_accuracy", "val_loss", "best_step",
+    "steps", "epochs", "params", "images_per_second", "wall_seconds", "device", "versions", "config_hash", "dataset",
+    "splits",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run: (work directory, configuration, summary)."""
+    from configs import common
+
+    config = common.base(
+        dataset=dict(name="digits"),
+        image_size=8,
+        model=dict(name="mlp_mixer", patch_size=4, depth=2, hidden_dim=32, tokens_mlp_dim=8, channels_mlp_dim=64),
+        batch_size=64,
+        total_epochs=12.0,
+        eval_every_epochs=2.0,
+        log_every_steps=21,
+        mesh=dict(data=1),
+        optimizer=dict(learning_rate=1e-2),
+        checkpoint=dict(keep=1),
+    )
+    path = tmp_path_factory.mktemp("finished") / "run"
+    return path, config, trainer.train(config, path)
+
+
+def test_a_run_learns_and_leaves_a_complete_work_directory(finished):
+    path, config, summary = finished
+    assert summary["test_accuracy"] > 0.85
+    assert summary.keys() >= SUMMARY_KEYS
+    assert json.loads((path / "summary.json").read_text())["test_accuracy"] == summary["test_accuracy"]
+    stored = json.loads((path / "config.json").read_text())
+    assert config_lib.flatten(stored) == config_lib.flatten(config)
+    assert "Total: " in (path / "parameters.txt").read_text()
+    assert (path / "plots" / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list(path.glob("events.out.tfevents.*"))
+
+
+def test_metrics_are_written_when_due_with_train_every_epoch_and_validation_every_second(finished):
+    path, _, summary = finished
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows[:-1]] == list(range(21, 12 * 21 + 1, 21))
+    assert [row["step"] for row in rows if "val_loss" in row] == list(range(42, 12 * 21 + 1, 42))
+    for row in rows[:-1]:
+        assert {"train_loss", "train_accuracy", "learning_rate", "grad_norm", "param_norm"} <= row.keys()
+        # 1,294 examples were counted: the accuracy is a whole number of them.
+        assert row["train_accuracy"] * 1294 == pytest.approx(round(row["train_accuracy"] * 1294), abs=1e-3)
+    assert rows[-1]["test_loss"] == summary["test_loss"]
+    assert rows[0]["train_loss"] > rows[-2]["train_loss"]
+
+
+def test_tensorboard_events_hold_the_same_figures(finished):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.util import tensor_util
+
+    path, _, summary = finished
+    events = EventAccumulator(str(path), size_guidance={"tensors": 0})
+    events.Reload()
+    assert {"train_loss", "val_accuracy", "learning_rate", "test_accuracy"} <= set(events.Tags()["tensors"])
+    (event,) = events.Tensors("test_accuracy")
+    assert float(tensor_util.make_ndarray(event.tensor_proto)) == pytest.approx(summary["test_accuracy"], rel=1e-6)
+
+
+def test_the_test_figures_are_those_of_the_best_checkpoint(finished):
+    path, config, summary = finished
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    validated = [(row["val_accuracy"], row["step"]) for row in rows if "val_loss" in row]
+    assert (summary["val_accuracy"], summary["best_step"]) == max(validated)
+    plan = trainer.make_plan(config)
+    state = plan.initial_state()
+    state = Checkpoints(path / "checkpoints", config.checkpoint).restore(summary["best_step"], _like(state))
+    # Every example of the test split, one by one, without the code that batches them.
+    records = sources.open_source(config.dataset).records("test")
+    images, labels = (np.stack(part) for part in zip(*records.examples(range(len(records)))))
+    logits = plan.model.apply({"params": state.params}, plan.data.preprocess(images), train=False)
+    assert np.mean(np.argmax(logits, -1) == labels) == pytest.approx(summary["test_accuracy"], abs=1e-6)
+
+
+def test_a_finished_run_says_so_and_trains_nothing(finished, capsys, monkeypatch):
+    path, config, summary = finished
+    monkeypatch.setattr(trainer, "make_plan", lambda config: pytest.fail("nothing should be built"))
+    assert trainer.train(config, path) == summary
+    assert "finished" in capsys.readouterr().out
+
+
+def test_another_configuration_is_refused_and_the_differing_keys_are_named(finished):
+    path, config, _ = finished
+    other = ml_collections.ConfigDict(config).copy_and_resolve_references()
+    other.seed, other.optimizer.learning_rate = 7, 0.5
+    with pytest.raises(UserError, match=r"optimizer.learning_rate: 0.01 there, 0.5 here; seed: 0 there, 7 here"):
+        trainer.train(other, path)
+
+
+def test_one_and_eight_devices_give_the_same_metrics(tiny_config, tmp_path):
+    tiny_config.model.dropout_rate = 0.1
+    tiny_config.total_epochs = 1.0
+    one = trainer.train(tiny_config, tmp_path / "one")
+    tiny_config.mesh.data = 8
+    eight = trainer.train(tiny_config, tmp_path / "eight")
+    rows = [
+        [json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "eight")
+    ]
+    assert rows[0][0]["train_loss"] == pytest.approx(rows[1][0]["train_loss"], abs=1e-4)  # the first epoch
+    assert rows[0][0]["val_loss"] == pytest.approx(rows[1][0]["val_loss"], abs=1e-4)
+    assert one["device"].startswith("1 x") and eight["device"].startswith("8 x")
+
+
+def test_a_loss_that_is_not_finite_names_the_step_and_leaves_the_last_checkpoint(tiny_config, tmp_path, monkeypatch):
+    tiny_config.checkpoint.every_steps = 5
+    healthy_step = steps.train_step
+
+    def failing_step(task, state, batch):
+        batch = dict(batch, mask=batch["mask"] * jax.numpy.where(state.step == 17, np.nan, 1.0))
+        return healthy_step(task, state, batch)
+
+    monkeypatch.setattr(steps, "train_step", failing_step)
+    with pytest.raises(RunError, match=r"step 18 is not finite; the checkpoint of step 15 is untouched"):
+        trainer.train(tiny_config, tmp_path / "run")
+    assert Checkpoints(tmp_path / "run" / "checkpoints", tiny_config.checkpoint).latest_step() == 15
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_disk_that_takes_no_more_ends_the_run_in_one_line(tiny_config, tmp_path):
+    trainer.make_plan(tiny_config)  # decoded images are cached by now
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
+    try:
+        with pytest.raises((RunError, OSError)) as caught:
+            trainer.train(tiny_config, tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    trainer.train(tiny_config, tmp_path / "run")  # with room again, the same command goes through
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named_kept_and_passed_over(tiny_config, tmp_path, capsys):
+    straight = trainer.train(tiny_config, tmp_path / "straight")
+    path = tmp_path / "run"
+    trainer.train(tiny_config, path)
+    (path / "summary.json").unlink()
+    latest = path / "checkpoints" / "44"
+    broken = [file for file in latest.rglob("*") if file.is_file() and file.stat().st_size > 500]
+    for file in broken:
+        file.write_bytes(file.read_bytes()[:100])
+    again = trainer.train(tiny_config, path)
+    said = capsys.readouterr().err
+    assert f"checkpoint {latest} cannot be read" in said and "going on from the one before" in said
+    assert "Traceback" not in said
+    assert (path / "checkpoints" / "unreadable" / "44").is_dir()
+    assert again["test_loss"] == straight["test_loss"]
+
+
+def test_with_no_readable_checkpoint_nothing_is_started_over(tiny_config, tmp_path):
+    path = tmp_path / "run"
+    trainer.train(tiny_config, path)
+    (path / "summary.json").unlink()
+    files = sorted(file for file in (path / "checkpoints").rglob("*") if file.is_file())
+    for file in files:
+        file.write_bytes(b"")
+    with pytest.raises(RunError, match="no checkpoint in .* can be read"):
+        trainer.train(tiny_config, path)
+    assert sorted(file for file in (path / "checkpoints").rglob("*") if file.is_file()) == files
+
+
+def test_without_validation_or_test_the_last_state_is_kept(tiny_config, tmp_path):
+    tiny_config.dataset.val_split = tiny_config.dataset.test_split = "none"
+    summary = trainer.train(tiny_config, tmp_path / "run")
+    assert summary["best_step"] == summary["steps"] == 44
+    assert not [key for key in summary if key.startswith(("val_", "test_"))]
+
+
+def test_every_known_key_is_read_by_a_run(tiny_config, tmp_path, monkeypatch):
+    seen: set[str] = set()
+    names = {id(tiny_config): ""} | {
+        id(node): f"{key}." for key, node in tiny_config.items() if isinstance(node, ml_collections.ConfigDict)
+    }
+    whole = {id(tiny_config.augment), id(tiny_config.model)}  # handed over to constructors that take no other key
+
+    def recording(method):
+        def wrapped(self, key, *rest):
+            if id(self) in names:
+                seen.add(names[id(self)] + str(key))
+            return method(self, key, *rest)
+
+        return wrapped
+
+    for name in ("__getattr__", "__getitem__", "get"):
+        monkeypatch.setattr(ml_collections.ConfigDict, name, recording(getattr(ml_collections.ConfigDict, name)))
+    trainer.train(tiny_config, tmp_path / "run")
+    for name in ("folder", "no_such_dataset"):  # what only other data sets look at
+        tiny_config.dataset.name = name
+        with pytest.raises(UserError):
+            sources.open_source(tiny_config.dataset)
+    handed_over = {names[i] for i in whole}
+    expected = {key for key in config_lib.known_keys() if not key.startswith(tuple(handed_over))}
+    assert expected - seen == set()
+
+
+def test_metrics_of_the_same_split_do_not_depend_on_the_batch_size(tiny_config):
+    found = []
+    for batch_size in (7, 64, 130):
+        tiny_config.eval_batch_size = batch_size
+        plan = trainer.make_plan(tiny_config)
+        run = steps.compile_eval_steps(plan.task, plan.data.test.batch, plan.mesh)
+        operands, count = plan.data.test.operands(0)
+        metrics = run(plan.initial_state(), jax.tree.map(np.asarray, EvalMetrics.empty()), operands, 0, count)
+        assert int(metrics.loss.count) == 130
+        found.append({name: float(value) for name, value in metrics.compute().items()})
+    assert found[0] == pytest.approx(found[1], abs=1e-5) == found[2]
+
+
+def _like(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
