@@ -7,9 +7,7 @@ from patchnets.config import default_config
 
 def base(**values) -> ConfigDict:
     """All keys at their defaults, except those given; a dict is a group: `dataset=dict(name="cifar10")`."""
-    config = default_config()
-    config.update(values)
-    return config
+    return default_config(**values)
 
 
 def mixer_cifar(dataset: str) -> ConfigDict:

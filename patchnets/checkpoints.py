@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -170,6 +171,7 @@ class Checkpoints:
 def _hush_abandoned_reads() -> None:
     """When one array of a checkpoint cannot be read, orbax closes its event loop under the reads of all the others, each
     of which then prints a traceback from a thread. The failure itself is raised; these say nothing more."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     before = sys.unraisablehook
 
     def hook(args: Any) -> None:

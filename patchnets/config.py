@@ -115,8 +115,11 @@ def known_keys() -> dict[str, Key]:
     return KEYS | fields
 
 
-def default_config() -> ml_collections.ConfigDict:
-    """A configuration with every known key at its default; keys that are not set hold typed placeholders."""
+def default_config(**values: Any) -> ml_collections.ConfigDict:
+    """Every known key at its default, except those given; `model=dict(depth=4)` sets model.depth.
+
+    Keys that are not set hold typed placeholders. Raises UserError for a key that does not exist.
+    """
     config = ml_collections.ConfigDict()
     for name, key in known_keys().items():
         *parents, leaf = name.split(".")
@@ -126,7 +129,12 @@ def default_config() -> ml_collections.ConfigDict:
                 node[parent] = ml_collections.ConfigDict()
             node = node[parent]
         node[leaf] = config_dict.placeholder(key.default) if isinstance(key.default, type) else key.default
-    return config.lock()
+    config.lock()
+    for name in flatten(values):
+        if name not in known_keys():
+            raise unknown_key(name)
+    config.update(values)
+    return config
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -168,7 +176,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         raise UserError(f"config.{missing[0]} is missing; start from patchnets.config.default_config()")
     for one, other in ALTERNATIVES:
         if one in flat and other in flat:
-            raise UserError(f"config.{one}={flat[one]} and config.{other}={flat[other]} are both set; set one to None")
+            raise UserError(f"config.{one}={flat[one]} and config.{other}={flat[other]} are both set; give one")
     if "total_epochs" not in flat and "total_steps" not in flat:
         raise UserError("the length of the run is not set; give config.total_epochs or config.total_steps")
     models.check(config.model, config.image_size)

@@ -13,7 +13,9 @@ import itertools
 import os
 import pathlib
 import re
+import runpy
 import sys
+import traceback
 import warnings
 
 from absl import flags, logging
@@ -31,25 +33,23 @@ def parse(argv: list[str]):
     for name in re.findall(r"^--(?:no)?config\.([\w.]+)", "\n".join(argv), re.MULTILINE):
         if name not in config_lib.known_keys():
             raise config_lib.unknown_key(name)
-    values = flags.FlagValues()
-    config_flag = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv, lock_config=True)
-    workdir_flag = flags.DEFINE_string("workdir", None, "", flag_values=values)
     path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
     path = path or next((b for a, b in itertools.pairwise(argv) if a == "--config"), None)
     if path is None:
         raise UserError("--config is not given; for example --config=configs/mixer_digits.py, and --help explains")
-    if not pathlib.Path(path.split(":", 1)[0]).is_file():
-        raise UserError(f"--config={path}: there is no such file")
+    _load(path)
+    values = flags.FlagValues()
+    config_flag = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv, lock_config=True)
+    workdir_flag = flags.DEFINE_string("workdir", None, "", flag_values=values)
     try:
         rest = values(argv)
-        config = config_flag.value
-        config.keys()  # a file that could not be loaded raises here
-    except UserError:
-        raise
-    except flags.Error as error:
+    except (flags.Error, TypeError, ValueError) as error:
         raise UserError(_tidy(error)) from error
-    except Exception as error:  # anything a config file may do
-        raise UserError(f"--config={path} cannot be loaded: {type(error).__name__}: {_tidy(error)}") from error
+    config = config_flag.value
+    given = config_flags.get_override_values(values["config"])
+    for one, other in (pair[::order] for pair in config_lib.ALTERNATIVES for order in (1, -1)):
+        if one in given and other not in given:  # the command line says steps where the file says epochs, or the reverse
+            config.update_from_flattened_dict({other: None})
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not understood; overrides have the form --config.KEY=VALUE")
     config_lib.check(config)
@@ -58,9 +58,25 @@ def parse(argv: list[str]):
     return config, workdir_flag.value or os.path.join("runs", f"{name}-{variant}" if variant else name)
 
 
+def _load(path: str) -> None:
+    """Loads a configuration file once to say what is wrong with it, which the flag that loads it again does not."""
+    file, *argument = path.split(":", 1)
+    if not pathlib.Path(file).is_file():
+        raise UserError(f"--config={path}: there is no such file")
+    sys.modules.pop("config_config", None)  # the name under which the flag would find an earlier file again
+    try:
+        runpy.run_path(file)["get_config"](*argument).keys()
+    except UserError:
+        raise
+    except Exception as error:  # anything that a file may do
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+        where = f" (line {lines[-1]})" if lines else ""
+        raise UserError(f"--config={path} cannot be loaded: {type(error).__name__}: {_tidy(error)}{where}") from error
+
+
 def _tidy(error: BaseException) -> str:
     """An error's own words in one line; of a traceback only what it ends with."""
-    text = str(error).strip()
+    text = str(error).strip().split(" Other fields present")[0]  # ml_collections would print them all
     if "Traceback" in text:
         text = text.splitlines()[-1]
     return " ".join(text.split())[:400]

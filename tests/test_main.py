@@ -1,0 +1,150 @@
+"""The command line: what is wrong with a request is told in one line, before anything is written or compiled."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from patchnets import config as config_lib
+from patchnets import main, trainer
+
+ROOT = pathlib.Path(__file__).parent.parent
+DIGITS = f"--config={ROOT / 'configs' / 'mixer_digits.py'}"
+
+
+@pytest.fixture
+def one_line(capsys, monkeypatch, tmp_path):
+    """Runs a command line that must fail with status 2 before data is opened, and returns the one line it prints."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main, "keep_compiled", lambda: None)
+
+    def run(*arguments: str, status: int = 2) -> str:
+        assert main.run(["patchnets.main", *arguments]) == status
+        printed = capsys.readouterr()
+        assert printed.out == "" and printed.err.count("\n") == 1, printed
+        assert printed.err.startswith("patchnets: ")
+        assert list(tmp_path.iterdir()) == []
+        return printed.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["--config is not given"]),
+        (["--config=nowhere.py"], ["nowhere.py", "no such file"]),
+        ([DIGITS, "--config.batchsize=3"], ["config.batchsize", "did you mean config.batch_size"]),
+        ([DIGITS, "--config.learning_rate=3"], ["config.learning_rate", "config.optimizer.learning_rate"]),
+        ([DIGITS, "--config.batch_size=many"], ["config.batch_size", "many"]),
+        ([DIGITS, "--config.batch_size=2.5"], ["config.batch_size", "2.5"]),
+        ([DIGITS, "--config.batch_size=0"], ["config.batch_size=0", "at least 1"]),
+        ([DIGITS, "--config.augment.zoom=1.5"], ["config.augment.zoom=1.5"]),
+        ([DIGITS, "--config.optimizer.learning_rate=nan"], ["config.optimizer.learning_rate=nan"]),
+        ([DIGITS, "--config.schedule.name=cosinus"], ["cosinus", "constant, cosine, linear"]),
+        ([DIGITS, "--config.model.patch_size=3"], ["image_size 8", "patch_size 3", "use 6 or 9"]),
+        ([DIGITS, "--config.model.variant=S/64"], ["S/64", "S/32, S/16, B/32"]),
+        ([DIGITS, "--config.model.name=resnet"], ["resnet", "mlp_mixer"]),
+        ([DIGITS, "--config.model.dtype=float8"], ["float8", "bfloat16"]),
+        ([DIGITS, "--config.model.dropout_rate=1"], ["dropout_rate=1"]),
+        (
+            [DIGITS, "--config.total_steps=5", "--config.total_epochs=2"],
+            ["config.total_epochs", "config.total_steps=5"],
+        ),
+        ([DIGITS, "--config.dataset.name=folder"], ["config.dataset.path"]),
+        ([DIGITS, "--config.dataset.train_split=train[:10x]"], ["train[:10x]"]),
+        ([DIGITS, "--config.dataset.val_split=train[:10%]"], ["train[:10%]", "share"]),
+        ([DIGITS, "--config.mesh.data=9"], ["config.mesh.data=9", "8 devices"]),
+        ([DIGITS, "--config.batch_size=60"], ["60", "8 devices", "56 or 64"]),
+        ([DIGITS, "--config.dataset.max_resident_gib=1e-9"], ["max_resident_gib"]),
+        ([DIGITS, "--config.schedule.warmup_epochs=60"], ["warm-up"]),
+        ([DIGITS, "--wrokdir=x"], ["wrokdir"]),
+        ([DIGITS, "extra"], ["extra"]),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(one_line, arguments, words):
+    said = one_line(*arguments)
+    assert all(word in said for word in words), said
+
+
+def test_errors_in_a_config_file_are_told_with_their_kind(one_line, tmp_path_factory):
+    place = tmp_path_factory.mktemp("configs")
+    (place / "unknown.py").write_text(
+        "from configs import common\ndef get_config():\n    return common.base(bacth_size=3)\n"
+    )
+    (place / "wrong.py").write_text(
+        "from configs import common\ndef get_config():\n    return common.base(batch_size='3')\n"
+    )
+    (place / "syntax.py").write_text("def get_config(:\n")
+    (place / "missing.py").write_text("import no_such_module\n")
+    (place / "empty.py").write_text("x = 1\n")
+    assert "unknown key config.bacth_size; did you mean config.batch_size?" in one_line(
+        f"--config={place / 'unknown.py'}"
+    )
+    assert "wrong.py cannot be loaded: TypeError" in (said := one_line(f"--config={place / 'wrong.py'}"))
+    assert "batch_size" in said
+    assert "SyntaxError" in one_line(f"--config={place / 'syntax.py'}")
+    assert "no_such_module" in one_line(f"--config={place / 'missing.py'}")
+    assert "get_config" in one_line(f"--config={place / 'empty.py'}")
+
+
+@pytest.fixture
+def parsed(monkeypatch):
+    """Runs a command line and returns the configuration and work directory that training would get."""
+
+    def run(*arguments: str):
+        caught = []
+        monkeypatch.setattr(trainer, "train", lambda *given: caught.append(given))
+        assert main.run(["patchnets.main", *arguments]) == 0
+        return caught[0]
+
+    return run
+
+
+def test_overrides_of_every_kind_reach_the_run(parsed):
+    config, workdir = parsed(
+        DIGITS, "--config.model.variant=B/16", "--config.image_size", "32", "--config.model.patch_size=4",
+        "--config.augment.flip", "--config.seed=3", "--noconfig.plots", "--workdir=somewhere",
+        "--config.total_steps=10",
+    )  # fmt: skip
+    assert workdir == "somewhere"
+    assert (config.model.variant, config.image_size, config.model.patch_size, config.seed) == ("B/16", 32, 4, 3)
+    assert config.augment.flip is True and config.plots is False
+    assert config.total_epochs is None and config.total_steps == 10
+
+
+def test_the_work_directory_is_named_after_the_configuration(parsed):
+    assert parsed(DIGITS)[1] == "runs/mixer_digits"
+
+
+def test_help_explains_every_key_and_what_the_exit_statuses_mean(capsys):
+    assert main.run(["patchnets.main", DIGITS, "--help"]) == 0
+    text = capsys.readouterr().out
+    for name in config_lib.known_keys():
+        assert f"--config.{name} " in text
+    assert "143" in text and "--workdir" in text
+    assert "--config.image_size" in text and " 8 " in text
+
+
+def test_a_mistake_costs_one_line_and_status_2_in_a_real_process(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "patchnets.main",
+        DIGITS,
+        "--config.model.patch_size=3",
+        f"--workdir={tmp_path / 'x'}",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "image_size 8 is not divisible by patch_size 3" in done.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_work_directory_that_cannot_be_made_is_told_in_one_line(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    for place, status in ((tmp_path / "file", 2), (tmp_path / "file" / "below", 1)):
+        assert main.run(["patchnets.main", DIGITS, "--config.mesh.data=1", f"--workdir={place}"]) == status
+        printed = capsys.readouterr()
+        assert printed.err.count("\n") == 1 and str(tmp_path / "file") in printed.err, printed

@@ -1,0 +1,99 @@
+"""Steps a dispatch and images a second, by a clock that the test moves."""
+
+import time
+
+import pytest
+
+from patchnets.pace import SECONDS_PER_DISPATCH, Pace
+
+
+class Clock:
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(time, "perf_counter", made)
+    return made
+
+
+def dispatch(pace: Pace, clock: Clock, steps: int, images: int, seconds: float) -> None:
+    with pace.measure(steps, images):
+        clock.now += seconds
+    clock.now += 1000.0  # what happens between two dispatches is not counted
+
+
+def test_fixed_steps_are_given_unless_fewer_are_left(clock):
+    pace = Pace(fixed_steps=7)
+    assert [pace.steps(100), pace.steps(7), pace.steps(3)] == [7, 7, 3]
+    for _ in range(3):
+        dispatch(pace, clock, 7, 70, 0.001)
+    assert pace.steps(1000) == 7
+
+
+def test_steps_fill_about_the_time_of_a_dispatch_once_a_dispatch_after_compilation_was_timed(clock):
+    pace = Pace()
+    assert pace.steps(1000) == 1
+    dispatch(pace, clock, 1, 10, 60.0)  # compiles
+    assert pace.steps(1000) == 1
+    dispatch(pace, clock, 1, 10, SECONDS_PER_DISPATCH / 16)
+    assert pace.steps(1000) == 16
+    dispatch(pace, clock, 16, 160, SECONDS_PER_DISPATCH / 2)  # twice as fast by now
+    assert pace.steps(1000) == 32
+
+
+def test_steps_are_never_more_than_at_most_nor_fewer_than_one(clock):
+    pace = Pace()
+    dispatch(pace, clock, 1, 10, 60.0)
+    dispatch(pace, clock, 1, 10, SECONDS_PER_DISPATCH / 64)
+    assert [pace.steps(64), pace.steps(63), pace.steps(5), pace.steps(1)] == [64, 63, 5, 1]
+    dispatch(pace, clock, 1, 10, 10 * SECONDS_PER_DISPATCH)
+    assert pace.steps(1000) == 1
+
+
+def test_first_dispatch_is_not_counted(clock):
+    pace = Pace()
+    dispatch(pace, clock, 1, 128, 60.0)
+    assert (pace.images, pace.seconds, pace.images_per_second) == (0, 0.0, None)
+    dispatch(pace, clock, 2, 256, 0.5)
+    dispatch(pace, clock, 4, 512, 1.5)
+    assert pace.images == 768 and pace.seconds == pytest.approx(2.0)
+    assert pace.images_per_second == pytest.approx(384.0)
+
+
+def test_dispatch_that_fails_is_not_counted(clock):
+    pace = Pace()
+    dispatch(pace, clock, 1, 10, 1.0)
+    dispatch(pace, clock, 1, 10, 1.0)
+    with pytest.raises(RuntimeError, match="lost"), pace.measure(1, 10):
+        clock.now += 50.0
+        raise RuntimeError("lost")
+    assert (pace.images, pace.seconds) == (10, pytest.approx(1.0))
+
+
+def test_lap_gives_the_rate_since_the_last_lap(clock):
+    pace = Pace()
+    assert pace.lap() is None
+    dispatch(pace, clock, 1, 100, 60.0)
+    assert pace.lap() is None
+    dispatch(pace, clock, 1, 100, 2.0)
+    dispatch(pace, clock, 1, 100, 2.0)
+    assert pace.lap() == pytest.approx(50.0)
+    dispatch(pace, clock, 1, 100, 0.5)
+    assert pace.lap() == pytest.approx(200.0)
+    assert pace.lap() is None
+    assert pace.images_per_second == pytest.approx(300 / 4.5)
+
+
+def test_continued_run_adds_to_what_an_earlier_process_counted_and_laps_from_there(clock):
+    pace = Pace(images=1000, seconds=10.0)
+    assert pace.images_per_second == pytest.approx(100.0)
+    dispatch(pace, clock, 1, 500, 60.0)  # compiles, in this process
+    dispatch(pace, clock, 1, 500, 5.0)
+    assert (pace.images, pace.seconds) == (1500, pytest.approx(15.0))
+    assert pace.lap() == pytest.approx(100.0)
