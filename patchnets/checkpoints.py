@@ -155,7 +155,7 @@ class Checkpoints:
         return RunError(f"no checkpoint in {self.directory} can be read; to start anew, give another --workdir")
 
     def _set_aside(self, steps: list[int]) -> None:
-        """Moves checkpoints out of the way, to unreadable/, so that nothing is deleted and the steps can be saved anew."""
+        """Moves checkpoints to unreadable/, so that nothing is deleted and their steps can be saved anew."""
         aside = self.directory / "unreadable"
         for step in steps:
             aside.mkdir(exist_ok=True)
@@ -169,8 +169,10 @@ class Checkpoints:
 
 
 def _hush_abandoned_reads() -> None:
-    """When one array of a checkpoint cannot be read, orbax closes its event loop under the reads of all the others, each
-    of which then prints a traceback from a thread. The failure itself is raised; these say nothing more."""
+    """Keeps threads from printing a traceback for every array once one of a checkpoint could not be read.
+
+    Orbax then closes its event loop under the reads of all the others. The failure itself is raised; these add nothing.
+    """
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     before = sys.unraisablehook
 

@@ -25,6 +25,12 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def device_name() -> str:
+    """What kind of devices JAX uses: "NVIDIA H200 (gpu)", or "cpu"."""
+    device = jax.devices()[0]
+    return device.platform if device.device_kind == device.platform else f"{device.device_kind} ({device.platform})"
+
+
 def introduce(
     config: ml_collections.ConfigDict,
     *,
@@ -45,9 +51,8 @@ def introduce(
     variant = f" {config.model.variant}" if config.model.variant else ""
     fields = ", ".join(f"{k} {v}" for k, v in model_fields.items())
     per_epoch = data.train.steps_per_epoch
-    device = jax.devices()[0]
     print(overview)
-    print(f"patchnets {__version__} on JAX {jax.__version__}, {devices} x {device.device_kind} ({device.platform})")
+    print(f"patchnets {__version__} on JAX {jax.__version__}, {devices} x {device_name()}")
     print(f"  data     {data.name}: {counts}; {len(data.class_names)} classes; {shown}, {data.channels} channel(s)")
     print(f"  model    {config.model.name}{variant}: {params:,} parameters; {fields}")
     print(
@@ -99,7 +104,8 @@ class Progress:
         for role in ("train", "val"):
             if f"{role}_loss" in row:
                 text += f" | {role} loss {row[f'{role}_loss']:.4f} top-1 {row[f'{role}_accuracy']:6.2%}"
-                text += f" top-5 {row[f'{role}_top5_accuracy']:6.2%}"
+        if "val_loss" in row:
+            text += f" top-5 {row['val_top5_accuracy']:6.2%}"
         if "images_per_second" in row:
             text += f" | {row['images_per_second']:,.0f} images/s"
         self.say(text)

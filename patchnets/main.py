@@ -20,6 +20,7 @@ import warnings
 
 from absl import flags, logging
 
+from patchnets import STARTED
 from patchnets.errors import RunError, Stopped, UserError
 
 
@@ -48,7 +49,9 @@ def parse(argv: list[str]):
     config = config_flag.value
     given = config_flags.get_override_values(values["config"])
     for one, other in (pair[::order] for pair in config_lib.ALTERNATIVES for order in (1, -1)):
-        if one in given and other not in given:  # the command line says steps where the file says epochs, or the reverse
+        if (
+            one in given and other not in given
+        ):  # the command line says steps where the file says epochs, or the reverse
             config.update_from_flattened_dict({other: None})
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not understood; overrides have the form --config.KEY=VALUE")
@@ -130,7 +133,7 @@ def run(argv: list[str]) -> int:
         keep_compiled()
         from patchnets import trainer
 
-        trainer.train(config, workdir)
+        trainer.train(config, workdir, began=STARTED)
     except (UserError, RunError, Stopped) as error:
         print(f"patchnets: {error}", file=sys.stderr)
         return error.status

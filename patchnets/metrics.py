@@ -22,7 +22,7 @@ class GradNorm(clu_metrics.Average):
     """The mean over steps of a figure that a step has one of, which no mask applies to."""
 
     @classmethod
-    def from_model_output(cls, grad_norm: Array, **_: Any) -> "GradNorm":  # type: ignore[override]
+    def from_model_output(cls, grad_norm: Array, **_: Any) -> "GradNorm":
         return super().from_model_output(grad_norm)
 
 

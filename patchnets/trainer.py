@@ -82,14 +82,19 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     return Plan(config, mesh, data, model, optimizer, schedule, task, total_steps, min(eval_every, total_steps))
 
 
-def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) -> dict[str, Any]:
+def train(
+    config: ml_collections.ConfigDict, workdir: str | os.PathLike[str], began: float | None = None
+) -> dict[str, Any]:
     """Trains what `config` describes, or goes on where an earlier run in `workdir` was cut, and returns the summary.
+
+    `began` is the time.monotonic() from which the run's seconds are counted, where that is before the call.
 
     Raises:
       UserError: the configuration, the data or the work directory cannot be used; nothing was written.
       RunError: the run had to stop; what was saved stays as it is.
       Stopped: a signal asked for it; the state was saved.
     """
+    began = time.monotonic() if began is None else began
     place = Workdir(workdir, config)
     if summary := place.finished():
         print(f"{place.path} holds a finished run of this configuration; nothing to do")
@@ -101,7 +106,7 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
     board = TensorBoard(place.path, config.tensorboard)
     try:
         with StopRequest() as stop:
-            return Run(plan, place, checkpoints, board, stop).complete()
+            return Run(plan, place, checkpoints, board, stop, began).complete()
     finally:
         board.close()
         checkpoints.close()
@@ -111,9 +116,18 @@ def train(config: ml_collections.ConfigDict, workdir: str | os.PathLike[str]) ->
 class Run:
     """A plan being carried out in a work directory."""
 
-    def __init__(self, plan: Plan, place: Workdir, checkpoints: Checkpoints, board: TensorBoard, stop: StopRequest):
+    def __init__(
+        self,
+        plan: Plan,
+        place: Workdir,
+        checkpoints: Checkpoints,
+        board: TensorBoard,
+        stop: StopRequest,
+        began: float,
+    ):
         self.plan, self.place, self.checkpoints, self.board, self.stop = plan, place, checkpoints, board, stop
-        self.began = time.monotonic()
+        self.began = began
+        self.first_step_seconds: float | None = None
         self.state = plan.initial_state()
         self.like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state)
         restored = checkpoints.restore_latest(self.like)
@@ -130,6 +144,7 @@ class Run:
         params = self.introduce()
         self.fit()
         summary = self.test() | self.circumstances(params)
+        self.board.close()  # which imports, in its thread, what drawing imports too
         if self.plan.config.plots:
             self.draw()
         self.place.write_json("summary.json", summary)
@@ -172,6 +187,9 @@ class Run:
                     self.state, finite, param_norm = train_steps(self.state, operands, count)
                     healthy = bool(finite)
                 step = int(self.state.step)
+                if self.first_step_seconds is None:
+                    self.first_step_seconds = round(time.monotonic() - self.began, 1)
+                    progress.say(f"first step after {self.first_step_seconds:.1f} s")
                 if not healthy:
                     raise self.not_finite(f"the loss or its gradient at step {step:,}")
                 progress.advance(count, self.pace, plan.total_steps - step)
@@ -254,14 +272,15 @@ class Run:
 
     def circumstances(self, params: int) -> dict[str, Any]:
         """The rest of the summary: how long, how fast, on what."""
-        plan, device = self.plan, jax.devices()[0]
+        plan = self.plan
         return {
             "steps": plan.total_steps,
             "epochs": round(plan.total_steps / plan.data.train.steps_per_epoch, 4),
             "params": params,
             "images_per_second": self.pace.images_per_second and round(self.pace.images_per_second, 1),
+            "first_step_seconds": self.first_step_seconds,
             "wall_seconds": round(self.wall_seconds, 1),
-            "device": f"{plan.mesh.size} x {device.device_kind} ({device.platform}, {os.cpu_count()} host cores)",
+            "device": f"{plan.mesh.size} x {console.device_name()}, host with {os.cpu_count()} cores",
             "versions": {
                 "patchnets": __version__,
                 "python": platform.python_version(),

@@ -95,7 +95,7 @@ def parsed(monkeypatch):
 
     def run(*arguments: str):
         caught = []
-        monkeypatch.setattr(trainer, "train", lambda *given: caught.append(given))
+        monkeypatch.setattr(trainer, "train", lambda *given, began: caught.append(given))
         assert main.run(["patchnets.main", *arguments]) == 0
         return caught[0]
 

@@ -56,7 +56,7 @@ def batches() -> list[dict[str, np.ndarray]]:
     return made
 
 
-def real(batches: list[dict[str, np.ndarray]], name: str) -> np.ndarray:
+def real_values(batches: list[dict[str, np.ndarray]], name: str) -> np.ndarray:
     return np.concatenate([batch[name][batch["mask"] == 1] for batch in batches]).astype(np.float64)
 
 
@@ -70,10 +70,10 @@ def test_merged_batches_of_different_fill_equal_one_average_over_the_real_exampl
     found = merged.compute()
     assert set(found) == set(NAMES)
     for name, source in NAMES.items():
-        np.testing.assert_allclose(found[name], real(batches, source).mean(), rtol=1e-6)
+        np.testing.assert_allclose(found[name], real_values(batches, source).mean(), rtol=1e-6)
     assert int(merged.loss.count) == 20
     of_means = np.mean([batch["loss"][batch["mask"] == 1].mean() for batch in batches])
-    assert abs(of_means - real(batches, "loss").mean()) > 0.01, "the mean of means would pass as well"
+    assert abs(of_means - real_values(batches, "loss").mean()) > 0.01, "the mean of means would pass as well"
 
 
 def test_order_and_grouping_of_merging_do_not_matter(batches):
@@ -94,7 +94,7 @@ def test_training_metrics_average_examples_and_the_gradient_norm_over_steps(batc
     found = merged.compute()
     assert set(found) == set(NAMES) | {"grad_norm"}
     for name, source in NAMES.items():
-        np.testing.assert_allclose(found[name], real(batches, source).mean(), rtol=1e-6)
+        np.testing.assert_allclose(found[name], real_values(batches, source).mean(), rtol=1e-6)
     np.testing.assert_allclose(found["grad_norm"], 4.0, rtol=1e-6)
 
 

@@ -1,0 +1,171 @@
+"""A resident feed shows every example once an epoch, in an order fixed by the seed, whatever the devices."""
+
+import jax
+import numpy as np
+import pytest
+
+from patchnets.data.resident import ResidentFeed, epoch_order
+
+EXAMPLES, BATCH, STEPS = 21, 8, 3
+
+
+def make_feed(mesh, seed=0, examples=EXAMPLES, batch_size=BATCH):
+    """A feed whose images and labels both tell the example's position."""
+    positions = np.arange(examples)
+    images = np.broadcast_to(positions[:, None, None, None], (examples, 2, 2, 3)).astype(np.uint8)
+    return ResidentFeed(images, positions, batch_size=batch_size, mesh=mesh, shuffle_seed=seed)
+
+
+@pytest.fixture(scope="module")
+def batch_of():
+    """(feed, step) -> that step's batch, each feed compiled once."""
+    compiled = {}
+
+    def get(feed, step):
+        run = compiled.setdefault(feed, jax.jit(feed.batch))
+        return run(feed.operands(step)[0], np.int32(step))
+
+    return get
+
+
+@pytest.fixture(scope="module")
+def feed1(mesh1):
+    return make_feed(mesh1)
+
+
+@pytest.fixture(scope="module")
+def feed8(mesh8):
+    return make_feed(mesh8)
+
+
+def visited(batch_of, feed, epoch):
+    """Positions of the examples that count, in the order in which an epoch shows them."""
+    order = []
+    for step in range(epoch * feed.steps_per_epoch, (epoch + 1) * feed.steps_per_epoch):
+        batch = jax.device_get(batch_of(feed, step))
+        order += batch["label"][batch["mask"] == 1].tolist()
+    return order
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_every_epoch_visits_each_example_exactly_once(batch_of, feed1, feed8, devices):
+    feed = feed1 if devices == 1 else feed8
+    for epoch in (0, 1, 7):
+        assert sorted(visited(batch_of, feed, epoch)) == list(range(EXAMPLES))
+
+
+def test_images_stay_with_their_labels(batch_of, feed8):
+    for step in range(2 * STEPS):
+        batch = jax.device_get(batch_of(feed8, step))
+        assert batch["image"].dtype == np.uint8
+        np.testing.assert_array_equal(
+            batch["image"], np.broadcast_to(batch["label"][:, None, None, None], (BATCH, 2, 2, 3))
+        )
+
+
+def test_the_order_differs_between_epochs_and_seeds_and_is_equal_for_equal_seeds(batch_of, mesh1, feed1):
+    orders = [visited(batch_of, feed1, epoch) for epoch in range(4)]
+    other = make_feed(mesh1, seed=1)
+    orders += [visited(batch_of, other, epoch) for epoch in range(4)]
+    assert len({tuple(order) for order in [*orders, range(EXAMPLES)]}) == 9
+    again = make_feed(mesh1)
+    assert [visited(batch_of, again, epoch) for epoch in range(4)] == orders[:4]
+
+
+def test_the_last_batch_is_filled_up_with_examples_that_do_not_count(batch_of, feed1):
+    assert feed1.steps_per_epoch == STEPS
+    for epoch in (0, 3):
+        masks = [np.asarray(batch_of(feed1, epoch * STEPS + i)["mask"]) for i in range(STEPS)]
+        np.testing.assert_array_equal(np.concatenate(masks), [1.0] * EXAMPLES + [0.0] * (STEPS * BATCH - EXAMPLES))
+        assert masks[0].dtype == np.float32
+    last = jax.device_get(batch_of(feed1, STEPS - 1))
+    assert {name: array.shape for name, array in last.items()} == {
+        "image": (BATCH, 2, 2, 3),
+        "label": (BATCH,),
+        "mask": (BATCH,),
+    }
+    assert set(last["label"].tolist()) <= set(range(EXAMPLES))
+
+
+def test_a_split_that_fills_its_batches_has_nothing_masked(batch_of, mesh1):
+    feed = make_feed(mesh1, examples=16)
+    assert feed.steps_per_epoch == 2
+    assert all(np.asarray(batch_of(feed, step)["mask"]).all() for step in range(4))
+
+
+def test_the_batch_of_a_step_is_the_same_when_it_is_reached_directly(batch_of, mesh1, feed1):
+    walked = [jax.device_get(batch_of(feed1, step)) for step in range(4 * STEPS)]
+    for step in (10, 4, 11, 0):  # forwards and backwards, from a feed that has seen nothing
+        direct = jax.device_get(batch_of(make_feed(mesh1) if step == 10 else feed1, step))
+        for name in ("image", "label", "mask"):
+            np.testing.assert_array_equal(direct[name], walked[step][name])
+
+
+def test_operands_say_for_how_many_steps_they_serve(feed1):
+    assert [feed1.operands(step)[1] for step in range(7)] == [3, 2, 1, 3, 2, 1, 3]
+    first, later = feed1.operands(3)[0], feed1.operands(5)[0]
+    np.testing.assert_array_equal(first.order, later.order)
+
+
+def test_several_steps_in_one_dispatch_see_the_same_batches(batch_of, feed1):
+    operands, steps = feed1.operands(STEPS)
+
+    @jax.jit
+    def several(operands):
+        return jax.lax.map(lambda step: feed1.batch(operands, step)["label"], STEPS + np.arange(steps))
+
+    expected = [batch_of(feed1, STEPS + i)["label"] for i in range(STEPS)]
+    np.testing.assert_array_equal(several(operands), expected)
+
+
+@pytest.mark.parametrize("seed", [0, None])
+def test_one_device_and_eight_see_the_same_batches(batch_of, mesh1, mesh8, seed):
+    one, eight = make_feed(mesh1, seed), make_feed(mesh8, seed)
+    for step in (0, 2, 5):
+        a, b = jax.device_get((batch_of(one, step), batch_of(eight, step)))
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_each_of_eight_devices_holds_its_share_of_a_batch(batch_of, feed8):
+    batch = batch_of(feed8, 0)
+    for array in batch.values():
+        assert {shard.data.shape for shard in array.addressable_shards} == {(BATCH // 8, *array.shape[1:])}
+        assert len({shard.device for shard in array.addressable_shards}) == 8
+
+
+def test_evaluation_keeps_the_order_of_the_split_every_time(batch_of, mesh8):
+    feed = make_feed(mesh8, seed=None)
+    assert visited(batch_of, feed, 0) == visited(batch_of, feed, 3) == list(range(EXAMPLES))
+
+
+@pytest.mark.parametrize("seed", [0, None])
+def test_a_batch_larger_than_the_split_counts_each_example_once(batch_of, mesh8, seed):
+    feed = make_feed(mesh8, seed, examples=3)
+    assert feed.steps_per_epoch == 1
+    for step in (0, 5):
+        batch = jax.device_get(batch_of(feed, step))
+        assert batch["label"].shape == (BATCH,)
+        assert batch["mask"].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+        assert sorted(batch["label"][:3].tolist()) == [0, 1, 2]
+        assert set(batch["label"].tolist()) == {0, 1, 2}
+
+
+def test_a_single_example_makes_an_epoch(batch_of, mesh1):
+    feed = make_feed(mesh1, examples=1)
+    assert visited(batch_of, feed, 0) == visited(batch_of, feed, 1) == [0]
+
+
+def test_arrays_that_are_not_contiguous_are_taken_by_their_values(batch_of, mesh1):
+    positions = np.arange(EXAMPLES)
+    images = np.broadcast_to(positions[:, None, None, None], (EXAMPLES, 2, 2, 3)).astype(np.uint8)
+    backwards = ResidentFeed(images[::-1], positions[::-1], batch_size=EXAMPLES, mesh=mesh1)
+    batch = jax.device_get(batch_of(backwards, 0))
+    assert batch["label"].tolist() == positions[::-1].tolist()
+    np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], positions[::-1])
+
+
+def test_every_example_is_as_likely_to_come_first_as_any_other():
+    first = jax.jit(jax.vmap(lambda epoch: epoch_order(0, epoch, size=4)[0]))(np.arange(2000))
+    counts = np.bincount(first, minlength=4)
+    assert np.abs(counts - 500).max() < 5 * np.sqrt(2000 * 0.25 * 0.75)
