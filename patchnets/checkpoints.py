@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import pathlib
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -185,5 +186,8 @@ def _hush_abandoned_reads() -> None:
 
 
 def _first_line(error: BaseException) -> str:
+    """The reason in few words: the operating system's where it gave one, else the beginning of what was said."""
     text = " ".join(str(error).split())
+    if reason := re.search(r": ([^:\[\]]+) \[[^\]]*os_error_code", text):
+        return reason[1].strip()
     return (text[:200] + " ...") if len(text) > 200 else text or type(error).__name__

@@ -34,6 +34,11 @@ def within(low: float, high: float) -> Rule:
     return f"a number from {low} up to, not including, {high}", lambda v: low <= v < high
 
 
+def between(low: float, high: float) -> Rule:
+    """A number in [low, high]."""
+    return f"a number from {low} to {high}", lambda v: low <= v <= high
+
+
 def one_of(*names: str) -> Rule:
     return "one of " + ", ".join(names), lambda v: v in names
 
@@ -52,7 +57,7 @@ class Key:
 
 
 KEYS: dict[str, Key] = {
-    "seed": Key(0, "fixes initial parameters, data order, augmentation and dropout", at_least(0)),
+    "seed": Key(0, "fixes initial parameters, data order, augmentation and dropout", within(0, 2**31)),
     "dataset.name": Key("digits", "digits, folder, or the name of a TFDS image classification data set"),
     "dataset.path": Key(str, "folder: where train/CLASS/*.jpg|png and optionally val/ and test/ lie"),
     "dataset.data_dir": Key(str, "TFDS: where data sets lie (default: TFDS_DATA_DIR or ~/tensorflow_datasets)"),
@@ -77,7 +82,7 @@ KEYS: dict[str, Key] = {
     "eval_every_epochs": Key(float, "how often to validate and save (default: every epoch)", above(0)),
     "eval_every_steps": Key(int, "the same, in steps", at_least(1)),
     "log_every_steps": Key(int, "how often to write training metrics (default: with each validation)", at_least(1)),
-    "steps_per_dispatch": Key(int, "steps between two looks at the device (default: about half a second)", at_least(1)),
+    "steps_per_dispatch": Key(int, "steps between two looks at the device (default: about two seconds)", at_least(1)),
     "label_smoothing": Key(0.0, "share of the target spread evenly over all classes", within(0, 1)),
     "optimizer.name": Key("adamw", "the optimizer", one_of("adamw")),
     "optimizer.learning_rate": Key(1e-3, "peak learning rate", at_least(0)),
@@ -90,7 +95,7 @@ KEYS: dict[str, Key] = {
     "schedule.name": Key("cosine", "learning rate after the warm-up", one_of("constant", "cosine", "linear")),
     "schedule.warmup_epochs": Key(float, "length of the linear warm-up from zero; or warmup_steps", at_least(0)),
     "schedule.warmup_steps": Key(int, "the same, in steps", at_least(0)),
-    "schedule.end_factor": Key(0.0, "where cosine and linear end, as a share of the peak", within(0, 1 + 1e-9)),
+    "schedule.end_factor": Key(0.0, "where cosine and linear end, as a share of the peak", between(0, 1)),
     "checkpoint.keep": Key(2, "how many of the latest checkpoints to keep; the best one is kept besides", at_least(1)),
     "checkpoint.every_steps": Key(int, "save this often too, between validations", at_least(1)),
     "checkpoint.best": Key(
@@ -150,10 +155,12 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def unknown_key(name: str) -> UserError:
     """The error for a key that does not exist, with the nearest one that does."""
-    names = list(known_keys())
-    near = (
-        difflib.get_close_matches(name, names, n=1) or [n for n in names if n.split(".")[-1] == name.split(".")[-1]][:1]
-    )
+    leaves: dict[str, str] = {}
+    for known in known_keys():
+        leaves.setdefault(known.split(".")[-1], known)
+    leaf = name.split(".")[-1]
+    near = [leaves[leaf]] if leaf in leaves else difflib.get_close_matches(name, list(known_keys()), n=1, cutoff=0.75)
+    near = near or [leaves[close] for close in difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.75)]
     hint = f"; did you mean config.{near[0]}?" if near else "; --help lists the known ones"
     return UserError(f"unknown key config.{name}{hint}")
 

@@ -37,8 +37,11 @@ class TrainMetrics(clu_metrics.Collection):
 
 
 def in_top_k(logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], k: int) -> Float[Array, " batch"]:
-    """1 where fewer than `k` classes score higher than the label's, or as high with a smaller index; else 0."""
+    """1 where fewer than `k` classes score higher than the label's, or as high with a smaller index; else 0.
+
+    A logit that is not a number is never right.
+    """
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     classes = jnp.arange(logits.shape[-1])
     ahead = (logits > own) | ((logits == own) & (classes < labels[:, None]))
-    return (ahead.sum(axis=-1) < k).astype(jnp.float32)
+    return ((ahead.sum(axis=-1) < k) & jnp.isfinite(own[:, 0])).astype(jnp.float32)

@@ -18,7 +18,9 @@ def steps_of(config: ml_collections.ConfigDict, name: str, steps_per_epoch: int)
 
 
 def make_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
-    """Step -> learning rate: a linear warm-up from 0, then constant, cosine or linear to `end_factor` at the last step.
+    """Step -> learning rate: a linear warm-up from 0, then constant, cosine or linear to `end_factor`.
+
+    The end is reached after the last step: that one still takes what is one step before it.
 
     Raises:
       UserError: the warm-up does not leave any steps of the run.

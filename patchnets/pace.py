@@ -6,7 +6,10 @@ from collections.abc import Iterator
 
 import jax
 
-SECONDS_PER_DISPATCH = 0.5  # long enough to hide the dispatch, short enough to stop on a signal and move a bar
+# Long enough to hide what a dispatch costs (on a CPU, XLA maps its working memory anew each time: 0.1 to 0.4 s for a
+# step that needs half a GiB), short enough to move a bar and to stop on a signal.
+SECONDS_PER_DISPATCH = 2.0
+MIN_STEPS, MAX_SECONDS = 4, 10.0  # slow steps go by a few at a time, as long as that stays short
 
 
 class Pace:
@@ -27,7 +30,8 @@ class Pace:
             return min(self._fixed, at_most)
         if self._step_seconds is None:
             return 1
-        return max(1, min(at_most, int(SECONDS_PER_DISPATCH / self._step_seconds)))
+        least = min(MIN_STEPS, max(1, int(MAX_SECONDS / self._step_seconds)))
+        return min(at_most, max(least, int(SECONDS_PER_DISPATCH / self._step_seconds)))
 
     @contextlib.contextmanager
     def measure(self, steps: int, images: int) -> Iterator[None]:
@@ -37,7 +41,7 @@ class Pace:
         took = time.perf_counter() - began
         self._dispatches += 1
         if self._dispatches > 1:
-            self._step_seconds = took / steps
+            self._step_seconds = max(took / steps, 1e-9)
             self.images += images
             self.seconds += took
 

@@ -1,5 +1,6 @@
 """Devices to a mesh with named axes, and where each array lives on it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -29,7 +30,8 @@ def make_mesh(config: ml_collections.ConfigDict, batch_sizes: tuple[int, ...] = 
             below, over = batch_size // size * size, -(-batch_size // size) * size
             use = f"{below} or {over}" if below else str(over)
             raise UserError(
-                f"a batch of {batch_size} cannot be split evenly over {size} devices; use {use}, or config.mesh.data"
+                f"a batch of {batch_size} cannot be split evenly over {size} devices; use {use}, or another "
+                "config.mesh.data"
             )
     return Mesh(np.array(devices[:size]), BATCH_AXES, axis_types=(AxisType.Auto,))
 
@@ -42,6 +44,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def replicate(array: np.ndarray, mesh: Mesh) -> jax.Array:
     """Copies a host array to every device of the mesh; in a run of several processes each brings its own copy."""
     return jax.make_array_from_callback(array.shape, replicated(mesh), lambda index: array[index])
+
+
+def on_mesh(make: Callable[[], Any], mesh: Mesh) -> Any:
+    """What `make` makes, on every device: arrays of the same kind as those a compiled function gives back, so that
+    passing them to one again does not compile it anew."""
+    return jax.jit(make, out_shardings=replicated(mesh))()
 
 
 def shard_batch(batch: Any, mesh: Mesh) -> Any:

@@ -74,7 +74,8 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     data = load_data(config, mesh)
     per_epoch = data.train.steps_per_epoch
     total_steps = max(1, steps_of(config, "total", per_epoch) or 0)
-    eval_every = max(1, steps_of(config, "eval_every", per_epoch) or per_epoch)
+    eval_every = steps_of(config, "eval_every", per_epoch)
+    eval_every = per_epoch if eval_every is None else max(1, eval_every)
     model = models.create_model(config.model, len(data.class_names))
     schedule = make_schedule(config, total_steps, per_epoch)
     optimizer = make_optimizer(config.optimizer, schedule)
@@ -229,7 +230,7 @@ class Run:
             self.place.append_metrics(row)
             self.board.write(step, {k: v for k, v in row.items() if k not in ("step", "epoch")})
             progress.metrics(row)
-            self.state = self.state.replace(metrics=jax.tree.map(np.asarray, TrainMetrics.empty()))
+            self.state = self.state.replace(metrics=sharding.on_mesh(TrainMetrics.empty, plan.mesh))
         if validating or step % (plan.config.checkpoint.every_steps or plan.total_steps) == 0:
             self.save(step, val_metrics)
 
@@ -245,7 +246,7 @@ class Run:
         pace = Pace(self.plan.config.steps_per_dispatch)
 
         def evaluate() -> dict[str, float]:
-            metrics, first = jax.tree.map(np.asarray, EvalMetrics.empty()), 0
+            metrics, first = sharding.on_mesh(EvalMetrics.empty, self.plan.mesh), 0
             while first < feed.steps_per_epoch:
                 operands, serves = feed.operands(first)
                 count = pace.steps(min(serves, feed.steps_per_epoch - first))
@@ -265,6 +266,8 @@ class Run:
         found |= {f"val_{k}": v for k, v in self.checkpoints.metrics(best or 0).items()}
         if evaluate := self.evaluator(self.plan.data.test):
             test_metrics = {f"test_{k}": v for k, v in evaluate().items()}
+            if not np.isfinite(test_metrics["test_loss"]):
+                raise self.not_finite(f"the test loss of the checkpoint of step {best}")
             self.place.append_metrics({"step": self.plan.total_steps, "best_step": best} | test_metrics)
             self.board.write(self.plan.total_steps, test_metrics)
             found |= test_metrics

@@ -54,7 +54,7 @@ def one_line(capsys, monkeypatch, tmp_path):
         ),
         ([DIGITS, "--config.dataset.name=folder"], ["config.dataset.path"]),
         ([DIGITS, "--config.dataset.train_split=train[:10x]"], ["train[:10x]"]),
-        ([DIGITS, "--config.dataset.val_split=train[:10%]"], ["train[:10%]", "share"]),
+        ([DIGITS, "--config.dataset.test_split=train[:10%]"], ["train[:10%]", "share"]),
         ([DIGITS, "--config.mesh.data=9"], ["config.mesh.data=9", "8 devices"]),
         ([DIGITS, "--config.batch_size=60"], ["60", "8 devices", "56 or 64"]),
         ([DIGITS, "--config.dataset.max_resident_gib=1e-9"], ["max_resident_gib"]),

@@ -47,13 +47,13 @@ def test_steps_fill_about_the_time_of_a_dispatch_once_a_dispatch_after_compilati
     assert pace.steps(1000) == 32
 
 
-def test_steps_are_never_more_than_at_most_nor_fewer_than_one(clock):
+def test_steps_are_never_more_than_at_most_and_few_where_a_step_is_slow(clock):
     pace = Pace()
     dispatch(pace, clock, 1, 10, 60.0)
     dispatch(pace, clock, 1, 10, SECONDS_PER_DISPATCH / 64)
     assert [pace.steps(64), pace.steps(63), pace.steps(5), pace.steps(1)] == [64, 63, 5, 1]
     dispatch(pace, clock, 1, 10, 10 * SECONDS_PER_DISPATCH)
-    assert pace.steps(1000) == 1
+    assert 1 <= pace.steps(1000) <= 4 and pace.steps(1) == 1
 
 
 def test_first_dispatch_is_not_counted(clock):

@@ -1,14 +1,16 @@
 """Training and evaluation steps against NumPy, padding, the number of devices, and how a run is cut into dispatches."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from patchnets import sharding
 from patchnets.data.preprocess import Augment, Preprocess
 from patchnets.data.resident import ResidentFeed
-from patchnets.metrics import EvalMetrics
+from patchnets.metrics import EvalMetrics, TrainMetrics
 from patchnets.models.mlp_mixer import MlpMixer
 from patchnets.steps import Task, compile_eval_steps, compile_train_steps, cross_entropy, train_step
 from patchnets.train_state import TrainState, create_train_state
@@ -25,13 +27,14 @@ def data() -> tuple[np.ndarray, np.ndarray]:
     return rng.integers(0, 256, (EXAMPLES, 8, 8, 3), np.uint8), rng.integers(0, CLASSES, EXAMPLES).astype(np.int32)
 
 
-def state_of(task: Task, mesh) -> TrainState:
-    """The state at the start, but with a head that is not zero, so that logits say something."""
-    state = create_train_state(task.model, task.optimizer, image_size=8, channels=3, seed=task.seed, mesh=mesh)
-    head = state.params["head"]
-    head = {"kernel": jax.random.normal(jax.random.key(1), (8, CLASSES)), "bias": jnp.linspace(-1, 1, CLASSES)}
-    head = jax.device_put(head, jax.tree.map(lambda leaf: leaf.sharding, state.params["head"]))
-    return state.replace(params={**state.params, "head": head})
+def state_of(task: Task) -> TrainState:
+    """A state on the host whose parameters are random and none of them zero, so that logits say something."""
+    image, rng = jnp.zeros((1, 8, 8, 3)), np.random.default_rng(12)
+    shapes = jax.eval_shape(lambda key: task.model.init(key, image, train=False), jax.random.key(0))["params"]
+    scale = lambda leaf: 1 / np.sqrt(leaf.shape[0]) if leaf.ndim > 1 else 0.5
+    params = jax.tree.map(lambda leaf: (scale(leaf) * rng.standard_normal(leaf.shape)).astype(np.float32), shapes)
+    opt_state = jax.jit(task.optimizer.init)(params)
+    return host(TrainState(np.int32(0), params, {}, opt_state, TrainMetrics.empty()))
 
 
 def host(tree):
@@ -69,7 +72,21 @@ def evaluation_reference(task: Task, params, images: np.ndarray, labels: np.ndar
 @pytest.fixture(scope="module")
 def plain() -> Task:
     """Nothing random, and an optimizer that takes exactly the gradient off the parameters."""
-    return Task(MlpMixer(**SIZES), optax.sgd(1.0), Preprocess(**PIXELS), seed=0, label_smoothing=SMOOTHING)
+    return Task(
+        MlpMixer(**SIZES | dict(depth=1)), optax.sgd(1.0), Preprocess(**PIXELS), seed=0, label_smoothing=SMOOTHING
+    )
+
+
+@pytest.fixture(scope="module")
+def plain_step(plain):
+    return jax.jit(lambda state, batch: train_step(plain, state, batch))
+
+
+def batch_of(data, real: int, size: int) -> dict[str, np.ndarray]:
+    """The first `real` examples, then others, mirrored and with other labels, that are masked out."""
+    images, labels = data[0][:size].copy(), data[1][:size].copy()
+    images[real:], labels[real:] = 255 - images[real:], (labels[real:] + 1) % CLASSES
+    return {"image": images, "label": labels, "mask": (np.arange(size) < real).astype(np.float32)}
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
@@ -80,11 +97,10 @@ def test_cross_entropy_equals_its_formula(smoothing):
     np.testing.assert_allclose(cross_entropy(logits, labels, smoothing), expected, rtol=1e-5)
 
 
-def test_training_step_measures_and_descends_what_numpy_computes_from_the_logits(plain, data, mesh1):
-    state = state_of(plain, mesh1)
-    images, labels = data[0][:6], data[1][:6]
-    batch = {"image": images, "label": labels, "mask": np.ones(6, np.float32)}
-    after, finite = jax.jit(lambda s, b: train_step(plain, s, b))(state, batch)
+def test_training_step_measures_and_descends_what_numpy_computes_from_the_logits(plain, plain_step, data):
+    state, batch = state_of(plain), batch_of(data, 6, 6)
+    images, labels = batch["image"], batch["label"]
+    after, finite = plain_step(state, batch)
 
     inputs = jnp.asarray((images - np.array(PIXELS["mean"])) / np.array(PIXELS["std"]), jnp.float32)
     logits = np.asarray(plain.model.apply({"params": state.params}, inputs, train=False))
@@ -109,30 +125,39 @@ def test_training_step_measures_and_descends_what_numpy_computes_from_the_logits
     np.testing.assert_allclose(found["grad_norm"], norm, rtol=1e-4)
 
 
-@pytest.mark.parametrize("noise", [False, True], ids=["plain", "augmented"])
-def test_padding_changes_neither_loss_nor_gradient_nor_metrics(plain, data, mesh1, noise):
-    task = plain
-    if noise:
-        model = MlpMixer(**SIZES, dropout_rate=0.3, stochastic_depth_rate=0.3)
-        augmented = Preprocess(**PIXELS, augment=Augment(flip=True, zoom=0.2, shift=0.2))
-        task = Task(model, plain.optimizer, augmented, seed=0, label_smoothing=SMOOTHING)
-    state, (images, labels) = state_of(task, mesh1), data
-    alone = {"image": images[:6], "label": labels[:6], "mask": np.ones(6, np.float32)}
-    garbage = 255 - images[6:8], (labels[6:8] + 1) % CLASSES
-    padded = {
-        "image": np.concatenate([images[:6], garbage[0]]),
-        "label": np.concatenate([labels[:6], garbage[1]]),
-        "mask": np.array([1, 1, 1, 1, 1, 1, 0, 0], np.float32),
-    }
-    step = jax.jit(lambda s, b: train_step(task, s, b)[0])
-    one, other = step(state, alone), step(state, padded)
-    for (path, a), (_, b) in zip(jax.tree.leaves_with_path(one.params), jax.tree.leaves_with_path(other.params)):
+def test_padding_changes_neither_loss_nor_gradient_nor_metrics(plain, plain_step, data):
+    state = state_of(plain)
+    alone, _ = plain_step(state, batch_of(data, 6, 6))
+    padded, _ = plain_step(state, batch_of(data, 6, 8))
+    for (path, a), (_, b) in zip(jax.tree.leaves_with_path(alone.params), jax.tree.leaves_with_path(padded.params)):
         np.testing.assert_allclose(a, b, atol=2e-6, err_msg=jax.tree_util.keystr(path))
-    found, expected = host(other.metrics.compute()), host(one.metrics.compute())
-    assert {name: pytest.approx(value, rel=1e-5) for name, value in expected.items()} == found
-    assert int(other.metrics.loss.count) == 6
-    counted = host(step(state, padded | {"mask": np.ones(8, np.float32)}).metrics.compute())
-    assert abs(counted["loss"] - expected["loss"]) > 1e-3, "the padding would not have shown"
+    expected, found = host(alone.metrics.compute()), host(padded.metrics.compute())
+    assert found == {name: pytest.approx(value, rel=1e-5) for name, value in expected.items()}
+    assert int(padded.metrics.loss.count) == 6
+
+    counted, _ = plain_step(state, batch_of(data, 6, 8) | {"mask": np.ones(8, np.float32)})
+    assert abs(counted.metrics.compute()["loss"] - expected["loss"]) > 1e-3, "the padding would not have shown"
+
+
+def test_gradient_that_overflows_is_noticed_though_the_loss_is_finite(plain, plain_step, data):
+    state = state_of(plain)
+    scale, head = state.params["pre_head_layer_norm"]["scale"], state.params["head"]
+    params = {
+        **state.params,
+        "pre_head_layer_norm": {"scale": 1e25 * scale, "bias": 0 * scale},
+        "head": {**head, "kernel": 1e-25 * head["kernel"]},
+    }
+    after, finite = plain_step(state.replace(params=params), batch_of(data, 6, 6))
+    assert np.isfinite(after.metrics.compute()["loss"]) and not finite
+
+
+def test_loss_that_overflows_is_noticed_though_the_gradient_is_finite(plain, plain_step, data):
+    state = state_of(plain)
+    bias = np.full(CLASSES, -3e38, np.float32)
+    bias[0] = 3e38
+    params = {**state.params, "head": {**state.params["head"], "bias": bias}}
+    after, finite = plain_step(state.replace(params=params), batch_of(data, 6, 6))
+    assert np.isfinite(after.metrics.compute()["grad_norm"]) and not finite
 
 
 # --- many steps, on one device and on eight ---------------------------------------------------------------------------
@@ -150,7 +175,10 @@ class Training:
         self.task = Task(model, optimizer, preprocess, seed=5)
         self.feed = ResidentFeed(*data, batch_size=BATCH, mesh=mesh, shuffle_seed=5)
         self.train_steps = compile_train_steps(self.task, self.feed.batch, mesh)
-        self.start = host(state_of(self.task, mesh))
+        self.start = state_of(self.task)
+
+    def place(self, tree):
+        return jax.device_put(tree, sharding.replicated(self.mesh))
 
     def run(self, *counts: int, learning_rate: float | None = None, params=None) -> tuple[TrainState, bool, float]:
         """The state after dispatches of so many steps each, whether all was finite, and the parameters' norm."""
@@ -158,7 +186,7 @@ class Training:
         if learning_rate is not None:
             given = {**state.opt_state.hyperparams, "learning_rate": np.float32(learning_rate)}
             state = state.replace(opt_state=state.opt_state._replace(hyperparams=given))
-        finite = norm = None
+        state, finite, norm = self.place(state), None, None
         for count in counts:
             operands, serves = self.feed.operands(int(state.step))
             assert count <= serves
@@ -195,7 +223,28 @@ def test_augmentation_and_dropout_are_on_in_training(on1, data):
     state, *_ = on1.run(STEPS_PER_EPOCH, learning_rate=0.0)
     assert_same_bits(state.params, on1.start.params)
     found, expected = state.metrics.compute(), evaluation_reference(on1.task, state.params, *data)
-    assert abs(found["loss"] - expected["loss"]) > 0.01
+    assert abs(found["loss"] - expected["loss"]) > 1e-3
+
+
+@pytest.mark.parametrize("what", ["augmentation", "dropout"])
+def test_randomness_is_drawn_anew_each_step_and_again_alike_for_the_same_step(on1, what):
+    """The same parameters and the same examples: the first batch, at step 0, an epoch later, and two."""
+    operands, _ = on1.feed.operands(0)
+    params = on1.start.params
+    if what == "dropout":  # images of one colour look alike however they are moved
+        images = np.array(operands.images)
+        operands = operands._replace(images=on1.place(np.broadcast_to(images[:, :1, :1], images.shape).copy()))
+    else:  # branches that are zero stay zero whatever is dropped
+        clear = lambda path, leaf: 0 * leaf if "Dense_1" in jax.tree_util.keystr(path) else leaf
+        params = jax.tree_util.tree_map_with_path(clear, params)
+
+    def loss(step: int) -> float:
+        state = on1.place(on1.start.replace(step=np.int32(step), params=params))
+        return float(on1.train_steps(state, operands, 1)[0].metrics.compute()["loss"])
+
+    losses = [loss(epoch * STEPS_PER_EPOCH) for epoch in (0, 1, 2, 0)]
+    assert losses[0] == losses[3]
+    assert min(abs(losses[0] - losses[1]), abs(losses[1] - losses[2]), abs(losses[2] - losses[0])) > 1e-4
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -211,6 +260,24 @@ def test_cutting_the_same_steps_into_other_dispatches_changes_no_bit(on1, on8, d
 
 def test_cutting_differs_neither_across_epochs(on1):
     assert_same_bits(on1.run(6, 3)[0], on1.run(4, 2, 1, 2)[0])
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_content_of_padding_changes_no_bit_with_augmentation_and_dropout(on1, on8, devices):
+    """The last batch of an epoch is filled up with the epoch's first examples: other ones must make no difference."""
+    training = {1: on1, 8: on8}[devices]
+    operands, _ = training.feed.operands(0)
+    order = np.array(operands.order)
+    order[:16] = np.roll(order[:16], 8)  # the first and the second batch of 8 change places
+    exchanged = operands._replace(order=training.place(order))
+
+    def step(number: int, operands) -> TrainState:
+        state = training.place(training.start.replace(step=np.int32(number)))
+        return host(training.train_steps(state, operands, 1)[0])
+
+    assert_same_bits(step(STEPS_PER_EPOCH - 1, exchanged), step(STEPS_PER_EPOCH - 1, operands))
+    losses = [float(step(0, given).metrics.compute()["loss"]) for given in (exchanged, operands)]
+    assert abs(losses[0] - losses[1]) > 1e-3, "the examples that changed places are not told apart"
 
 
 def test_norm_of_the_parameters_is_that_after_the_last_step(on1):
@@ -234,18 +301,40 @@ def test_learning_rate_that_breaks_the_first_update_stops_the_dispatch_after_the
     assert finite and state.step == 1
     state, finite, norm = on1.run(5, learning_rate=np.inf)
     assert not finite and state.step == 2 and not np.isfinite(norm)
-    assert on1.run(5)[1:2] == (True,)
+    assert on1.run(5)[1], "the same program, at a learning rate that does no harm"
 
 
 def test_buffers_of_the_old_state_are_donated(on1):
-    state, *_ = on1.train_steps(on1.start, on1.feed.operands(0)[0], 1)
+    state, *_ = on1.train_steps(on1.place(on1.start), on1.feed.operands(0)[0], 1)
     old = jax.tree.leaves(state)
     new, *_ = on1.train_steps(state, on1.feed.operands(1)[0], 1)
     assert all(leaf.is_deleted() for leaf in old)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
 
 
-# --- evaluation -------------------------------------------------------------------------------------------------------
+# --- the start, and evaluation ----------------------------------------------------------------------------------------
+
+
+class Bare(nn.Module):
+    """The smallest network with random parameters."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        return nn.Dense(CLASSES)(images.reshape(len(images), -1))
+
+
+def test_initial_state_is_the_same_on_one_device_and_on_eight_and_whole_on_each(mesh1, mesh8):
+    make = lambda mesh, seed: create_train_state(
+        Bare(), optax.adam(0.1), image_size=4, channels=3, seed=seed, mesh=mesh
+    )
+    eight = make(mesh8, 7)
+    assert_same_bits(host(eight), host(make(mesh1, 7)))
+    for leaf in jax.tree.leaves(eight):
+        assert leaf.sharding.is_fully_replicated and len(leaf.addressable_shards) == 8
+    assert eight.step == 0 and eight.metrics.loss.count == 0
+    assert eight.params["Dense_0"]["kernel"].shape == (48, CLASSES)
+    kernels = [np.asarray(make(mesh1, seed).params["Dense_0"]["kernel"]) for seed in (7, 8)]
+    assert np.abs(kernels[0] - kernels[1]).max() > 0.01
 
 
 @pytest.mark.parametrize("devices", [1, 8])
@@ -255,13 +344,13 @@ def test_evaluation_counts_every_example_once(on1, on8, data, devices):
     eval_steps = compile_eval_steps(training.task, feed.batch, training.mesh)
     operands, serves = feed.operands(0)
     assert serves == feed.steps_per_epoch == STEPS_PER_EPOCH
-    at_once = eval_steps(training.start, host(EvalMetrics.empty()), operands, 0, STEPS_PER_EPOCH)
+    state, nothing = training.place(training.start), training.place(EvalMetrics.empty())
+    at_once = eval_steps(state, nothing, operands, 0, STEPS_PER_EPOCH)
     assert int(at_once.loss.count) == int(at_once.accuracy.count) == EXAMPLES
     expected = evaluation_reference(training.task, training.start.params, *data)
     found = host(at_once.compute())
     assert found == {name: pytest.approx(value, abs=1e-5) for name, value in expected.items()}
     assert 0 < found["accuracy"] < found["top5_accuracy"] < 1
 
-    first = eval_steps(training.start, host(EvalMetrics.empty()), operands, 0, 2)
-    rest = eval_steps(training.start, host(first), operands, 2, STEPS_PER_EPOCH - 2)
-    assert_same_bits(host(rest), host(at_once))
+    in_two = eval_steps(state, eval_steps(state, nothing, operands, 0, 2), operands, 2, STEPS_PER_EPOCH - 2)
+    assert_same_bits(host(in_two), host(at_once))

@@ -95,6 +95,22 @@ def test_the_test_figures_are_those_of_the_best_checkpoint(finished):
     assert np.mean(np.argmax(logits, -1) == labels) == pytest.approx(summary["test_accuracy"], abs=1e-6)
 
 
+def test_each_program_is_compiled_once_however_the_run_is_cut(tiny_config, tmp_path, monkeypatch):
+    compiled = []
+
+    def keeping(compile_steps):
+        def wrapped(*arguments):
+            compiled.append(compile_steps(*arguments))
+            return compiled[-1]
+
+        return wrapped
+
+    for name in ("compile_train_steps", "compile_eval_steps"):
+        monkeypatch.setattr(trainer, name, keeping(getattr(trainer, name)))
+    trainer.train(tiny_config, tmp_path / "run")
+    assert [program._cache_size() for program in compiled] == [1, 1, 1]  # training, validation, test
+
+
 def test_a_finished_run_says_so_and_trains_nothing(finished, capsys, monkeypatch):
     path, config, summary = finished
     monkeypatch.setattr(trainer, "make_plan", lambda config: pytest.fail("nothing should be built"))
@@ -177,7 +193,7 @@ def test_with_no_readable_checkpoint_nothing_is_started_over(tiny_config, tmp_pa
     files = sorted(file for file in (path / "checkpoints").rglob("*") if file.is_file())
     for file in files:
         file.write_bytes(b"")
-    with pytest.raises(RunError, match="no checkpoint in .* can be read"):
+    with pytest.raises(RunError, match=r"no checkpoint in .* can be read"):
         trainer.train(tiny_config, path)
     assert sorted(file for file in (path / "checkpoints").rglob("*") if file.is_file()) == files
 

@@ -40,8 +40,7 @@ def choose_splits(config: ml_collections.ConfigDict, sizes: Mapping[str, int]) -
     """
     own = next((name for name in ("validation", "val") if name in sizes), None)
     val = config.val_split or own or "train[90%:]"
-    held_out = val == "train[90%:]"
-    train = config.train_split or ("train[:90%]" if held_out else "train")
+    train = config.train_split or _train_without(val, sizes)
     test = config.test_split or ("test" if "test" in sizes else "none")
     specs: dict[str, str | None] = {}
     for role, spec in zip(SPLITS, (train, val, test)):
@@ -59,6 +58,18 @@ def choose_splits(config: ml_collections.ConfigDict, sizes: Mapping[str, int]) -
     return specs
 
 
+def _train_without(val: str, sizes: Mapping[str, int]) -> str:
+    """train, less what the validation split takes of it."""
+    if val == "train[90%:]":
+        return "train[:90%]"
+    taken = [part for part in splits.parse(val, sizes) if part[0] == "train"] if val != "none" else []
+    if len(taken) != 1:
+        return "train"
+    _, low, high = taken[0]
+    rest = ([f"train[:{low}]"] if low else []) + ([f"train[{high}:]"] if high < sizes["train"] else [])
+    return "+".join(rest) or "train"
+
+
 def load_data(config: ml_collections.ConfigDict, mesh: Mesh) -> Data:
     """Opens the data set, decodes it if that has not been done, and places it on the devices.
 
@@ -72,7 +83,10 @@ def load_data(config: ml_collections.ConfigDict, mesh: Mesh) -> Data:
     root = cache.cache_root(config.dataset.cache_dir)
     max_bytes = config.dataset.max_resident_gib * 2**30
     names = dict.fromkeys(name for parts in parsed.values() for name, _, _ in parts)
-    whole = {name: cache.load_split(source, name, config.image_size, root, max_bytes) for name in names}
+    whole: dict[str, cache.Decoded] = {}
+    for name in names:
+        held = sum(images.nbytes for images, _ in whole.values())
+        whole[name] = cache.load_split(source, name, config.image_size, root, max_bytes, held)
     sides = {images.shape[1] for images, _ in whole.values()}
     if len(sides) > 1:
         raise UserError(

@@ -11,6 +11,7 @@ import pathlib
 import shutil
 import sys
 import tempfile
+import time
 import zlib
 
 import numpy as np
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from patchnets.data.sources import Records, Source
 from patchnets.errors import RunError, UserError
 
+STALE_SECONDS = 24 * 3600
 CHUNK = 64  # images a worker decodes at a time
 Decoded = tuple[UInt8[np.ndarray, "examples height width channels"], Int32[np.ndarray, " examples"]]
 
@@ -32,25 +34,27 @@ def cache_root(configured: str | None = None) -> pathlib.Path:
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "patchnets"
 
 
-def load_split(source: Source, split: str, image_size: int, root: pathlib.Path, max_bytes: float) -> Decoded:
+def load_split(
+    source: Source, split: str, image_size: int, root: pathlib.Path, max_bytes: float, held_bytes: int = 0
+) -> Decoded:
     """All images and labels of a split, from the cache if they are there, else decoded into it.
 
     Images keep their own size if they are squares no larger than `image_size`, else they are stored at `image_size`.
 
     Raises:
-      UserError: they would take more than `max_bytes`, or more than the disk has left.
+      UserError: with `held_bytes` of other splits they would take more than `max_bytes`, or more than the disk has.
       RunError: an image cannot be decoded; nothing is left behind.
     """
     key = f"{source.name}-{source.version}-{split}-at-most-{image_size}px"
     entry = root / "data" / "".join(c if c.isalnum() or c in "-._" else "_" for c in key)
     decoded = _open_entry(entry)
     if decoded is not None:
-        _refuse_too_large(source, split, decoded[0].shape[1], max_bytes)
+        _refuse_too_large(source, split, decoded[0].shape[1], max_bytes, held_bytes)
         return decoded
     records = source.records(split)
     native = records.uniform_size()
     side = native if native and native <= image_size else image_size
-    size = _refuse_too_large(source, split, side, max_bytes)
+    size = _refuse_too_large(source, split, side, max_bytes, held_bytes)
     entry.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(entry.parent).free
     if size > free:
@@ -65,15 +69,20 @@ def load_split(source: Source, split: str, image_size: int, root: pathlib.Path, 
     return decoded
 
 
-def _refuse_too_large(source: Source, split: str, side: int, max_bytes: float) -> int:
+def _refuse_too_large(source: Source, split: str, side: int, max_bytes: float, held_bytes: int) -> int:
     size = source.sizes[split] * side * side * source.channels
-    if size > max_bytes:
+    if held_bytes + size > max_bytes:
+        beside = f" beside {_amount(held_bytes)} of other splits" if held_bytes else ""
         raise UserError(
-            f"{source.name} {split}: {source.sizes[split]:,} images of {side} x {side} pixels take {size / 2**30:.1f} "
-            f"GiB of memory, config.dataset.max_resident_gib={max_bytes / 2**30:g} allows less; raise it, or lower "
+            f"{source.name} {split}: {source.sizes[split]:,} images of {side} x {side} pixels take {_amount(size)} of "
+            f"memory{beside}, config.dataset.max_resident_gib={max_bytes / 2**30:g} allows less; raise it, or lower "
             "config.image_size"
         )
     return size
+
+
+def _amount(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def _checksum(path: pathlib.Path) -> int:
@@ -90,18 +99,22 @@ def _open_entry(entry: pathlib.Path) -> Decoded | None:
         return None
     try:
         stated = json.loads((entry / "entry.json").read_text())
-        if any(_checksum(entry / name) != value for name, value in stated["checksums"].items()):
+        if any(_checksum(entry / name) != stated["checksums"][name] for name in ("images.npy", "labels.npy")):
             raise ValueError("checksum")
         return np.load(entry / "images.npy", mmap_mode="r"), np.load(entry / "labels.npy")
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         print(f"{entry} is damaged; decoding anew", file=sys.stderr)
-        shutil.rmtree(entry)
+        shutil.rmtree(entry, ignore_errors=True)
         return None
 
 
 def _write_entry(records: Records, shape: tuple[int, ...], resize_to: int | None, entry: pathlib.Path) -> None:
     """Decodes all records into a new entry; where another process was faster, its entry stays and this one goes."""
+    for stale in entry.parent.glob(f".{entry.name}-*"):  # left by a process that was killed
+        if time.time() - stale.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(stale, ignore_errors=True)
     partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
+    partial.chmod(0o755)
     try:
         images = np.lib.format.open_memmap(partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
         labels = np.empty(shape[0], np.int32)

@@ -2,7 +2,6 @@
 
 import io
 import pathlib
-import warnings
 
 import numpy as np
 from jaxtyping import UInt8
@@ -56,11 +55,13 @@ def decode_image(
       RunError: the image is broken or truncated.
     """
     try:
-        with _open(data) as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about palettes with transparency, which the conversion drops as it should
-            if size is not None:
-                file.draft(None, (size, size))  # lets JPEG decode at a fraction of its size, never below `size`
-            image = file.convert("RGB" if channels == 3 else "L")
+        with _open(data) as file:
+            image: Image.Image = file
+            if image.mode.startswith("I"):  # 16 bits of gray, which Pillow would cut off at 255
+                image = Image.fromarray((np.asarray(image, np.float64) / 257).round().astype(np.uint8))
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")
+            image = image.convert("RGB" if channels == 3 else "L")
             if size is not None:
                 image = _centre_square(image, size)
             return np.asarray(image, np.uint8).reshape(image.height, image.width, channels)

@@ -77,7 +77,7 @@ class Folder:
             place = self.root / split / class_name
             if class_name not in self.class_names:
                 raise UserError(f"{place} is a class that train/ does not have; add it there or remove it here")
-            entries = [entry for entry in os.scandir(place) if entry.name.lower().endswith(SUFFIXES)]
+            entries = [e for e in os.scandir(place) if e.name.lower().endswith(SUFFIXES) and not e.name.startswith(".")]
             if not entries:
                 raise UserError(f"{place} holds no images; put .jpg or .png files there, or remove the folder")
             label = self.class_names.index(class_name)

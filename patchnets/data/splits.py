@@ -50,6 +50,9 @@ def parse(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, int, int]]:
         name = match["name"]
         if name not in sizes:
             raise UserError(f"split {spec!r}: there is no {name!r}; there is {', '.join(sizes) or 'nothing'}")
+        bounds = [bound for bound in (match["low"], match["high"]) if bound]
+        if len({bound.endswith("%") for bound in bounds}) > 1:
+            raise UserError(f"split {spec!r}: {text} mixes a percentage with a number of examples; use one of them")
         size = sizes[name]
         low, high = _bound(match["low"], 0, size, spec), _bound(match["high"], size, size, spec)
         if low >= high:

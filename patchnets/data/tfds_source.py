@@ -5,6 +5,7 @@ Prepared once as array_record files, which needs TensorFlow; from then on read b
 
 import contextlib
 import difflib
+import hashlib
 import logging
 import pathlib
 import socket
@@ -60,7 +61,8 @@ class TfdsSource:
     def __init__(self, builder: Any):
         self.builder = builder
         self.name = builder.info.full_name.rsplit("/", 1)[0].replace("/", "-")
-        self.version = str(builder.info.version)
+        place = hashlib.sha256(str(builder.data_dir).encode()).hexdigest()[:8]
+        self.version = f"{builder.info.version}-{place}"
         image_key, label_key = builder.info.supervised_keys
         self.class_names = tuple(builder.info.features[label_key].names)
         self.channels = builder.info.features[image_key].shape[-1] or 3
@@ -83,22 +85,24 @@ def open_tfds(name: str, data_dir: str | None) -> TfdsSource:
             f"data set {name!r} is read through tensorflow-datasets; pip install tensorflow-datasets array-record"
         ) from error
     logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS's advice to its own developers
-    try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    except tfds.core.registered.DatasetNotFoundError as error:
-        near = difflib.get_close_matches(name, ["digits", "folder", *tfds.list_builders()], n=3)
+    known = tfds.list_builders(with_community_datasets=False)  # those of others would be looked up on the network
+    if name.split(":")[0].split("/")[0] not in known:
+        near = difflib.get_close_matches(name, ["digits", "folder", *known], n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "expected digits, folder, or a TFDS name"
-        raise UserError(f"config.dataset.name={name!r} is no data set that TFDS knows; {hint}") from error
-    except (ValueError, RuntimeError, ImportError, OSError) as error:
+        raise UserError(f"config.dataset.name={name!r} is no data set that TFDS knows; {hint}")
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except (AssertionError, ValueError, RuntimeError, ImportError, OSError) as error:
         raise UserError(f"config.dataset.name={name!r} cannot be opened by TFDS: {_one_line(error)}") from error
     _check_kind(builder, name)
     if not builder.info.splits:
+        builder.info.set_file_format("array_record", override=True)
         _prepare(builder, name)
-    _check_kind(builder, name)
-    if "array_record" not in {f.value for f in builder.info.available_file_formats()}:
+        _check_kind(builder, name)
+    if "array_record" not in {form.value for form in builder.info.available_file_formats()}:
         raise UserError(
-            f"{name} lies in {builder.data_dir} as {builder.info.file_format.value} files, which cannot be read by "
-            "position; choose another config.dataset.data_dir, and it is prepared there as array_record"
+            f"{name} lies in {builder.data_dir} as {builder.info.file_format.value} files, and training reads "
+            "array_record; choose another config.dataset.data_dir, and it is prepared there"
         )
     return TfdsSource(builder)
 
@@ -127,7 +131,7 @@ def _prepare(builder: Any, name: str) -> None:
 
     tf.config.set_visible_devices([], "GPU")  # preparing data must not take an accelerator's memory
     downloads = pathlib.Path(builder.data_dir_root).expanduser() / "downloads"
-    wanted = {url: info.filename for url, info in builder.url_infos.items()}
+    wanted = {url: info.filename for url, info in (builder.url_infos or {}).items() if info.filename}
     _check_reachable(name, wanted, downloads)
     try:
         with _quiet_retries():
@@ -146,6 +150,8 @@ def _prepare(builder: Any, name: str) -> None:
 
 def _check_reachable(name: str, wanted: dict[str, str], downloads: pathlib.Path) -> None:
     """Asks once whether the servers answer, because TFDS would try for minutes."""
+    if not wanted:
+        return
     placed = [(downloads / "manual" / filename).exists() for filename in wanted.values()]
     fetched = any(downloads.rglob("*.INFO")) if downloads.is_dir() else False
     if all(placed) or fetched or urllib.request.getproxies():

@@ -41,7 +41,9 @@ class PatchEmbed(nn.Module):
         bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         x = images.astype(self.dtype).reshape(batch, height // p, p, width // q, q, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, (height // p) * (width // q), p * q * channels)
-        return x @ kernel.reshape(-1, self.features).astype(self.dtype) + bias.astype(self.dtype)
+        x = x @ kernel.reshape(-1, self.features).astype(self.dtype) + bias.astype(self.dtype)
+        self.sow("intermediates", "patches", x)
+        return x
 
 
 def dropout_mask(key: Array, keep: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:

@@ -70,7 +70,7 @@ class MlpMixer(nn.Module):
         self, images: Float[Array, "batch height width colors"], *, train: bool
     ) -> Float[Array, "batch classes"]:
         x = PatchEmbed(self.hidden_dim, (self.patch_size, self.patch_size), dtype=self.dtype, name="stem")(images)
-        self.sow("intermediates", "stem", x)  # (batch, patches, channels)
+        # (batch, patches, channels)
         for i in range(self.depth):
             x = MixerBlock(
                 tokens_mlp_dim=self.tokens_mlp_dim,

@@ -57,7 +57,10 @@ def test_both_splits_mix_the_classes_throughout(examples):
 def test_the_order_is_the_same_in_every_release(examples):
     assert examples["train"][1][:12].tolist() == [3, 7, 1, 3, 1, 3, 4, 4, 2, 4, 3, 5]
     assert examples["test"][1][:12].tolist() == [6, 3, 2, 4, 0, 1, 8, 5, 7, 6, 6, 8]
-    assert {split: zlib.crc32(images.tobytes()) for split, (images, _) in examples.items()} == {'train': 1198739794, 'test': 1789034576}
+    assert {split: zlib.crc32(images.tobytes()) for split, (images, _) in examples.items()} == {
+        "train": 1198739794,
+        "test": 1789034576,
+    }
 
 
 def test_positions_may_be_asked_for_in_any_order(examples):

@@ -72,6 +72,9 @@ def test_mlp_drops_hidden_units_and_outputs_independently():
     assert abs(y.mean() - hidden) < 0.05
     units = kept.max(axis=1)
     assert ((kept == 0) | (kept == units[:, None])).all()
+    for k in range(1, hidden + 1):  # k hidden units are kept, and one output at least
+        share = math.comb(hidden, k) * (1 - rate) ** k * rate ** (hidden - k) * (1 - rate**columns)
+        assert abs((units == k).mean() - share) < 5 * math.sqrt(share * (1 - share) / rows), f"{k} hidden units"
     zeros = (kept == 0).mean()
     assert abs(zeros - (rate + (1 - rate) * rate**hidden)) < 5 * math.sqrt(rate * (1 - rate) / (rows * columns))
     np.testing.assert_allclose(block.apply({"params": params}, x, train=False), hidden, atol=1e-5)
@@ -95,19 +98,40 @@ def test_dropout_mask_keeps_all_with_keep_1():
     assert million(jax.random.key(0), 1.0).mean() > 1 - 1e-5
 
 
-def test_dropout_masks_of_different_keys_are_independent(masks):
+def shifted_products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The mean of one[i] * other[i + lag], around the end, for every lag."""
+    return np.fft.irfft(np.fft.rfft(one).conj() * np.fft.rfft(other), one.size) / one.size
+
+
+def exchanged_products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The mean of one[i] * other[i ^ lag], the exclusive or, for every lag: a product of Walsh-Hadamard transforms."""
+
+    def transform(x: np.ndarray) -> np.ndarray:
+        for _ in range(x.size.bit_length() - 1):
+            x = np.concatenate([x[::2] + x[1::2], x[::2] - x[1::2]])
+        return x
+
+    return transform(transform(one) * transform(other)) / one.size**2
+
+
+def test_dropout_masks_of_different_keys_are_independent_however_one_is_moved_against_the_other(masks):
+    """The index enters by an exclusive or with the key: keys must not merely move one and the same mask about."""
     for one, other in itertools.combinations(masks, 2):
         assert abs((one * other).mean()) < 5 / SIDE
+    size = 2**19
+    for one, other in [(masks[0], masks[1]), (masks[2], masks[5])]:
+        one, other = one.ravel()[:size], other.ravel()[:size]
+        for products in (shifted_products(one, other), exchanged_products(one, other)):
+            assert np.abs(products).max() < 6.5 / math.sqrt(size)  # the largest of half a million: about 5
 
 
-def test_neighbouring_elements_of_a_dropout_mask_are_uncorrelated(masks):
-    flat = masks[0].ravel()
-    for lag in [1, 2, 3, 4, 5, 7, 8, 16, 31, 32, 64, 100, 128, 256, 1000, 1024, 4096, 65536]:
-        assert abs((flat[lag:] * flat[:-lag]).mean()) < 5 / math.sqrt(flat.size - lag), f"lag {lag}"
-    # The index enters by exclusive or: pairs that differ in one bit are the ones a weak hash would give away.
-    index = np.arange(2**19)
-    for bit in range(19):
-        assert abs((flat[index] * flat[index ^ (1 << bit)]).mean()) < 5 / math.sqrt(2**18), f"bit {bit}"
+def test_elements_of_a_dropout_mask_are_uncorrelated_at_every_distance(masks):
+    size = 2**19
+    flat = masks[0].ravel()[:size]
+    # An exclusive or meets every pair twice, so that its mean is over half as many.
+    for products, pairs in [(shifted_products(flat, flat), size), (exchanged_products(flat, flat), size // 2)]:
+        assert abs(products[0] - 1) < 0.02 and np.abs(products[1:]).max() < 6.5 / math.sqrt(pairs)
+        assert np.abs(products[1:65]).max() < 5 / math.sqrt(pairs)  # the nearest neighbours
 
 
 def test_dropout_mask_is_the_same_on_one_device_and_on_eight(mesh1, mesh8):

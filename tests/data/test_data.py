@@ -1,0 +1,309 @@
+"""A configuration becomes the three feeds that it describes, with defaults that keep what is tested apart."""
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from patchnets import config as config_lib
+from patchnets import data
+from patchnets.data import digits, folder, sources
+from patchnets.errors import UserError
+
+GIB = 2**30
+
+
+def dataset_config(**splits):
+    """`config.dataset` with the given train_split, val_split and test_split."""
+    config = config_lib.default_config().dataset
+    for role, spec in splits.items():
+        config[f"{role}_split"] = spec
+    return config
+
+
+def run_config(**values):
+    """A whole configuration of the digits, 8 x 8."""
+    config = config_lib.default_config()
+    config.image_size, config.batch_size = 8, 64
+    for name, value in values.items():
+        config.update_from_flattened_dict({name.replace("__", "."): value})
+    return config
+
+
+def positions(spec, sizes):
+    """Every example that a specification selects, by TFDS's own reading."""
+    infos = {name: tfds.core.SplitInfo(name=name, shard_lengths=[size], num_bytes=0) for name, size in sizes.items()}
+    parts = tfds.core.ReadInstruction.from_spec(spec).to_absolute(infos)
+    return [(p.splitname, i) for p in parts for i in range(p.from_ or 0, sizes[p.splitname] if p.to is None else p.to)]
+
+
+# Which splits.
+
+
+@pytest.mark.parametrize(
+    ("sizes", "given", "expected"),
+    [
+        (["train", "test"], {}, ("train[:90%]", "train[90%:]", "test")),
+        (["train", "test", "validation"], {}, ("train", "validation", "test")),
+        (["train", "val"], {}, ("train", "val", None)),
+        (["train"], {}, ("train[:90%]", "train[90%:]", None)),
+        (["train", "test"], {"val": "none"}, ("train", None, "test")),
+        (["train", "test"], {"test": "none"}, ("train[:90%]", "train[90%:]", None)),
+        (["train", "test"], {"val": "none", "test": "none"}, ("train", None, None)),
+        (["train", "test"], {"val": "test", "test": "none"}, ("train", "test", None)),
+        (["train", "test"], {"train": "train[:50%]"}, ("train[:50%]", "train[90%:]", "test")),
+        (["train", "test"], {"train": "train[:80%]", "val": "train[80%:]"}, ("train[:80%]", "train[80%:]", "test")),
+        (
+            ["train", "test"],
+            {"train": "train+test[50%:]", "val": "none", "test": "test[:50%]"},
+            ("train+test[50%:]", None, "test[:50%]"),
+        ),
+        (
+            ["train", "validation"],
+            {"val": "train[:5%]", "train": "train[5%:]", "test": "validation"},
+            ("train[5%:]", "train[:5%]", "validation"),
+        ),
+    ],
+)
+def test_splits_that_are_not_given_have_their_defaults(sizes, given, expected):
+    specs = data.choose_splits(dataset_config(**given), dict.fromkeys(sizes, 1000))
+    assert tuple(specs[role] for role in ("train", "val", "test")) == expected
+
+
+@pytest.mark.parametrize("size", [5, 6, 14, 15, 95, 1438, 1437])
+def test_the_default_validation_split_takes_what_training_leaves(size):
+    specs = data.choose_splits(dataset_config(), {"train": size})
+    both = positions(specs["train"], {"train": size}) + positions(specs["val"], {"train": size})
+    assert both == [("train", i) for i in range(size)]
+
+
+@pytest.mark.parametrize("val", ["train[80%:]", "train[:10%]", "train[-100:]"])
+def test_the_default_train_split_is_train_less_the_validation_split(val):
+    sizes = {"train": 1000}
+    specs = data.choose_splits(dataset_config(val=val), sizes)
+    both = positions(specs["train"], sizes) + positions(specs["val"], sizes)
+    assert sorted(both) == [("train", i) for i in range(1000)]
+
+
+@pytest.mark.parametrize(
+    ("given", "one", "other"),
+    [
+        ({"train": "train", "val": "train[90%:]"}, "train", "val"),
+        ({"train": "train[:60%]+test", "val": "train[80%:]"}, "train", "test"),
+        ({"train": "train[:10%]", "val": "test[:5%]"}, "val", "test"),
+        ({"train": "train[:52%]", "val": "train[517:]", "test": "none"}, "train", "val"),
+        ({"val": "test"}, "val", "test"),
+    ],
+)
+def test_splits_that_share_examples_are_an_error_with_their_number(given, one, other):
+    sizes = {"train": 1003, "test": 207}
+    specs = {"train": "train", "test": "test"} | given
+    shared = set(positions(specs[one], sizes)) & set(positions(specs[other], sizes))
+    with pytest.raises(UserError) as error:
+        data.choose_splits(dataset_config(**given), sizes)
+    message = str(error.value)
+    assert f" {len(shared)} examples" in message
+    assert f"config.dataset.{one}_split" in message
+    assert f"config.dataset.{other}_split" in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"train": "none"}, ["config.dataset.train_split='none'"]),
+        ({"train": "training"}, ["'training'", "train, test"]),
+        ({"val": "validation"}, ["'validation'", "train, test"]),
+        ({"test": "test[:0]"}, ["'test[:0]'", "no examples"]),
+        ({"val": "train[90:"}, ["'train[90:'", "cannot be read"]),
+    ],
+)
+def test_a_split_that_cannot_be_had_is_an_error_that_quotes_it(given, words):
+    with pytest.raises(UserError) as error:
+        data.choose_splits(dataset_config(**given), {"train": 100, "test": 20})
+    assert all(word in str(error.value) for word in words)
+
+
+def test_a_data_set_without_train_is_an_error_that_names_what_there_is():
+    with pytest.raises(UserError, match=r"no 'train'.*there is test"):
+        data.choose_splits(dataset_config(), {"test": 10})
+
+
+def test_a_train_split_too_small_for_a_tenth_is_an_error():
+    with pytest.raises(UserError, match="holds no examples"):
+        data.choose_splits(dataset_config(), {"train": 4})
+
+
+# Which data set.
+
+
+def test_the_name_decides_between_digits_folder_and_tfds(tmp_path, monkeypatch):
+    from patchnets.data import tfds_source
+
+    (tmp_path / "train/a").mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "train/a/1.png")
+    asked = []
+    monkeypatch.setattr(tfds_source, "open_tfds", lambda *arguments: asked.append(arguments))
+    config = ml_collections.ConfigDict({"name": "digits", "path": str(tmp_path), "data_dir": "there"})
+    assert isinstance(sources.open_source(config), digits.Digits)
+    config.name = "folder"
+    assert isinstance(sources.open_source(config), folder.Folder)
+    config.name = "cifar10"
+    sources.open_source(config)
+    assert asked == [("cifar10", "there")]
+
+
+# The feeds.
+
+
+@pytest.fixture(scope="module")
+def loaded(mesh8):
+    """The digits with every default."""
+    return data.load_data(run_config(seed=3, eval_batch_size=48), mesh8)
+
+
+def held(feed):
+    """All images and labels of a feed, in the order in which they are held."""
+    operands = feed.operands(0)[0]
+    return np.asarray(operands.images), np.asarray(operands.labels)
+
+
+def original(split, low=0, high=None):
+    """Images and labels of the digits, read without any cache."""
+    source = digits.Digits()
+    images, labels = zip(*source.records(split).examples(range(low, high or source.sizes[split])))
+    return np.stack(images), np.array(labels)
+
+
+def test_the_digits_have_the_splits_that_tfds_syntax_gives(loaded):
+    sizes = digits.Digits().sizes
+    assert loaded.specs == {"train": "train[:90%]", "val": "train[90%:]", "test": "test"}
+    for role, feed in (("train", loaded.train), ("val", loaded.val), ("test", loaded.test)):
+        wanted = positions(loaded.specs[role], sizes)
+        images, labels = held(feed)
+        assert feed.num_examples == len(labels) == len(wanted)
+        expected = original(wanted[0][0], wanted[0][1], wanted[-1][1] + 1)
+        np.testing.assert_array_equal(images, expected[0])
+        np.testing.assert_array_equal(labels, expected[1])
+
+
+def test_training_is_shuffled_by_the_seed_and_evaluation_is_not(loaded, mesh8):
+    assert loaded.train.shuffle_seed == 3
+    assert np.asarray(loaded.val.operands(0)[0].order).tolist() == list(range(144))
+    assert np.asarray(loaded.test.operands(7)[0].order).tolist() == list(range(359))
+    order = np.asarray(loaded.train.operands(0)[0].order)
+    assert sorted(order.tolist()) == list(range(1294))
+    again, other = (data.load_data(run_config(seed=seed), mesh8).train.operands(0)[0].order for seed in (3, 4))
+    np.testing.assert_array_equal(again, order)
+    assert not np.array_equal(other, order)
+
+
+def test_batch_sizes_are_those_of_the_configuration(loaded, mesh8):
+    assert (loaded.train.batch_size, loaded.val.batch_size, loaded.test.batch_size) == (64, 48, 48)
+    assert (loaded.train.steps_per_epoch, loaded.val.steps_per_epoch, loaded.test.steps_per_epoch) == (21, 3, 8)
+    assert data.load_data(run_config(), mesh8).val.batch_size == 64
+
+
+def test_what_the_run_is_told_about_the_data_set(loaded):
+    assert loaded.name == "digits"
+    assert loaded.class_names == tuple("0123456789")
+    assert (loaded.channels, loaded.stored_size) == (1, 8)
+
+
+def test_the_images_on_the_devices_are_small_until_the_step_resizes_them(mesh8):
+    loaded = data.load_data(run_config(image_size=20), mesh8)
+    assert loaded.stored_size == 8
+    assert held(loaded.val)[0].shape == (144, 8, 8, 1)
+    assert jax.eval_shape(loaded.preprocess, held(loaded.val)[0]).shape == (144, 20, 20, 1)
+
+
+def test_augmentation_is_that_of_the_configuration(mesh8):
+    loaded = data.load_data(run_config(augment__flip=True, augment__zoom=0.25, augment__shift=0.5), mesh8)
+    augment = loaded.preprocess.augment
+    assert (augment.flip, augment.zoom, augment.shift) == (True, 0.25, 0.5)
+    assert not data.load_data(run_config(), mesh8).preprocess.augment
+
+
+def test_normalisation_is_fitted_on_the_training_split_alone(mesh8):
+    config = run_config(normalize="dataset", dataset__train_split="train[:10%]")
+    images = original("train", 0, 144)[0]
+    preprocess = data.load_data(config, mesh8).preprocess
+    np.testing.assert_allclose(preprocess.mean, images.mean(), rtol=1e-9)
+    np.testing.assert_allclose(preprocess.std, images.std(), rtol=1e-9)
+    assert abs(images.mean() - original("train")[0].mean()) > 0.01  # the two could be told apart
+
+
+def test_a_sum_of_splits_is_held_in_the_order_of_its_parts(mesh8):
+    config = run_config(dataset__train_split="test[5:8]+train[:4]", dataset__test_split="test[100:]")
+    images, labels = held(data.load_data(config, mesh8).train)
+    parts = original("test", 5, 8), original("train", 0, 4)
+    np.testing.assert_array_equal(images, np.concatenate([part[0] for part in parts]))
+    np.testing.assert_array_equal(labels, np.concatenate([part[1] for part in parts]))
+
+
+def test_splits_that_are_not_wanted_have_no_feed(mesh8):
+    loaded = data.load_data(run_config(dataset__val_split="none", dataset__test_split="none"), mesh8)
+    assert loaded.val is None
+    assert loaded.test is None
+    assert loaded.train.num_examples == 1438
+
+
+def test_only_the_splits_that_are_used_are_decoded_and_only_once(mesh1, tmp_path):
+    config = run_config(dataset__cache_dir=str(tmp_path), dataset__test_split="none")
+    one = data.load_data(config, mesh1)
+    (entry,) = (tmp_path / "data").iterdir()
+    before = {path: path.stat().st_mtime_ns for path in entry.iterdir()}
+    again = data.load_data(config, mesh1)
+    assert {path: path.stat().st_mtime_ns for path in entry.iterdir()} == before
+    for a, b in zip(held(one.train), held(again.train)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_one_device_and_eight_hold_the_same_data(loaded, mesh1):
+    one = data.load_data(run_config(seed=3, eval_batch_size=48), mesh1)
+    for feed, other in ((one.train, loaded.train), (one.val, loaded.val), (one.test, loaded.test)):
+        for a, b in zip(feed.operands(0)[0], other.operands(0)[0]):
+            np.testing.assert_array_equal(jax.device_get(a), jax.device_get(b))
+
+
+def test_a_split_larger_than_the_limit_is_an_error(mesh8):
+    with pytest.raises(UserError, match=r"1,438 images.*max_resident_gib"):
+        data.load_data(run_config(dataset__max_resident_gib=50_000 / GIB), mesh8)
+
+
+def test_a_data_set_larger_than_the_limit_is_an_error_even_where_each_split_is_not(mesh8):
+    train, test = (64 * size for size in digits.Digits().sizes.values())
+    with pytest.raises(UserError, match="max_resident_gib"):
+        data.load_data(run_config(dataset__max_resident_gib=(train + test / 2) / GIB), mesh8)
+
+
+# Folders.
+
+
+def fill(root, images):
+    for path, value, size in images:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (size, size), (value,) * 3).save(root / path)
+    return root
+
+
+def test_a_folder_with_its_own_splits_is_loaded_as_it_lies(mesh1, tmp_path):
+    classes = ("ant", "bee")
+    every = [(k, c, i) for k in range(2) for c in range(2) for i in range(3)]  # split, class, number
+    value = {key: 100 * key[0] + 10 * key[1] + key[2] for key in every}
+    root = fill(tmp_path, [(f"{('train', 'val')[k]}/{classes[c]}/{i}.png", value[k, c, i], 8) for k, c, i in every])
+    loaded = data.load_data(run_config(dataset__name="folder", dataset__path=str(root), batch_size=4), mesh1)
+    assert loaded.class_names == classes
+    assert loaded.specs == {"train": "train", "val": "val", "test": None}
+    for k, feed in enumerate((loaded.train, loaded.val)):
+        images, labels = held(feed)
+        got = sorted((int(image.flat[0]), int(label)) for image, label in zip(images, labels))
+        assert got == [(value[k, c, i], c) for c in range(2) for i in range(3)]
+
+
+def test_splits_whose_images_need_different_sizes_are_an_error_with_both(mesh1, tmp_path):
+    root = fill(tmp_path, [("train/a/1.png", 1, 8), ("train/a/2.png", 2, 8), ("val/a/1.png", 3, 6)])
+    with pytest.raises(UserError, match=r"different sizes, \[6, 8\]"):
+        data.load_data(run_config(dataset__name="folder", dataset__path=str(root)), mesh1)
