@@ -44,6 +44,8 @@ class TfdsRecords:
             raise RunError(
                 f"{span} cannot be read ({_one_line(error)}); delete the prepared data set and prepare it anew"
             ) from error
+        if any(row[self.image_key] is None for row in rows):
+            raise RunError(f"records of {self.name} are missing; delete the prepared data set and prepare it anew")
         return [
             (
                 decode.decode_image(row[self.image_key], f"record {i} of {self.name}", self.channels, size),
