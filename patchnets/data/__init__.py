@@ -83,15 +83,17 @@ def load_data(config: ml_collections.ConfigDict, mesh: Mesh) -> Data:
     root = cache.cache_root(config.dataset.cache_dir)
     max_bytes = config.dataset.max_resident_gib * 2**30
     names = dict.fromkeys(name for parts in parsed.values() for name, _, _ in parts)
-    whole: dict[str, cache.Decoded] = {}
-    for name in names:
-        held = sum(images.nbytes for images, _ in whole.values())
-        whole[name] = cache.load_split(source, name, config.image_size, root, max_bytes, held)
-    sides = {images.shape[1] for images, _ in whole.values()}
-    if len(sides) > 1:
-        raise UserError(
-            f"the splits of {source.name} hold images of different sizes, {sorted(sides)}; make them one size"
-        )
+
+    def load_whole(keep_native: bool) -> dict[str, cache.Decoded]:
+        found: dict[str, cache.Decoded] = {}
+        for name in names:
+            held = sum(images.nbytes for images, _ in found.values())
+            found[name] = cache.load_split(source, name, config.image_size, root, max_bytes, held, keep_native)
+        return found
+
+    whole = load_whole(keep_native=True)
+    if len({images.shape[1] for images, _ in whole.values()}) > 1:  # each split of one size, but not of the same
+        whole = load_whole(keep_native=False)
 
     def gather(role: str) -> tuple[np.ndarray, np.ndarray]:
         parts = [(whole[name][0][low:high], whole[name][1][low:high]) for name, low, high in parsed[role]]
@@ -113,7 +115,7 @@ def load_data(config: ml_collections.ConfigDict, mesh: Mesh) -> Data:
         name=source.name,
         class_names=source.class_names,
         channels=source.channels,
-        stored_size=sides.pop(),
+        stored_size=next(iter(whole.values()))[0].shape[1],
         train=train,
         val=feed("val"),
         test=feed("test"),

@@ -34,26 +34,39 @@ def cache_root(configured: str | None = None) -> pathlib.Path:
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "patchnets"
 
 
+class UnevenSizes(Exception):
+    """An image is not of the size of the first."""
+
+
 def load_split(
-    source: Source, split: str, image_size: int, root: pathlib.Path, max_bytes: float, held_bytes: int = 0
+    source: Source,
+    split: str,
+    image_size: int,
+    root: pathlib.Path,
+    max_bytes: float,
+    held_bytes: int = 0,
+    keep_native: bool = True,
 ) -> Decoded:
     """All images and labels of a split, from the cache if they are there, else decoded into it.
 
-    Images keep their own size if they are squares no larger than `image_size`, else they are stored at `image_size`.
+    Images keep their own size if all are squares of one size no larger than `image_size`; otherwise, or without
+    `keep_native`, they are stored at `image_size`.
 
     Raises:
       UserError: with `held_bytes` of other splits they would take more than `max_bytes`, or more than the disk has.
       RunError: an image cannot be decoded; nothing is left behind.
     """
-    key = f"{source.name}-{source.version}-{split}-at-most-{image_size}px"
+    key = f"{source.name}-{source.version}-{split}-{'at-most' if keep_native else 'at'}-{image_size}px"
     entry = root / "data" / "".join(c if c.isalnum() or c in "-._" else "_" for c in key)
     decoded = _open_entry(entry)
     if decoded is not None:
         _refuse_too_large(source, split, decoded[0].shape[1], max_bytes, held_bytes)
         return decoded
     records = source.records(split)
-    native = records.uniform_size()
-    side = native if native and native <= image_size else image_size
+    native = records.native_size()
+    if native is None or native > image_size or not keep_native:
+        native = None
+    side = native or image_size
     size = _refuse_too_large(source, split, side, max_bytes, held_bytes)
     entry.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(entry.parent).free
@@ -62,7 +75,11 @@ def load_split(
             f"{source.name} {split} takes {size / 2**20:.0f} MiB decoded, and {entry.parent} has {free / 2**20:.0f} "
             "MiB left; name another place with config.dataset.cache_dir"
         )
-    _write_entry(records, (len(records), side, side, source.channels), None if side == native else side, entry)
+    try:
+        _write_entry(records, (len(records), side, side, source.channels), None if native else side, entry)
+    except UnevenSizes:  # only reading them all could tell
+        _refuse_too_large(source, split, image_size, max_bytes, held_bytes)
+        _write_entry(records, (len(records), image_size, image_size, source.channels), image_size, entry)
     decoded = _open_entry(entry)
     if decoded is None:
         raise RunError(f"{entry} does not read back as it was written; is the disk sound?")
@@ -109,7 +126,9 @@ def _open_entry(entry: pathlib.Path) -> Decoded | None:
 
 
 def _write_entry(records: Records, shape: tuple[int, ...], resize_to: int | None, entry: pathlib.Path) -> None:
-    """Decodes all records into a new entry; where another process was faster, its entry stays and this one goes."""
+    """Decodes all records into a new entry, or raises UnevenSizes and leaves nothing behind.
+
+    Where another process was faster, its entry stays and this one goes."""
     for stale in entry.parent.glob(f".{entry.name}-*"):  # left by a process that was killed
         if time.time() - stale.stat().st_mtime > STALE_SECONDS:
             shutil.rmtree(stale, ignore_errors=True)
@@ -123,6 +142,8 @@ def _write_entry(records: Records, shape: tuple[int, ...], resize_to: int | None
         with concurrent.futures.ThreadPoolExecutor() as pool, bar:
             for chunk, examples in zip(chunks, pool.map(lambda chunk: records.examples(chunk, resize_to), chunks)):
                 for i, (image, label) in zip(chunk, examples):
+                    if image.shape != shape[1:]:
+                        raise UnevenSizes
                     images[i], labels[i] = image, label
                 bar.update(len(chunk))
         images.flush()

@@ -39,7 +39,7 @@ class DigitRecords:
         images, labels = _load()[self.split]
         return [(images[i], int(labels[i])) for i in positions]
 
-    def uniform_size(self) -> int:
+    def native_size(self) -> int:
         return 8
 
 

@@ -1,6 +1,5 @@
 """A folder of images, as anybody has for their own data: train/CLASS/*.jpg|png, optionally val/ and test/."""
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import os
@@ -37,12 +36,10 @@ class FolderRecords:
         chosen = [(self.root / self.files[i].path, self.files[i].label) for i in positions]
         return [(decode.decode_image(path, str(path), self.channels, size), label) for path, label in chosen]
 
-    def uniform_size(self) -> int | None:
-        paths = [self.root / file.path for file in self.files]
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            sizes = set(pool.map(lambda path: decode.image_size(path, str(path)), paths, chunksize=256))
-        (height, width), *others = sizes
-        return None if others or height != width else height
+    def native_size(self) -> int | None:
+        path = self.root / self.files[0].path
+        height, width = decode.image_size(path, str(path))
+        return height if height == width else None
 
 
 class Folder:

@@ -27,8 +27,8 @@ class Records(Protocol):
           RunError: one cannot be decoded; the message names the file or record.
         """
 
-    def uniform_size(self) -> int | None:
-        """The side in pixels if all images are squares of one size, else None."""
+    def native_size(self) -> int | None:
+        """The side in pixels if images are squares of one size, as far as one can tell without reading them all."""
 
 
 class Source(Protocol):

@@ -54,7 +54,7 @@ class TfdsRecords:
             for i, row in zip(positions, rows)
         ]
 
-    def uniform_size(self) -> int | None:
+    def native_size(self) -> int | None:
         height, width = self.shape[:2]
         return height if height is not None and height == width else None
 

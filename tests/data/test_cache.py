@@ -44,7 +44,7 @@ class FakeRecords:
     def label(self, i):
         return i * 7 % 1000
 
-    def uniform_size(self):
+    def native_size(self):
         return self.side if self.uniform else None
 
 

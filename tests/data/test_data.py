@@ -303,7 +303,12 @@ def test_a_folder_with_its_own_splits_is_loaded_as_it_lies(mesh1, tmp_path):
         assert got == [(value[k, c, i], c) for c in range(2) for i in range(3)]
 
 
-def test_splits_whose_images_need_different_sizes_are_an_error_with_both(mesh1, tmp_path):
-    root = fill(tmp_path, [("train/a/1.png", 1, 8), ("train/a/2.png", 2, 8), ("val/a/1.png", 3, 6)])
-    with pytest.raises(UserError, match=r"different sizes, \[6, 8\]"):
-        data.load_data(run_config(dataset__name="folder", dataset__path=str(root)), mesh1)
+def test_splits_of_different_sizes_are_all_resized_to_what_the_model_sees(mesh1, tmp_path):
+    root = fill(tmp_path, [("train/a/1.png", 10, 8), ("train/a/2.png", 20, 8), ("val/a/1.png", 30, 6)])
+    config = run_config(dataset__name="folder", dataset__path=str(root), image_size=16)
+    found = data.load_data(config, mesh1)
+    assert found.stored_size == 16
+    for feed, values in ((found.train, {10, 20}), (found.val, {30})):
+        images = np.asarray(feed.operands(0)[0].images)
+        assert images.shape[1:] == (16, 16, 3)
+        assert {int(image.max()) for image in images} == {int(image.min()) for image in images} == values

@@ -37,7 +37,7 @@ def test_what_the_source_states_is_true_of_its_images(examples):
         records = source.records(split)
         assert len(records) == len(labels) == source.sizes[split]
         assert images.dtype == np.uint8
-        assert images.shape[1:] == (records.uniform_size(), records.uniform_size(), source.channels)
+        assert images.shape[1:] == (records.native_size(), records.native_size(), source.channels)
         with pytest.raises(IndexError):
             records.examples([source.sizes[split]])
 

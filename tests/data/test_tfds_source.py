@@ -104,7 +104,7 @@ def test_what_the_source_states_is_what_the_archive_holds(source):
     assert (source.name, source.channels) == ("cifar100", 3)
     assert source.class_names == tuple(FINE)
     assert dict(source.sizes) == {"train": 150, "test": 30}
-    assert source.records("train").uniform_size() == 32
+    assert source.records("train").native_size() == 32
     assert source.version.startswith(f"{tfds.builder_cls('cifar100').VERSION}-")
 
 
@@ -214,7 +214,7 @@ def test_gray_images_of_unlike_sizes_are_read_and_resized(gray_builder, tmp_path
     records = source.records("train")
     assert source.version.startswith("1.2.0-")
     assert (source.channels, source.class_names) == (1, ("0", "1", "2"))
-    assert records.uniform_size() is None
+    assert records.native_size() is None
     assert sorted((int(image.flat[0]), label) for image, label in records.examples(range(9))) == [
         (20 * i, i % 3) for i in range(9)
     ]
@@ -231,7 +231,7 @@ def test_images_of_one_size_that_are_no_squares_have_no_uniform_side(gray_builde
 
     prepared(TinyWidePictures, tmp_path, "array_record")
     source = tfds_source.open_tfds("tiny_wide_pictures", str(tmp_path))
-    assert source.records("train").uniform_size() is None
+    assert source.records("train").native_size() is None
     assert cache.load_split(source, "train", 8, tmp_path / "cache", 2.0**30)[0].shape == (1, 8, 8, 1)
 
 
