@@ -3,9 +3,9 @@
     python -m patchnets.main --config=configs/mixer_imagenet.py --config.dataset.data_dir=PATH
 
 300 epochs, batch 4096, Adam(.9, .999), learning rate 1e-3 with 10,000 steps of warm-up and linear decay, weight decay
-0.1, gradient clipping at 1, stochastic depth 0.1, no dropout: 76.44 % top-1 in the paper, which also has RandAugment
-(2 layers, magnitude 15) and mixup 0.5; those, and streaming from disk, are not part of this configuration yet. Images
-are held in memory, 180 GiB, for which the limit has to be raised: --config.dataset.max_resident_gib=200.
+0.1, gradient clipping at 1, stochastic depth 0.1, no dropout: 76.44 % top-1 in the paper. The paper's augmentation,
+random resized crops, RandAugment (2 layers, magnitude 15) and mixup 0.5, is not part of this configuration yet, and
+neither is reading from disk while training: every device would hold all images, 187 GiB, so the command only says so.
 
 As in the paper's code, the last 1% of train is for validation, and ImageNet's validation images are the test split.
 """

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import math
 import pathlib
 import re
 import sys
@@ -13,7 +14,7 @@ import ml_collections
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from patchnets.errors import RunError
+from patchnets.errors import RunError, one_line
 from patchnets.train_state import TrainState
 
 LOWER_IS_BETTER = ("loss",)
@@ -74,7 +75,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:  # orbax and tensorstore raise many kinds for a full or lost disk
-            raise RunError(f"a checkpoint could not be written to {self.directory}: {_first_line(error)}") from error
+            raise RunError(f"a checkpoint could not be written to {self.directory}: {_reason(error)}") from error
 
     def close(self) -> None:
         with contextlib.suppress(Exception):  # what matters was raised by wait()
@@ -94,16 +95,9 @@ class Checkpoints:
         steps = sorted(self._manager.all_steps(), reverse=True)
         broken: list[int] = []
         for step in steps:
-            try:
-                restored = self._restore(step, like)
-            except Exception as error:  # orbax and tensorstore raise many kinds for a broken file
-                print(f"checkpoint {self.directory / str(step)} cannot be read: {_first_line(error)}", file=sys.stderr)
-                broken.append(step)
-                continue
-            if broken:
-                self._set_aside(broken)
-                self._manager.reload()
-            return restored
+            if restored := self._try_restore(step, like, broken):
+                self._pass_over(broken)
+                return restored
         if broken:
             raise self._none_readable()
         return None
@@ -111,25 +105,31 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def best_step(self) -> int | None:
-        """The step whose validation metric is best (the later of two equals); the latest where none has metrics."""
-        ranked = [
-            (self._score(metrics), step)
-            for step in self._manager.all_steps()
-            if (metrics := self._manager.metrics(step)) is not None
-        ]
-        return max(ranked)[1] if ranked else self._manager.latest_step()
+    def restore_best(self, like: TrainState) -> tuple[int, TrainState, dict[str, float]]:
+        """(step, state, validation metrics) of the checkpoint whose metrics are best, of the later one of two equals;
+        the latest where none has metrics. One that cannot be read is named and moved aside, as by `restore_latest`.
 
-    def metrics(self, step: int) -> dict[str, float]:
-        """The validation metrics saved with a step; empty where there were none."""
-        return dict(self._manager.metrics(step) or {})
+        Raises:
+          RunError: none can be read.
+        """
+        _hush_abandoned_reads()
+        found = [(step, dict(self._manager.metrics(step) or {})) for step in self._manager.all_steps()]
+        found.sort(key=lambda row: (self._score(row[1]) if row[1] else -math.inf, row[0]), reverse=True)
+        broken: list[int] = []
+        for step, metrics in found:
+            if restored := self._try_restore(step, like, broken):
+                self._pass_over(broken)
+                return step, restored[0], metrics
+        raise self._none_readable()
 
-    def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state saved under `step`. Raises RunError where it cannot be read."""
+    def _try_restore(self, step: int, like: TrainState, broken: list[int]) -> tuple[TrainState, dict[str, Any]] | None:
+        """A checkpoint; or, with a word on the terminal and its step added to `broken`, None if it cannot be read."""
         try:
-            return self._restore(step, like)[0]
-        except Exception as error:
-            raise RunError(f"checkpoint {self.directory / str(step)} cannot be read: {_first_line(error)}") from error
+            return self._restore(step, like)
+        except Exception as error:  # orbax and tensorstore raise many kinds for a broken file
+            print(f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}", file=sys.stderr)
+            broken.append(step)
+            return None
 
     def _restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         items = ocp.args.Composite(state=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore())
@@ -146,7 +146,7 @@ class Checkpoints:
             except FileNotFoundError:
                 pass  # saved between two validations
             except ValueError as error:
-                print(f"checkpoint {self.directory / str(step)} cannot be read: {_first_line(error)}", file=sys.stderr)
+                print(f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}", file=sys.stderr)
                 broken.append(step)
         if broken and len(broken) == len(found):
             raise self._none_readable()
@@ -154,6 +154,11 @@ class Checkpoints:
 
     def _none_readable(self) -> RunError:
         return RunError(f"no checkpoint in {self.directory} can be read; to start anew, give another --workdir")
+
+    def _pass_over(self, steps: list[int]) -> None:
+        if steps:
+            self._set_aside(steps)
+            self._manager.reload()
 
     def _set_aside(self, steps: list[int]) -> None:
         """Moves checkpoints to unreadable/, so that nothing is deleted and their steps can be saved anew."""
@@ -166,7 +171,7 @@ class Checkpoints:
                 number += 1
                 target = aside / f"{step}-{number}"
             (self.directory / str(step)).rename(target)
-            print(f"going on from the one before; moved to {target}", file=sys.stderr)
+            print(f"going on without it; moved to {target}", file=sys.stderr)
 
 
 def _hush_abandoned_reads() -> None:
@@ -185,9 +190,8 @@ def _hush_abandoned_reads() -> None:
         sys.unraisablehook = hook
 
 
-def _first_line(error: BaseException) -> str:
-    """The reason in few words: the operating system's where it gave one, else the beginning of what was said."""
-    text = " ".join(str(error).split())
-    if reason := re.search(r": ([^:\[\]]+) \[[^\]]*os_error_code", text):
-        return reason[1].strip()
-    return (text[:200] + " ...") if len(text) > 200 else text or type(error).__name__
+def _reason(error: BaseException) -> str:
+    """The operating system's reason where there is one, else the beginning of what was said."""
+    text = one_line(error, limit=200)
+    reason = re.search(r": ([^:\[\]]+) \[[^\]]*os_error_code", " ".join(str(error).split()))
+    return reason[1].strip() if reason else text

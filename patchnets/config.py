@@ -8,8 +8,8 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import ml_collections
@@ -18,15 +18,16 @@ from ml_collections import config_dict
 from patchnets import models
 from patchnets.errors import UserError
 
+LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, sys.float_info.max
 Rule = tuple[str, Callable[[Any], bool]]  # what is expected, in words; whether a value is that
 
 
 def at_least(low: float) -> Rule:
-    return f"a number of at least {low}", lambda v: math.isfinite(v) and v >= low
+    return f"a number of at least {low}", lambda v: low <= v <= (LARGEST_INT if isinstance(v, int) else LARGEST_FLOAT)
 
 
 def above(low: float) -> Rule:
-    return f"a number above {low}", lambda v: math.isfinite(v) and v > low
+    return f"a number above {low}", lambda v: low < v <= LARGEST_FLOAT
 
 
 def within(low: float, high: float) -> Rule:
@@ -107,6 +108,11 @@ KEYS: dict[str, Key] = {
     "model.name": Key("mlp_mixer", "the architecture"),
     "model.variant": Key(str, "a published size, e.g. S/16; fields below override it"),
 }
+# Where things lie and how a run is watched: they may change when it continues, for the figures do not hang on them.
+INCIDENTAL = {
+    "dataset.path", "dataset.data_dir", "dataset.cache_dir", "dataset.max_resident_gib", "steps_per_dispatch",
+    "checkpoint.keep", "mesh.data", "tensorboard", "plots",
+}  # fmt: skip
 ALTERNATIVES = [
     ("total_epochs", "total_steps"),
     ("eval_every_epochs", "eval_every_steps"),
@@ -189,14 +195,29 @@ def check(config: ml_collections.ConfigDict) -> None:
     models.check(config.model, config.image_size)
 
 
+def displaced(config: ml_collections.ConfigDict, given: Collection[str]) -> list[str]:
+    """The keys of a configuration file that keys `given` on the command line take the place of.
+
+    Steps displace epochs and the reverse, and a variant of a model displaces the fields that it defines.
+    """
+    gone = []
+    for one, other in ALTERNATIVES:
+        gone += [other] if one in given else [one] if other in given else []
+    if "model.variant" in given:
+        gone += [f"model.{field}" for field in models.variant_fields(config.model)]
+    return [name for name in gone if name not in given]
+
+
 def digest(config: ml_collections.ConfigDict) -> str:
-    """Twelve hexadecimal digits that name a configuration, independent of the order of its keys."""
-    return hashlib.sha256(json.dumps(flatten(config), sort_keys=True).encode()).hexdigest()[:12]
+    """Twelve hexadecimal digits that name what a run computes: neither the order of keys nor INCIDENTAL ones matter."""
+    essential = {name: value for name, value in flatten(config).items() if name not in INCIDENTAL}
+    return hashlib.sha256(json.dumps(essential, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """["a.b: 1 there, 2 here", ...] for every key in which two flattened configurations differ."""
-    changed = (name for name in sorted(old.keys() | new.keys()) if old.get(name) != new.get(name))
+    """["a.b: 1 there, 2 here", ...] for every key, INCIDENTAL ones aside, in which two flat configurations differ."""
+    names = sorted((old.keys() | new.keys()) - INCIDENTAL)
+    changed = (name for name in names if old.get(name) != new.get(name))
     return [f"{name}: {old.get(name, 'not set')} there, {new.get(name, 'not set')} here" for name in changed]
 
 

@@ -132,8 +132,9 @@ def conclude(summary: Mapping[str, Any], workdir: os.PathLike[str]) -> None:
             f"loss {summary['test_loss']:.4f}"
         )
     else:
-        print("  test     none: the data set has no test split")
+        print("  test     none: there is no test split")
     rate = f", {summary['images_per_second']:,.0f} images/s" if summary.get("images_per_second") else ""
     work = f"{summary['epochs']:g} epochs, {summary['steps']:,} steps"
     print(f"  took     {duration(summary['wall_seconds'])} for {work}{rate}")
-    print(f"  results  {workdir}/: summary.json, metrics.jsonl, checkpoints/, plots/", flush=True)
+    plots = ", plots/" if os.path.isdir(os.path.join(workdir, "plots")) else ""
+    print(f"  results  {workdir}/: summary.json, metrics.jsonl, checkpoints/{plots}", flush=True)

@@ -1,8 +1,8 @@
-"""The two ways a run can fail that are not bugs, each one line on the terminal."""
+"""The ways in which a run ends that are not bugs, each one line on the terminal."""
 
 
 class UserError(Exception):
-    """The request cannot be carried out as given: exit status 2, nothing was changed."""
+    """The request cannot be carried out as given: exit status 2, the work directory is as it was."""
 
     status = 2
 
@@ -19,3 +19,9 @@ class Stopped(Exception):
     def __init__(self, signal_number: int, step: int):
         super().__init__(f"stopped by signal {signal_number} at step {step}; the same command continues from there")
         self.status = 128 + signal_number
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """What an error says, in one line of at most about `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[:limit] + " ..."

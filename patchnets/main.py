@@ -21,7 +21,7 @@ import warnings
 from absl import flags, logging
 
 from patchnets import STARTED
-from patchnets.errors import RunError, Stopped, UserError
+from patchnets.errors import RunError, Stopped, UserError, one_line
 
 
 def parse(argv: list[str]):
@@ -40,19 +40,15 @@ def parse(argv: list[str]):
         raise UserError("--config is not given; for example --config=configs/mixer_digits.py, and --help explains")
     _load(path)
     values = flags.FlagValues()
-    config_flag = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv, lock_config=True)
-    workdir_flag = flags.DEFINE_string("workdir", None, "", flag_values=values)
     try:
+        config_flag = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
+        workdir_flag = flags.DEFINE_string("workdir", None, "", flag_values=values)
         rest = values(argv)
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(_tidy(error)) from error
     config = config_flag.value
     given = config_flags.get_override_values(values["config"])
-    for one, other in (pair[::order] for pair in config_lib.ALTERNATIVES for order in (1, -1)):
-        if (
-            one in given and other not in given
-        ):  # the command line says steps where the file says epochs, or the reverse
-            config.update_from_flattened_dict({other: None})
+    config.update_from_flattened_dict(dict.fromkeys(config_lib.displaced(config, given)))
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not understood; overrides have the form --config.KEY=VALUE")
     config_lib.check(config)
@@ -78,11 +74,8 @@ def _load(path: str) -> None:
 
 
 def _tidy(error: BaseException) -> str:
-    """An error's own words in one line; of a traceback only what it ends with."""
-    text = str(error).strip().split(" Other fields present")[0]  # ml_collections would print them all
-    if "Traceback" in text:
-        text = text.splitlines()[-1]
-    return " ".join(text.split())[:400]
+    """An error's own words in one line."""
+    return one_line(error, limit=1_000_000).split(" Other fields present")[0][:400]  # ml_collections prints them all
 
 
 def explain(argv: list[str]) -> None:
@@ -141,8 +134,14 @@ def run(argv: list[str]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"patchnets: {where}{error.strerror or error}", file=sys.stderr)
         return 1
+    except RuntimeError as error:  # what JAX raises is one
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said = f"out of memory ({one_line(error, 160)}); lower config.batch_size, or choose a smaller model"
+        print(f"patchnets: {said}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print("patchnets: interrupted before the first step; nothing was saved", file=sys.stderr)
+        print("patchnets: interrupted; what was saved stays, and the same command continues", file=sys.stderr)
         return 130
     return 0
 

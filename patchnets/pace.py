@@ -23,6 +23,7 @@ class Pace:
         # Processes that run one program together must cut it alike, which measured times would not.
         self._fixed = fixed_steps or (1 if jax.process_count() > 1 else None)
         self._step_seconds: float | None = None
+        self._first_rate: float | None = None
 
     def steps(self, at_most: int) -> int:
         """How many steps to dispatch now."""
@@ -40,14 +41,17 @@ class Pace:
         yield
         took = time.perf_counter() - began
         self._dispatches += 1
-        if self._dispatches > 1:
+        if self._dispatches == 1:
+            self._first_rate = images / max(took, 1e-9)
+        else:
             self._step_seconds = max(took / steps, 1e-9)
             self.images += images
             self.seconds += took
 
     @property
     def images_per_second(self) -> float | None:
-        return self.images / self.seconds if self.seconds else None
+        """Over all dispatches but the first, or of that one where there is no other; None before there is any."""
+        return self.images / self.seconds if self.seconds else self._first_rate
 
     def lap(self) -> float | None:
         """Images per second since the last call."""

@@ -12,8 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 from patchnets import keys, sharding
-from patchnets.data.preprocess import Preprocess
-from patchnets.data.resident import Batch
+from patchnets.feeds import Batch
 from patchnets.metrics import EvalMetrics, TrainMetrics, in_top_k
 from patchnets.train_state import TrainState
 
@@ -27,7 +26,7 @@ class Task:
 
     model: nn.Module
     optimizer: optax.GradientTransformation
-    preprocess: Preprocess
+    preprocess: Callable[..., Array]  # (uint8 images, key or None) -> float32 inputs; data/preprocess.py
     seed: int
     label_smoothing: float = 0.0
 

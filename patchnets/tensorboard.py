@@ -7,6 +7,8 @@ import sys
 import threading
 from collections.abc import Mapping
 
+from patchnets.errors import one_line
+
 
 class TensorBoard:
     """Takes scalars at once and writes them when it can. Failing to write is told once and stops no run."""
@@ -47,4 +49,4 @@ class TensorBoard:
             writer.close()
         except Exception as error:
             self._enabled = False
-            print(f"TensorBoard events are no longer written: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+            print(f"TensorBoard events are no longer written: {one_line(error)}", file=sys.stderr)

@@ -1,6 +1,5 @@
 """A run from its configuration to its final figures: build, restore, (train, evaluate, save)*, test, summary."""
 
-import dataclasses
 import os
 import platform
 import sys
@@ -8,79 +7,26 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import ml_collections
 import numpy as np
 import optax
 from clu import parameter_overview
-from jax.sharding import Mesh
 
 from patchnets import __version__, console, models, sharding
 from patchnets import config as config_lib
 from patchnets.checkpoints import Checkpoints
-from patchnets.data import Data, load_data
-from patchnets.data.resident import ResidentFeed
-from patchnets.errors import RunError, Stopped
+from patchnets.errors import RunError, Stopped, one_line
+from patchnets.feeds import Feed
 from patchnets.metrics import EvalMetrics, TrainMetrics
-from patchnets.optimizers import make_optimizer, make_schedule, steps_of
 from patchnets.pace import Pace
+from patchnets.plan import Plan, make_plan
 from patchnets.signals import StopRequest
-from patchnets.steps import Task, compile_eval_steps, compile_train_steps
+from patchnets.steps import compile_eval_steps, compile_train_steps
 from patchnets.tensorboard import TensorBoard
-from patchnets.train_state import TrainState, create_train_state
 from patchnets.workdir import Workdir
 
 OVERVIEW_LINES = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """All that a run is made of, before its first step."""
-
-    config: ml_collections.ConfigDict
-    mesh: Mesh
-    data: Data
-    model: nn.Module
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    task: Task
-    total_steps: int
-    eval_every: int
-
-    @property
-    def log_every(self) -> int:
-        return self.config.log_every_steps or self.eval_every
-
-    def initial_state(self) -> TrainState:
-        return create_train_state(
-            self.model,
-            self.optimizer,
-            image_size=self.config.image_size,
-            channels=self.data.channels,
-            seed=self.config.seed,
-            mesh=self.mesh,
-        )
-
-    def next_stop(self, step: int) -> int:
-        """The step, after `step`, at which something other than training happens."""
-        periods = (self.eval_every, self.log_every, self.config.checkpoint.every_steps or self.total_steps)
-        return min(self.total_steps, *(step + period - step % period for period in periods))
-
-
-def make_plan(config: ml_collections.ConfigDict) -> Plan:
-    """Builds everything that `config` describes. Raises UserError for what cannot be built."""
-    mesh = sharding.make_mesh(config.mesh, (config.batch_size, config.eval_batch_size or config.batch_size))
-    data = load_data(config, mesh)
-    per_epoch = data.train.steps_per_epoch
-    total_steps = max(1, steps_of(config, "total", per_epoch) or 0)
-    eval_every = steps_of(config, "eval_every", per_epoch)
-    eval_every = per_epoch if eval_every is None else max(1, eval_every)
-    model = models.create_model(config.model, len(data.class_names))
-    schedule = make_schedule(config, total_steps, per_epoch)
-    optimizer = make_optimizer(config.optimizer, schedule)
-    task = Task(model, optimizer, data.preprocess, config.seed, config.label_smoothing)
-    return Plan(config, mesh, data, model, optimizer, schedule, task, total_steps, min(eval_every, total_steps))
 
 
 def train(
@@ -102,7 +48,7 @@ def train(
         console.conclude(summary, place.path)
         return summary
     plan = make_plan(config)
-    place.claim()
+    place.claim(plan.data.identity)
     checkpoints = Checkpoints(place.checkpoints, config.checkpoint)
     board = TensorBoard(place.path, config.tensorboard)
     try:
@@ -155,7 +101,8 @@ class Run:
     def introduce(self) -> int:
         """Shows the first screen; returns the number of parameters."""
         plan, params = self.plan, self.state.params
-        self.place.write_text("parameters.txt", parameter_overview.get_parameter_overview(params) + "\n")
+        if not self.resumed_at:
+            self.place.write_text("parameters.txt", parameter_overview.get_parameter_overview(params) + "\n")
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         console.introduce(
             plan.config,
@@ -186,13 +133,13 @@ class Run:
                 count = self.pace.steps(min(until - step, serves))
                 with self.pace.measure(count, count * batch_size):
                     self.state, finite, param_norm = train_steps(self.state, operands, count)
-                    healthy = bool(finite)
+                    healthy = bool(finite) and bool(np.isfinite(param_norm))
                 step = int(self.state.step)
                 if self.first_step_seconds is None:
                     self.first_step_seconds = round(time.monotonic() - self.began, 1)
                     progress.say(f"first step after {self.first_step_seconds:.1f} s")
                 if not healthy:
-                    raise self.not_finite(f"the loss or its gradient at step {step:,}")
+                    raise self.not_finite(f"the loss, its gradient or what became of the parameters at step {step:,}")
                 progress.advance(count, self.pace, plan.total_steps - step)
                 if step == until:
                     self.look(step, param_norm, evaluate, progress)
@@ -238,8 +185,11 @@ class Run:
         progress = {"wall_seconds": self.wall_seconds, "images": self.pace.images, "seconds": self.pace.seconds}
         self.checkpoints.save(step, self.state, progress, val_metrics)
 
-    def evaluator(self, feed: ResidentFeed | None) -> Callable[[], dict[str, float]] | None:
-        """A function that evaluates the current state on a split, every example once; None without a split."""
+    def evaluator(self, feed: Feed | None, may_stop: bool = False) -> Callable[[], dict[str, float]] | None:
+        """A function that evaluates the current state on a split, every example once; None without a split.
+
+        Where `may_stop`, because all is saved, it raises Stopped on a signal.
+        """
         if feed is None:
             return None
         eval_steps = compile_eval_steps(self.plan.task, feed.batch, self.plan.mesh)
@@ -253,18 +203,18 @@ class Run:
                 with pace.measure(count, count * feed.batch_size):
                     metrics = jax.block_until_ready(eval_steps(self.state, metrics, operands, first, count))
                 first += count
+                if may_stop and self.stop.number is not None:
+                    raise Stopped(self.stop.number, self.plan.total_steps)
             return {name: decimal(value) for name, value in metrics.compute().items()}
 
         return evaluate
 
     def test(self) -> dict[str, Any]:
         """The figures of the best checkpoint: its validation metrics, and the test split's, looked at only now."""
-        best = self.checkpoints.best_step()
-        if best is not None and best != int(self.state.step):
-            self.state = self.checkpoints.restore(best, self.like)
+        best, self.state, val_metrics = self.checkpoints.restore_best(self.like)
         found: dict[str, Any] = {"best_step": best}
-        found |= {f"val_{k}": v for k, v in self.checkpoints.metrics(best or 0).items()}
-        if evaluate := self.evaluator(self.plan.data.test):
+        found |= {f"val_{name}": value for name, value in val_metrics.items()}
+        if evaluate := self.evaluator(self.plan.data.test, may_stop=True):
             test_metrics = {f"test_{k}": v for k, v in evaluate().items()}
             if not np.isfinite(test_metrics["test_loss"]):
                 raise self.not_finite(f"the test loss of the checkpoint of step {best}")
@@ -311,7 +261,7 @@ class Run:
 
             curves.draw(self.place.path)
         except Exception as error:
-            print(f"the learning curves could not be drawn: {' '.join(str(error).split())[:200]}", file=sys.stderr)
+            print(f"the learning curves could not be drawn: {one_line(error)}", file=sys.stderr)
 
 
 def decimal(value: Any) -> float:

@@ -1,10 +1,11 @@
 """The work directory of a run: who may use it, what it was made with, and the figures written into it.
 
-config.json (the configuration), metrics.jsonl (one object a line), summary.json (the final figures), checkpoints/,
-plots/, parameters.txt and TensorBoard events: whoever receives the folder needs nothing else.
+config.json (the configuration), data.json (which examples), metrics.jsonl (one object a line), summary.json (the final
+figures), checkpoints/, plots/, parameters.txt and TensorBoard events: whoever receives the folder needs nothing else.
 """
 
 import json
+import math
 import os
 import pathlib
 import tempfile
@@ -30,43 +31,69 @@ class Workdir:
     def checkpoints(self) -> pathlib.Path:
         return self.path / "checkpoints"
 
-    @property
-    def plots(self) -> pathlib.Path:
-        return self.path / "plots"
-
     def finished(self) -> dict[str, Any] | None:
         """The summary if a run with this configuration has ended here, None if there is still something to do.
 
         Raises:
-          UserError: the folder belongs to a run with another configuration, or is no folder.
+          UserError: the folder belongs to a run with another configuration, is in use, or cannot be one.
         """
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir={self.path} is a file; give a folder, or a path that does not exist yet")
+        place = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            raise UserError(f"--workdir={self.path}: {place} cannot be written to; give another --workdir")
+        self._compare_configuration()
+        if (self.path / ".lock").exists():
+            self._take_lock()
+            self.release()
         try:
-            stored = json.loads((self.path / "config.json").read_text())
-        except FileNotFoundError:
+            return json.loads((self.path / "summary.json").read_text())
+        except (FileNotFoundError, ValueError):
             return None
-        except ValueError as error:
-            raise UserError(f"{self.path / 'config.json'} cannot be read ({error}); give another --workdir") from error
+
+    def claim(self, data: Mapping[str, Any]) -> None:
+        """Makes the folder and holds it until `release` or the end of the process.
+
+        `data` is what tells the examples of this run from others; it is written at first, and compared from then on.
+
+        Raises:
+          UserError: another process holds the folder, or it belongs to another configuration or other data.
+          OSError: it cannot be written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        self._compare_configuration()
+        stored = self._read_json("data.json")
+        if stored is None:
+            self.write_json("data.json", data)
+        elif changed := [name for name in data if data[name] != stored.get(name)]:
+            raise UserError(
+                f"the data have changed since {self.path} was begun ({', '.join(changed)} differ from its data.json); "
+                "give another --workdir, or bring the data back"
+            )
+        if not (self.path / "config.json").exists():
+            self.write_json("config.json", self._nested)
+
+    def _compare_configuration(self) -> None:
+        stored = self._read_json("config.json")
+        if stored is None:
+            return
         changed = config_lib.differences(config_lib.flatten(stored), self._config)
         if changed:
             raise UserError(
                 f"{self.path} belongs to a run with another configuration ({'; '.join(changed)}); "
                 "give another --workdir"
             )
+
+    def _read_json(self, name: str) -> dict[str, Any] | None:
         try:
-            return json.loads((self.path / "summary.json").read_text())
-        except (FileNotFoundError, ValueError):
+            return json.loads((self.path / name).read_text())
+        except FileNotFoundError:
             return None
+        except ValueError as error:
+            raise UserError(f"{self.path / name} cannot be read ({error}); give another --workdir") from error
 
-    def claim(self) -> None:
-        """Makes the folder and holds it until `release` or the end of the process.
-
-        Raises:
-          UserError: another process holds it.
-          OSError: it cannot be written.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
+    def _take_lock(self) -> None:
         self._lock = (self.path / ".lock").open("w")
         try:
             import fcntl
@@ -75,11 +102,10 @@ class Workdir:
         except ImportError:  # no such locks on this system
             pass
         except BlockingIOError as error:
+            self.release()
             raise UserError(
                 f"another process is running in {self.path}; wait for it, or give another --workdir"
             ) from error
-        if not (self.path / "config.json").exists():
-            self.write_json("config.json", self._nested)
 
     def release(self) -> None:
         if self._lock is not None:
@@ -104,7 +130,7 @@ class Workdir:
     def rewind_metrics(self, step: int) -> None:
         """Drops the lines of metrics.jsonl past `step`, which a continued run writes again, and a torn last line."""
         try:
-            lines = (self.path / "metrics.jsonl").read_text().splitlines()
+            lines = (self.path / "metrics.jsonl").read_text(errors="replace").splitlines()
         except FileNotFoundError:
             return
         kept = []
@@ -113,7 +139,7 @@ class Workdir:
                 row = json.loads(line)
             except ValueError:
                 continue
-            if row["step"] <= step and "test_loss" not in row:
+            if isinstance(row, dict) and row.get("step", math.inf) <= step and "test_loss" not in row:
                 kept.append(line + "\n")
         self.write_text("metrics.jsonl", "".join(kept))
 
@@ -121,15 +147,12 @@ class Workdir:
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 
-    def read_metrics(self) -> list[dict[str, Any]]:
-        return read_metrics(self.path)
-
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
     """The rows of a work directory's metrics.jsonl; raises UserError where there is none."""
     try:
         return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} is not a work directory: there is no metrics.jsonl in it") from error
     except ValueError as error:
         raise UserError(f"{path / 'metrics.jsonl'} cannot be read ({error})") from error

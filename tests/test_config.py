@@ -272,7 +272,7 @@ def test_digest_does_not_depend_on_the_order_of_keys():
     assert config_lib.digest(reverse(plain)) == config_lib.digest(plain) == config_lib.digest(usable())
 
 
-def test_digest_changes_with_every_value():
+def test_digest_changes_with_every_value_that_figures_may_hang_on():
     start = config_lib.digest(usable())
     found = {start}
     flat = config_lib.flatten(usable())
@@ -282,7 +282,8 @@ def test_digest_changes_with_every_value():
         assign(config, name, other)
         found.add(config_lib.digest(config))
     found.add(config_lib.digest(usable(model__depth=3)))
-    assert len(found) == len(flat) + 2
+    essential = [name for name in flat if name not in config_lib.INCIDENTAL]
+    assert len(found) == len(essential) + 2 and len(essential) > 20
     assert all(len(name) == 12 and set(name) <= set("0123456789abcdef") for name in found)
 
 

@@ -71,11 +71,15 @@ def test_killed_and_continued_again_and_again_it_ends_with_the_same_bits(uninter
     process.communicate()
     assert not checkpoints(workdir)
 
-    process = start(workdir)  # killed inside a save
-    wait_for(lambda: len(checkpoints(workdir)) >= 1 and list((workdir / "checkpoints").glob("*tmp*")), process)
-    process.kill()
-    process.communicate()
-    assert list((workdir / "checkpoints").glob("*tmp*")), "the save was over before the signal"
+    for _ in range(5):  # killed inside a save; a save may be over before the signal arrives, then once more
+        process = start(workdir)
+        wait_for(lambda: len(checkpoints(workdir)) >= 1 and list((workdir / "checkpoints").glob("*tmp*")), process)
+        process.kill()
+        process.communicate()
+        if list((workdir / "checkpoints").glob("*tmp*")):
+            break
+    else:
+        pytest.fail("no save was cut")
 
     process = start(workdir)  # asked to stop: it saves, wherever it is
     before = checkpoints(workdir)

@@ -56,10 +56,10 @@ def test_steps_are_never_more_than_at_most_and_few_where_a_step_is_slow(clock):
     assert 1 <= pace.steps(1000) <= 4 and pace.steps(1) == 1
 
 
-def test_first_dispatch_is_not_counted(clock):
+def test_first_dispatch_counts_only_while_there_is_no_other(clock):
     pace = Pace()
     dispatch(pace, clock, 1, 128, 60.0)
-    assert (pace.images, pace.seconds, pace.images_per_second) == (0, 0.0, None)
+    assert (pace.images, pace.seconds, pace.images_per_second) == (0, 0.0, 128 / 60)
     dispatch(pace, clock, 2, 256, 0.5)
     dispatch(pace, clock, 4, 512, 1.5)
     assert pace.images == 768 and pace.seconds == pytest.approx(2.0)

@@ -1,5 +1,6 @@
 """Whole runs in one process: what they leave behind, how they continue, and how they fail."""
 
+import dataclasses
 import json
 import resource
 
@@ -7,11 +8,13 @@ import jax
 import ml_collections
 import numpy as np
 import pytest
+from PIL import Image
 
 from patchnets import config as config_lib
 from patchnets import steps, trainer
 from patchnets.checkpoints import Checkpoints
 from patchnets.data import sources
+from patchnets.data.preprocess import Augment
 from patchnets.errors import RunError, UserError
 from patchnets.metrics import EvalMetrics
 
@@ -86,8 +89,9 @@ def test_the_test_figures_are_those_of_the_best_checkpoint(finished):
     validated = [(row["val_accuracy"], row["step"]) for row in rows if "val_loss" in row]
     assert (summary["val_accuracy"], summary["best_step"]) == max(validated)
     plan = trainer.make_plan(config)
-    state = plan.initial_state()
-    state = Checkpoints(path / "checkpoints", config.checkpoint).restore(summary["best_step"], _like(state))
+    like = _like(plan.initial_state())
+    step, state, _ = Checkpoints(path / "checkpoints", config.checkpoint).restore_best(like)
+    assert step == summary["best_step"]
     # Every example of the test split, one by one, without the code that batches them.
     records = sources.open_source(config.dataset).records("test")
     images, labels = (np.stack(part) for part in zip(*records.examples(range(len(records)))))
@@ -180,10 +184,41 @@ def test_a_checkpoint_that_cannot_be_read_is_named_kept_and_passed_over(tiny_con
         file.write_bytes(file.read_bytes()[:100])
     again = trainer.train(tiny_config, path)
     said = capsys.readouterr().err
-    assert f"checkpoint {latest} cannot be read" in said and "going on from the one before" in said
+    assert f"checkpoint {latest} cannot be read" in said and "going on without it" in said
     assert "Traceback" not in said
     assert (path / "checkpoints" / "unreadable" / "44").is_dir()
     assert again["test_loss"] == straight["test_loss"]
+
+
+def test_a_best_checkpoint_that_cannot_be_read_makes_way_for_the_next_best(tiny_config, tmp_path, capsys):
+    path = tmp_path / "run"
+    tiny_config.checkpoint.keep = 4
+    best = trainer.train(tiny_config, path)["best_step"]
+    (path / "summary.json").unlink()
+    for file in (path / "checkpoints" / str(best) / "state").rglob("*"):
+        if file.is_file() and file.stat().st_size > 500:
+            file.write_bytes(file.read_bytes()[:100])
+    again = trainer.train(tiny_config, path)
+    assert f"{best} cannot be read" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    ranked = sorted((row["val_accuracy"], row["step"]) for row in rows if "val_loss" in row)
+    # The latest is trained anew where it was the broken one, and is the best again; else the second best is taken.
+    assert again["best_step"] == (ranked[-1][1] if best == 44 else ranked[-2][1])
+
+
+def test_a_run_does_not_continue_on_other_data(tiny_config, tmp_path):
+    for label in ("a", "b"):
+        for split, count in (("train", 20), ("test", 4)):
+            (tmp_path / "data" / split / label).mkdir(parents=True)
+            for i in range(count):
+                picture = Image.new("L", (8, 8), 100 * (label == "b") + i)
+                picture.save(tmp_path / "data" / split / label / f"{i}.png")
+    tiny_config.dataset = config_lib.default_config(dataset=dict(name="folder", path=str(tmp_path / "data"))).dataset
+    trainer.train(tiny_config, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    (tmp_path / "data" / "train" / "a" / "3.png").unlink()
+    with pytest.raises(UserError, match=r"data have changed .*examples"):
+        trainer.train(tiny_config, tmp_path / "run")
 
 
 def test_with_no_readable_checkpoint_nothing_is_started_over(tiny_config, tmp_path):
@@ -207,6 +242,7 @@ def test_without_validation_or_test_the_last_state_is_kept(tiny_config, tmp_path
 
 def test_every_known_key_is_read_by_a_run(tiny_config, tmp_path, monkeypatch):
     seen: set[str] = set()
+    recording_now = [True]
     names = {id(tiny_config): ""} | {
         id(node): f"{key}." for key, node in tiny_config.items() if isinstance(node, ml_collections.ConfigDict)
     }
@@ -214,7 +250,7 @@ def test_every_known_key_is_read_by_a_run(tiny_config, tmp_path, monkeypatch):
 
     def recording(method):
         def wrapped(self, key, *rest):
-            if id(self) in names:
+            if recording_now[0] and id(self) in names:
                 seen.add(names[id(self)] + str(key))
             return method(self, key, *rest)
 
@@ -222,6 +258,16 @@ def test_every_known_key_is_read_by_a_run(tiny_config, tmp_path, monkeypatch):
 
     for name in ("__getattr__", "__getitem__", "get"):
         monkeypatch.setattr(ml_collections.ConfigDict, name, recording(getattr(ml_collections.ConfigDict, name)))
+    whole_config = config_lib.flatten
+
+    def flatten_without_reading(config, prefix=""):  # to write, hash or compare it is not to act on it
+        recording_now[0] = False
+        try:
+            return whole_config(config, prefix)
+        finally:
+            recording_now[0] = prefix == ""
+
+    monkeypatch.setattr(config_lib, "flatten", flatten_without_reading)
     trainer.train(tiny_config, tmp_path / "run")
     for name in ("folder", "no_such_dataset"):  # what only other data sets look at
         tiny_config.dataset.name = name
@@ -230,6 +276,9 @@ def test_every_known_key_is_read_by_a_run(tiny_config, tmp_path, monkeypatch):
     handed_over = {names[i] for i in whole}
     expected = {key for key in config_lib.known_keys() if not key.startswith(tuple(handed_over))}
     assert expected - seen == set()
+    assert {f"augment.{field.name}" for field in dataclasses.fields(Augment)} == {
+        key for key in config_lib.known_keys() if key.startswith("augment.")
+    }
 
 
 def test_metrics_of_the_same_split_do_not_depend_on_the_batch_size(tiny_config):

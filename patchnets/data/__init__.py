@@ -1,7 +1,10 @@
 """From `config.dataset` to the three feeds of a run."""
 
 import dataclasses
+import functools
+import zlib
 from collections.abc import Mapping
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -11,6 +14,7 @@ from patchnets.data import cache, sources, splits
 from patchnets.data.preprocess import Augment, Preprocess, normalisation
 from patchnets.data.resident import ResidentFeed
 from patchnets.errors import UserError
+from patchnets.feeds import Feed
 
 SPLITS = ("train", "val", "test")
 
@@ -23,10 +27,11 @@ class Data:
     class_names: tuple[str, ...]
     channels: int
     stored_size: int  # side in pixels of the images as they are kept; the step resizes them
-    train: ResidentFeed
-    val: ResidentFeed | None
-    test: ResidentFeed | None
+    train: Feed
+    val: Feed | None
+    test: Feed | None
     specs: dict[str, str | None]
+    identity: dict[str, Any]  # what must be the same when a run continues
     preprocess: Preprocess
 
 
@@ -95,12 +100,13 @@ def load_data(config: ml_collections.ConfigDict, mesh: Mesh) -> Data:
     if len({images.shape[1] for images, _ in whole.values()}) > 1:  # each split of one size, but not of the same
         whole = load_whole(keep_native=False)
 
+    @functools.cache
     def gather(role: str) -> tuple[np.ndarray, np.ndarray]:
         parts = [(whole[name][0][low:high], whole[name][1][low:high]) for name, low, high in parsed[role]]
         images, labels = zip(*parts)
         return (np.concatenate(images), np.concatenate(labels)) if len(parts) > 1 else parts[0]
 
-    def feed(role: str) -> ResidentFeed | None:
+    def feed(role: str) -> Feed | None:
         if role not in parsed:
             return None
         batch_size = config.batch_size if role == "train" else config.eval_batch_size or config.batch_size
@@ -108,6 +114,12 @@ def load_data(config: ml_collections.ConfigDict, mesh: Mesh) -> Data:
             *gather(role), batch_size=batch_size, mesh=mesh, shuffle_seed=config.seed if role == "train" else None
         )
 
+    for role, spec in specs.items():
+        if spec and not 0 <= int(gather(role)[1].min()) <= int(gather(role)[1].max()) < len(source.class_names):
+            raise UserError(
+                f"the examples of {spec!r} have no labels, or some outside the {len(source.class_names)} classes; "
+                f"choose another config.dataset.{role}_split, or none"
+            )
     mean, std = normalisation(config.normalize, gather("train")[0])
     train = feed("train")
     assert train is not None
@@ -120,5 +132,11 @@ def load_data(config: ml_collections.ConfigDict, mesh: Mesh) -> Data:
         val=feed("val"),
         test=feed("test"),
         specs=specs,
+        identity={
+            "name": source.name,
+            "classes": list(source.class_names),
+            "examples": {role: len(gather(role)[1]) for role in parsed},
+            "labels_crc32": {role: zlib.crc32(gather(role)[1].tobytes()) for role in parsed},
+        },
         preprocess=Preprocess(config.image_size, mean, std, Augment(**config.augment.to_dict())),
     )

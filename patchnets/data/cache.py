@@ -67,14 +67,7 @@ def load_split(
     if native is None or native > image_size or not keep_native:
         native = None
     side = native or image_size
-    size = _refuse_too_large(source, split, side, max_bytes, held_bytes)
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(entry.parent).free
-    if size > free:
-        raise UserError(
-            f"{source.name} {split} takes {size / 2**20:.0f} MiB decoded, and {entry.parent} has {free / 2**20:.0f} "
-            "MiB left; name another place with config.dataset.cache_dir"
-        )
+    _refuse_too_large(source, split, side, max_bytes, held_bytes)
     try:
         _write_entry(records, (len(records), side, side, source.channels), None if native else side, entry)
     except UnevenSizes:  # only reading them all could tell
@@ -86,7 +79,7 @@ def load_split(
     return decoded
 
 
-def _refuse_too_large(source: Source, split: str, side: int, max_bytes: float, held_bytes: int) -> int:
+def _refuse_too_large(source: Source, split: str, side: int, max_bytes: float, held_bytes: int) -> None:
     size = source.sizes[split] * side * side * source.channels
     if held_bytes + size > max_bytes:
         beside = f" beside {_amount(held_bytes)} of other splits" if held_bytes else ""
@@ -95,7 +88,6 @@ def _refuse_too_large(source: Source, split: str, side: int, max_bytes: float, h
             f"memory{beside}, config.dataset.max_resident_gib={max_bytes / 2**30:g} allows less; raise it, or lower "
             "config.image_size"
         )
-    return size
 
 
 def _amount(size: float) -> str:
@@ -125,10 +117,26 @@ def _open_entry(entry: pathlib.Path) -> Decoded | None:
         return None
 
 
+def _reserve(path: pathlib.Path) -> None:
+    """Takes a sparse file's room on the disk, because writing to a mapped page there is no room for kills a process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise UserError(
+                f"{path.parent.parent} has no room for {_amount(size)} of decoded images ({error.strerror}); "
+                "name another place with config.dataset.cache_dir"
+            ) from error
+
+
 def _write_entry(records: Records, shape: tuple[int, ...], resize_to: int | None, entry: pathlib.Path) -> None:
     """Decodes all records into a new entry, or raises UnevenSizes and leaves nothing behind.
 
     Where another process was faster, its entry stays and this one goes."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
     for stale in entry.parent.glob(f".{entry.name}-*"):  # left by a process that was killed
         if time.time() - stale.stat().st_mtime > STALE_SECONDS:
             shutil.rmtree(stale, ignore_errors=True)
@@ -136,6 +144,7 @@ def _write_entry(records: Records, shape: tuple[int, ...], resize_to: int | None
     partial.chmod(0o755)
     try:
         images = np.lib.format.open_memmap(partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+        _reserve(partial / "images.npy")
         labels = np.empty(shape[0], np.int32)
         bar = tqdm(total=shape[0], desc="decoding images", unit=" images", disable=None, leave=False)
         chunks = [range(first, min(first + CHUNK, shape[0])) for first in range(0, shape[0], CHUNK)]
@@ -150,7 +159,7 @@ def _write_entry(records: Records, shape: tuple[int, ...], resize_to: int | None
         del images
         np.save(partial / "labels.npy", labels)
         checksums = {name: _checksum(partial / name) for name in ("images.npy", "labels.npy")}
-        (partial / "entry.json").write_text(json.dumps({"checksums": checksums, "shape": shape}))
+        (partial / "entry.json").write_text(json.dumps({"checksums": checksums}))
         try:
             partial.rename(entry)
         except OSError:

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from patchnets.errors import RunError
+from patchnets.errors import RunError, one_line
 
 # What Pillow raises on broken files of the formats we read.
 BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -18,8 +18,7 @@ def _open(data: bytes | pathlib.Path) -> Image.Image:
 
 
 def _unreadable(name: str, error: Exception) -> RunError:
-    reason = str(error).replace("\n", " ")
-    return RunError(f"{name} cannot be decoded ({reason}); repair or remove it")
+    return RunError(f"{name} cannot be decoded ({one_line(error)}); repair or remove it")
 
 
 def image_size(data: bytes | pathlib.Path, name: str) -> tuple[int, int]:

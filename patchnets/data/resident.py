@@ -9,9 +9,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int32, UInt8
 
 from patchnets import keys, sharding
-
-# {"image": uint8 [batch, height, width, channels], "label": int32 [batch], "mask": float32 [batch]}
-Batch = dict[str, Array]
+from patchnets.feeds import Batch
 
 
 class Operands(NamedTuple):

@@ -56,7 +56,7 @@ def parse(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, int, int]]:
         size = sizes[name]
         low, high = _bound(match["low"], 0, size, spec), _bound(match["high"], size, size, spec)
         if low >= high:
-            raise UserError(f"split {spec!r} holds no examples ({name} has {size})")
+            raise UserError(f"split {spec!r} holds no examples ({name} has {size}); choose a wider one, or none")
         parts.append((name, low, high))
     return parts
 

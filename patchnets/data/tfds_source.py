@@ -16,7 +16,7 @@ from typing import Any
 
 from patchnets.data import decode
 from patchnets.data.sources import Example
-from patchnets.errors import RunError, UserError
+from patchnets.errors import RunError, UserError, one_line
 
 CONNECT_SECONDS = 10.0
 
@@ -42,7 +42,7 @@ class TfdsRecords:
         except (OSError, ValueError, IndexError, RuntimeError) as error:
             span = f"records {positions[0]} to {positions[-1]} of {self.name}"
             raise RunError(
-                f"{span} cannot be read ({_one_line(error)}); delete the prepared data set and prepare it anew"
+                f"{span} cannot be read ({one_line(error)}); delete the prepared data set and prepare it anew"
             ) from error
         if any(row[self.image_key] is None for row in rows):
             raise RunError(f"records of {self.name} are missing; delete the prepared data set and prepare it anew")
@@ -95,7 +95,7 @@ def open_tfds(name: str, data_dir: str | None) -> TfdsSource:
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except (AssertionError, ValueError, RuntimeError, ImportError, OSError) as error:
-        raise UserError(f"config.dataset.name={name!r} cannot be opened by TFDS: {_one_line(error)}") from error
+        raise UserError(f"config.dataset.name={name!r} cannot be opened by TFDS: {one_line(error)}") from error
     _check_kind(builder, name)
     if not builder.info.splits:
         builder.info.set_file_format("array_record", override=True)
@@ -140,14 +140,14 @@ def _prepare(builder: Any, name: str) -> None:
             builder.download_and_prepare(download_dir=str(downloads))
     except tfds.download.download_manager.NonMatchingChecksumError as error:
         raise UserError(
-            f"{name}: an archive is not the one TFDS knows, perhaps cut short; remove it: {_one_line(error)}"
+            f"{name}: an archive is not the one TFDS knows, perhaps cut short; remove it: {one_line(error)}"
         ) from error
     except AssertionError as error:  # TFDS's way of asking for an archive that must be fetched by hand
-        raise UserError(f"{name} must be downloaded by hand, to {downloads / 'manual'}: {_one_line(error)}") from error
+        raise UserError(f"{name} must be downloaded by hand, to {downloads / 'manual'}: {one_line(error)}") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None and not hasattr(error, "request"):
             raise  # a full disk, no permission: not the network's fault
-        raise _not_downloaded(name, wanted, downloads, _one_line(error)) from error
+        raise _not_downloaded(name, wanted, downloads, one_line(error)) from error
 
 
 def _check_reachable(name: str, wanted: dict[str, str], downloads: pathlib.Path) -> None:
@@ -187,7 +187,3 @@ def _quiet_retries() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

@@ -80,6 +80,12 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return chosen
 
 
+def variant_fields(config: ml_collections.ConfigDict) -> list[str]:
+    """The fields that the variant named in `config` defines; none for an unknown one, which `settings` refuses."""
+    _, variants = MODELS.get(config.name, (None, {}))
+    return list(variants.get(config.variant, ()))
+
+
 def check(config: ml_collections.ConfigDict, image_size: int) -> None:
     """Raises UserError where `config` describes no network that takes images of `image_size` pixels a side."""
     for name, value in settings(config).items():

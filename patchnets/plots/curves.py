@@ -3,6 +3,7 @@
 import pathlib
 
 from patchnets import workdir
+from patchnets.errors import UserError
 
 
 def draw(path: pathlib.Path) -> pathlib.Path:
@@ -19,7 +20,7 @@ def draw(path: pathlib.Path) -> pathlib.Path:
 
     rows = [row for row in workdir.read_metrics(path) if "train_loss" in row]
     if not rows:
-        raise workdir.UserError(f"{path} holds no figures to draw yet")
+        raise UserError(f"{path} holds no figures to draw yet")
     test = next((row for row in workdir.read_metrics(path) if "test_loss" in row), None)
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
     panels = [

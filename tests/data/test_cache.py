@@ -1,8 +1,8 @@
 """Decoded images are kept once, whole or not at all, and are decoded anew where they are damaged or out of date."""
 
-import collections
 import concurrent.futures
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -335,12 +335,19 @@ def test_the_limit_holds_for_images_that_are_decoded_already(source, tmp_path):
 
 def test_a_full_disk_is_an_error_with_its_numbers_before_anything_is_decoded(tmp_path, monkeypatch):
     source = FakeSource(count=1000, side=32)
-    usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: usage(2**30, 2**30 - 2**20, 2**20))
+
+    def no_room(descriptor, offset, size):
+        assert size >= 1000 * 32 * 32 * 3
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(cache.os, "posix_fallocate", no_room)
     with pytest.raises(UserError) as error:
         load(source, tmp_path, 32)
-    assert all(word in str(error.value) for word in ("3 MiB", "1 MiB", str(tmp_path), "config.dataset.cache_dir"))
+    assert all(
+        word in str(error.value) for word in ("2.9 MiB", "No space left", str(tmp_path), "config.dataset.cache_dir")
+    )
     assert not source.fake.decoded
+    assert entries(tmp_path) == []
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
