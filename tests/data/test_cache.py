@@ -1,5 +1,6 @@
 """Decoded images are kept once, whole or not at all, and are decoded anew where they are damaged or out of date."""
 
+import collections
 import concurrent.futures
 import contextlib
 import errno
