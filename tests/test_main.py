@@ -150,3 +150,22 @@ def test_a_work_directory_that_cannot_be_made_is_told_in_one_line(capsys, tmp_pa
         assert main.run(["patchnets.main", DIGITS, "--config.mesh.data=1", f"--workdir={place}"]) == 2
         printed = capsys.readouterr()
         assert printed.err.count("\n") == 1 and str(tmp_path / "file") in printed.err, printed
+
+
+def test_the_digits_train_where_tensorflow_tfds_and_grain_are_not_installed(tmp_path):
+    absent = ["tensorflow", "tensorflow_datasets", "tensorboard", "grain", "array_record"]
+    arguments = [
+        "",
+        DIGITS,
+        "--config.total_epochs=1",
+        "--config.schedule.warmup_epochs=0",
+        f"--workdir={tmp_path / 'x'}",
+    ]
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent})); from patchnets import main; "
+        f"sys.exit(main.run({[*arguments, '--config.mesh.data=1']}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "TensorBoard events are not written: tensorflow or tensorboard is not installed\n"
+    assert (tmp_path / "x" / "summary.json").exists()

@@ -1,0 +1,85 @@
+"""A work directory is written whole or not at all, belongs to one run at a time, and goes back to its checkpoint."""
+
+import json
+import os
+
+import pytest
+
+from patchnets.errors import UserError
+from patchnets.workdir import Workdir, read_metrics
+
+DATA = {"name": "digits", "examples": {"train": 3}}
+
+
+def test_it_is_empty_until_it_is_claimed_and_then_holds_the_configuration(tiny_config, tmp_path):
+    place = Workdir(tmp_path / "a" / "b", tiny_config)
+    assert place.finished() is None
+    assert list(tmp_path.iterdir()) == []
+    place.claim(DATA)
+    assert json.loads((tmp_path / "a/b/config.json").read_text())["model"]["patch_size"] == 4
+    assert json.loads((tmp_path / "a/b/data.json").read_text()) == DATA
+
+
+def test_only_one_at_a_time_may_have_it(tiny_config, tmp_path):
+    first, second = (Workdir(tmp_path / "run", tiny_config) for _ in range(2))
+    first.claim(DATA)
+    for attempt in (second.finished, lambda: second.claim(DATA)):
+        with pytest.raises(UserError, match="another process is running"):
+            attempt()
+    first.release()
+    second.claim(DATA)
+
+
+def test_a_claim_compares_again_what_another_run_wrote_in_the_meantime(tiny_config, tmp_path):
+    mine = Workdir(tmp_path / "run", tiny_config)
+    assert mine.finished() is None
+    other = tiny_config.copy_and_resolve_references()
+    other.seed = 5
+    theirs = Workdir(tmp_path / "run", other)
+    theirs.claim(DATA)
+    theirs.release()
+    with pytest.raises(UserError, match="seed: 5 there, 0 here"):
+        mine.claim(DATA)
+
+
+def test_where_things_lie_may_change_and_what_figures_hang_on_may_not(tiny_config, tmp_path):
+    Workdir(tmp_path / "run", tiny_config).claim(DATA)
+    moved = tiny_config.copy_and_resolve_references()
+    moved.dataset.cache_dir, moved.checkpoint.keep, moved.plots = "elsewhere", 7, True
+    assert Workdir(tmp_path / "run", moved).finished() is None
+    moved.batch_size = 8
+    with pytest.raises(UserError, match=r"\(batch_size: 64 there, 8 here\)"):
+        Workdir(tmp_path / "run", moved).finished()
+
+
+def test_lines_past_the_checkpoint_and_torn_or_strange_ones_go_and_the_others_stay_to_the_letter(tiny_config, tmp_path):
+    place = Workdir(tmp_path, tiny_config)
+    good = [json.dumps({"step": step, "train_loss": 0.5}) for step in (10, 20)]
+    strange = [
+        json.dumps({"step": 20, "test_loss": 1.0}),
+        json.dumps({"step": 30}),
+        "7",
+        "{}",
+        "\udcff",
+        '{"step": 1, "tr',
+    ]
+    text = "\n".join([good[0], *strange[:3], good[1], *strange[3:]])
+    (tmp_path / "metrics.jsonl").write_bytes(text.encode(errors="surrogateescape"))
+    place.rewind_metrics(20)
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == good
+    place.append_metrics({"step": 25})
+    assert [row["step"] for row in read_metrics(tmp_path)] == [10, 20, 25]
+
+
+def test_a_file_that_cannot_be_replaced_is_left_as_it_was(tiny_config, tmp_path, monkeypatch):
+    place = Workdir(tmp_path, tiny_config)
+    place.write_text("note", "before")
+
+    def fail(*arguments):
+        raise OSError("no")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no"):
+        place.write_text("note", "after")
+    assert (tmp_path / "note").read_text() == "before"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["note"]
