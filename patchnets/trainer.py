@@ -139,7 +139,7 @@ class Run:
                     self.first_step_seconds = round(time.monotonic() - self.began, 1)
                     progress.say(f"first step after {self.first_step_seconds:.1f} s")
                 if not healthy:
-                    raise self.not_finite(f"the loss, its gradient or what became of the parameters at step {step:,}")
+                    raise self.not_finite(f"at step {step:,} the loss, its gradient or the parameters")
                 progress.advance(count, self.pace, plan.total_steps - step)
                 if step == until:
                     self.look(step, param_norm, evaluate, progress)
@@ -164,7 +164,7 @@ class Run:
         validating = ending or step % plan.eval_every == 0
         val_metrics = evaluate() if evaluate and validating else None
         if val_metrics and not np.isfinite(val_metrics["loss"]):
-            raise self.not_finite(f"the validation loss at step {step:,}")
+            raise self.not_finite(f"at step {step:,} the validation loss")
         if validating or step % plan.log_every == 0:
             row = {"step": step, "epoch": round(step / plan.data.train.steps_per_epoch, 4)}
             measured = self.state.metrics.compute()
@@ -217,7 +217,7 @@ class Run:
         if evaluate := self.evaluator(self.plan.data.test, may_stop=True):
             test_metrics = {f"test_{k}": v for k, v in evaluate().items()}
             if not np.isfinite(test_metrics["test_loss"]):
-                raise self.not_finite(f"the test loss of the checkpoint of step {best}")
+                raise self.not_finite(f"with the checkpoint of step {best:,} the test loss")
             self.place.append_metrics({"step": self.plan.total_steps, "best_step": best} | test_metrics)
             self.board.write(self.plan.total_steps, test_metrics)
             found |= test_metrics
@@ -252,7 +252,9 @@ class Run:
     def not_finite(self, what: str) -> RunError:
         kept = self.checkpoints.latest_step()
         last = "nothing was saved yet" if kept is None else f"the checkpoint of step {kept:,} is untouched"
-        return RunError(f"{what} is not finite; {last}. A lower learning rate, clipping or a longer warm-up may help")
+        return RunError(
+            f"{what} stopped being finite; {last}. A lower learning rate, clipping or a longer warm-up may help"
+        )
 
     def draw(self) -> None:
         """Pictures of the run; failing to draw is told and changes nothing."""

@@ -122,6 +122,11 @@ def _check_kind(builder: Any, name: str) -> None:
 
 def _prepare(builder: Any, name: str) -> None:
     """Downloads and writes array_record files; either succeeds or raises UserError, in one line."""
+    import tensorflow_datasets as tfds
+
+    downloads = pathlib.Path(builder.data_dir_root).expanduser() / "downloads"
+    wanted = {url: info.filename for url, info in (builder.url_infos or {}).items() if info.filename}
+    _check_reachable(name, wanted, downloads)
     try:
         import tensorflow as tf
     except ImportError as error:
@@ -129,12 +134,7 @@ def _prepare(builder: Any, name: str) -> None:
             f"{name} is not prepared in {builder.data_dir}; preparing it, once, needs TensorFlow: "
             "pip install tensorflow-cpu"
         ) from error
-    import tensorflow_datasets as tfds
-
     tf.config.set_visible_devices([], "GPU")  # preparing data must not take an accelerator's memory
-    downloads = pathlib.Path(builder.data_dir_root).expanduser() / "downloads"
-    wanted = {url: info.filename for url, info in (builder.url_infos or {}).items() if info.filename}
-    _check_reachable(name, wanted, downloads)
     try:
         with _quiet_retries():
             builder.download_and_prepare(download_dir=str(downloads))
