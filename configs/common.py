@@ -10,6 +10,21 @@ def base(**values) -> ConfigDict:
     return default_config(**values)
 
 
+def digits(**values) -> ConfigDict:
+    """scikit-learn's digits, for a small network of any family: 60 epochs of AdamW on moved and zoomed images."""
+    return base(
+        dataset=dict(name="digits"),
+        image_size=8,
+        augment=dict(shift=0.1, zoom=0.1),
+        batch_size=64,
+        total_epochs=60.0,
+        eval_every_epochs=5.0,
+        optimizer=dict(learning_rate=3e-3, weight_decay=0.05, clip_norm=1.0),
+        schedule=dict(name="cosine", warmup_epochs=5.0),
+        **values,
+    )
+
+
 def mixer_cifar(dataset: str) -> ConfigDict:
     """MLP-Mixer at the sizes, and with the data, augmentation and optimizer, of the Keras example on CIFAR-100."""
     return base(

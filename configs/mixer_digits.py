@@ -10,14 +10,6 @@ from configs import common
 
 
 def get_config():
-    return common.base(
-        dataset=dict(name="digits"),
-        image_size=8,
-        model=dict(name="mlp_mixer", patch_size=2, depth=4, hidden_dim=64, tokens_mlp_dim=32, channels_mlp_dim=128),
-        augment=dict(shift=0.1, zoom=0.1),
-        batch_size=64,
-        total_epochs=60.0,
-        eval_every_epochs=5.0,
-        optimizer=dict(learning_rate=3e-3, weight_decay=0.05, clip_norm=1.0),
-        schedule=dict(name="cosine", warmup_epochs=5.0),
+    return common.digits(
+        model=dict(name="mlp_mixer", patch_size=2, depth=4, hidden_dim=64, tokens_mlp_dim=32, channels_mlp_dim=128)
     )

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import ml_collections
 
 from patchnets.errors import UserError
-from patchnets.models import layers, mlp_mixer
+from patchnets.models import fnet, gmlp, layers, mlp_mixer
 
 # name in the configuration -> (module, its published variants)
 MODELS: dict[str, tuple[type[nn.Module], dict[str, dict[str, Any]]]] = {
     "mlp_mixer": (mlp_mixer.MlpMixer, mlp_mixer.VARIANTS),
+    "fnet": (fnet.Fnet, fnet.VARIANTS),
+    "gmlp": (gmlp.Gmlp, gmlp.VARIANTS),
 }
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -26,10 +28,15 @@ FIELD_HELP = {
     "channels_mlp_dim": "hidden units of the channel-mixing MLP (D_C)",
     "dropout_rate": "share of units dropped after each dense layer of an MLP",
     "stochastic_depth_rate": "probability of dropping the last block's branches; grows linearly with depth",
-    "gelu": "form of GELU: tanh (as the authors' code) or exact",
+    "mlp_dim": "hidden units of a block's MLP",
+    "embedding_norm": "whether a LayerNorm follows the position embedding",
+    "fourier": "how FNet computes its transform: fft, matrix (real matrix products), or auto, the platform's faster",
+    "ffn_dim": "hidden units of a gMLP block, before they are split in halves (d_ffn)",
+    "survival_probability": "probability of keeping the last block's branch; falls linearly from 1 with depth",
+    "gelu": "form of GELU: tanh or exact",
     "dtype": "what activations are computed in: float32 or bfloat16",
 }
-CHOICES = {"gelu": tuple(layers.GELU), "dtype": tuple(DTYPES)}
+CHOICES = {"gelu": tuple(layers.GELU), "dtype": tuple(DTYPES), "fourier": ("auto", *fnet.FOURIER)}
 RATES = ("dropout_rate", "stochastic_depth_rate")
 
 
@@ -93,6 +100,10 @@ def check(config: ml_collections.ConfigDict, image_size: int) -> None:
             raise UserError(f"config.model.{name}={value!r} is unknown; expected one of {', '.join(CHOICES[name])}")
         if name in RATES and not 0 <= value < 1:
             raise UserError(f"config.model.{name}={value} is out of range; expected from 0 up to, not including, 1")
+        if name == "survival_probability" and not 0 < value <= 1:
+            raise UserError(f"config.model.{name}={value} is out of range; expected above 0, up to 1")
+        if name == "ffn_dim" and value % 2:
+            raise UserError(f"config.model.{name}={value} is odd; expected an even number, for it is split in halves")
         if type(value) is int and value < 1:
             raise UserError(f"config.model.{name}={value} is out of range; expected at least 1")
     patch = settings(config).get("patch_size")

@@ -1,0 +1,115 @@
+"""FNet for images: Fourier transforms in place of attention (Lee-Thorp et al. 2021, arXiv 2105.03824).
+
+The paper's encoder, on patches. It was published for text alone; the sizes below are this project's own, those of ViT.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from patchnets.models.layers import GELU, Dropout, PatchEmbed
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    f"{size}/{patch}": dict(patch_size=patch, depth=12, hidden_dim=width, mlp_dim=4 * width)
+    for size, width in (("Ti", 192), ("S", 384), ("B", 768))
+    for patch in (16, 32)
+}
+
+INIT = nn.initializers.normal(0.02)
+EPSILON = 1e-12  # of every LayerNorm, as in BERT, whose encoder the paper keeps but for the mixing
+
+
+def fourier_fft(x: Float[Array, "batch patches channels"]) -> Float[Array, "batch patches channels"]:
+    """The real part of the discrete Fourier transform over patches and channels (equation 3), by the fast transform."""
+    return jnp.fft.fft2(x.astype(jnp.float32), axes=(1, 2)).real.astype(x.dtype)
+
+
+def fourier_matrix(x: Float[Array, "batch patches channels"]) -> Float[Array, "batch patches channels"]:
+    """The same as real matrix products: with F = C - iS, the real part of F x F' is C x C' - S x S'."""
+    (rows_cos, rows_sin), (columns_cos, columns_sin) = (dft_basis(size, x.dtype) for size in x.shape[1:])
+    even = jnp.einsum("mn,bnc->bmc", rows_cos, x @ columns_cos)
+    odd = jnp.einsum("mn,bnc->bmc", rows_sin, x @ columns_sin)
+    return even - odd
+
+
+def dft_basis(size: int, dtype: Any = jnp.float32) -> tuple[Float[Array, "size size"], Float[Array, "size size"]]:
+    """Cosines and sines of the discrete Fourier transform of `size` numbers; both matrices are symmetric."""
+    # The product of the indices is reduced first: as an angle it would lose digits.
+    angle = 2 * np.pi * (np.outer(np.arange(size), np.arange(size)) % size) / size
+    return jnp.asarray(np.cos(angle), dtype), jnp.asarray(np.sin(angle), dtype)
+
+
+FOURIER = {"fft": fourier_fft, "matrix": fourier_matrix}
+# What `auto` takes. On the CPU the faster one in a training step (docs/measurements.md); elsewhere not measured yet.
+FASTER = {"cpu": "fft", "gpu": "fft", "tpu": "matrix"}
+
+
+class FnetBlock(nn.Module):
+    """x = norm(x + Re(FFT2(x))), then x = norm(x + MLP(x)) (figure 1); dropout after the second dense layer."""
+
+    mlp_dim: int
+    gelu: str = "tanh"
+    dropout_rate: float = 0.0
+    fourier: str = "auto"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch patches channels"], *, train: bool
+    ) -> Float[Array, "batch patches channels"]:
+        features = x.shape[-1]
+        how = FASTER.get(jax.default_backend(), "fft") if self.fourier == "auto" else self.fourier
+        x = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="mixing_norm")(x + FOURIER[how](x))
+        y = nn.Dense(self.mlp_dim, dtype=self.dtype, kernel_init=INIT, name="expand")(x)  # (batch, patches, mlp_dim)
+        y = GELU[self.gelu](y)
+        y = nn.Dense(features, dtype=self.dtype, kernel_init=INIT, name="project")(y)
+        y = Dropout(self.dropout_rate)(y, train=train)
+        return nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="mlp_norm")(x + y)
+
+
+class Fnet(nn.Module):
+    """Patch embedding, learned position embedding, FNet blocks, mean over patches, linear head.
+
+    `embedding_norm` adds the LayerNorm that BERT, and so the paper, has after the embeddings.
+    """
+
+    num_classes: int
+    patch_size: int
+    depth: int
+    hidden_dim: int
+    mlp_dim: int
+    embedding_norm: bool = True
+    dropout_rate: float = 0.0
+    gelu: str = "tanh"
+    fourier: str = "auto"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width colors"], *, train: bool
+    ) -> Float[Array, "batch classes"]:
+        patch = (self.patch_size, self.patch_size)
+        x = PatchEmbed(self.hidden_dim, patch, dtype=self.dtype, kernel_init=INIT, name="stem")(images)
+        position = self.param("position_embedding", INIT, (1, *x.shape[1:]), jnp.float32)
+        x = x + position.astype(self.dtype)  # (batch, patches, channels) from here on
+        if self.embedding_norm:
+            x = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="embedding_norm")(x)
+        x = Dropout(self.dropout_rate)(x, train=train)
+        for i in range(self.depth):
+            x = FnetBlock(
+                mlp_dim=self.mlp_dim,
+                gelu=self.gelu,
+                dropout_rate=self.dropout_rate,
+                fourier=self.fourier,
+                dtype=self.dtype,
+                name=f"FnetBlock_{i}",
+            )(x, train=train)
+            self.sow("intermediates", f"block_{i}", x)
+        x = x.mean(axis=1)  # (batch, channels)
+        self.sow("intermediates", "pre_logits", x)
+        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros_init(), dtype=jnp.float32, name="head")
+        return head(x.astype(jnp.float32))

@@ -1,0 +1,93 @@
+"""gMLP: MLPs with a spatial gating unit in place of attention (Liu et al. 2021, arXiv 2105.08050)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from patchnets.models.layers import GELU, PatchEmbed, StochasticDepth
+
+# Table 1: depth, model width d, d_ffn (before the split), survival probability of stochastic depth.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "Ti/16": dict(patch_size=16, depth=30, hidden_dim=128, ffn_dim=768, survival_probability=1.0),
+    "S/16": dict(patch_size=16, depth=30, hidden_dim=256, ffn_dim=1536, survival_probability=0.95),
+    "B/16": dict(patch_size=16, depth=30, hidden_dim=512, ffn_dim=3072, survival_probability=0.8),
+}
+
+
+class SpatialGatingUnit(nn.Module):
+    """u * (W norm(v) + b), where u is the first half of the channels, v the second, and W mixes patches (section 2.1).
+
+    W starts near zero and b at one, so that the unit starts as u, and every block as an ordinary feed-forward network.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch patches channels"]) -> Float[Array, "batch patches half"]:
+        patches = x.shape[1]
+        u, v = jnp.split(x, 2, axis=-1)  # (batch, patches, channels / 2) each
+        v = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(v)
+        kernel = self.param("kernel", nn.initializers.normal(1e-6), (patches, patches), jnp.float32)
+        bias = self.param("bias", nn.initializers.ones_init(), (patches,), jnp.float32)
+        self.sow("intermediates", "token_mixing", kernel)  # (patches in, patches out)
+        v = jnp.einsum("bnc,nm->bmc", v, kernel.astype(self.dtype)) + bias[:, None].astype(self.dtype)
+        return u * v
+
+
+class GmlpBlock(nn.Module):
+    """norm -> dense -> GELU -> spatial gating unit -> dense, and a skip connection (figure 1)."""
+
+    ffn_dim: int
+    gelu: str = "exact"
+    survival_probability: float = 1.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch patches channels"], *, train: bool
+    ) -> Float[Array, "batch patches channels"]:
+        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        y = nn.Dense(self.ffn_dim, dtype=self.dtype, name="expand")(y)  # (batch, patches, d_ffn)
+        y = GELU[self.gelu](y)
+        y = SpatialGatingUnit(dtype=self.dtype, name="spatial_gating")(y)  # (batch, patches, d_ffn / 2)
+        y = nn.Dense(x.shape[-1], dtype=self.dtype, name="project")(y)
+        return x + StochasticDepth(1.0 - self.survival_probability)(y, train=train)
+
+
+class Gmlp(nn.Module):
+    """Patch embedding, gMLP blocks, LayerNorm, mean over patches, linear head (section 3).
+
+    There is no position embedding: the spatial projections know their places. `d_ffn` has to be even.
+    """
+
+    num_classes: int
+    patch_size: int
+    depth: int
+    hidden_dim: int
+    ffn_dim: int
+    survival_probability: float = 1.0
+    gelu: str = "exact"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width colors"], *, train: bool
+    ) -> Float[Array, "batch classes"]:
+        x = PatchEmbed(self.hidden_dim, (self.patch_size, self.patch_size), dtype=self.dtype, name="stem")(images)
+        for i in range(self.depth):  # (batch, patches, channels) throughout
+            x = GmlpBlock(
+                ffn_dim=self.ffn_dim,
+                gelu=self.gelu,
+                # Falls linearly from 1 in the first block to the given probability in the last (arXiv 1603.09382).
+                survival_probability=1.0 - (1.0 - self.survival_probability) * i / max(self.depth - 1, 1),
+                dtype=self.dtype,
+                name=f"GmlpBlock_{i}",
+            )(x, train=train)
+            self.sow("intermediates", f"block_{i}", x)
+        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="pre_head_layer_norm")(x)
+        x = x.mean(axis=1)  # (batch, channels)
+        self.sow("intermediates", "pre_logits", x)
+        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros_init(), dtype=jnp.float32, name="head")
+        return head(x.astype(jnp.float32))
