@@ -25,6 +25,11 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def epochs(count: float) -> str:
+    """1.0 -> "1 epoch", 2.5 -> "2.5 epochs"."""
+    return f"{count:g} epoch" + ("" if count == 1 else "s")
+
+
 def device_name() -> str:
     """What kind of devices JAX uses: "NVIDIA H200 (gpu)", or "cpu"."""
     device = jax.devices()[0]
@@ -56,7 +61,7 @@ def introduce(
     print(f"  data     {data.name}: {counts}; {len(data.class_names)} classes; {shown}, {data.channels} channel(s)")
     print(f"  model    {config.model.name}{variant}: {params:,} parameters; {fields}")
     print(
-        f"  run      {total_steps:,} steps of {config.batch_size} images ({total_steps / per_epoch:g} epochs of "
+        f"  run      {total_steps:,} steps of {config.batch_size} images ({epochs(total_steps / per_epoch)} of "
         f"{per_epoch:,}); validated and saved every {eval_every:,} steps"
     )
     optimizer, schedule = config.optimizer, config.schedule
@@ -134,7 +139,7 @@ def conclude(summary: Mapping[str, Any], workdir: os.PathLike[str]) -> None:
     else:
         print("  test     none: there is no test split")
     rate = f", {summary['images_per_second']:,.0f} images/s" if summary.get("images_per_second") else ""
-    work = f"{summary['epochs']:g} epochs, {summary['steps']:,} steps"
+    work = f"{epochs(summary['epochs'])}, {summary['steps']:,} steps"
     print(f"  took     {duration(summary['wall_seconds'])} for {work}{rate}")
     plots = ", plots/" if os.path.isdir(os.path.join(workdir, "plots")) else ""
     print(f"  results  {workdir}/: summary.json, metrics.jsonl, checkpoints/{plots}", flush=True)

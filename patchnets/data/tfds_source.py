@@ -6,6 +6,7 @@ Prepared once as array_record files, which needs TensorFlow; from then on read b
 import contextlib
 import difflib
 import hashlib
+import importlib.util
 import logging
 import pathlib
 import socket
@@ -124,16 +125,16 @@ def _prepare(builder: Any, name: str) -> None:
     """Downloads and writes array_record files; either succeeds or raises UserError, in one line."""
     import tensorflow_datasets as tfds
 
-    downloads = pathlib.Path(builder.data_dir_root).expanduser() / "downloads"
-    wanted = {url: info.filename for url, info in (builder.url_infos or {}).items() if info.filename}
-    _check_reachable(name, wanted, downloads)
-    try:
-        import tensorflow as tf
-    except ImportError as error:
+    if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
             f"{name} is not prepared in {builder.data_dir}; preparing it, once, needs TensorFlow: "
             "pip install tensorflow-cpu"
-        ) from error
+        )
+    downloads = pathlib.Path(builder.data_dir_root).expanduser() / "downloads"
+    wanted = {url: info.filename for url, info in (builder.url_infos or {}).items() if info.filename}
+    _check_reachable(name, wanted, downloads)
+    import tensorflow as tf
+
     tf.config.set_visible_devices([], "GPU")  # preparing data must not take an accelerator's memory
     try:
         with _quiet_retries():
