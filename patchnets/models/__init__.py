@@ -8,13 +8,23 @@ import jax.numpy as jnp
 import ml_collections
 
 from patchnets.errors import UserError
-from patchnets.models import fnet, gmlp, layers, mlp_mixer
+from patchnets.models import convmixer, depthwise, fnet, gmlp, layers, mlp_mixer, vit
+from patchnets.models import keras_examples as tutorials
 
 # name in the configuration -> (module, its published variants)
 MODELS: dict[str, tuple[type[nn.Module], dict[str, dict[str, Any]]]] = {
     "mlp_mixer": (mlp_mixer.MlpMixer, mlp_mixer.VARIANTS),
     "fnet": (fnet.Fnet, fnet.VARIANTS),
     "gmlp": (gmlp.Gmlp, gmlp.VARIANTS),
+    "convmixer": (convmixer.ConvMixer, convmixer.VARIANTS),
+    "vit": (vit.VisionTransformer, vit.VARIANTS),
+    "keras_mixer": (tutorials.KerasMixer, tutorials.MLP_VARIANTS),
+    "keras_fnet": (tutorials.KerasFnet, tutorials.MLP_VARIANTS),
+    "keras_gmlp": (tutorials.KerasGmlp, tutorials.MLP_VARIANTS),
+    "keras_vit": (tutorials.KerasVit, tutorials.VIT_VARIANTS),
+    "keras_convmixer": (tutorials.KerasConvMixer, tutorials.CONVMIXER_VARIANTS),
+    "blog_mixer_pytorch": (tutorials.BlogMixerPytorch, tutorials.BLOG_PYTORCH_VARIANTS),
+    "blog_mixer_keras": (tutorials.BlogMixerKeras, tutorials.BLOG_KERAS_VARIANTS),
 }
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -26,24 +36,52 @@ FIELD_HELP = {
     "hidden_dim": "channels of every patch",
     "tokens_mlp_dim": "hidden units of the token-mixing MLP (D_S)",
     "channels_mlp_dim": "hidden units of the channel-mixing MLP (D_C)",
-    "dropout_rate": "share of units dropped after each dense layer of an MLP",
+    "dropout_rate": "share of units dropped, where the source of the network has dropout",
     "stochastic_depth_rate": "probability of dropping the last block's branches; grows linearly with depth",
+    "norm_epsilon": "added to the variance in every LayerNorm",
     "mlp_dim": "hidden units of a block's MLP",
     "embedding_norm": "whether a LayerNorm follows the position embedding",
     "fourier": "how FNet computes its transform: fft, matrix (real matrix products), or auto, the platform's faster",
     "ffn_dim": "hidden units of a gMLP block, before they are split in halves (d_ffn)",
     "survival_probability": "probability of keeping the last block's branch; falls linearly from 1 with depth",
+    "kernel_size": "side of ConvMixer's depthwise kernels, in patches",
+    "activation": "ConvMixer's activation: gelu or relu",
+    "batch_norm_epsilon": "added to the variance in every BatchNorm",
+    "batch_norm_momentum": "share of BatchNorm's running statistics that stays at each step",
+    "depthwise": "how depthwise convolutions are computed: conv, shifts, or auto, the platform's faster",
+    "num_heads": "heads of attention; divides hidden_dim",
+    "pooling": "what the head sees: cls (a class token), gap (the mean of the patches) or map (attention pooling)",
+    "position": "position embedding: learned, sincos2d (fixed) or none",
+    "representation_dim": "units of a dense layer with tanh before the head; 0 for none",
+    "norm_after_pooling": "whether the last LayerNorm comes after the pooling, not before it",
+    "attention_dropout_rate": "share of attention weights dropped",
+    "head_dropout_rate": "share of units dropped before and within the head of the tutorial's ViT",
+    "layer_scale": "what the learned factors of every branch start at; 0 for no such factors",
+    "attention": "how attention is computed: plain, fused, or auto, the platform's faster",
     "gelu": "form of GELU: tanh or exact",
+    "remat": "compute a block's activations again in the backward pass, instead of keeping them",
+    "scan": "compile one block and loop over it, with the parameters of all blocks stacked",
     "dtype": "what activations are computed in: float32 or bfloat16",
 }
-CHOICES = {"gelu": tuple(layers.GELU), "dtype": tuple(DTYPES), "fourier": ("auto", *fnet.FOURIER)}
-RATES = ("dropout_rate", "stochastic_depth_rate")
+CHOICES: dict[str, Any] = {
+    "gelu": tuple(layers.GELU),
+    "dtype": tuple(DTYPES),
+    "fourier": ("auto", *fnet.FOURIER),
+    "activation": convmixer.ACTIVATIONS,
+    "depthwise": ("auto", *depthwise.DEPTHWISE),
+    "pooling": vit.POOLING,
+    "position": vit.POSITION,
+    "attention": ("auto", *vit.ATTENTION),
+}
+NONE_IF_ZERO = ("representation_dim",)  # whole numbers that may be 0
+NOT_NEGATIVE = ("layer_scale",)
+POSITIVE = ("norm_epsilon", "batch_norm_epsilon")
+INNER = ("parent", "name", "num_classes", "init_with", "init_head_with")  # not for configurations
 
 
 def fields(name: str) -> dict[str, dataclasses.Field]:
     """The fields of an architecture that a configuration may set."""
-    inner = ("parent", "name", "num_classes")
-    return {f.name: f for f in dataclasses.fields(MODELS[name][0]) if f.name not in inner}
+    return {f.name: f for f in dataclasses.fields(MODELS[name][0]) if f.name not in INNER}
 
 
 def all_fields() -> dict[str, tuple[type, str]]:
@@ -95,22 +133,40 @@ def variant_fields(config: ml_collections.ConfigDict) -> list[str]:
 
 def check(config: ml_collections.ConfigDict, image_size: int) -> None:
     """Raises UserError where `config` describes no network that takes images of `image_size` pixels a side."""
-    for name, value in settings(config).items():
+    chosen = settings(config)
+    for name, value in chosen.items():
         if name in CHOICES and value not in CHOICES[name]:
             raise UserError(f"config.model.{name}={value!r} is unknown; expected one of {', '.join(CHOICES[name])}")
-        if name in RATES and not 0 <= value < 1:
-            raise UserError(f"config.model.{name}={value} is out of range; expected from 0 up to, not including, 1")
-        if name == "survival_probability" and not 0 < value <= 1:
-            raise UserError(f"config.model.{name}={value} is out of range; expected above 0, up to 1")
+        if expected := out_of_range(name, value):
+            raise UserError(f"config.model.{name}={value} is out of range; expected {expected}")
         if name == "ffn_dim" and value % 2:
             raise UserError(f"config.model.{name}={value} is odd; expected an even number, for it is split in halves")
-        if type(value) is int and value < 1:
-            raise UserError(f"config.model.{name}={value} is out of range; expected at least 1")
-    patch = settings(config).get("patch_size")
-    if patch and image_size % patch:
+    width, heads = chosen["hidden_dim"], chosen.get("num_heads", 1)
+    if config.name == "vit" and width % heads:
+        raise UserError(f"config.model.hidden_dim={width} does not divide into config.model.num_heads={heads} heads")
+    if chosen.get("position") == "sincos2d" and width % 4:
+        raise UserError(
+            f"config.model.hidden_dim={width} does not divide by 4, which config.model.position=sincos2d needs"
+        )
+    if image_size % (patch := chosen["patch_size"]):
         below, over = image_size // patch * patch, -(-image_size // patch) * patch
         use = f"{below} or {over}" if below else str(over)
         raise UserError(f"image_size {image_size} is not divisible by patch_size {patch}; use {use}")
+
+
+def out_of_range(name: str, value: Any) -> str | None:
+    """What is expected of a field in place of `value`; None where that is usable."""
+    if (name.endswith("_rate") or name == "batch_norm_momentum") and not 0 <= value < 1:
+        return "from 0 up to, not including, 1"
+    if name == "survival_probability" and not 0 < value <= 1:
+        return "above 0, up to 1"
+    if name in NOT_NEGATIVE and not 0 <= value < float("inf"):
+        return "at least 0"
+    if name in POSITIVE and not 0 < value < float("inf"):
+        return "above 0"
+    if type(value) is int and value < (0 if name in NONE_IF_ZERO else 1):
+        return "at least 0" if name in NONE_IF_ZERO else "at least 1"
+    return None
 
 
 def create_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:

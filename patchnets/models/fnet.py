@@ -3,6 +3,7 @@
 The paper's encoder, on patches. It was published for text alone; the sizes below are this project's own, those of ViT.
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from patchnets.models.layers import GELU, Dropout, PatchEmbed
+from patchnets.models.blocks import row_of_blocks
+from patchnets.models.layers import GELU, Dropout, Init, PatchEmbed
 
 VARIANTS: dict[str, dict[str, Any]] = {
     f"{size}/{patch}": dict(patch_size=patch, depth=12, hidden_dim=width, mlp_dim=4 * width)
@@ -19,7 +21,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     for patch in (16, 32)
 }
 
-INIT = nn.initializers.normal(0.02)
+INIT = Init(nn.initializers.normal(0.02))
 EPSILON = 1e-12  # of every LayerNorm, as in BERT, whose encoder the paper keeps but for the mixing
 
 
@@ -59,14 +61,18 @@ class FnetBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch patches channels"], *, train: bool
+        self, x: Float[Array, "batch patches channels"], drop_rate: Any = None, *, train: bool
     ) -> Float[Array, "batch patches channels"]:
+        del drop_rate  # the paper has no stochastic depth
         features = x.shape[-1]
+        self.sow("intermediates", "mixing", dft_basis(x.shape[1]))  # (patches, patches): cosines, sines
         how = FASTER.get(jax.default_backend(), "fft") if self.fourier == "auto" else self.fourier
         x = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="mixing_norm")(x + FOURIER[how](x))
-        y = nn.Dense(self.mlp_dim, dtype=self.dtype, kernel_init=INIT, name="expand")(x)  # (batch, patches, mlp_dim)
+        y = nn.Dense(self.mlp_dim, dtype=self.dtype, kernel_init=INIT.kernel, name="expand")(
+            x
+        )  # (batch, patches, mlp_dim)
         y = GELU[self.gelu](y)
-        y = nn.Dense(features, dtype=self.dtype, kernel_init=INIT, name="project")(y)
+        y = nn.Dense(features, dtype=self.dtype, kernel_init=INIT.kernel, name="project")(y)
         y = Dropout(self.dropout_rate)(y, train=train)
         return nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="mlp_norm")(x + y)
 
@@ -86,6 +92,8 @@ class Fnet(nn.Module):
     dropout_rate: float = 0.0
     gelu: str = "tanh"
     fourier: str = "auto"
+    remat: bool = False
+    scan: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -93,22 +101,21 @@ class Fnet(nn.Module):
         self, images: Float[Array, "batch height width colors"], *, train: bool
     ) -> Float[Array, "batch classes"]:
         patch = (self.patch_size, self.patch_size)
-        x = PatchEmbed(self.hidden_dim, patch, dtype=self.dtype, kernel_init=INIT, name="stem")(images)
-        position = self.param("position_embedding", INIT, (1, *x.shape[1:]), jnp.float32)
+        x = PatchEmbed(self.hidden_dim, patch, dtype=self.dtype, init_with=INIT, name="stem")(images)
+        position = self.param("position_embedding", INIT.kernel, (1, *x.shape[1:]), jnp.float32)
         x = x + position.astype(self.dtype)  # (batch, patches, channels) from here on
         if self.embedding_norm:
             x = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="embedding_norm")(x)
         x = Dropout(self.dropout_rate)(x, train=train)
-        for i in range(self.depth):
-            x = FnetBlock(
-                mlp_dim=self.mlp_dim,
-                gelu=self.gelu,
-                dropout_rate=self.dropout_rate,
-                fourier=self.fourier,
-                dtype=self.dtype,
-                name=f"FnetBlock_{i}",
-            )(x, train=train)
-            self.sow("intermediates", f"block_{i}", x)
+        block = partial(
+            FnetBlock,
+            mlp_dim=self.mlp_dim,
+            gelu=self.gelu,
+            dropout_rate=self.dropout_rate,
+            fourier=self.fourier,
+            dtype=self.dtype,
+        )
+        x = row_of_blocks(self, block, x, train=train)
         x = x.mean(axis=1)  # (batch, channels)
         self.sow("intermediates", "pre_logits", x)
         head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros_init(), dtype=jnp.float32, name="head")

@@ -1,11 +1,13 @@
 """gMLP: MLPs with a spatial gating unit in place of attention (Liu et al. 2021, arXiv 2105.08050)."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from patchnets.models.blocks import row_of_blocks
 from patchnets.models.layers import GELU, PatchEmbed, StochasticDepth
 
 # Table 1: depth, model width d, d_ffn (before the split), survival probability of stochastic depth.
@@ -31,7 +33,7 @@ class SpatialGatingUnit(nn.Module):
         v = nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, name="norm")(v)
         kernel = self.param("kernel", nn.initializers.normal(1e-6), (patches, patches), jnp.float32)
         bias = self.param("bias", nn.initializers.ones_init(), (patches,), jnp.float32)
-        self.sow("intermediates", "token_mixing", kernel)  # (patches in, patches out)
+        self.sow("intermediates", "mixing", kernel)  # (patches in, patches out)
         v = jnp.einsum("bnc,nm->bmc", v, kernel.astype(self.dtype)) + bias[:, None].astype(self.dtype)
         return u * v
 
@@ -41,19 +43,18 @@ class GmlpBlock(nn.Module):
 
     ffn_dim: int
     gelu: str = "exact"
-    survival_probability: float = 1.0
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch patches channels"], *, train: bool
+        self, x: Float[Array, "batch patches channels"], drop_rate: Any = None, *, train: bool
     ) -> Float[Array, "batch patches channels"]:
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         y = nn.Dense(self.ffn_dim, dtype=self.dtype, name="expand")(y)  # (batch, patches, d_ffn)
         y = GELU[self.gelu](y)
         y = SpatialGatingUnit(dtype=self.dtype, name="spatial_gating")(y)  # (batch, patches, d_ffn / 2)
         y = nn.Dense(x.shape[-1], dtype=self.dtype, name="project")(y)
-        return x + StochasticDepth(1.0 - self.survival_probability)(y, train=train)
+        return x + StochasticDepth()(y, drop_rate, train=train)
 
 
 class Gmlp(nn.Module):
@@ -69,6 +70,8 @@ class Gmlp(nn.Module):
     ffn_dim: int
     survival_probability: float = 1.0
     gelu: str = "exact"
+    remat: bool = False
+    scan: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -76,16 +79,9 @@ class Gmlp(nn.Module):
         self, images: Float[Array, "batch height width colors"], *, train: bool
     ) -> Float[Array, "batch classes"]:
         x = PatchEmbed(self.hidden_dim, (self.patch_size, self.patch_size), dtype=self.dtype, name="stem")(images)
-        for i in range(self.depth):  # (batch, patches, channels) throughout
-            x = GmlpBlock(
-                ffn_dim=self.ffn_dim,
-                gelu=self.gelu,
-                # Falls linearly from 1 in the first block to the given probability in the last (arXiv 1603.09382).
-                survival_probability=1.0 - (1.0 - self.survival_probability) * i / max(self.depth - 1, 1),
-                dtype=self.dtype,
-                name=f"GmlpBlock_{i}",
-            )(x, train=train)
-            self.sow("intermediates", f"block_{i}", x)
+        block = partial(GmlpBlock, ffn_dim=self.ffn_dim, gelu=self.gelu, dtype=self.dtype)
+        # (batch, patches, channels); the probability of survival falls linearly from 1 (arXiv 1603.09382)
+        x = row_of_blocks(self, block, x, train=train, stochastic_depth_rate=1.0 - self.survival_probability)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="pre_head_layer_norm")(x)
         x = x.mean(axis=1)  # (batch, channels)
         self.sow("intermediates", "pre_logits", x)

@@ -1,8 +1,8 @@
-"""What two or more architectures share: patch embedding, the MLP of a block, stochastic depth."""
+"""What two or more architectures share: initialisation, patch embedding, a block's MLP, dropout, stochastic depth."""
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,6 +11,29 @@ from jaxtyping import Array, Bool, Float, UInt32
 
 Dtype = Any
 Initializer = Callable[..., Array]
+
+
+class Init(NamedTuple):
+    """How a dense layer or a convolution starts: its kernel, and its bias given the number of inputs of a unit."""
+
+    kernel: Initializer
+    bias: Callable[[int], Initializer] = lambda fan_in: nn.initializers.zeros_init()
+
+    def dense(self, fan_in: int) -> dict[str, Any]:
+        """The arguments of a flax layer whose units have `fan_in` inputs."""
+        return dict(kernel_init=self.kernel, bias_init=self.bias(fan_in))
+
+
+def _within_root(fan_in: int) -> Initializer:
+    bound = 1 / math.sqrt(fan_in)
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+LECUN = Init(nn.initializers.lecun_normal())  # flax's default, and so that of the authors' Mixer
+XAVIER = Init(nn.initializers.xavier_uniform(), lambda fan_in: nn.initializers.normal(1e-6))  # the authors' ViT
+GLOROT = Init(nn.initializers.glorot_uniform())  # Keras's default
+TORCH = Init(nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), _within_root)  # PyTorch's default
+ZERO = Init(nn.initializers.zeros_init())
 
 GELU: dict[str, Callable[[Array], Array]] = {
     "tanh": lambda x: nn.gelu(x, approximate=True),
@@ -28,8 +51,7 @@ class PatchEmbed(nn.Module):
     features: int
     patch_size: tuple[int, int]
     dtype: Dtype = jnp.float32
-    kernel_init: Initializer = nn.initializers.lecun_normal()
-    bias_init: Initializer = nn.initializers.zeros_init()
+    init_with: Init = LECUN
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch patches features"]:
@@ -37,8 +59,8 @@ class PatchEmbed(nn.Module):
         p, q = self.patch_size
         if height % p or width % q:
             raise ValueError(f"an image of {height} x {width} pixels does not divide into patches of {p} x {q}")
-        kernel = self.param("kernel", self.kernel_init, (p, q, channels, self.features), jnp.float32)
-        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+        kernel = self.param("kernel", self.init_with.kernel, (p, q, channels, self.features), jnp.float32)
+        bias = self.param("bias", self.init_with.bias(p * q * channels), (self.features,), jnp.float32)
         x = images.astype(self.dtype).reshape(batch, height // p, p, width // q, q, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, (height // p) * (width // q), p * q * channels)
         x = x @ kernel.reshape(-1, self.features).astype(self.dtype) + bias.astype(self.dtype)
@@ -88,27 +110,28 @@ class MlpBlock(nn.Module):
     gelu: str = "tanh"
     dropout_rate: float = 0.0
     dtype: Dtype = jnp.float32
+    init_with: Init = LECUN
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch features"], *, train: bool) -> Float[Array, "*batch features"]:
         features = x.shape[-1]
-        x = nn.Dense(self.hidden_dim, dtype=self.dtype)(x)
+        x = nn.Dense(self.hidden_dim, dtype=self.dtype, **self.init_with.dense(features))(x)
         x = GELU[self.gelu](x)
         x = Dropout(self.dropout_rate)(x, train=train)
-        x = nn.Dense(features, dtype=self.dtype)(x)
+        x = nn.Dense(features, dtype=self.dtype, **self.init_with.dense(self.hidden_dim))(x)
         return Dropout(self.dropout_rate)(x, train=train)
 
 
 class StochasticDepth(nn.Module):
     """Drops a residual branch for whole examples with probability `rate` (arXiv 1603.09382), and divides what is
-    kept by 1 - rate, so that nothing changes in evaluation."""
-
-    rate: float
+    kept by 1 - rate, so that nothing changes in evaluation. A rate of None is none at all."""
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch ..."], *, train: bool) -> Float[Array, "batch ..."]:
-        if self.rate == 0.0 or not train:
+    def __call__(
+        self, x: Float[Array, "batch ..."], rate: float | Float[Array, ""] | None, *, train: bool
+    ) -> Float[Array, "batch ..."]:
+        if rate is None or not train:
             return x
-        keep = 1.0 - self.rate
-        mask = jax.random.bernoulli(self.make_rng("dropout"), keep, (x.shape[0],) + (1,) * (x.ndim - 1))
+        keep = jnp.asarray(1.0 - rate, x.dtype)
+        mask = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
         return jnp.where(mask, x / keep, jnp.zeros_like(x))

@@ -1,12 +1,14 @@
 """MLP-Mixer: an all-MLP architecture for vision (Tolstikhin et al. 2021, arXiv 2105.01601)."""
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from patchnets.models.layers import MlpBlock, PatchEmbed, StochasticDepth
+from patchnets.models.blocks import row_of_blocks
+from patchnets.models.layers import LECUN, ZERO, Init, MlpBlock, PatchEmbed, StochasticDepth
 
 # Table 1: patch resolution, number of layers, hidden size C, MLP dimensions D_S (tokens) and D_C (channels).
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -27,31 +29,37 @@ class MixerBlock(nn.Module):
     channels_mlp_dim: int
     gelu: str = "tanh"
     dropout_rate: float = 0.0
-    stochastic_depth_rate: float = 0.0
+    norm_epsilon: float = 1e-6
     dtype: Any = jnp.float32
+    init_with: Init = LECUN
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch patches channels"], *, train: bool
+        self, x: Float[Array, "batch patches channels"], drop_rate: Any = None, *, train: bool
     ) -> Float[Array, "batch patches channels"]:
-        mlp = dict(gelu=self.gelu, dropout_rate=self.dropout_rate, dtype=self.dtype)
-        drop_branch = StochasticDepth(self.stochastic_depth_rate)
+        mlp = dict(gelu=self.gelu, dropout_rate=self.dropout_rate, dtype=self.dtype, init_with=self.init_with)
+        drop_branch = StochasticDepth()
 
-        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(x)  # (batch, patches, channels)
+        y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype)(x)  # (batch, patches, channels)
         y = y.swapaxes(1, 2)  # (batch, channels, patches)
-        y = MlpBlock(self.tokens_mlp_dim, **mlp, name="token_mixing")(y, train=train)
+        token_mixing = MlpBlock(self.tokens_mlp_dim, **mlp, name="token_mixing")
+        y = token_mixing(y, train=train)
         y = y.swapaxes(1, 2)  # (batch, patches, channels)
-        x = x + drop_branch(y, train=train)
+        x = x + drop_branch(y, drop_rate, train=train)
 
-        y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype)(x)
+        y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype)(x)
         y = MlpBlock(self.channels_mlp_dim, **mlp, name="channel_mixing")(y, train=train)
-        return x + drop_branch(y, train=train)
+        # What each hidden unit of the token-mixing MLP reads, (patches, D_S), and what it writes, (D_S, patches).
+        weights = token_mixing.variables["params"]
+        self.sow("intermediates", "mixing", (weights["Dense_0"]["kernel"], weights["Dense_1"]["kernel"]))
+        return x + drop_branch(y, drop_rate, train=train)
 
 
 class MlpMixer(nn.Module):
     """The network of figure 1: per-patch linear embedding, Mixer layers, LayerNorm, mean over patches, linear head.
 
     Parameters bear the names of the authors' published checkpoints (`stem`, `MixerBlock_3/token_mixing/Dense_0`, ...).
+    Stochastic depth grows linearly with depth (appendix B).
     """
 
     num_classes: int
@@ -62,29 +70,33 @@ class MlpMixer(nn.Module):
     channels_mlp_dim: int
     dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
+    norm_epsilon: float = 1e-6
     gelu: str = "tanh"
+    remat: bool = False
+    scan: bool = False
     dtype: Any = jnp.float32
+    init_with: Init = LECUN
+    init_head_with: Init = ZERO
 
     @nn.compact
     def __call__(
         self, images: Float[Array, "batch height width colors"], *, train: bool
     ) -> Float[Array, "batch classes"]:
-        x = PatchEmbed(self.hidden_dim, (self.patch_size, self.patch_size), dtype=self.dtype, name="stem")(images)
+        common = dict(dtype=self.dtype, init_with=self.init_with)
+        x = PatchEmbed(self.hidden_dim, (self.patch_size, self.patch_size), **common, name="stem")(images)
+        block = partial(
+            MixerBlock,
+            tokens_mlp_dim=self.tokens_mlp_dim,
+            channels_mlp_dim=self.channels_mlp_dim,
+            gelu=self.gelu,
+            dropout_rate=self.dropout_rate,
+            norm_epsilon=self.norm_epsilon,
+            **common,
+        )
         # (batch, patches, channels)
-        for i in range(self.depth):
-            x = MixerBlock(
-                tokens_mlp_dim=self.tokens_mlp_dim,
-                channels_mlp_dim=self.channels_mlp_dim,
-                gelu=self.gelu,
-                dropout_rate=self.dropout_rate,
-                # Grows linearly from 0 in the first layer to the full rate in the last (appendix B).
-                stochastic_depth_rate=self.stochastic_depth_rate * i / max(self.depth - 1, 1),
-                dtype=self.dtype,
-                name=f"MixerBlock_{i}",
-            )(x, train=train)
-            self.sow("intermediates", f"block_{i}", x)
-        x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="pre_head_layer_norm")(x)
+        x = row_of_blocks(self, block, x, train=train, stochastic_depth_rate=self.stochastic_depth_rate)
+        x = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="pre_head_layer_norm")(x)
         x = x.mean(axis=1)  # (batch, channels)
         self.sow("intermediates", "pre_logits", x)
-        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros_init(), dtype=jnp.float32, name="head")
+        head = nn.Dense(self.num_classes, dtype=jnp.float32, **self.init_head_with.dense(self.hidden_dim), name="head")
         return head(x.astype(jnp.float32))

@@ -116,5 +116,5 @@ def test_spatial_weights_can_be_looked_at():
     params = parameters(model, 8, 8)
     _, found = model.apply({"params": params}, np.zeros((1, 8, 8, 3)), train=False, mutable=["intermediates"])
     for i in range(SMALL["depth"]):
-        (kernel,) = found["intermediates"][f"GmlpBlock_{i}"]["spatial_gating"]["token_mixing"]
+        (kernel,) = found["intermediates"][f"GmlpBlock_{i}"]["spatial_gating"]["mixing"]
         np.testing.assert_array_equal(kernel, params[f"GmlpBlock_{i}"]["spatial_gating"]["kernel"])

@@ -150,7 +150,7 @@ def test_dropout_mask_of_an_example_does_not_depend_on_how_many_follow_it():
     np.testing.assert_array_equal(dropout_mask(key, 0.5, (6, 5, 7)), dropout_mask(key, 0.5, (8, 5, 7))[:6])
 
 
-def test_dropout_preserves_the_mean_and_does_nothing_in_evaluation_or_with_rate_0():
+def test_dropout_preserves_the_mean_and_does_nothing_in_evaluation_or_without_a_rate():
     x = np.full((500, 400), 2.0, np.float32)
     y = np.asarray(Dropout(0.2).apply({}, x, train=True, rngs={"dropout": jax.random.key(1)}))
     assert set(np.unique(y)) == {np.float32(0.0), np.float32(2.0) / np.float32(0.8)}
@@ -162,7 +162,7 @@ def test_dropout_preserves_the_mean_and_does_nothing_in_evaluation_or_with_rate_
 def test_stochastic_depth_drops_whole_examples_and_preserves_the_mean():
     examples = 20_000
     x = np.random.default_rng(3).uniform(1, 2, (examples, 2, 3)).astype(np.float32)
-    y = np.asarray(StochasticDepth(0.3).apply({}, x, train=True, rngs={"dropout": jax.random.key(9)}))
+    y = np.asarray(StochasticDepth().apply({}, x, 0.3, train=True, rngs={"dropout": jax.random.key(9)}))
     kept = (y != 0).reshape(examples, -1)
     assert (kept.all(axis=1) == kept.any(axis=1)).all()
     np.testing.assert_allclose(y[kept[:, 0]], x[kept[:, 0]] / 0.7, rtol=1e-6)
@@ -170,10 +170,10 @@ def test_stochastic_depth_drops_whole_examples_and_preserves_the_mean():
     assert abs(y.mean() / x.mean() - 1) < 5 * math.sqrt(0.3 / 0.7 / examples)
 
 
-def test_stochastic_depth_does_nothing_in_evaluation_or_with_rate_0():
+def test_stochastic_depth_does_nothing_in_evaluation_or_without_a_rate():
     x = np.random.default_rng(4).standard_normal((50, 2)).astype(np.float32)
-    np.testing.assert_array_equal(StochasticDepth(0.9).apply({}, x, train=False), x)
-    np.testing.assert_array_equal(StochasticDepth(0.0).apply({}, x, train=True), x)
+    np.testing.assert_array_equal(StochasticDepth().apply({}, x, 0.9, train=False), x)
+    np.testing.assert_array_equal(StochasticDepth().apply({}, x, None, train=True), x)
 
 
 def test_two_uses_of_one_stochastic_depth_drop_independently():
@@ -182,8 +182,8 @@ def test_two_uses_of_one_stochastic_depth_drop_independently():
     class Twice(nn.Module):
         @nn.compact
         def __call__(self, x):
-            drop = StochasticDepth(0.5)
-            return drop(x, train=True), drop(x, train=True)
+            drop = StochasticDepth()
+            return drop(x, 0.5, train=True), drop(x, 0.5, train=True)
 
     one, other = Twice().apply({}, jnp.ones((10_000, 1)), rngs={"dropout": jax.random.key(8)})
     one, other = np.asarray(one).ravel() - 1, np.asarray(other).ravel() - 1  # -1 or 1

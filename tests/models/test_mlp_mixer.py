@@ -10,6 +10,7 @@ import pytest
 from flax import traverse_util
 
 from patchnets.models import mlp_mixer
+from patchnets.models.blocks import look
 from patchnets.models.layers import PatchEmbed
 from patchnets.models.mlp_mixer import MlpMixer
 
@@ -174,16 +175,19 @@ def test_epsilon_of_every_layer_norm_is_that_of_the_official_code():
 def test_sown_intermediates_equal_the_numpy_forward_pass():
     model = MlpMixer(**SMALL)
     params, images = random_params(model, 8, 12, 3), images_of(3, 8, 12, 3)
-    apply = jax.jit(lambda p, x: model.apply({"params": p}, x, train=False, mutable=["intermediates"]))
-    sown = traverse_util.flatten_dict(apply(params, images)[1]["intermediates"])
-    found = {path[0]: value for path, (value,) in sown.items()}
+    found = jax.jit(lambda p, x: look(model, {"params": p}, x))(params, images)
     expected = mixer_reference(params, images, SMALL["patch_size"], SMALL["depth"], "tanh")
-    del expected["logits"]
+    for i in range(2):
+        reads, writes = found.pop(f"block_{i}/mixing")
+        weights = params[f"MixerBlock_{i}"]["token_mixing"]
+        np.testing.assert_array_equal(reads, weights["Dense_0"]["kernel"])
+        np.testing.assert_array_equal(writes, weights["Dense_1"]["kernel"])
     assert {name: value.shape for name, value in found.items()} == {
         "stem": (3, 6, 10),
         "block_0": (3, 6, 10),
         "block_1": (3, 6, 10),
         "pre_logits": (3, 10),
+        "logits": (3, SMALL["num_classes"]),
     }
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, atol=1e-4, rtol=0, err_msg=name)

@@ -1,0 +1,231 @@
+"""ViT: a Transformer encoder on image patches (Dosovitskiy et al. 2021, arXiv 2010.11929)."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from patchnets.models.blocks import row_of_blocks
+from patchnets.models.layers import XAVIER, ZERO, Dropout, MlpBlock, PatchEmbed, StochasticDepth
+
+# Table 1 (B, L, H), and DeiT's two smaller ones (arXiv 2012.12877, table 1), each with every patch size.
+SIZES: dict[str, dict[str, Any]] = {
+    "Ti": dict(depth=12, hidden_dim=192, mlp_dim=768, num_heads=3),
+    "S": dict(depth=12, hidden_dim=384, mlp_dim=1536, num_heads=6),
+    "B": dict(depth=12, hidden_dim=768, mlp_dim=3072, num_heads=12),
+    "L": dict(depth=24, hidden_dim=1024, mlp_dim=4096, num_heads=16),
+    "H": dict(depth=32, hidden_dim=1280, mlp_dim=5120, num_heads=16),
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    f"{name}/{patch}": dict(patch_size=patch, **size) for name, size in SIZES.items() for patch in (14, 16, 32)
+}
+POOLING = ("cls", "gap", "map")
+POSITION = ("learned", "sincos2d", "none")
+EPSILON = 1e-6  # of every LayerNorm
+
+
+def attention_weights(
+    query: Float[Array, "batch queries heads width"], key: Float[Array, "batch tokens heads width"]
+) -> Float[Array, "batch heads queries tokens"]:
+    """softmax(q k' / sqrt(width)) (appendix A, equation 6), the softmax in float32."""
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key)
+    return nn.softmax(scores.astype(jnp.float32)).astype(query.dtype)
+
+
+def attend_plainly(query: Array, key: Array, value: Array) -> Float[Array, "batch queries heads width"]:
+    """The definition: the mean of the values under the attention weights (appendix A, equation 7)."""
+    return jnp.einsum("bhqk,bkhd->bqhd", attention_weights(query, key), value)
+
+
+def attend_fused(query: Array, key: Array, value: Array) -> Float[Array, "batch queries heads width"]:
+    """The same by JAX's own function; by cuDNN's kernel, which never stores the weights, where that takes the type."""
+    cudnn = jax.default_backend() == "gpu" and query.dtype == jnp.bfloat16
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if cudnn else "xla")
+
+
+ATTENTION = {"plain": attend_plainly, "fused": attend_fused}
+# What `auto` takes.
+FASTER = {"cpu": "plain", "gpu": "fused", "tpu": "fused"}
+
+
+def sincos2d(rows: int, columns: int, width: int) -> Float[np.ndarray, "patches width"]:
+    """Sines and cosines of a patch's column and row, at width / 4 wavelengths from 2 pi to 20,000 pi.
+
+    The fixed position embedding of "Better plain ViT baselines for ImageNet-1k" (arXiv 2205.01580, section 2), which
+    took it from MoCo v3 (arXiv 2104.02057). `width` has to divide by 4.
+    """
+    y, x = np.mgrid[:rows, :columns]
+    quarter = width // 4
+    frequencies = 10_000.0 ** -(np.arange(quarter) / max(quarter - 1, 1))
+    angles = [place.reshape(-1, 1) * frequencies for place in (x, y)]  # (patches, width / 4) each
+    return np.concatenate([f(angle) for angle in angles for f in (np.sin, np.cos)], axis=1)
+
+
+class MultiHeadAttention(nn.Module):
+    """Several heads of attention of `tokens` to `memory`, and a projection of what they give (appendix A)."""
+
+    num_heads: int
+    dropout_rate: float = 0.0  # of the attention weights
+    attention: str = "auto"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Float[Array, "batch queries channels"],
+        memory: Float[Array, "batch tokens channels"],
+        *,
+        train: bool,
+    ) -> Float[Array, "batch queries channels"]:
+        channels = tokens.shape[-1]
+        dense = partial(nn.DenseGeneral, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
+        heads = (self.num_heads, channels // self.num_heads)
+        query = dense(heads, name="query")(tokens)  # (batch, queries, heads, width)
+        key, value = dense(heads, name="key")(memory), dense(heads, name="value")(memory)
+        dropping = train and self.dropout_rate > 0
+        if dropping or self.is_mutable_collection("intermediates"):
+            weights = attention_weights(query, key)  # (batch, heads, queries, tokens)
+            self.sow("intermediates", "mixing", weights)
+        if dropping:
+            weights = Dropout(self.dropout_rate)(weights, train=train)
+            mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        else:
+            how = FASTER.get(jax.default_backend(), "plain") if self.attention == "auto" else self.attention
+            mixed = ATTENTION[how](query, key, value)
+        return dense(channels, axis=(-2, -1), name="out")(mixed)
+
+
+class VitBlock(nn.Module):
+    """z' = MSA(LN(z)) + z, then MLP(LN(z')) + z' (equations 2 and 3).
+
+    `layer_scale`, where it is not 0, is what a learned factor for every channel of a branch starts at (arXiv
+    2103.17239, section 2.1).
+    """
+
+    num_heads: int
+    mlp_dim: int
+    gelu: str = "tanh"
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    layer_scale: float = 0.0
+    attention: str = "auto"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch tokens channels"], drop_rate: Any = None, *, train: bool
+    ) -> Float[Array, "batch tokens channels"]:
+        def branch(y: Array, name: str) -> Array:
+            if self.layer_scale:
+                scale = nn.initializers.constant(self.layer_scale)
+                y = y * self.param(f"{name}_scale", scale, (x.shape[-1],), jnp.float32).astype(self.dtype)
+            return StochasticDepth()(y, drop_rate, train=train)
+
+        y = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="attention_norm")(x)
+        y = MultiHeadAttention(
+            self.num_heads, self.attention_dropout_rate, self.attention, self.dtype, name="attention"
+        )(y, y, train=train)
+        x = x + branch(Dropout(self.dropout_rate)(y, train=train), "attention")
+
+        y = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="mlp_norm")(x)
+        y = MlpBlock(self.mlp_dim, self.gelu, self.dropout_rate, self.dtype, XAVIER, name="mlp")(y, train=train)
+        return x + branch(y, "mlp")
+
+
+class MapHead(nn.Module):
+    """Attention pooling: a learned query attends to all tokens, then an MLP (MAP; arXiv 2106.04560, section 3.3)."""
+
+    num_heads: int
+    mlp_dim: int
+    gelu: str = "tanh"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens channels"], *, train: bool) -> Float[Array, "batch channels"]:
+        batch, _, channels = x.shape
+        probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, channels), jnp.float32)
+        probe = jnp.broadcast_to(probe.astype(self.dtype), (batch, 1, channels))
+        x = MultiHeadAttention(self.num_heads, dtype=self.dtype, name="attention")(probe, x, train=train)
+        y = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="norm")(x)
+        y = MlpBlock(self.mlp_dim, self.gelu, dtype=self.dtype, init_with=XAVIER, name="mlp")(y, train=train)
+        return (x + y)[:, 0]
+
+
+class VisionTransformer(nn.Module):
+    """Patch and position embedding, encoder blocks, LayerNorm, pooling, linear head (figure 1, equations 1 to 4).
+
+    `pooling` is cls (a class token that joins the patches), gap (the mean over patches) or map (attention pooling);
+    `position` is learned, sincos2d (fixed; the class token gets none) or none; `representation_dim`, where it is not 0,
+    puts a dense layer with tanh before the head, as the paper does for pre-training; `norm_after_pooling` is where timm
+    has the last LayerNorm of networks that take the mean. `num_heads` has to divide `hidden_dim`.
+    """
+
+    num_classes: int
+    patch_size: int
+    depth: int
+    hidden_dim: int
+    mlp_dim: int
+    num_heads: int
+    pooling: str = "cls"
+    position: str = "learned"
+    representation_dim: int = 0
+    norm_after_pooling: bool = False
+    dropout_rate: float = 0.0
+    attention_dropout_rate: float = 0.0
+    stochastic_depth_rate: float = 0.0
+    layer_scale: float = 0.0
+    gelu: str = "tanh"
+    attention: str = "auto"
+    remat: bool = False
+    scan: bool = False
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width colors"], *, train: bool
+    ) -> Float[Array, "batch classes"]:
+        x = self.embed(images)  # (batch, tokens, channels)
+        x = Dropout(self.dropout_rate)(x, train=train)
+        block = partial(
+            VitBlock,
+            num_heads=self.num_heads,
+            mlp_dim=self.mlp_dim,
+            gelu=self.gelu,
+            dropout_rate=self.dropout_rate,
+            attention_dropout_rate=self.attention_dropout_rate,
+            layer_scale=self.layer_scale,
+            attention=self.attention,
+            dtype=self.dtype,
+        )
+        x = row_of_blocks(self, block, x, train=train, stochastic_depth_rate=self.stochastic_depth_rate)
+        norm = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="pre_head_layer_norm")
+        x = x if self.norm_after_pooling else norm(x)
+        if self.pooling == "map":
+            x = MapHead(self.num_heads, self.mlp_dim, self.gelu, self.dtype, name="map_head")(x, train=train)
+        else:
+            x = x[:, 0] if self.pooling == "cls" else x.mean(axis=1)  # (batch, channels)
+        x = norm(x) if self.norm_after_pooling else x
+        if self.representation_dim:
+            x = nn.tanh(nn.Dense(self.representation_dim, dtype=self.dtype, name="representation")(x))
+        self.sow("intermediates", "pre_logits", x)
+        head = nn.Dense(self.num_classes, dtype=jnp.float32, **ZERO.dense(x.shape[-1]), name="head")
+        return head(x.astype(jnp.float32))
+
+    def embed(self, images: Float[Array, "batch height width colors"]) -> Float[Array, "batch tokens channels"]:
+        """Patches, with the class token before them where there is one, and their places (equation 1)."""
+        p, channels = self.patch_size, self.hidden_dim
+        x = PatchEmbed(channels, (p, p), dtype=self.dtype, name="stem")(images)
+        if self.position == "sincos2d":
+            places = sincos2d(images.shape[1] // p, images.shape[2] // p, channels)
+            x = x + jnp.asarray(places, self.dtype)
+        if self.pooling == "cls":
+            token = self.param("class_token", nn.initializers.zeros_init(), (1, 1, channels), jnp.float32)
+            x = jnp.concatenate([jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, channels)), x], axis=1)
+        if self.position == "learned":
+            init = nn.initializers.normal(0.02)
+            x = x + self.param("position_embedding", init, (1, *x.shape[1:]), jnp.float32).astype(self.dtype)
+        return x
