@@ -75,6 +75,7 @@ KEYS: dict[str, Key] = {
     ),
     "augment.flip": Key(False, "mirror half of the training images left to right"),
     "augment.zoom": Key(0.0, "zoom training images in and out by up to this factor, as Keras RandomZoom", within(0, 1)),
+    "augment.rotation": Key(0.0, "turn training images by up to this share of a full turn, each way", within(0, 1)),
     "augment.shift": Key(0.0, "move training images by up to this share of their size, each way", within(0, 1)),
     "batch_size": Key(128, "examples in a step, over all devices", at_least(1)),
     "eval_batch_size": Key(int, "examples in an evaluation step (default: batch_size)", at_least(1)),
@@ -97,6 +98,13 @@ KEYS: dict[str, Key] = {
     "schedule.warmup_epochs": Key(float, "length of the linear warm-up from zero; or warmup_steps", at_least(0)),
     "schedule.warmup_steps": Key(int, "the same, in steps", at_least(0)),
     "schedule.end_factor": Key(0.0, "where cosine and linear end, as a share of the peak", between(0, 1)),
+    "schedule.plateau_factor": Key(
+        float, "multiply the learning rate by this on a plateau of validation", between(0, 1)
+    ),
+    "schedule.plateau_patience": Key(int, "validations without a lower loss that make a plateau", at_least(1)),
+    "stop_patience": Key(
+        int, "end the run after so many validations without a lower loss (default: never)", at_least(1)
+    ),
     "checkpoint.keep": Key(2, "how many of the latest checkpoints to keep; the best one is kept besides", at_least(1)),
     "checkpoint.every_steps": Key(int, "save this often too, between validations", at_least(1)),
     "checkpoint.best": Key(

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from patchnets import models, sharding
 from patchnets.data import Data, load_data
 from patchnets.optimizers import make_optimizer, make_schedule, steps_of
+from patchnets.patience import Patience
 from patchnets.steps import Task
 from patchnets.train_state import TrainState, create_train_state
 
@@ -25,6 +26,7 @@ class Plan:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     task: Task
+    patience: Patience
     total_steps: int
     eval_every: int
 
@@ -60,4 +62,6 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     schedule = make_schedule(config, total_steps, per_epoch)
     optimizer = make_optimizer(config.optimizer, schedule)
     task = Task(model, optimizer, data.preprocess, config.seed, config.label_smoothing)
-    return Plan(config, mesh, data, model, optimizer, schedule, task, total_steps, min(eval_every, total_steps))
+    patience = Patience.from_config(config, validates=data.val is not None)
+    eval_every = min(eval_every, total_steps)
+    return Plan(config, mesh, data, model, optimizer, schedule, task, patience, total_steps, eval_every)

@@ -39,8 +39,12 @@ def cross_entropy(
     return optax.softmax_cross_entropy(logits, target)
 
 
-def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState, Bool[Array, ""]]:
+def train_step(
+    task: Task, state: TrainState, batch: Batch, lr_scale: float | Float[Array, ""] = 1.0
+) -> tuple[TrainState, Bool[Array, ""]]:
     """One step of gradient descent on the mean loss over the examples that are not masked out.
+
+    `lr_scale` multiplies the scheduled learning rate.
 
     Returns:
       The next state, and whether loss and gradient were finite.
@@ -63,6 +67,7 @@ def train_step(task: Task, state: TrainState, batch: Batch) -> tuple[TrainState,
     (loss, (losses, logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     grad_norm = optax.global_norm(grads)
     updates, opt_state = task.optimizer.update(grads, state.opt_state, state.params)
+    updates = jax.tree.map(lambda update: lr_scale * update, updates)
     measured = TrainMetrics.single_from_model_output(
         loss=losses,
         top1=in_top_k(logits, batch["label"], 1),
@@ -94,15 +99,17 @@ def eval_step(task: Task, state: TrainState, batch: Batch) -> EvalMetrics:
 
 def compile_train_steps(
     task: Task, batch_of: BatchOf, mesh: Mesh
-) -> Callable[[TrainState, Any, int], tuple[TrainState, Bool[Array, ""], Float[Array, ""]]]:
-    """(state, operands, count) -> (state, finite, norm of the parameters) after `count` steps in one dispatch.
+) -> Callable[[TrainState, Any, int, float], tuple[TrainState, Bool[Array, ""], Float[Array, ""]]]:
+    """(state, operands, count, lr_scale) -> (state, finite, norm of the parameters), by `count` steps in one dispatch.
 
     The state's buffers are donated. It stops right after a step whose loss or gradient is not finite. The number of
     steps is an argument of one compiled program, not part of it, so that however a run is cut into dispatches, by
     signals, evaluations or a restart, every step is computed by the same instructions: continuing is bit-exact.
     """
 
-    def train_steps(state: TrainState, operands: Any, count: Int32[Array, ""]) -> tuple[TrainState, Array, Array]:
+    def train_steps(
+        state: TrainState, operands: Any, count: Int32[Array, ""], lr_scale: Float[Array, ""]
+    ) -> tuple[TrainState, Array, Array]:
         last = state.step + count
 
         def go_on(carry: tuple[TrainState, Array]) -> Array:
@@ -111,13 +118,13 @@ def compile_train_steps(
 
         def one(carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
             state, _ = carry
-            return train_step(task, state, batch_of(operands, state.step))
+            return train_step(task, state, batch_of(operands, state.step), lr_scale)
 
         state, finite = jax.lax.while_loop(go_on, one, (state, jnp.array(True)))
         return state, finite, optax.global_norm(state.params)
 
     whole = sharding.replicated(mesh)
-    return jax.jit(train_steps, donate_argnums=0, in_shardings=(whole, None, whole), out_shardings=whole)
+    return jax.jit(train_steps, donate_argnums=0, in_shardings=(whole, None, whole, whole), out_shardings=whole)
 
 
 def compile_eval_steps(

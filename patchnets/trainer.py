@@ -1,5 +1,6 @@
 """A run from its configuration to its final figures: build, restore, (train, evaluate, save)*, test, summary."""
 
+import dataclasses
 import os
 import platform
 import sys
@@ -81,8 +82,10 @@ class Run:
         progress: dict[str, Any] = {}
         if restored:
             self.state, progress = restored
-        self.resumed_at = int(self.state.step)
+        self.step = self.resumed_at = int(self.state.step)
         self.earlier_seconds = progress.get("wall_seconds", 0.0)
+        self.patience = dataclasses.replace(plan.patience)
+        self.patience.resume(progress.get("patience", {}))
         self.pace = Pace(plan.config.steps_per_dispatch, progress.get("images", 0), progress.get("seconds", 0.0))
         place.rewind_metrics(self.resumed_at)
 
@@ -124,42 +127,41 @@ class Run:
         plan = self.plan
         train_steps = compile_train_steps(plan.task, plan.data.train.batch, plan.mesh)
         evaluate = self.evaluator(plan.data.val)
-        step, batch_size = self.resumed_at, plan.config.batch_size
-        progress = console.Progress(plan.total_steps, step, batch_size)
+        batch_size = plan.config.batch_size
+        progress = console.Progress(plan.total_steps, self.step, batch_size)
         try:
-            while step < plan.total_steps:
-                until = plan.next_stop(step)
-                operands, serves = plan.data.train.operands(step)
-                count = self.pace.steps(min(until - step, serves))
+            while self.step < plan.total_steps and not self.patience.over:
+                until = plan.next_stop(self.step)
+                operands, serves = plan.data.train.operands(self.step)
+                count = self.pace.steps(min(until - self.step, serves))
                 with self.pace.measure(count, count * batch_size):
-                    self.state, finite, param_norm = train_steps(self.state, operands, count)
+                    self.state, finite, param_norm = train_steps(self.state, operands, count, self.patience.scale)
                     healthy = bool(finite) and bool(np.isfinite(param_norm))
-                step = int(self.state.step)
+                self.step = int(self.state.step)
                 if self.first_step_seconds is None:
                     self.first_step_seconds = round(time.monotonic() - self.began, 1)
                     progress.say(f"first step after {self.first_step_seconds:.1f} s")
                 if not healthy:
-                    raise self.not_finite(f"at step {step:,} the loss, its gradient or the parameters")
-                progress.advance(count, self.pace, plan.total_steps - step)
-                if step == until:
-                    self.look(step, param_norm, evaluate, progress)
+                    raise self.not_finite(f"at step {self.step:,} the loss, its gradient or the parameters")
+                progress.advance(count, self.pace, plan.total_steps - self.step)
+                if self.step == until:
+                    self.look(param_norm, evaluate, progress)
                 if self.stop.number is not None:
-                    self.save(step)
+                    self.save()
                     self.checkpoints.wait()
-                    raise Stopped(self.stop.number, step)
+                    raise Stopped(self.stop.number, self.step)
         finally:
             progress.close()
         self.checkpoints.wait()
 
     def look(
         self,
-        step: int,
         param_norm: jax.Array,
         evaluate: Callable[[], dict[str, float]] | None,
         progress: console.Progress,
     ) -> None:
         """What is due at a stop: writing figures, validating, saving."""
-        plan = self.plan
+        plan, step = self.plan, self.step
         ending = step == plan.total_steps
         validating = ending or step % plan.eval_every == 0
         val_metrics = evaluate() if evaluate and validating else None
@@ -170,7 +172,7 @@ class Run:
             measured = self.state.metrics.compute()
             row |= {f"train_{k}": decimal(measured[k]) for k in ("loss", "accuracy", "top5_accuracy")}
             row |= {f"val_{k}": v for k, v in (val_metrics or {}).items()}
-            row["learning_rate"] = decimal(plan.schedule(step - 1))
+            row["learning_rate"] = decimal(plan.schedule(step - 1) * self.patience.scale)
             row |= {"grad_norm": decimal(measured["grad_norm"]), "param_norm": decimal(param_norm)}
             if rate := self.pace.lap():
                 row["images_per_second"] = round(rate, 1)
@@ -178,12 +180,23 @@ class Run:
             self.board.write(step, {k: v for k, v in row.items() if k not in ("step", "epoch")})
             progress.metrics(row)
             self.state = self.state.replace(metrics=sharding.on_mesh(TrainMetrics.empty, plan.mesh))
+        if val_metrics:
+            self.patience.observe(val_metrics["loss"])
+            if self.patience.over:
+                progress.say(
+                    f"no lower validation loss in {self.patience.stop_waited} validations; ending at step {step:,}"
+                )
         if validating or step % (plan.config.checkpoint.every_steps or plan.total_steps) == 0:
-            self.save(step, val_metrics)
+            self.save(val_metrics)
 
-    def save(self, step: int, val_metrics: dict[str, float] | None = None) -> None:
-        progress = {"wall_seconds": self.wall_seconds, "images": self.pace.images, "seconds": self.pace.seconds}
-        self.checkpoints.save(step, self.state, progress, val_metrics)
+    def save(self, val_metrics: dict[str, float] | None = None) -> None:
+        progress: dict[str, Any] = {
+            "wall_seconds": self.wall_seconds,
+            "images": self.pace.images,
+            "seconds": self.pace.seconds,
+            "patience": self.patience.seen(),
+        }
+        self.checkpoints.save(self.step, self.state, progress, val_metrics)
 
     def evaluator(self, feed: Feed | None, may_stop: bool = False) -> Callable[[], dict[str, float]] | None:
         """A function that evaluates the current state on a split, every example once; None without a split.
@@ -204,7 +217,7 @@ class Run:
                     metrics = jax.block_until_ready(eval_steps(self.state, metrics, operands, first, count))
                 first += count
                 if may_stop and self.stop.number is not None:
-                    raise Stopped(self.stop.number, self.plan.total_steps)
+                    raise Stopped(self.stop.number, self.step)
             return {name: decimal(value) for name, value in metrics.compute().items()}
 
         return evaluate
@@ -218,8 +231,8 @@ class Run:
             test_metrics = {f"test_{k}": v for k, v in evaluate().items()}
             if not np.isfinite(test_metrics["test_loss"]):
                 raise self.not_finite(f"with the checkpoint of step {best:,} the test loss")
-            self.place.append_metrics({"step": self.plan.total_steps, "best_step": best} | test_metrics)
-            self.board.write(self.plan.total_steps, test_metrics)
+            self.place.append_metrics({"step": self.step, "best_step": best} | test_metrics)
+            self.board.write(self.step, test_metrics)
             found |= test_metrics
         return found
 
@@ -227,8 +240,8 @@ class Run:
         """The rest of the summary: how long, how fast, on what."""
         plan = self.plan
         return {
-            "steps": plan.total_steps,
-            "epochs": round(plan.total_steps / plan.data.train.steps_per_epoch, 4),
+            "steps": self.step,
+            "epochs": round(self.step / plan.data.train.steps_per_epoch, 4),
             "params": params,
             "images_per_second": self.pace.images_per_second and round(self.pace.images_per_second, 1),
             "first_step_seconds": self.first_step_seconds,

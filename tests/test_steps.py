@@ -190,7 +190,7 @@ class Training:
         for count in counts:
             operands, serves = self.feed.operands(int(state.step))
             assert count <= serves
-            state, finite, norm = self.train_steps(state, operands, count)
+            state, finite, norm = self.train_steps(state, operands, count, 1.0)
         return host(state), bool(finite), float(norm)
 
 
@@ -240,7 +240,7 @@ def test_randomness_is_drawn_anew_each_step_and_again_alike_for_the_same_step(on
 
     def loss(step: int) -> float:
         state = on1.place(on1.start.replace(step=np.int32(step), params=params))
-        return float(on1.train_steps(state, operands, 1)[0].metrics.compute()["loss"])
+        return float(on1.train_steps(state, operands, 1, 1.0)[0].metrics.compute()["loss"])
 
     losses = [loss(epoch * STEPS_PER_EPOCH) for epoch in (0, 1, 2, 0)]
     assert losses[0] == losses[3]
@@ -273,7 +273,7 @@ def test_content_of_padding_changes_no_bit_with_augmentation_and_dropout(on1, on
 
     def step(number: int, operands) -> TrainState:
         state = training.place(training.start.replace(step=np.int32(number)))
-        return host(training.train_steps(state, operands, 1)[0])
+        return host(training.train_steps(state, operands, 1, 1.0)[0])
 
     assert_same_bits(step(STEPS_PER_EPOCH - 1, exchanged), step(STEPS_PER_EPOCH - 1, operands))
     losses = [float(step(0, given).metrics.compute()["loss"]) for given in (exchanged, operands)]
@@ -305,9 +305,9 @@ def test_learning_rate_that_breaks_the_first_update_stops_the_dispatch_after_the
 
 
 def test_buffers_of_the_old_state_are_donated(on1):
-    state, *_ = on1.train_steps(on1.place(on1.start), on1.feed.operands(0)[0], 1)
+    state, *_ = on1.train_steps(on1.place(on1.start), on1.feed.operands(0)[0], 1, 1.0)
     old = jax.tree.leaves(state)
-    new, *_ = on1.train_steps(state, on1.feed.operands(1)[0], 1)
+    new, *_ = on1.train_steps(state, on1.feed.operands(1)[0], 1, 1.0)
     assert all(leaf.is_deleted() for leaf in old)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(new))
 

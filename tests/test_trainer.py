@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from patchnets import config as config_lib
-from patchnets import steps, trainer
+from patchnets import patience, steps, trainer
 from patchnets.checkpoints import Checkpoints
 from patchnets.data import sources
 from patchnets.data.preprocess import Augment
@@ -122,6 +122,40 @@ def test_a_finished_run_says_so_and_trains_nothing(finished, capsys, monkeypatch
     assert "finished" in capsys.readouterr().out
 
 
+def test_a_run_without_progress_lowers_the_learning_rate_and_ends_early_also_when_it_was_cut(tiny_config, tmp_path):
+    """With a learning rate of 0 no validation is better than the first."""
+    tiny_config.optimizer.learning_rate, tiny_config.schedule.name = 0.0, "constant"
+    tiny_config.schedule.plateau_factor, tiny_config.schedule.plateau_patience, tiny_config.stop_patience = 0.5, 1, 2
+    tiny_config.checkpoint.best = "loss"
+    summary = trainer.train(tiny_config, tmp_path / "run")
+    assert (summary["steps"], summary["epochs"]) == (33, 3)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [11, 22, 33, 33]
+    (tmp_path / "run" / "summary.json").unlink()  # as if it had been killed before the test
+    again = trainer.train(tiny_config, tmp_path / "run")
+    assert {k: again[k] for k in ("steps", "test_loss", "best_step")} == {
+        k: summary[k] for k in ("steps", "test_loss", "best_step")
+    }
+
+
+def test_the_lowered_learning_rate_is_the_one_that_is_written(tiny_config, tmp_path, monkeypatch):
+    """No gain is enough here: from the second validation on, each one halves the rate."""
+    tiny_config.schedule.name, tiny_config.optimizer.learning_rate = "constant", 1e-7
+    tiny_config.schedule.plateau_factor, tiny_config.schedule.plateau_patience = 0.5, 1
+    monkeypatch.setattr(patience, "SMALLEST_GAIN", 1e6)
+    trainer.train(tiny_config, tmp_path / "run")
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row.get("learning_rate") for row in rows[:4]] == [1e-7, 1e-7, 5e-8, 2.5e-8]
+    assert Checkpoints(tmp_path / "run" / "checkpoints", tiny_config.checkpoint).latest_step() == 44
+
+
+def test_patience_without_a_validation_split_is_refused(tiny_config, tmp_path):
+    tiny_config.dataset.val_split, tiny_config.stop_patience = "none", 3
+    with pytest.raises(UserError, match=r"config\.stop_patience watches the validation loss"):
+        trainer.train(tiny_config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_another_configuration_is_refused_and_the_differing_keys_are_named(finished):
     path, config, _ = finished
     other = ml_collections.ConfigDict(config).copy_and_resolve_references()
@@ -148,9 +182,9 @@ def test_a_loss_that_is_not_finite_names_the_step_and_leaves_the_last_checkpoint
     tiny_config.checkpoint.every_steps = 5
     healthy_step = steps.train_step
 
-    def failing_step(task, state, batch):
+    def failing_step(task, state, batch, lr_scale):
         batch = dict(batch, mask=batch["mask"] * jax.numpy.where(state.step == 17, np.nan, 1.0))
-        return healthy_step(task, state, batch)
+        return healthy_step(task, state, batch, lr_scale)
 
     monkeypatch.setattr(steps, "train_step", failing_step)
     with pytest.raises(

@@ -23,15 +23,17 @@ class Augment:
     Attributes:
       flip: mirror left to right with probability one half.
       zoom: height and width each scaled by a factor from [1 - zoom, 1 + zoom] about the centre; above 1 zooms out.
+      rotation: turned about the centre by up to this share of a full turn, each way.
       shift: moved by up to this share of height and width, each way.
     """
 
     flip: bool = False
     zoom: float = 0.0
+    rotation: float = 0.0
     shift: float = 0.0
 
     def __bool__(self) -> bool:
-        return self.flip or self.zoom > 0 or self.shift > 0
+        return self.flip or self.zoom > 0 or self.rotation > 0 or self.shift > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,9 @@ class Preprocess:
         rows, columns = resize_matrix(self.image_size, height), resize_matrix(self.image_size, width)
         if key is not None and self.augment:
             example_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(images.shape[0]))
+            if self.augment.rotation:
+                x = jax.vmap(rotate, (0, 0, None))(resample(x, rows, columns), example_keys, self.augment.rotation)
+                rows = columns = jnp.eye(self.image_size)
             warp_rows, warp_columns = jax.vmap(lambda k: augment_matrices(k, self.image_size, self.augment))(
                 example_keys
             )
@@ -112,6 +117,24 @@ def reflect(source: Float[Array, " out"], size: int) -> Float[Array, " out"]:
     """Positions beyond the edges mirrored back into the line: (d c b a | a b c d | d c b a), as Keras fills."""
     folded = jnp.mod(source + 0.5, 2.0 * size)
     return jnp.minimum(folded, 2.0 * size - folded) - 0.5
+
+
+def rotate(image: Float[Array, "size size channels"], key: Array, limit: float) -> Float[Array, "size size channels"]:
+    """Turned about the centre by a share of a full turn drawn from [-limit, limit]: Keras's RandomRotation, bilinear,
+    filled by reflection. Rows and columns do not part here, so four neighbours of every pixel are gathered."""
+    size = image.shape[0]
+    angle = 2 * jnp.pi * jax.random.uniform(jax.random.fold_in(key, 3), minval=-limit, maxval=limit)
+    centre = (size - 1) / 2
+    y, x = jnp.meshgrid(*[jnp.arange(size) - centre] * 2, indexing="ij")
+    source_y = reflect(centre + jnp.sin(angle) * x + jnp.cos(angle) * y, size)
+    source_x = reflect(centre + jnp.cos(angle) * x - jnp.sin(angle) * y, size)
+    rows, columns = (jnp.clip(source, 0.0, size - 1.0) for source in (source_y, source_x))
+    top, left = jnp.floor(rows).astype(jnp.int32), jnp.floor(columns).astype(jnp.int32)
+    down, right = (rows - top)[..., None], (columns - left)[..., None]
+    bottom, end = jnp.minimum(top + 1, size - 1), jnp.minimum(left + 1, size - 1)
+    above = image[top, left] * (1 - right) + image[top, end] * right
+    below = image[bottom, left] * (1 - right) + image[bottom, end] * right
+    return above * (1 - down) + below * down
 
 
 def augment_matrices(
