@@ -1,18 +1,24 @@
 # make train   sets up .venv and trains an MLP-Mixer on scikit-learn's digits (nothing to download but packages)
 # make test    sets up .venv and runs the tests
+# make parity  compares the networks with Keras's and timm's; adds PyTorch and timm to .venv
 # make lint    style and types
 
 PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: setup train test lint clean
+.PHONY: setup train test parity lint clean
 
 train: setup
 	$(RUN) -m patchnets.main --config=configs/mixer_digits.py
 
 test: setup
 	$(RUN) -m pytest
+
+# Without their dependencies: timm needs torchvision for nothing that is compared, and PyTorch nothing of CUDA's.
+parity: setup
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-parity.lock
+	PATCHNETS_PARITY=required $(RUN) -m pytest tests/parity
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -1,16 +1,37 @@
-"""MLP-Mixer on CIFAR-100, at the sizes of the Keras example "image classification with modern MLP models".
+"""MLP-Mixer on CIFAR-100, as the Keras example "image classification with modern MLP models" has it.
 
     python -m patchnets.main --config=configs/mixer_cifar100.py
+    python -m patchnets.main --config=configs/mixer_cifar100.py:paper
 
-64 px, patches of 8, 4 blocks of width 256, hidden width 64 in both MLPs, dropout 0.2, AdamW at a constant learning rate
-of 0.005, decay 1e-4 of every weight. The network is the paper's (one LayerNorm a sub-block, a final LayerNorm, a head
-that starts at zero), the example's own differs. The example publishes top-1 / top-5 of 9.76 / 30.8 % after 1 epoch.
+The second trains, by the same recipe, the paper's network: one LayerNorm a sub-block, a final LayerNorm, a head that
+starts at zero.
 
-Measured with --config.total_epochs=1 on two CPU cores, seed 0: 18.27 / 46.12 % on the test split, in 3 min 17 s.
+@MEASURED@
 """
 
 from configs import common
 
 
-def get_config():
-    return common.mixer_cifar("cifar100")
+def get_config(variant: str | None = None):
+    return common.choose(variant, dict(tutorial=tutorial, paper=paper))
+
+
+def tutorial():
+    return common.keras_mlp("cifar100", 0.005, model=dict(name="keras_mixer", variant="cifar100"))
+
+
+def paper():
+    return common.keras_mlp(
+        "cifar100",
+        0.005,
+        model=dict(
+            name="mlp_mixer",
+            patch_size=8,
+            depth=4,
+            hidden_dim=256,
+            tokens_mlp_dim=64,
+            channels_mlp_dim=64,
+            dropout_rate=0.2,
+            gelu="exact",
+        ),
+    )

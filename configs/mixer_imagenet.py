@@ -6,22 +6,16 @@
 0.1, gradient clipping at 1, stochastic depth 0.1, no dropout: 76.44 % top-1 in the paper. The paper's augmentation,
 random resized crops, RandAugment (2 layers, magnitude 15) and mixup 0.5, is not part of this configuration yet, and
 neither is reading from disk while training: every device would hold all images, 187 GiB, so the command only says so.
-
-As in the paper's code, the last 1% of train is for validation, and ImageNet's validation images are the test split.
 """
 
 from configs import common
 
 
 def get_config():
-    return common.base(
-        dataset=dict(name="imagenet2012", train_split="train[:99%]", val_split="train[99%:]", test_split="validation"),
-        image_size=224,
+    return common.imagenet(
         model=dict(name="mlp_mixer", variant="B/16", stochastic_depth_rate=0.1, dtype="bfloat16"),
-        augment=dict(flip=True),
         batch_size=4096,
         total_epochs=300.0,
-        log_every_steps=100,
         optimizer=dict(learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0),
         schedule=dict(name="linear", warmup_steps=10_000),
     )

@@ -94,7 +94,9 @@ KEYS: dict[str, Key] = {
     "optimizer.beta2": Key(0.999, "decay of the squared gradient's running mean", within(0, 1)),
     "optimizer.epsilon": Key(1e-8, "added to the root of the squared gradient's mean", above(0)),
     "optimizer.clip_norm": Key(float, "scale gradients down to this global norm (default: never)", above(0)),
-    "schedule.name": Key("cosine", "learning rate after the warm-up", one_of("constant", "cosine", "linear")),
+    "schedule.name": Key(
+        "cosine", "learning rate after the warm-up", one_of("constant", "cosine", "linear", "one_cycle")
+    ),
     "schedule.warmup_epochs": Key(float, "length of the linear warm-up from zero; or warmup_steps", at_least(0)),
     "schedule.warmup_steps": Key(int, "the same, in steps", at_least(0)),
     "schedule.end_factor": Key(0.0, "where cosine and linear end, as a share of the peak", between(0, 1)),

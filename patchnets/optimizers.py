@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
@@ -20,13 +21,21 @@ def steps_of(config: ml_collections.ConfigDict, name: str, steps_per_epoch: int)
 def make_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
     """Step -> learning rate: a linear warm-up from 0, then constant, cosine or linear to `end_factor`.
 
+    Or one_cycle, as ConvMixer was trained (arXiv 2201.09792, and its repository): linear up to the peak over two fifths
+    of the run, down to a twentieth of it over two more, and to 0 over the last.
+
     The end is reached after the last step: that one still takes what is one step before it.
 
     Raises:
-      UserError: the warm-up does not leave any steps of the run.
+      UserError: the warm-up does not leave any steps of the run, or the schedule has its own.
     """
     peak, schedule = config.optimizer.learning_rate, config.schedule
     warmup = steps_of(schedule, "warmup", steps_per_epoch) or 0
+    if schedule.name == "one_cycle":
+        if warmup:
+            raise UserError("config.schedule.name=one_cycle warms up by itself; do not set a warm-up")
+        ends = jnp.array([0.0, 0.4, 0.8, 1.0])
+        return lambda step: jnp.interp(step / total_steps, ends, jnp.array([0.0, peak, peak / 20, 0.0]))
     if warmup >= total_steps:
         raise UserError(
             f"the warm-up of {warmup} steps is no shorter than the run of {total_steps}; lower "
@@ -42,8 +51,8 @@ def make_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_per
 
 
 def decay_mask(params: Any) -> Any:
-    """True for the weights that decay: kernels, that is, neither biases nor the scales of normalisations."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: getattr(path[-1], "key", None) == "kernel", params)
+    """True for the weights that decay: kernels, and not biases, scales of normalisations or embeddings."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: str(path[-1].key).endswith("kernel"), params)
 
 
 def make_optimizer(config: ml_collections.ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:

@@ -11,13 +11,24 @@ import pytest
 import configs
 from patchnets import config as config_lib
 from patchnets import models
+from patchnets.errors import UserError
 
 FOLDER = pathlib.Path(configs.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "def get_config(" in path.read_text())
 
 
+FAMILIES = ("mixer", "fnet", "gmlp", "vit", "convmixer")
+IMAGENET = [f"{family}_imagenet" for family in FAMILIES if family != "fnet"]
+# Every configuration that the files give: (name, argument).
+EVERY = [(name, argument) for name in NAMES for argument in (["tutorial", "paper"], [None])[name in IMAGENET]]
+
+
 def load(name: str):
     return importlib.import_module(f"configs.{name}")
+
+
+def get(name: str, argument: str | None = None):
+    return load(name).get_config(*[argument] * (argument is not None))
 
 
 def parameters(config, num_classes: int, channels: int = 3) -> int:
@@ -28,14 +39,25 @@ def parameters(config, num_classes: int, channels: int = 3) -> int:
 
 
 def test_the_published_configurations_are_there():
-    assert {"mixer_digits", "mixer_cifar10", "mixer_cifar100", "mixer_imagenet"} <= set(NAMES)
+    small = {f"{family}_{data}" for family in FAMILIES for data in ("digits", "cifar10", "cifar100")}
+    assert set(NAMES) == small | set(IMAGENET)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_configuration_passes_and_its_network_can_be_made(name):
-    config = load(name).get_config()
+@pytest.mark.parametrize(("name", "argument"), EVERY)
+def test_configuration_passes_and_its_network_can_be_made(name, argument):
+    config = get(name, argument)
     assert config_lib.check(config) is None
     assert parameters(config, num_classes=10) > 0
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in IMAGENET])
+def test_the_tutorial_is_the_default_and_the_paper_the_other(name):
+    family = name.split("_")[0]
+    assert get(name) == get(name, "tutorial") == load(name).get_config("")
+    assert get(name).model.name == f"keras_{family}"
+    assert get(name, "paper").model.name == {"mixer": "mlp_mixer"}.get(family, family)
+    with pytest.raises(UserError, match="no variant 'papre'; known: tutorial, paper"):
+        get(name, "papre")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,24 +97,87 @@ def test_imagenet_recipe_is_that_of_the_mixer_paper():
     assert parameters(config, num_classes=1000) == 59_880_472
 
 
-def test_cifar_recipe_is_that_of_the_keras_example():
-    """64 px, patch 8, 4 blocks, width 256, both MLPs 64, dropout 0.2, AdamW(0.005, 1e-4) on all weights, batch 128."""
-    for name in ("mixer_cifar10", "mixer_cifar100"):
-        config = load(name).get_config()
-        assert config.dataset.name == name.removeprefix("mixer_")
-        assert (config.image_size, config.batch_size, config.total_epochs) == (64, 128, 50)
-        assert models.settings(config.model) == dict(
-            patch_size=8,
-            depth=4,
-            hidden_dim=256,
-            tokens_mlp_dim=64,
-            channels_mlp_dim=64,
-            dropout_rate=0.2,
-            gelu="exact",
-        )
-        given = config.optimizer
-        assert (given.learning_rate, given.weight_decay, given.decay) == (0.005, 1e-4, "all")
-        assert (given.beta1, given.beta2, given.epsilon, given.clip_norm) == (0.9, 0.999, 1e-7, None)
-        assert (config.schedule.name, config.schedule.warmup_epochs) == ("constant", None)
-        assert (config.augment.flip, config.augment.zoom, config.augment.shift) == (True, 0.2, 0.0)
-        assert config.normalize == "dataset"
+def has(config, **expected) -> bool:
+    flat = config_lib.flatten(config)
+    found = {key: flat.get(key.replace("__", ".")) for key in expected}
+    assert found == expected
+    return True
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "count"),
+    [
+        ("mixer_cifar100", 100, 242_788),
+        ("fnet_cifar100", 100, 621_924),
+        ("gmlp_cifar100", 100, 885_348),
+        ("vit_cifar100", 100, 21_759_012),
+        ("convmixer_cifar10", 10, 594_186),
+    ],
+)
+def test_networks_of_the_tutorials_have_their_published_sizes(name, classes, count):
+    assert parameters(get(name), classes) == count
+
+
+@pytest.mark.parametrize(("family", "rate"), [("mixer", 0.005), ("fnet", 0.001), ("gmlp", 0.003)])
+@pytest.mark.parametrize("argument", ["tutorial", "paper"])
+def test_recipe_of_the_mlp_example(family, rate, argument):
+    """64 px, batch 128, AdamW with Keras's decay, plateau x.5 (5), stop (10), best weights by validation loss."""
+    for data in ("cifar10", "cifar100"):
+        config = get(f"{family}_{data}", argument)
+        assert has(config, dataset__name=data, dataset__val_split=None, image_size=64, batch_size=128, total_epochs=50)
+        assert has(config, optimizer__learning_rate=rate, optimizer__weight_decay=1e-4, optimizer__decay="all")
+        assert has(config, optimizer__epsilon=1e-7, optimizer__beta1=0.9, optimizer__beta2=0.999)
+        assert has(config, schedule__name="constant", schedule__plateau_factor=0.5, schedule__plateau_patience=5)
+        assert has(config, stop_patience=10, checkpoint__best="loss", normalize="dataset", label_smoothing=0.0)
+        assert has(config, augment__flip=True, augment__zoom=0.2, augment__rotation=0.0, augment__shift=0.0)
+        network = models.settings(config.model)
+        assert (network["patch_size"], network["depth"], network["hidden_dim"]) == (8, 4, 256)
+        assert network.get("dropout_rate", 0.2) == 0.2
+
+
+@pytest.mark.parametrize("argument", ["tutorial", "paper"])
+def test_recipe_of_the_vit_example(argument):
+    for data in ("cifar10", "cifar100"):
+        config = get(f"vit_{data}", argument)
+        assert has(config, dataset__name=data, dataset__val_split=None, image_size=72, batch_size=256, total_epochs=10)
+        assert has(config, optimizer__learning_rate=1e-3, optimizer__weight_decay=1e-4, optimizer__decay="all")
+        assert has(config, schedule__name="constant", schedule__plateau_factor=None, stop_patience=None)
+        assert has(config, checkpoint__best="accuracy", normalize="dataset")
+        assert has(config, augment__flip=True, augment__zoom=0.2, augment__rotation=0.02, augment__shift=0.0)
+        network = models.settings(config.model)
+        assert (network["patch_size"], network["depth"], network["hidden_dim"], network["num_heads"]) == (6, 8, 64, 4)
+
+
+@pytest.mark.parametrize("argument", ["tutorial", "paper"])
+def test_recipe_of_the_convmixer_example(argument):
+    for data in ("cifar10", "cifar100"):
+        config = get(f"convmixer_{data}", argument)
+        assert has(config, dataset__train_split="train[5000:]", dataset__val_split="train[:5000]", image_size=32)
+        assert has(config, batch_size=128, total_epochs=10, checkpoint__best="accuracy", normalize="unit")
+        assert has(config, optimizer__learning_rate=1e-3, optimizer__weight_decay=1e-4, optimizer__decay="all")
+        assert has(config, schedule__name="constant", augment__flip=True, augment__zoom=0.0, augment__rotation=0.0)
+    network = models.create_model(get("convmixer_cifar10").model, 10)
+    assert (network.batch_norm_epsilon, network.batch_norm_momentum) == (1e-3, 0.99)
+    assert parameters(get("convmixer_cifar10", "paper"), 10) == 706_570
+
+
+def test_imagenet_recipes_are_those_of_the_papers():
+    """The rows of each paper's own training on ImageNet-1k, as far as they are about training."""
+    gmlp, convmixer, vit = (get(f"{family}_imagenet") for family in ("gmlp", "convmixer", "vit"))
+    for config in (gmlp, vit):
+        assert has(config, total_epochs=300, batch_size=4096, schedule__name="cosine", schedule__warmup_steps=10_000)
+    assert has(gmlp, optimizer__learning_rate=1e-3, optimizer__weight_decay=0.05, optimizer__epsilon=1e-6)
+    assert has(gmlp, label_smoothing=0.1, optimizer__clip_norm=1.0, model__survival_probability=0.95)
+    assert has(vit, optimizer__learning_rate=3e-3, optimizer__weight_decay=0.3, optimizer__clip_norm=1.0)
+    assert has(vit, model__dropout_rate=0.1, label_smoothing=0.0)
+    assert has(convmixer, total_epochs=150, batch_size=640, schedule__name="one_cycle", label_smoothing=0.1)
+    assert has(convmixer, optimizer__learning_rate=0.01, optimizer__weight_decay=2e-5, optimizer__epsilon=1e-3)
+    counts = [parameters(config, 1000) for config in (gmlp, convmixer, vit)]
+    assert counts == [19_422_656, 51_625_960, 86_567_656]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_on_the_digits_nothing_is_mirrored_or_turned(family):
+    config = get(f"{family}_digits")
+    assert has(config, dataset__name="digits", augment__flip=False, augment__rotation=0.0, image_size=8)
+    assert has(config, dataset__train_split=None, dataset__val_split=None)

@@ -158,6 +158,18 @@ def test_warm_up_in_epochs_equals_the_same_in_steps():
     assert rates(in_epochs, TOTAL, 8, every) == rates(in_steps, TOTAL, 8, every)
 
 
+def test_one_cycle_has_the_corners_of_convmixer_and_is_linear_between_them():
+    config = config_of(dict(name="one_cycle"), learning_rate=PEAK)
+    found = rates(config, 100, 7, [0, 20, 40, 60, 80, 90, 100])
+    np.testing.assert_allclose(found, [0, PEAK / 2, PEAK, PEAK * 0.525, PEAK / 20, PEAK / 40, 0], rtol=1e-5, atol=1e-9)
+
+
+def test_one_cycle_takes_no_warm_up_besides_its_own():
+    config = config_of(dict(name="one_cycle", warmup_epochs=1.0), learning_rate=PEAK)
+    with pytest.raises(UserError, match="one_cycle warms up by itself"):
+        make_schedule(config, 100, 7)
+
+
 @pytest.mark.parametrize(
     ("schedule", "warmup"),
     [(dict(warmup_steps=100), 100), (dict(warmup_steps=250), 250), (dict(warmup_epochs=13.0), 104)],

@@ -6,6 +6,7 @@ from a blog post that builds an MLP-Mixer in PyTorch and in Keras. Kernels start
 or as PyTorch does; GELU is exact; each docstring says where a network leaves its paper.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -38,6 +39,15 @@ BLOG_KERAS_VARIANTS: dict[str, dict[str, Any]] = {
 
 glorot = GLOROT.kernel
 gelu = GELU["exact"]
+
+
+def glorot_flat(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """glorot_uniform for a dense layer on flattened patches, as the examples embed them; not for a convolution, which
+    would start smaller."""
+    return glorot(key, (math.prod(shape[:-1]), shape[-1]), dtype).reshape(shape)
+
+
+FLAT = Init(glorot_flat)
 
 
 def norm(dtype: Any, name: str) -> nn.LayerNorm:
@@ -136,7 +146,7 @@ class KerasMlpExample(nn.Module):
         self, images: Float[Array, "batch height width colors"], *, train: bool
     ) -> Float[Array, "batch classes"]:
         patch = (self.patch_size, self.patch_size)
-        x = PatchEmbed(self.hidden_dim, patch, dtype=self.dtype, init_with=GLOROT, name="stem")(images)
+        x = PatchEmbed(self.hidden_dim, patch, dtype=self.dtype, init_with=FLAT, name="stem")(images)
         x = self.place(x)  # (batch, patches, channels)
         x = row_of_blocks(self, self.block(), x, train=train)
         x = x.mean(axis=1)  # (batch, channels)
@@ -182,7 +192,8 @@ class KerasGmlp(KerasMlpExample):
 class KerasAttention(nn.Module):
     """Keras's MultiHeadAttention, whose heads are each as wide as x, so that together they are wider.
 
-    Keras takes the number of heads for a number of inputs when it scales the first kernels: they start smaller.
+    Up to version 3.14, Keras takes two axes of a kernel for those of a convolution when it scales what it starts with,
+    so that these kernels start smaller than dense layers; so do they here.
     """
 
     num_heads: int
@@ -257,7 +268,7 @@ class KerasVit(nn.Module):
         self, images: Float[Array, "batch height width colors"], *, train: bool
     ) -> Float[Array, "batch classes"]:
         patch = (self.patch_size, self.patch_size)
-        x = PatchEmbed(self.hidden_dim, patch, dtype=self.dtype, init_with=GLOROT, name="stem")(images)
+        x = PatchEmbed(self.hidden_dim, patch, dtype=self.dtype, init_with=FLAT, name="stem")(images)
 
         def start(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
             return jax.random.uniform(key, shape, dtype, -0.05, 0.05)

@@ -8,7 +8,15 @@ from jax.sharding import NamedSharding, PartitionSpec
 from sklearn import datasets
 
 from patchnets import sharding
-from patchnets.data.preprocess import Augment, Preprocess, normalisation, reflect, resize_matrix
+from patchnets.data.preprocess import (
+    Augment,
+    Preprocess,
+    augment_matrices,
+    normalisation,
+    reflect,
+    resize_matrix,
+    rotate,
+)
 
 SIZE = 16  # pixels a side of most images here
 CENTRE = (SIZE - 1) / 2
@@ -209,6 +217,45 @@ def test_shifts_are_uniform_shares_of_the_size_both_ways(sampled, shift):
         assert abs(offsets[:, axis].mean()) < 4 * spread / np.sqrt(MANY)
         assert abs(offsets[:, axis].std() / spread - 1) < 0.1
     assert abs(np.corrcoef(offsets.T)[0, 1]) < 0.18
+
+
+def test_rotation_looks_pixels_up_as_keras_random_rotation_does(keras, photos):
+    """The angle is read off a slanted plane, whose value at a place tells where it came from."""
+    key, limit = jax.random.key(3), 0.1
+    rows, columns = np.meshgrid(np.arange(SIZE), np.arange(SIZE), indexing="ij")
+    plane = np.stack([rows, columns], -1).astype(np.float32)
+    turned = np.asarray(rotate(jnp.asarray(plane), key, limit))
+    y, x = turned[8, 8] - turned[7, 8]  # one pixel down, near the centre, where nothing is mirrored
+    angle = np.arctan2(-x, y)
+    assert 0 < abs(angle) < 2 * np.pi * limit
+    share = float(angle / (2 * np.pi))
+    layer = keras.layers.RandomRotation((share, share), data_format="channels_last")
+    expected = np.asarray(layer(photos[:1].astype(np.float32), training=True))[0]
+    found = np.asarray(rotate(jnp.asarray(photos[0], jnp.float32), key, limit))
+    np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+def test_rotation_angles_are_uniform_both_ways_and_drawn_apart_from_the_rest():
+    rows, columns = np.meshgrid(np.arange(SIZE), np.arange(SIZE), indexing="ij")
+    plane = jnp.asarray(np.stack([rows, columns], -1), jnp.float32)
+    keys = jax.random.split(jax.random.key(4), MANY)
+    turned = np.asarray(jax.jit(jax.vmap(lambda key: rotate(plane, key, 0.1)))(keys))
+    y, x = np.moveaxis(turned[:, 8, 8] - turned[:, 7, 8], -1, 0)
+    shares = np.sort(np.arctan2(-x, y)) / (2 * np.pi)
+    uniform = np.linspace(-0.1, 0.1, MANY)
+    assert np.abs(shares - uniform).max() < 0.1 * 2 * 1.63 / np.sqrt(MANY)  # Kolmogorov and Smirnov, at 1 %
+    matrices = jax.vmap(lambda key: augment_matrices(key, SIZE, Augment(zoom=0.2))[0])(keys)
+    zoomed = np.asarray(matrices)[:, 12] @ np.arange(SIZE)
+    angles = np.arctan2(-x, y)
+    assert abs(np.corrcoef(angles, zoomed)[0, 1]) < 5 / np.sqrt(MANY)
+
+
+def test_rotation_comes_between_resizing_and_zooming_and_off_it_changes_nothing(small):
+    still = run(pixels(), small)
+    turned = run(pixels(rotation=1e-9), small, jax.random.key(0))
+    np.testing.assert_allclose(turned, still, atol=0.01)
+    both = run(pixels(rotation=0.05, flip=True, zoom=0.2), small, jax.random.key(0))
+    assert both.shape == still.shape and np.abs(both - still).max() > 10
 
 
 def test_flip_zoom_and_shift_are_drawn_apart(sampled):

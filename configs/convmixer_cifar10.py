@@ -1,0 +1,24 @@
+"""ConvMixer on CIFAR-10, as the Keras example "image classification with ConvMixer" has it.
+
+    python -m patchnets.main --config=configs/convmixer_cifar10.py
+    python -m patchnets.main --config=configs/convmixer_cifar10.py:paper
+
+The second trains, by the same recipe, the paper's network: 256/8 with kernels of 9 and patches of 1, which the paper
+trains on CIFAR-10, BatchNorm as in PyTorch.
+
+@MEASURED@
+"""
+
+from configs import common
+
+
+def get_config(variant: str | None = None):
+    return common.choose(variant, dict(tutorial=tutorial, paper=paper))
+
+
+def tutorial():
+    return common.keras_convmixer("cifar10", model=dict(name="keras_convmixer", variant="cifar10"))
+
+
+def paper():
+    return common.keras_convmixer("cifar10", model=dict(name="convmixer", variant="256/8-k9-p1"))

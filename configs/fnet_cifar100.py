@@ -1,0 +1,28 @@
+"""FNet on CIFAR-100, as the Keras example "image classification with modern MLP models" has it.
+
+    python -m patchnets.main --config=configs/fnet_cifar100.py
+    python -m patchnets.main --config=configs/fnet_cifar100.py:paper
+
+The second trains, by the same recipe, the paper's network: a hidden layer of four times the width, dropout after the
+second dense layer, LayerNorm after the embeddings.
+
+@MEASURED@
+"""
+
+from configs import common
+
+
+def get_config(variant: str | None = None):
+    return common.choose(variant, dict(tutorial=tutorial, paper=paper))
+
+
+def tutorial():
+    return common.keras_mlp("cifar100", 0.001, model=dict(name="keras_fnet", variant="cifar100"))
+
+
+def paper():
+    return common.keras_mlp(
+        "cifar100",
+        0.001,
+        model=dict(name="fnet", patch_size=8, depth=4, hidden_dim=256, mlp_dim=1024, dropout_rate=0.2),
+    )
