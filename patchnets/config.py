@@ -208,9 +208,12 @@ def check(config: ml_collections.ConfigDict) -> None:
 def displaced(config: ml_collections.ConfigDict, given: Collection[str]) -> list[str]:
     """The keys of a configuration file that keys `given` on the command line take the place of.
 
-    Steps displace epochs and the reverse, and a variant of a model displaces the fields that it defines.
+    Steps displace epochs and the reverse; a variant of a model displaces the fields that it defines, and the name of a
+    model all that the file says about the model.
     """
     gone = []
+    if "model.name" in given:
+        gone += [f"model.{field}" for field in config.model if field != "name"]
     for one, other in ALTERNATIVES:
         gone += [other] if one in given else [one] if other in given else []
     if "model.variant" in given:

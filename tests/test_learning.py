@@ -29,7 +29,7 @@ SMALL = {
     "blog_mixer_pytorch": dict(tokens_mlp_dim=16, channels_mlp_dim=64),
     "blog_mixer_keras": dict(tokens_mlp_dim=16, channels_mlp_dim=64),
 }
-# What is left of the first step's loss in the last ten steps of the epoch: the two that mix gently at first take longer.
+# What is left of the first step's loss in the last ten steps of the epoch; two of them start slowly.
 LEFT = dict.fromkeys(models.MODELS, 0.6) | {"fnet": 0.85, "vit": 0.9}
 
 

@@ -10,7 +10,7 @@ from patchnets import config as config_lib
 from patchnets import main, models, trainer
 
 ROOT = pathlib.Path(__file__).parent.parent
-DIGITS = f"--config={ROOT / 'configs' / 'mixer_digits.py'}"
+DIGITS = f"--config={ROOT / 'configs' / 'mixer_digits.py'}:paper"
 
 
 @pytest.fixture
@@ -37,6 +37,7 @@ def one_line(capsys, monkeypatch, tmp_path):
         (["--config=nowhere.py"], ["nowhere.py", "no such file"]),
         ([DIGITS, "--config.batchsize=3"], ["config.batchsize", "did you mean config.batch_size"]),
         ([DIGITS, "--config.learning_rate=3"], ["config.learning_rate", "config.optimizer.learning_rate"]),
+        ([DIGITS + "s"], ["no variant 'papers'", "tutorial, paper"]),
         ([DIGITS, "--config.batch_size=many"], ["config.batch_size", "many"]),
         ([DIGITS, "--config.batch_size=2.5"], ["config.batch_size", "2.5"]),
         ([DIGITS, "--config.batch_size=0"], ["config.batch_size=0", "at least 1"]),
@@ -46,6 +47,9 @@ def one_line(capsys, monkeypatch, tmp_path):
         ([DIGITS, "--config.model.patch_size=3"], ["image_size 8", "patch_size 3", "use 6 or 9"]),
         ([DIGITS, "--config.model.variant=S/64"], ["S/64", "S/32, S/16, B/32"]),
         ([DIGITS, "--config.model.name=resnet"], ["resnet", "mlp_mixer"]),
+        ([DIGITS, "--config.model.name=vit"], ["config.model.patch_size is not set", "S/16"]),
+        ([DIGITS, "--config.schedule.plateau_factor=0.5"], ["plateau_factor", "plateau_patience", "both"]),
+        ([DIGITS, "--config.augment.rotation=1"], ["config.augment.rotation=1"]),
         ([DIGITS, "--config.model.dtype=float8"], ["float8", "bfloat16"]),
         ([DIGITS, "--config.model.dropout_rate=1"], ["dropout_rate=1"]),
         (
@@ -116,8 +120,14 @@ def test_overrides_of_every_kind_reach_the_run(parsed):
     assert config.total_epochs is None and config.total_steps == 10
 
 
+def test_another_model_takes_nothing_from_the_one_of_the_file(parsed):
+    config, _ = parsed(DIGITS, "--config.model.name=vit", "--config.model.variant=Ti/16", "--config.model.patch_size=2")
+    assert models.settings(config.model) == models.MODELS["vit"][1]["Ti/16"] | dict(patch_size=2)
+
+
 def test_the_work_directory_is_named_after_the_configuration(parsed):
-    assert parsed(DIGITS)[1] == "runs/mixer_digits"
+    assert parsed(DIGITS)[1] == "runs/mixer_digits-paper"
+    assert parsed(DIGITS.removesuffix(":paper"))[1] == "runs/mixer_digits"
 
 
 def test_help_explains_every_key_and_what_the_exit_statuses_mean(capsys):
