@@ -38,7 +38,10 @@ def digits(**values) -> ConfigDict:
 
 
 def keras_adamw(learning_rate: float) -> dict:
-    """AdamW as Keras has it: its epsilon, a decay of 1e-4 that takes every weight, whatever it is."""
+    """AdamW as Keras has it by default: epsilon 1e-7, and here a decay of 1e-4 that takes every weight, whatever it is.
+
+    Keras adds epsilon before it corrects the running mean of squares for its start at zero, optax afterwards.
+    """
     return dict(learning_rate=learning_rate, weight_decay=1e-4, decay="all", epsilon=1e-7)
 
 

@@ -4,7 +4,7 @@
     python -m patchnets.main --config=configs/convmixer_cifar100.py:paper
 
 The second trains, by the same recipe, the paper's network: 256/8 with kernels of 9 and patches of 1, which the paper
-trains on CIFAR-10, BatchNorm as in PyTorch.
+trains on CIFAR-10, BatchNorm with PyTorch's epsilon and momentum.
 
 @MEASURED@
 """

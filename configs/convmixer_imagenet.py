@@ -11,7 +11,11 @@ while training: every device would hold all images, 187 GiB, so the command only
 from configs import common
 
 
-def get_config():
+def get_config(variant: str | None = None):
+    return common.choose(variant, dict(paper=paper))
+
+
+def paper():
     return common.imagenet(
         normalize="imagenet",
         model=dict(name="convmixer", variant="1536/20", dtype="bfloat16"),

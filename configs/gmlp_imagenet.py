@@ -12,7 +12,11 @@ says so.
 from configs import common
 
 
-def get_config():
+def get_config(variant: str | None = None):
+    return common.choose(variant, dict(paper=paper))
+
+
+def paper():
     return common.imagenet(
         model=dict(name="gmlp", variant="S/16", survival_probability=0.95, dtype="bfloat16"),
         batch_size=4096,

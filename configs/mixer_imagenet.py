@@ -11,7 +11,11 @@ neither is reading from disk while training: every device would hold all images,
 from configs import common
 
 
-def get_config():
+def get_config(variant: str | None = None):
+    return common.choose(variant, dict(paper=paper))
+
+
+def paper():
     return common.imagenet(
         model=dict(name="mlp_mixer", variant="B/16", stochastic_depth_rate=0.1, dtype="bfloat16"),
         batch_size=4096,

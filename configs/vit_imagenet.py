@@ -10,7 +10,11 @@ reading from disk while training: every device would hold all images, 187 GiB, s
 from configs import common
 
 
-def get_config():
+def get_config(variant: str | None = None):
+    return common.choose(variant, dict(paper=paper))
+
+
+def paper():
     return common.imagenet(
         model=dict(name="vit", variant="B/16", dropout_rate=0.1, dtype="bfloat16"),
         batch_size=4096,

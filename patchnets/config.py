@@ -40,6 +40,11 @@ def between(low: float, high: float) -> Rule:
     return f"a number from {low} to {high}", lambda v: low <= v <= high
 
 
+def inside(low: float, high: float) -> Rule:
+    """A number in (low, high)."""
+    return f"a number above {low} and below {high}", lambda v: low < v < high
+
+
 def one_of(*names: str) -> Rule:
     return "one of " + ", ".join(names), lambda v: v in names
 
@@ -101,7 +106,7 @@ KEYS: dict[str, Key] = {
     "schedule.warmup_steps": Key(int, "the same, in steps", at_least(0)),
     "schedule.end_factor": Key(0.0, "where cosine and linear end, as a share of the peak", between(0, 1)),
     "schedule.plateau_factor": Key(
-        float, "multiply the learning rate by this on a plateau of validation", between(0, 1)
+        float, "multiply the learning rate by this on a plateau of validation", inside(0, 1)
     ),
     "schedule.plateau_patience": Key(int, "validations without a lower loss that make a plateau", at_least(1)),
     "stop_patience": Key(

@@ -52,12 +52,16 @@ def train_step(
     images = task.preprocess(batch["image"], keys.key(task.seed, keys.Purpose.AUGMENT, state.step))
     dropout_key = keys.key(task.seed, keys.Purpose.DROPOUT, state.step)
     mask = batch["mask"]
+    shared: dict[str, Any] = (
+        {"mask": mask} if state.batch_stats else {}
+    )  # for statistics over the batch, which networks may have
 
     def loss_fn(params: Any) -> tuple[Array, tuple[Array, Array, Any]]:
         logits, updates = task.model.apply(
             {"params": params, "batch_stats": state.batch_stats},
             images,
             train=True,
+            **shared,
             rngs={"dropout": dropout_key},
             mutable=["batch_stats"],
         )

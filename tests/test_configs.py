@@ -20,7 +20,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "def get_config(" in
 FAMILIES = ("mixer", "fnet", "gmlp", "vit", "convmixer")
 IMAGENET = [f"{family}_imagenet" for family in FAMILIES if family != "fnet"]
 # Every configuration that the files give: (name, argument).
-EVERY = [(name, argument) for name in NAMES for argument in (["tutorial", "paper"], [None])[name in IMAGENET]]
+EVERY = [(name, argument) for name in NAMES for argument in (["tutorial", "paper"], ["paper"])[name in IMAGENET]]
 
 
 def load(name: str):

@@ -11,6 +11,7 @@ from patchnets import sharding
 from patchnets.data.preprocess import Augment, Preprocess
 from patchnets.data.resident import ResidentFeed
 from patchnets.metrics import EvalMetrics, TrainMetrics
+from patchnets.models.convmixer import ConvMixer
 from patchnets.models.mlp_mixer import MlpMixer
 from patchnets.steps import Task, compile_eval_steps, compile_train_steps, cross_entropy, train_step
 from patchnets.train_state import TrainState, create_train_state
@@ -137,6 +138,25 @@ def test_padding_changes_neither_loss_nor_gradient_nor_metrics(plain, plain_step
 
     counted, _ = plain_step(state, batch_of(data, 6, 8) | {"mask": np.ones(8, np.float32)})
     assert abs(counted.metrics.compute()["loss"] - expected["loss"]) > 1e-3, "the padding would not have shown"
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_padding_is_left_out_of_the_statistics_of_batch_norm(data, scan):
+    model = ConvMixer(num_classes=CLASSES, patch_size=4, depth=2, hidden_dim=8, kernel_size=3, scan=scan, remat=scan)
+    task = Task(model, optax.sgd(1.0), Preprocess(**PIXELS), seed=0)
+    step = jax.jit(lambda state, batch: train_step(task, state, batch))
+    batch_stats = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)), train=False)["batch_stats"]
+    state = state_of(task).replace(batch_stats=host(batch_stats))
+    (alone, _), (padded, _) = (step(state, batch_of(data, 6, size)) for size in (6, 8))
+    changed = jax.tree.map(lambda new, old: float(np.abs(new - old).max()), alone.batch_stats, state.batch_stats)
+    assert min(jax.tree.leaves(changed)) > 1e-4
+    for tree in ("params", "batch_stats"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=5e-6), getattr(alone, tree), getattr(padded, tree)
+        )
+    counted, _ = step(state, batch_of(data, 6, 8) | {"mask": np.ones(8, np.float32)})
+    shown = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), alone.batch_stats, counted.batch_stats)
+    assert max(jax.tree.leaves(shown)) > 1e-3, "the padding would not have shown"
 
 
 def test_gradient_that_overflows_is_noticed_though_the_loss_is_finite(plain, plain_step, data):

@@ -62,7 +62,7 @@ def run(argv: list[str]) -> int:
     if {"--help", "-h"} & set(argv[1:]):
         print(__doc__)
         return 0
-    names = argv[1:] or list(models.MODELS)
+    names = list(dict.fromkeys(argv[1:])) or list(models.MODELS)
     try:
         for name in names:
             if name not in models.MODELS:

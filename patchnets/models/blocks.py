@@ -19,24 +19,26 @@ def row_of_blocks(
     *,
     train: bool,
     stochastic_depth_rate: float = 0.0,
+    **context: Any,
 ) -> Float[Array, "batch ..."]:
     """`network.depth` blocks, one after the other; called from the compact method of a network.
 
     What every network does with its blocks: the probability of stochastic depth grows linearly from 0 in the first
     block to the given rate in the last; `network.remat` computes a block's activations anew in the backward pass
     instead of keeping them; `network.scan` compiles one block, and loops over it with the parameters of all blocks
-    stacked along a first axis, which gives the same numbers and a compilation time that does not grow with depth. The
-    output of each block is sown as `block_i`.
+    stacked along a first axis, for a compilation time that does not grow with depth: the same function of the same
+    parameters, whose initial values and dropout are drawn from other keys. Each block's output is sown as `block_i`.
 
     Args:
       network: the module with the fields `depth`, `remat` and `scan`.
       block: makes a block, given its name; called as block(x, rate, train=train), with a rate of None for none.
+      context: further arguments of every call.
     """
     kind = block.func.__name__ if hasattr(block, "func") else block.__name__
     rates = np.linspace(0.0, stochastic_depth_rate, network.depth) if stochastic_depth_rate else None
 
     def one(block: nn.Module, x: Array, rate: Any) -> Array:
-        return block(x, rate, train=train)
+        return block(x, rate, train=train, **context)
 
     if network.remat:
         one = nn.remat(one, prevent_cse=not network.scan)

@@ -29,12 +29,43 @@ VARIANTS: dict[str, dict[str, Any]] = {
 ACTIVATIONS = ("gelu", "relu")  # GELU in the form that the field `gelu` names
 
 
-class ActivationNorm(nn.Module):
-    """sigma, then BatchNorm: the activation comes before the normalisation (section 2).
+class BatchNorm(nn.Module):
+    """(x - mean) / sqrt(variance + epsilon), then scaled and shifted, for each channel (arXiv 1502.03167).
 
-    The batch's mean and variance are those of the whole batch, on however many devices it lies: arrays are global, so
-    statistics are synchronised without being told to.
+    In training, mean and variance are those of all places of the examples that `mask` does not rule out, however many
+    devices they lie on: arrays are global, so statistics are synchronised without being told to. The running ones,
+    which serve in evaluation, keep the share `momentum` of themselves at each step. Statistics are taken in float32;
+    the variance is the mean squared deviation, where PyTorch's running one divides by one number less.
     """
+
+    epsilon: float
+    momentum: float
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch rows columns channels"], mask: Float[Array, " batch"] | None, *, train: bool
+    ) -> Float[Array, "batch rows columns channels"]:
+        shape = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones_init(), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros_init(), shape, jnp.float32)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, shape, jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, shape, jnp.float32)
+        mean, var = running_mean.value, running_var.value
+        if train:
+            weight = jnp.ones((x.shape[0],)) if mask is None else mask
+            weight = (weight / (weight.sum() * x.shape[1] * x.shape[2]))[:, None, None, None]
+            mean = (weight * x.astype(jnp.float32)).sum((0, 1, 2))
+            var = (weight * jnp.square(x.astype(jnp.float32) - mean)).sum((0, 1, 2))
+            if not self.is_initializing():
+                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
+        factor = scale * jax.lax.rsqrt(var + self.epsilon)
+        return (x * factor + (bias - mean * factor)).astype(self.dtype)
+
+
+class ActivationNorm(nn.Module):
+    """sigma, then BatchNorm: the activation comes before the normalisation (section 2)."""
 
     activation: str
     gelu: str
@@ -44,12 +75,10 @@ class ActivationNorm(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch rows columns channels"], *, train: bool
+        self, x: Float[Array, "batch rows columns channels"], mask: Float[Array, " batch"] | None, *, train: bool
     ) -> Float[Array, "batch rows columns channels"]:
         x = GELU[self.gelu](x) if self.activation == "gelu" else nn.relu(x)
-        return nn.BatchNorm(
-            use_running_average=not train, epsilon=self.epsilon, momentum=self.momentum, dtype=self.dtype, name="norm"
-        )(x)
+        return BatchNorm(self.epsilon, self.momentum, self.dtype, name="norm")(x, mask, train=train)
 
 
 class DepthwiseConv(nn.Module):
@@ -81,24 +110,30 @@ class ConvMixerBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch rows columns channels"], drop_rate: Any = None, *, train: bool
+        self,
+        x: Float[Array, "batch rows columns channels"],
+        drop_rate: Any = None,
+        *,
+        train: bool,
+        mask: Float[Array, " batch"] | None = None,
     ) -> Float[Array, "batch rows columns channels"]:
         del drop_rate  # the paper has no stochastic depth
         channels = x.shape[-1]
         common = dict(dtype=self.dtype, init_with=self.init_with)
         y = DepthwiseConv(self.kernel_size, self.depthwise, **common, name="depthwise")(x)
-        x = x + self.norm(name="depthwise_norm")(y, train=train)
+        x = x + self.norm(name="depthwise_norm")(y, mask, train=train)
         # A convolution of kernel size 1 is a dense layer over the channels of every place.
         x = nn.Dense(channels, dtype=self.dtype, **self.init_with.dense(channels), name="pointwise")(x)
-        return self.norm(name="pointwise_norm")(x, train=train)
+        return self.norm(name="pointwise_norm")(x, mask, train=train)
 
 
 class ConvMixer(nn.Module):
     """Patch embedding, ConvMixer blocks, mean over places, linear head (figure 2).
 
     BatchNorm's running statistics are in the collection `batch_stats`; `batch_norm_momentum` is the share of them that
-    stays at each step. `depthwise` chooses how the depthwise convolution is computed: conv, shifts (sums of shifted
-    products), or auto, the platform's faster.
+    stays at each step. Examples with a `mask` of 0, which fill up a batch, are left out of its statistics. `depthwise`
+    chooses how the depthwise convolution is computed: conv, shifts (sums of shifted products), or auto, the platform's
+    faster.
     """
 
     num_classes: int
@@ -118,7 +153,11 @@ class ConvMixer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch height width colors"], *, train: bool
+        self,
+        images: Float[Array, "batch height width colors"],
+        *,
+        train: bool,
+        mask: Float[Array, " batch"] | None = None,
     ) -> Float[Array, "batch classes"]:
         common = dict(dtype=self.dtype, init_with=self.init_with)
         norm = partial(
@@ -132,9 +171,9 @@ class ConvMixer(nn.Module):
         p = self.patch_size
         x = PatchEmbed(self.hidden_dim, (p, p), **common, name="stem")(images)
         x = x.reshape(x.shape[0], images.shape[1] // p, images.shape[2] // p, self.hidden_dim)
-        x = norm(name="stem_norm")(x, train=train)
+        x = norm(name="stem_norm")(x, mask, train=train)
         block = partial(ConvMixerBlock, kernel_size=self.kernel_size, depthwise=self.depthwise, norm=norm, **common)
-        x = row_of_blocks(self, block, x, train=train)  # (batch, rows, columns, channels)
+        x = row_of_blocks(self, block, x, train=train, mask=mask)  # (batch, rows, columns, channels)
         x = x.mean(axis=(1, 2))  # (batch, channels)
         self.sow("intermediates", "pre_logits", x)
         head = nn.Dense(self.num_classes, dtype=jnp.float32, **self.init_with.dense(self.hidden_dim), name="head")

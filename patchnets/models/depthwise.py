@@ -2,7 +2,8 @@
 
 `conv` is XLA's grouped convolution. `shifts` is its definition, the sum over the taps of the kernel of the shifted
 image times the tap's weights, which a compiler makes into one pass of elementwise arithmetic; on a CPU that is many
-times faster than what XLA does with the former (docs/measurements.md). Sums are taken in float32.
+times faster than what XLA does with the former (docs/measurements.md). Products
+are formed in the type of the images, and summed in float32.
 """
 
 import math
@@ -78,5 +79,5 @@ def _sum_of_shifts(padded: Array, kernel: Array, shape: tuple[int, ...]) -> Arra
 
 
 DEPTHWISE: dict[str, Callable[[Array, Array], Array]] = {"conv": depthwise_conv, "shifts": depthwise_shifts}
-# What `auto` takes.
+# What `auto` takes: on the CPU the faster one in a training step (docs/measurements.md); elsewhere not measured yet.
 FASTER = {"cpu": "shifts", "gpu": "conv", "tpu": "conv"}

@@ -69,6 +69,8 @@ def resample(
         raise UserError(f"rule={rule!r} is unknown; expected one of {', '.join(RULES)}")
     if not isinstance(model, MlpMixer | Gmlp | Fnet | VisionTransformer | ConvMixer):
         raise UserError(f"{type(model).__name__} cannot be resampled: its layers are tied to one image size")
+    if "params" not in variables:
+        raise UserError(f"the variables hold {', '.join(variables)} and no params; give all that model.init returns")
     old, new = grid(old_size, model.patch_size), grid(new_size, model.patch_size)
     if old == new:
         return model, dict(variables)
@@ -82,7 +84,7 @@ def resample(
     for path, weights in flat.items():
         axes = next((axes for end, axes in MIXING.items() if path.endswith(end)), ())
         if path == "position_embedding":
-            flat[path] = resize_positions(weights, old, new)
+            flat[path] = resize_positions(weights, old, new, getattr(model, "pooling", None) == "cls")
         elif axes:
             _check_patches(path, weights.shape, axes, old)
             flat[path] = (_tile if tiled else _interpolate)(weights, axes, old, new)
@@ -94,21 +96,21 @@ def resample(
 
 def grid(size: int | Grid, patch_size: int) -> Grid:
     """Rows and columns of patches in an image of `size` pixels: a side, or (height, width)."""
-    height, width = (size, size) if isinstance(size, int) else size
-    if height % patch_size or width % patch_size or not height or not width:
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    if min(height, width) < 1 or height % patch_size or width % patch_size:
         raise UserError(f"images of {height} x {width} pixels are not divisible by patch_size {patch_size}")
     return height // patch_size, width // patch_size
 
 
 def resize_positions(
-    embedding: Float[Array, "1 tokens channels"], old: Grid, new: Grid
+    embedding: Float[Array, "1 tokens channels"], old: Grid, new: Grid, class_token: bool
 ) -> Float[Array, "1 new_tokens channels"]:
-    """Bilinear resizing over the grid, between centres of patches; a class token before them keeps its own."""
-    extra = embedding.shape[1] - old[0] * old[1]
-    if extra not in (0, 1):
-        count = old[0] * old[1]
-        raise UserError(f"position_embedding is for {embedding.shape[1]} patches; old_size makes {count}")
-    token, places = embedding[:, :extra], embedding[:, extra:]
+    """Bilinear resizing over the grid, between centres of patches; a class token before them keeps its own place."""
+    token, places = embedding[:, : int(class_token)], embedding[:, int(class_token) :]
+    if places.shape[1] != (count := old[0] * old[1]):
+        raise UserError(
+            f"position_embedding is for {places.shape[1]} patches; old_size makes {count}, {old[0]} x {old[1]}"
+        )
     places = places.reshape(1, *old, -1)
     places = jax.image.resize(places, (1, *new, places.shape[-1]), "bilinear").reshape(1, new[0] * new[1], -1)
     return jnp.concatenate([token, places], axis=1)

@@ -168,6 +168,11 @@ def from_timm(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]
         raise UserError(f"timm's weights cannot be had for {name}; choose one of {known}")
     given: Any = model
     network = given.clone(scan=False)
+    wrapped = [str(n) for n in state_dict if str(n) in ("state_dict", "model") or str(n).startswith("module.")]
+    if wrapped:
+        raise UserError(
+            f"{wrapped[0]!r} is no entry of timm's; give the state dict that is inside, without any 'module.'"
+        )
     entries = {n: _as_array(n, value) for n, value in state_dict.items() if not n.endswith(".num_batches_tracked")}
     blocks = {found[1] for entry in entries if (found := re.match(r"blocks\.(\d+)\.", entry))}
     if blocks and len(blocks) != network.depth:

@@ -94,6 +94,7 @@ def test_patch_size_of_a_variant_is_held_against_the_image_too():
         ("depth", 0, ("at least 1",)),
         ("patch_size", -8, ("at least 1",)),
         ("hidden_dim", 0, ("at least 1",)),
+        ("norm_epsilon", 0.0, ("above 0",)),
     ],
 )
 def test_value_out_of_range_is_named_with_what_is_expected(field, value, expected):
@@ -113,3 +114,26 @@ def test_every_field_of_every_architecture_is_explained():
     for name, (kind, text) in found.items():
         assert kind in (int, float, str, bool), name
         assert len(text) > 10 and "\n" not in text, name
+
+
+VIT = dict(name="vit", patch_size=8, depth=2, hidden_dim=18, mlp_dim=32, num_heads=3)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (dict(num_heads=4), "hidden_dim=18 does not divide into config.model.num_heads=4"),
+        (dict(position="sincos2d"), "hidden_dim=18 does not divide by 4"),
+        (dict(position="learnt"), "position='learnt' is unknown; expected one of learned, sincos2d, none"),
+        (dict(pooling="mean"), "pooling='mean' is unknown; expected one of cls, gap, map"),
+        (dict(representation_dim=-1), "representation_dim=-1 is out of range; expected at least 0"),
+        (dict(layer_scale=-1.0), "layer_scale=-1.0 is out of range; expected at least 0"),
+        (dict(attention_dropout_rate=1.0), "attention_dropout_rate=1.0 is out of range"),
+    ],
+)
+def test_what_a_transformer_cannot_be_is_told(values, words):
+    assert words in complaint(**VIT | values)
+
+
+def test_a_transformer_without_representation_and_layer_scale_passes():
+    assert models.check(model_config(**VIT, representation_dim=0, layer_scale=0.0), 64) is None

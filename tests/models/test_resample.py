@@ -76,11 +76,11 @@ def test_what_comes_out_is_a_network_for_the_new_size(model, new):
 def test_positions_are_resized_bilinearly_and_the_class_token_keeps_its_own():
     old, new = (2, 3), (5, 4)
     embedding = np.random.default_rng(0).standard_normal((1, 7, 4)).astype(np.float32)
-    found = resize_positions(jnp.asarray(embedding), old, new)
+    found = resize_positions(jnp.asarray(embedding), old, new, class_token=True)
     np.testing.assert_array_equal(found[:, 0], embedding[:, 0])
     expected = resized(embedding[0, 1:].reshape(2, 3, 4), *new).reshape(20, 4)
     np.testing.assert_allclose(found[0, 1:], expected, atol=1e-6)
-    without = resize_positions(jnp.asarray(embedding[:, 1:]), old, new)
+    without = resize_positions(jnp.asarray(embedding[:, 1:]), old, new, class_token=False)
     np.testing.assert_allclose(without[0], expected, atol=1e-6)
 
 
@@ -157,17 +157,24 @@ def test_stacked_blocks_are_resampled_as_those_that_stand_apart():
 @pytest.mark.parametrize(
     ("model", "sizes", "rule", "words"),
     [
+        (MIXER, (8, -8), "interpolate", "-8 x -8 pixels .* patch_size 2"),
+        (VIT.clone(pooling="gap"), ((6, 10), 12), "interpolate", "for 16 patches; old_size makes 15, 3 x 5"),
         (MIXER, (8, 9), "interpolate", "9 x 9 pixels .* patch_size 2"),
         (MIXER, (8, 16), "bicubic", "rule='bicubic' .* interpolate, block_diagonal"),
         (MIXER, (8, 12), "block_diagonal", "6 x 6 patches .* 4 x 4"),
         (MIXER, (16, 32), "interpolate", "token_mixing/Dense_0/kernel is for 16 patches; old_size makes 64"),
-        (VIT, (16, 32), "interpolate", "position_embedding is for 17 patches; old_size makes 64"),
+        (VIT, (16, 32), "interpolate", "position_embedding is for 16 patches; old_size makes 64"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line(model, sizes, rule, words):
     with pytest.raises(UserError) as caught:
         resample(model, variables_of(model, (8, 8)), *sizes, rule)
     assert re.search(words, str(caught.value)) and "\n" not in str(caught.value)
+
+
+def test_parameters_alone_are_refused_with_what_to_give():
+    with pytest.raises(UserError, match=r"give all that model\.init returns"):
+        resample(MIXER, variables_of(MIXER, (8, 8))["params"], 8, 16)
 
 
 def test_networks_tied_to_one_size_are_refused():
