@@ -13,7 +13,7 @@ train: setup
 	$(RUN) -m patchnets.main --config=configs/mixer_digits.py
 
 test: setup
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 # Without their dependencies: timm needs torchvision for nothing that is compared, and PyTorch nothing of CUDA's.
 parity: setup

@@ -6,7 +6,8 @@
 The second trains, by the same recipe, the paper's network: 256/8 with kernels of 9 and patches of 1, which the paper
 trains on CIFAR-10, BatchNorm with PyTorch's epsilon and momentum.
 
-@MEASURED@
+The example publishes 83.69 % after its 10 epochs. The paper's own recipe, 200 epochs with RandAugment, mixup, CutMix
+and random erasing, gives 96.03 %. @CM@
 """
 
 from configs import common

@@ -6,7 +6,7 @@
 The second trains, by the same recipe, the paper's network: a hidden layer of four times the width, dropout after the
 second dense layer, LayerNorm after the embeddings.
 
-@MEASURED@
+Not run yet.
 """
 
 from configs import common

@@ -6,7 +6,7 @@
 The second trains, by the same recipe, the paper's network: a skip connection around the LayerNorm, d_ffn of six times
 the width, spatial weights that start near zero.
 
-@MEASURED@
+Not run yet.
 """
 
 from configs import common

@@ -6,7 +6,9 @@
 The second trains, by the same recipe, the paper's network: a skip connection around the LayerNorm, d_ffn of six times
 the width, spatial weights that start near zero.
 
-@MEASURED@
+The example publishes 17.05 / 42.57 % (top-1 / top-5) after 1 epoch, and 50.64 / 78.28 % after 50 in an earlier edition.
+Measured with --config.total_epochs=1 on two CPU cores, seed 0: 17.68 / 43.23 % of the test split in 6 min (Keras itself
+on a machine of this kind: 16.78 / 42.39 and 16.19 / 41.65 % with two seeds).
 """
 
 from configs import common

@@ -6,7 +6,7 @@
 The second trains, by the same recipe, the paper's network: a class token, a linear head, GELU after the first dense
 layer of the MLP alone, which is four times the width.
 
-@MEASURED@
+Not run yet.
 """
 
 from configs import common

@@ -7,7 +7,7 @@
 recipe of the Keras example "image classification with Vision Transformer", made small, without mirroring; the second
 the paper's network, with a recipe for these images.
 
-@MEASURED@
+Measured on two CPU cores, seed 0: 97.77 % of the test split in 33 s; the paper's 95.82 % in 44 s.
 """
 
 from configs import common
