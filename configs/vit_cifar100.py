@@ -7,7 +7,7 @@ The second trains, by the same recipe, the paper's network: a class token, a lin
 layer of the MLP alone, which is four times the width.
 
 The example publishes 10.61 / 31.51 % (top-1 / top-5) after its 10 epochs, and says about 55 / 82 % for 100
-(--config.total_epochs=100). @VIT@
+(--config.total_epochs=100). Not run to its end yet.
 """
 
 from configs import common
