@@ -36,6 +36,18 @@ def device_name() -> str:
     return device.platform if device.device_kind == device.platform else f"{device.device_kind} ({device.platform})"
 
 
+def patience(config: ml_collections.ConfigDict) -> str:
+    """What a run does when validation stops getting better, as the end of a sentence."""
+    schedule, text = config.schedule, ""
+    if schedule.plateau_patience:
+        text += (
+            f"; rate x {schedule.plateau_factor:g} after {schedule.plateau_patience} validations without a lower loss"
+        )
+    if config.stop_patience:
+        text += f"; ends after {config.stop_patience}" + (" such" if text else " validations without a lower loss")
+    return text
+
+
 def introduce(
     config: ml_collections.ConfigDict,
     *,
@@ -67,7 +79,7 @@ def introduce(
     optimizer, schedule = config.optimizer, config.schedule
     print(
         f"  recipe   {optimizer.name}, learning rate {optimizer.learning_rate:g} {schedule.name}, "
-        f"decay {optimizer.weight_decay:g}"
+        f"decay {optimizer.weight_decay:g}{patience(config)}"
     )
     print(f"  config   {config_lib.digest(config)}")
     print(f"  workdir  {workdir}", flush=True)
