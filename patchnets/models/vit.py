@@ -48,8 +48,9 @@ def attend_fused(query: Array, key: Array, value: Array) -> Float[Array, "batch 
 
 
 ATTENTION = {"plain": attend_plainly, "fused": attend_fused}
-# What `auto` takes: on the CPU the faster one in a training step (docs/measurements.md); elsewhere not measured yet.
-FASTER = {"cpu": "plain", "gpu": "fused", "tpu": "fused"}
+# What `auto` takes, in training and in evaluation: on the CPU what was the faster one for a gradient and for a forward
+# pass (docs/measurements.md); elsewhere not measured yet.
+FASTER = {"cpu": ("plain", "fused"), "gpu": ("fused", "fused"), "tpu": ("fused", "fused")}
 
 
 def sincos2d(rows: int, columns: int, width: int) -> Float[np.ndarray, "patches width"]:
@@ -94,7 +95,9 @@ class MultiHeadAttention(nn.Module):
             weights = Dropout(self.dropout_rate)(weights, train=train)
             mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         else:
-            how = FASTER.get(jax.default_backend(), "plain") if self.attention == "auto" else self.attention
+            training, evaluation = FASTER.get(jax.default_backend(), ("fused", "fused"))
+            faster = training if train else evaluation
+            how = faster if self.attention == "auto" else self.attention
             mixed = ATTENTION[how](query, key, value)
         return dense(channels, axis=(-2, -1), name="out")(mixed)
 

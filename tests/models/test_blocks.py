@@ -101,6 +101,16 @@ def test_every_architecture_has_sizes_here():
 
 
 @EVERY
+def test_the_gradient_reaches_every_parameter(name):
+    _, rest = plain_training(name)
+    for path, leaf in jax.tree.leaves_with_path(rest["params"]):
+        where = jax.tree_util.keystr(path)
+        assert np.isfinite(leaf).all(), where
+        # A bias of the keys adds the same to all scores of a query, which the softmax takes away again.
+        assert ("'key'" in where and "bias" in where) or "key_bias" in where or np.asarray(leaf).any(), where
+
+
+@EVERY
 def test_blocks_computed_anew_give_the_same_logits_gradients_and_statistics(name):
     assert_near(train(make(name, remat=True), variables_of(name)), plain_training(name))
 
