@@ -61,14 +61,11 @@ def run(argv: list[str]) -> int:
         print(__doc__)
         return 0
     asked = [tuple(argument.split(":", 1)) for argument in argv[1:] or ["vit:H/14", "mlp_mixer:H/14"]]
-    try:
-        for one in asked:
-            if one not in PUBLISHED:
-                known = ", ".join(f"{name}:{variant}" for name, variant in PUBLISHED)
-                raise UserError(f"there is no {':'.join(one)!r}; known: {known}")
-    except UserError as error:
-        print(f"patchnets: {error}", file=sys.stderr)
-        return error.status
+    for one in asked:
+        if one not in PUBLISHED:
+            known = ", ".join(f"{name}:{variant}" for name, variant in PUBLISHED)
+            print(f"patchnets: there is no {':'.join(one)!r}; known: {known}", file=sys.stderr)
+            return UserError.status
     jax.config.update("jax_enable_compilation_cache", False)
     print(f"{'network':<24}{'blocks':>10}{'trace':>10}{'compile':>10}{'together':>10}")
     for name, variant in asked:

@@ -63,13 +63,10 @@ def run(argv: list[str]) -> int:
         print(__doc__)
         return 0
     names = list(dict.fromkeys(argv[1:])) or list(models.MODELS)
-    try:
-        for name in names:
-            if name not in models.MODELS:
-                raise UserError(f"there is no model {name!r}; known: {', '.join(models.MODELS)}")
-    except UserError as error:
-        print(f"patchnets: {error}", file=sys.stderr)
-        return error.status
+    for name in names:
+        if name not in models.MODELS:
+            print(f"patchnets: there is no model {name!r}; known: {', '.join(models.MODELS)}", file=sys.stderr)
+            return UserError.status
     table = list(rows(names))
     widths = [max(len(row[i]) for row in (COLUMNS, *table)) for i in range(len(COLUMNS))]
     print(line(COLUMNS, widths))

@@ -1,7 +1,8 @@
 """What every network does with its blocks: run them, one compiled or each on its own, and look into them."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float
 
 def row_of_blocks(
     network: Any,
-    block: Callable[..., nn.Module],
+    block: partial[Any],
     x: Float[Array, "batch ..."],
     *,
     train: bool,
@@ -31,10 +32,11 @@ def row_of_blocks(
 
     Args:
       network: the module with the fields `depth`, `remat` and `scan`.
-      block: makes a block, given its name; called as block(x, rate, train=train), with a rate of None for none.
+      block: makes a block, given its name, which begins with its class's; called as block(x, rate, train=train), with a
+        rate of None for none.
       context: further arguments of every call.
     """
-    kind = block.func.__name__ if hasattr(block, "func") else block.__name__
+    kind = block.func.__name__
     rates = np.linspace(0.0, stochastic_depth_rate, network.depth) if stochastic_depth_rate else None
 
     def one(block: nn.Module, x: Array, rate: Any) -> Array:
@@ -119,9 +121,9 @@ def look(
       "pre_logits": what the head sees, (batch, channels); and "logits", (batch, classes).
     """
     logits, state = model.apply(variables, images, train=False, mutable=["intermediates"])
-    tree = unstack_blocks({"sown": jax.tree.map(lambda kept: kept[0], state["intermediates"], is_leaf=_is_sown)})[
-        "sown"
-    ]
+    # sow keeps what it was given as the only element of a tuple.
+    sown = jax.tree.map(lambda kept: kept[0], state["intermediates"], is_leaf=lambda node: isinstance(node, tuple))
+    tree = _unstack(sown)
     found: dict[str, Any] = {"stem": tree["stem"]["patches"]}
     depth = sum(bool(re.fullmatch(r"block_\d+", name)) for name in tree)
     for i in range(depth):
@@ -130,7 +132,3 @@ def look(
         found[f"block_{i}"] = tree[f"block_{i}"]
         (found[f"block_{i}/mixing"],) = (value for path, value in flat.items() if path[-1] == "mixing")
     return found | {"pre_logits": tree["pre_logits"], "logits": logits}
-
-
-def _is_sown(node: Any) -> bool:
-    return isinstance(node, tuple)

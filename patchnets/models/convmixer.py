@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from patchnets.models.blocks import row_of_blocks
-from patchnets.models.depthwise import DEPTHWISE, FASTER
-from patchnets.models.layers import GELU, TORCH, Init, PatchEmbed
+from patchnets.models.depthwise import depthwise
+from patchnets.models.layers import GELU, TORCH, Init, PatchEmbed, classify
 
 # Width h / depth d with kernel size k and patch size p: tables 1 and 3, and the authors' repository. The last ones are
 # for CIFAR at 32 px: width / depth, then kernel and patch where the paper tries several (appendix A).
@@ -92,11 +92,10 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch rows columns channels"]) -> Float[Array, "batch rows columns channels"]:
         k, channels = self.kernel_size, x.shape[-1]
-        how = FASTER.get(jax.default_backend(), "conv") if self.depthwise == "auto" else self.depthwise
         kernel = self.param("kernel", self.init_with.kernel, (k, k, 1, channels), jnp.float32)
         bias = self.param("bias", self.init_with.bias(k * k), (channels,), jnp.float32)
         self.sow("intermediates", "mixing", kernel[:, :, 0])  # (k, k, channels)
-        return DEPTHWISE[how](x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        return depthwise(x.astype(self.dtype), kernel.astype(self.dtype), self.depthwise) + bias.astype(self.dtype)
 
 
 class ConvMixerBlock(nn.Module):
@@ -175,6 +174,4 @@ class ConvMixer(nn.Module):
         block = partial(ConvMixerBlock, kernel_size=self.kernel_size, depthwise=self.depthwise, norm=norm, **common)
         x = row_of_blocks(self, block, x, train=train, mask=mask)  # (batch, rows, columns, channels)
         x = x.mean(axis=(1, 2))  # (batch, channels)
-        self.sow("intermediates", "pre_logits", x)
-        head = nn.Dense(self.num_classes, dtype=jnp.float32, **self.init_with.dense(self.hidden_dim), name="head")
-        return head(x.astype(jnp.float32))
+        return classify(self, x, self.init_with)

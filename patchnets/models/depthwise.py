@@ -81,3 +81,10 @@ def _sum_of_shifts(padded: Array, kernel: Array, shape: tuple[int, ...]) -> Arra
 DEPTHWISE: dict[str, Callable[[Array, Array], Array]] = {"conv": depthwise_conv, "shifts": depthwise_shifts}
 # What `auto` takes: on the CPU the faster one in a training step (docs/measurements.md); elsewhere not measured yet.
 FASTER = {"cpu": "shifts", "gpu": "conv", "tpu": "conv"}
+
+
+def depthwise(
+    x: Float[Array, "batch height width channels"], kernel: Float[Array, "k k 1 channels"], how: str
+) -> Float[Array, "batch height width channels"]:
+    """The convolution in one of its two ways, or, for `how` = "auto", in the platform's faster one."""
+    return DEPTHWISE[FASTER.get(jax.default_backend(), "conv") if how == "auto" else how](x, kernel)

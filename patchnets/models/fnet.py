@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from patchnets.models.blocks import row_of_blocks
-from patchnets.models.layers import GELU, Dropout, Init, PatchEmbed
+from patchnets.models.layers import GELU, ZERO, Dropout, Init, PatchEmbed, classify
 
 VARIANTS: dict[str, dict[str, Any]] = {
     f"{size}/{patch}": dict(patch_size=patch, depth=12, hidden_dim=width, mlp_dim=4 * width)
@@ -50,6 +50,11 @@ FOURIER = {"fft": fourier_fft, "matrix": fourier_matrix}
 FASTER = {"cpu": "fft", "gpu": "fft", "tpu": "matrix"}
 
 
+def fourier(x: Float[Array, "batch patches channels"], how: str) -> Float[Array, "batch patches channels"]:
+    """The transform in one of its two ways, or, for `how` = "auto", in the platform's faster one."""
+    return FOURIER[FASTER.get(jax.default_backend(), "fft") if how == "auto" else how](x)
+
+
 class FnetBlock(nn.Module):
     """x = norm(x + Re(FFT2(x))), then x = norm(x + MLP(x)) (figure 1); dropout after the second dense layer."""
 
@@ -66,8 +71,7 @@ class FnetBlock(nn.Module):
         del drop_rate  # the paper has no stochastic depth
         features = x.shape[-1]
         self.sow("intermediates", "mixing", dft_basis(x.shape[1]))  # (patches, patches): cosines, sines
-        how = FASTER.get(jax.default_backend(), "fft") if self.fourier == "auto" else self.fourier
-        x = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="mixing_norm")(x + FOURIER[how](x))
+        x = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="mixing_norm")(x + fourier(x, self.fourier))
         y = nn.Dense(self.mlp_dim, dtype=self.dtype, kernel_init=INIT.kernel, name="expand")(
             x
         )  # (batch, patches, mlp_dim)
@@ -117,6 +121,4 @@ class Fnet(nn.Module):
         )
         x = row_of_blocks(self, block, x, train=train)
         x = x.mean(axis=1)  # (batch, channels)
-        self.sow("intermediates", "pre_logits", x)
-        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros_init(), dtype=jnp.float32, name="head")
-        return head(x.astype(jnp.float32))
+        return classify(self, x, ZERO)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from patchnets.models.blocks import row_of_blocks
-from patchnets.models.layers import GELU, PatchEmbed, StochasticDepth
+from patchnets.models.layers import GELU, ZERO, PatchEmbed, StochasticDepth, classify
 
 # Table 1: depth, model width d, d_ffn (before the split), survival probability of stochastic depth.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -84,6 +84,4 @@ class Gmlp(nn.Module):
         x = row_of_blocks(self, block, x, train=train, stochastic_depth_rate=1.0 - self.survival_probability)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="pre_head_layer_norm")(x)
         x = x.mean(axis=1)  # (batch, channels)
-        self.sow("intermediates", "pre_logits", x)
-        head = nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros_init(), dtype=jnp.float32, name="head")
-        return head(x.astype(jnp.float32))
+        return classify(self, x, ZERO)

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float
 
 from patchnets.models.blocks import row_of_blocks
 from patchnets.models.convmixer import ConvMixer
-from patchnets.models.fnet import FASTER, FOURIER, dft_basis
-from patchnets.models.layers import GELU, GLOROT, TORCH, Dropout, Init, PatchEmbed
+from patchnets.models.fnet import dft_basis, fourier
+from patchnets.models.layers import GELU, GLOROT, TORCH, Dropout, Init, PatchEmbed, classify
 from patchnets.models.mlp_mixer import MlpMixer
 from patchnets.models.vit import attention_weights
 
@@ -96,9 +96,8 @@ class KerasFnetBlock(nn.Module):
         del drop_rate
         channels = x.shape[-1]
         dense = partial(nn.Dense, channels, dtype=self.dtype, kernel_init=glorot)
-        how = FASTER.get(jax.default_backend(), "fft") if self.fourier == "auto" else self.fourier
         self.sow("intermediates", "mixing", dft_basis(x.shape[1]))  # (patches, patches): cosines, sines
-        x = norm(self.dtype, "mixing_norm")(x + FOURIER[how](x))
+        x = norm(self.dtype, "mixing_norm")(x + fourier(x, self.fourier))
         y = Dropout(self.dropout_rate)(gelu(dense(name="expand")(x)), train=train)
         return norm(self.dtype, "mlp_norm")(x + dense(name="project")(y))
 
@@ -150,9 +149,8 @@ class KerasMlpExample(nn.Module):
         x = self.place(x)  # (batch, patches, channels)
         x = row_of_blocks(self, self.block(), x, train=train)
         x = x.mean(axis=1)  # (batch, channels)
-        self.sow("intermediates", "pre_logits", x)
-        x = Dropout(self.dropout_rate)(x.astype(jnp.float32), train=train)
-        return nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=glorot, name="head")(x)
+        x = Dropout(self.dropout_rate)(x, train=train)
+        return classify(self, x, GLOROT)
 
     def block(self) -> Any:
         """Makes a block, given its name."""
@@ -288,9 +286,7 @@ class KerasVit(nn.Module):
         for i, units in enumerate((2048, 1024)):
             x = gelu(nn.Dense(units, dtype=self.dtype, kernel_init=glorot, name=f"head_hidden_{i}")(x))
             x = Dropout(self.head_dropout_rate)(x, train=train)
-        self.sow("intermediates", "pre_logits", x)
-        head = nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=glorot, name="head")
-        return head(x.astype(jnp.float32))
+        return classify(self, x, GLOROT)
 
 
 class KerasConvMixer(ConvMixer):
@@ -376,6 +372,4 @@ class BlogMixerKeras(nn.Module):
         x = row_of_blocks(self, block, x, train=train)  # (batch, patches, channels)
         x = x.reshape(x.shape[0], -1)  # (batch, patches * channels)
         x = nn.LayerNorm(epsilon=1e-3, dtype=self.dtype, name="pre_head_layer_norm")(x)
-        self.sow("intermediates", "pre_logits", x)
-        head = nn.Dense(self.num_classes, dtype=jnp.float32, kernel_init=glorot, name="head")
-        return head(x.astype(jnp.float32))
+        return classify(self, x, GLOROT)

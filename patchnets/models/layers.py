@@ -68,6 +68,13 @@ class PatchEmbed(nn.Module):
         return x
 
 
+def classify(network: Any, x: Float[Array, "batch channels"], init_with: Init) -> Float[Array, "batch classes"]:
+    """The linear head of `network`, called from its compact method: logits in float32, whatever came before."""
+    network.sow("intermediates", "pre_logits", x)
+    head = nn.Dense(network.num_classes, dtype=jnp.float32, **init_with.dense(x.shape[-1]), name="head")
+    return head(x.astype(jnp.float32))
+
+
 def dropout_mask(key: Array, keep: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:
     """True with probability `keep`, for each element apart: a hash of its index and the key.
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from patchnets.models.blocks import row_of_blocks
-from patchnets.models.layers import LECUN, ZERO, Init, MlpBlock, PatchEmbed, StochasticDepth
+from patchnets.models.layers import LECUN, ZERO, Init, MlpBlock, PatchEmbed, StochasticDepth, classify
 
 # Table 1: patch resolution, number of layers, hidden size C, MLP dimensions D_S (tokens) and D_C (channels).
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -97,6 +97,4 @@ class MlpMixer(nn.Module):
         x = row_of_blocks(self, block, x, train=train, stochastic_depth_rate=self.stochastic_depth_rate)
         x = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="pre_head_layer_norm")(x)
         x = x.mean(axis=1)  # (batch, channels)
-        self.sow("intermediates", "pre_logits", x)
-        head = nn.Dense(self.num_classes, dtype=jnp.float32, **self.init_head_with.dense(self.hidden_dim), name="head")
-        return head(x.astype(jnp.float32))
+        return classify(self, x, self.init_head_with)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from patchnets.models.blocks import row_of_blocks
-from patchnets.models.layers import XAVIER, ZERO, Dropout, MlpBlock, PatchEmbed, StochasticDepth
+from patchnets.models.layers import XAVIER, ZERO, Dropout, MlpBlock, PatchEmbed, StochasticDepth, classify
 
 # Table 1 (B, L, H), and DeiT's two smaller ones (arXiv 2012.12877, table 1), each with every patch size.
 SIZES: dict[str, dict[str, Any]] = {
@@ -214,9 +214,7 @@ class VisionTransformer(nn.Module):
         x = norm(x) if self.norm_after_pooling else x
         if self.representation_dim:
             x = nn.tanh(nn.Dense(self.representation_dim, dtype=self.dtype, name="representation")(x))
-        self.sow("intermediates", "pre_logits", x)
-        head = nn.Dense(self.num_classes, dtype=jnp.float32, **ZERO.dense(x.shape[-1]), name="head")
-        return head(x.astype(jnp.float32))
+        return classify(self, x, ZERO)
 
     def embed(self, images: Float[Array, "batch height width colors"]) -> Float[Array, "batch tokens channels"]:
         """Patches, with the class token before them where there is one, and their places (equation 1)."""
