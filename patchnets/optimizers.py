@@ -1,4 +1,4 @@
-"""Learning-rate schedules and optax chains from the configuration."""
+"""Optimizers from the configuration: chains of optax transformations."""
 
 from typing import Any
 
@@ -8,46 +8,63 @@ import ml_collections
 import optax
 
 from patchnets.errors import UserError
+from patchnets.parameter_rules import match_rules
 
 
-def steps_of(config: ml_collections.ConfigDict, name: str, steps_per_epoch: int) -> int | None:
-    """A duration given as `{name}_steps` or as `{name}_epochs`, in steps; None where neither is set."""
-    if config.get(f"{name}_steps") is not None:
-        return config[f"{name}_steps"]
-    epochs = config.get(f"{name}_epochs")
-    return None if epochs is None else round(epochs * steps_per_epoch)
+def make_optimizer(
+    config: ml_collections.ConfigDict, schedule: optax.Schedule, params: Any
+) -> optax.GradientTransformation:
+    """The optimizer of `config.optimizer`, after clipping by the global norm.
 
+    adamw (arXiv 1711.05101), lamb (1904.00962), lion (2302.06675) and adafactor (1804.04235) take learning rate times
+    `weight_decay` off a weight besides; adam and sgd add `weight_decay` times the weight to the gradient, as PyTorch
+    does. What has a norm or a mean over a parameter, in lamb and adafactor, has one for each of stacked blocks.
 
-def make_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
-    """Step -> learning rate: a linear warm-up from 0, then constant, cosine or linear to `end_factor`.
-
-    Or one_cycle, as ConvMixer was trained (arXiv 2201.09792, and its repository): linear up to the peak over two fifths
-    of the run, down to a twentieth of it over two more, and to 0 over the last.
-
-    The end is reached after the last step: that one still takes what is one step before it.
+    Args:
+      config: config.optimizer.
+      schedule: step -> learning rate, which `lr_rules` multiply.
+      params: tree of arrays or shapes, for their names. Parameters that `freeze_rules` freeze get updates of 0, have no
+        state, and do not count in the norm that is clipped.
 
     Raises:
-      UserError: the warm-up does not leave any steps of the run, or the schedule has its own.
+      UserError: rules that do not fit the parameters or freeze all, or Nesterov's momentum without momentum.
     """
-    peak, schedule = config.optimizer.learning_rate, config.schedule
-    warmup = steps_of(schedule, "warmup", steps_per_epoch) or 0
-    if schedule.name == "one_cycle":
-        if warmup:
-            raise UserError("config.schedule.name=one_cycle warms up by itself; do not set a warm-up")
-        ends = jnp.array([0.0, 0.4, 0.8, 1.0])
-        return lambda step: jnp.interp(step / total_steps, ends, jnp.array([0.0, peak, peak / 20, 0.0]))
-    if warmup >= total_steps:
+    if config.nesterov and (config.name != "sgd" or not config.momentum):
         raise UserError(
-            f"the warm-up of {warmup} steps is no shorter than the run of {total_steps}; lower "
-            "config.schedule.warmup_epochs or config.schedule.warmup_steps"
+            f"config.optimizer.nesterov is of sgd with momentum only, not of {config.name} with "
+            f"config.optimizer.momentum={config.momentum}; unset it"
         )
-    rest, end = total_steps - warmup, peak * schedule.end_factor
-    after = {
-        "constant": optax.constant_schedule(peak),
-        "cosine": optax.cosine_decay_schedule(peak, rest, alpha=schedule.end_factor),
-        "linear": optax.linear_schedule(peak, end, rest),
-    }[schedule.name]
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+    frozen = frozen_parameters(config, params)
+    if all(jax.tree.leaves(frozen)):
+        raise UserError("config.optimizer.freeze_rules freeze every parameter; leave one to train")
+    factors = match_rules(config.lr_rules, params, "optimizer.lr_rules") if config.lr_rules else None
+    decays = decay_factors(config, params)
+    optimizer = optax.chain(
+        optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm),
+        *_directions(config, _hide(params, frozen), _hide(decays, frozen)),
+        *([] if factors is None else [_scale_each(_hide(factors, frozen))]),
+        optax.scale_by_learning_rate(schedule),
+    )
+    if not any(jax.tree.leaves(frozen)):
+        return optimizer
+    labels = jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
+    return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
+
+
+def frozen_parameters(config: ml_collections.ConfigDict, params: Any) -> Any:
+    """True, in a tree like `params`, for those that `freeze_rules` of config.optimizer freeze."""
+    if not config.freeze_rules:
+        return jax.tree.map(lambda _: False, params)
+    return match_rules(config.freeze_rules, params, "optimizer.freeze_rules", kind=bool)
+
+
+def decay_factors(config: ml_collections.ConfigDict, params: Any) -> Any:
+    """What multiplies the weight decay of each parameter: by `decay_rules` of config.optimizer, else by `decay`."""
+    if config.decay_rules:
+        return match_rules(config.decay_rules, params, "optimizer.decay_rules")
+    if config.decay == "all":
+        return jax.tree.map(lambda _: 1.0, params)
+    return jax.tree.map(float, decay_mask(params))
 
 
 def decay_mask(params: Any) -> Any:
@@ -55,12 +72,78 @@ def decay_mask(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: str(path[-1].key).endswith("kernel"), params)
 
 
-def make_optimizer(config: ml_collections.ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) with the decay multiplied by the learning rate, after clipping by the global norm."""
-    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
-    return optax.chain(
-        clip,
-        optax.scale_by_adam(config.beta1, config.beta2, config.epsilon),
-        optax.add_decayed_weights(config.weight_decay, mask=decay_mask if config.decay == "kernels" else None),
-        optax.scale_by_learning_rate(schedule),
+def _directions(config: ml_collections.ConfigDict, params: Any, decays: Any) -> list[optax.GradientTransformation]:
+    """What turns clipped gradients into what the learning rate multiplies."""
+    decay = _add_decay(jax.tree.map(lambda factor: config.weight_decay * factor, decays))
+    adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+    match config.name:
+        case "adamw":
+            return [adam, decay]
+        case "adam":
+            return [decay, adam]
+        case "sgd":
+            return [decay, optax.trace(config.momentum, config.nesterov) if config.momentum else optax.identity()]
+        case "lion":
+            return [optax.scale_by_lion(config.beta1, config.beta2), decay]
+        case "lamb":
+            return [adam, decay, _trust_ratio(params, decays)]
+        case "adafactor":
+            return [*_adafactor(config, params), decay]
+    raise UserError(f"config.optimizer.name={config.name} is not known; take adamw, adam, sgd, lamb, lion or adafactor")
+
+
+def _trust_ratio(params: Any, decays: Any) -> optax.GradientTransformation:
+    """LAMB's norm of the parameter over norm of the update, or 1 where either is 0.
+
+    Only for parameters that would decay, whatever the decay is, as in its authors' code: the norm of a bias that starts
+    at 0 would keep it there.
+    """
+    adapts = jax.tree.map(bool, decays)
+    if not any(jax.tree.leaves(adapts)):
+        return optax.identity()
+    adapted = _hide(params, jax.tree.map(lambda yes: not yes, adapts))
+    return optax.masked(_block_by_block(optax.scale_by_trust_ratio(), adapted), adapts)
+
+
+def _adafactor(config: ml_collections.ConfigDict, params: Any) -> list[optax.GradientTransformation]:
+    """Adafactor with the changes of arXiv 2106.04560 for image models, so that learning rates of Adam suit it.
+
+    From the first paper: the factored second moment with decay 1 - t^-0.8 and 1e-30 added to the squared gradient, and
+    updates of a root mean square of at most 1. Changed: no scaling by the parameter and no relative step size, so that
+    the rate is the schedule's; a decay of at most `beta2`; momentum `beta1`, without correction of its bias (0: none).
+    `epsilon` has no part. As in optax, a parameter is factored where its two longest axes have at least 128 entries.
+    """
+    second = optax.scale_by_factored_rms(
+        decay_rate_fn=lambda step, exponent: jnp.minimum(config.beta2, 1 - jnp.float32(step + 1) ** -exponent)
     )
+    scaled = _block_by_block(optax.chain(second, optax.clip_by_block_rms(1.0)), params)
+    return [scaled, optax.ema(config.beta1, debias=False) if config.beta1 else optax.identity()]
+
+
+def _block_by_block(transform: optax.GradientTransformation, params: Any) -> optax.GradientTransformation:
+    """`transform` on each block by itself where `model.scan` has stacked their parameters along a first axis."""
+
+    def stack_of(path: tuple[Any, ...], _: Any) -> str:
+        return str(path[0].key) if str(path[0].key).endswith("Blocks") else "others"
+
+    labels = jax.tree_util.tree_map_with_path(stack_of, params)
+    over_blocks = optax.GradientTransformation(jax.vmap(transform.init), jax.vmap(transform.update))
+    groups = {label: transform if label == "others" else over_blocks for label in jax.tree.leaves(labels)}
+    return transform if set(groups) == {"others"} else optax.partition(groups, labels)
+
+
+def _add_decay(rates: Any) -> optax.GradientTransformation:
+    """Adds the rate times the parameter to the updates of every parameter whose rate is not 0."""
+    return optax.stateless(
+        lambda updates, params: jax.tree.map(lambda u, p, rate: u + rate * p if rate else u, updates, params, rates)
+    )
+
+
+def _scale_each(factors: Any) -> optax.GradientTransformation:
+    """Multiplies the updates of every parameter by its factor."""
+    return optax.stateless(lambda updates, params: jax.tree.map(lambda u, factor: factor * u, updates, factors))
+
+
+def _hide(tree: Any, hidden: Any) -> Any:
+    """`tree` without the leaves that are `hidden`, as optax's masks leave them out."""
+    return jax.tree.map(lambda leaf, hide: optax.MaskedNode() if hide else leaf, tree, hidden)

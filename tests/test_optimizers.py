@@ -1,4 +1,4 @@
-"""AdamW against a NumPy AdamW, schedules against their closed forms, and which weights decay."""
+"""Each optimizer against its paper's update in NumPy; decay, clipping, rules, frozen parameters, stacked blocks."""
 
 import math
 
@@ -12,25 +12,49 @@ from flax import traverse_util
 
 from patchnets import config as config_lib
 from patchnets.errors import UserError
+from patchnets.models.blocks import stack_blocks
 from patchnets.models.mlp_mixer import MlpMixer
-from patchnets.optimizers import decay_mask, make_optimizer, make_schedule, steps_of
+from patchnets.optimizers import decay_mask, frozen_parameters, make_optimizer
+from patchnets.schedules import make_schedule
 
-STEPS = 8
-SHAPES = {"Dense_0/kernel": (3, 4), "Dense_0/bias": (4,), "LayerNorm_0/scale": (4,), "LayerNorm_0/bias": (4,)}
+STEPS = 5
+# Both axes of the large kernel have the 128 entries from which adafactor factors its second moment.
+SHAPES = {"Dense_0/kernel": (3, 4), "Dense_0/bias": (4,), "LayerNorm_0/scale": (4,), "large/kernel": (2, 128, 130)}
+TOLERANCE = dict(atol=1e-5, rtol=1e-5)
 
 
-def config_of(schedule: dict | None = None, **optimizer) -> ml_collections.ConfigDict:
+def config_of(**optimizer) -> ml_collections.ConfigDict:
     config = config_lib.default_config()
-    config.update(dict(optimizer=optimizer, schedule=schedule or {}))
-    return config
+    config.update(dict(optimizer=optimizer))
+    return config.optimizer
 
 
-def rates(config: ml_collections.ConfigDict, total_steps: int, steps_per_epoch: int, steps: list[int]) -> list[float]:
-    schedule = make_schedule(config, total_steps, steps_per_epoch)
-    return [float(schedule(step)) for step in steps]
+def nest(flat: dict) -> dict:
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
-# --- AdamW ------------------------------------------------------------------------------------------------------------
+def flat(tree) -> dict:
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def rate(step):
+    return 0.1 * (step + 1) / 4
+
+
+def trained(config, start, gradients) -> dict[str, np.ndarray]:
+    """The parameters after a step with each of the gradients, compiled."""
+    optimizer = make_optimizer(config, rate, nest(start))
+
+    def step(carry, gradient):
+        params, state = carry
+        updates, state = optimizer.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    def run(params, gradients):
+        return jax.lax.scan(step, (params, optimizer.init(params)), gradients)[0][0]
+
+    every = nest({path: np.stack([gradient[path] for gradient in gradients]) for path in start})
+    return jax.tree.map(np.asarray, flat(jax.jit(run)(nest(start), every)))
 
 
 @pytest.fixture(scope="module")
@@ -41,156 +65,235 @@ def start() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def gradients() -> list[dict[str, np.ndarray]]:
-    """One tree a step, of global norms from about 0.5 to about 50, so that some are clipped and some are not."""
+    """One tree a step, of global norms from about 20 to about 2000, so that some are clipped and some are not."""
     rng = np.random.default_rng(2)
-    scale = np.geomspace(0.1, 10, STEPS)
-    return [
-        {path: (s * rng.standard_normal(shape)).astype(np.float32) for path, shape in SHAPES.items()} for s in scale
-    ]
+    scales = np.geomspace(0.1, 10, STEPS)
+    return [{path: (s * rng.standard_normal(sh)).astype(np.float32) for path, sh in SHAPES.items()} for s in scales]
 
 
-def adamw_reference(start, gradients, rate, *, beta1, beta2, epsilon, weight_decay, decays, clip_norm) -> dict:
-    """Algorithm 2 of arXiv 1711.05101 in float64, with the decay multiplied by the learning rate of the step."""
+# --- the papers' updates, in float64 ----------------------------------------------------------------------------------
+# (gradient, weight, step from 1, what is kept of the weight, configuration) -> what the learning rate multiplies
+
+
+def adam_direction(g, w, t, kept, c):
+    """arXiv 1412.6980, algorithm 1."""
+    kept["m"] = c.beta1 * kept.get("m", 0) + (1 - c.beta1) * g
+    kept["v"] = c.beta2 * kept.get("v", 0) + (1 - c.beta2) * g**2
+    return kept["m"] / (1 - c.beta1**t) / (np.sqrt(kept["v"] / (1 - c.beta2**t)) + c.epsilon)
+
+
+def adamw(g, w, t, kept, c, decay):
+    """arXiv 1711.05101, algorithm 2, with the decay multiplied by the learning rate of the step."""
+    return adam_direction(g, w, t, kept, c) + decay * w
+
+
+def adam(g, w, t, kept, c, decay):
+    return adam_direction(g + decay * w, w, t, kept, c)
+
+
+def sgd(g, w, t, kept, c, decay):
+    """As PyTorch's documentation of SGD has it."""
+    g = g + decay * w
+    kept["b"] = c.momentum * kept["b"] + g if t > 1 else g
+    return g + c.momentum * kept["b"] if c.nesterov else kept["b"]
+
+
+def lion(g, w, t, kept, c, decay):
+    """arXiv 2302.06675, program 1."""
+    m = kept.get("m", np.zeros_like(g))
+    kept["m"] = c.beta2 * m + (1 - c.beta2) * g
+    return np.sign(c.beta1 * m + (1 - c.beta1) * g) + decay * w
+
+
+def lamb(g, w, t, kept, c, decay):
+    """arXiv 1904.00962, algorithm 2, with layers adapted that decay."""
+    r = adam_direction(g, w, t, kept, c) + decay * w
+    return np.linalg.norm(w) / np.linalg.norm(r) * r if decay else r
+
+
+def adafactor(g, w, t, kept, c, decay):
+    """arXiv 1804.04235, algorithms 2 (matrices), 3 (vectors) and 4 (clipping), with the momentum of 2106.04560."""
+    decay_rate = min(1 - t**-0.8, c.beta2)
+    square = g**2 + 1e-30
+    mean = lambda key, value: kept.update({key: decay_rate * kept.get(key, 0) + (1 - decay_rate) * value}) or kept[key]
+    if g.shape[-2:] == (128, 130):
+        rows, columns = mean("rows", square.sum(-1, keepdims=True)), mean("columns", square.sum(-2, keepdims=True))
+        u = g / np.sqrt(rows * columns / rows.sum(-2, keepdims=True))
+    else:
+        u = g / np.sqrt(mean("v", square))
+    u = u / max(1.0, math.sqrt(np.mean(u**2)))
+    kept["m"] = c.beta1 * kept.get("m", 0) + (1 - c.beta1) * u
+    return kept["m"] + decay * w
+
+
+def reference(direction, config, start, gradients, *, decays, factor=lambda path: 1.0) -> dict[str, np.ndarray]:
     params = {path: value.astype(np.float64) for path, value in start.items()}
-    first = {path: np.zeros_like(value) for path, value in params.items()}
-    second = {path: np.zeros_like(value) for path, value in params.items()}
+    kept: dict[str, dict] = {path: {} for path in params}
     for t, gradient in enumerate(gradients, start=1):
         norm = math.sqrt(sum((g.astype(np.float64) ** 2).sum() for g in gradient.values()))
-        shrink = min(1.0, clip_norm / norm) if clip_norm else 1.0
-        for path in params:
-            g = gradient[path].astype(np.float64) * shrink
-            first[path] = beta1 * first[path] + (1 - beta1) * g
-            second[path] = beta2 * second[path] + (1 - beta2) * g**2
-            step = first[path] / (1 - beta1**t) / (np.sqrt(second[path] / (1 - beta2**t)) + epsilon)
-            decay = weight_decay * params[path] if decays(path) else 0.0
-            params[path] = params[path] - rate(t - 1) * (step + decay)
+        shrink = min(1.0, config.clip_norm / norm) if config.clip_norm else 1.0
+        for path, w in params.items():
+            decay = config.weight_decay * decays(path)
+            update = direction(gradient[path].astype(np.float64) * shrink, w, t, kept[path], config, decay)
+            params[path] = w - rate(t - 1) * factor(path) * update
     return params
 
 
-@pytest.mark.parametrize(
-    ("decay", "clip_norm"), [("kernels", None), ("all", None), ("kernels", 2.0)], ids=["kernels", "all", "clipped"]
-)
-def test_trajectory_equals_adamw_in_numpy(start, gradients, decay, clip_norm):
-    given = dict(beta1=0.8, beta2=0.95, epsilon=0.05, weight_decay=0.3)
-    config = config_of(
-        dict(name="linear", warmup_steps=2), learning_rate=0.1, decay=decay, clip_norm=clip_norm, **given
-    )
-    optimizer = make_optimizer(config.optimizer, make_schedule(config, STEPS, 1))
+def kernels(path: str) -> float:
+    return float(path.endswith("kernel"))
 
-    def run(params, gradients):
-        state = optimizer.init(params)
-        for gradient in gradients:
-            updates, state = optimizer.update(gradient, state, params)
-            params = optax.apply_updates(params, updates)
-        return params
 
-    nest = lambda flat: traverse_util.unflatten_dict(flat, sep="/")
-    found = jax.jit(run)(nest(start), [nest(gradient) for gradient in gradients])
-
-    def rate(step: int) -> float:
-        return 0.1 * step / 2 if step < 2 else 0.1 * (STEPS - step) / (STEPS - 2)
-
-    decays = (lambda path: path.endswith("kernel")) if decay == "kernels" else (lambda path: True)
-    expected = adamw_reference(start, gradients, rate, **given, decays=decays, clip_norm=clip_norm)
-    for path, value in traverse_util.flatten_dict(found, sep="/").items():
-        np.testing.assert_allclose(value, expected[path], atol=2e-6, err_msg=path)
+def assert_same(found, expected, start):
+    for path in start:
+        np.testing.assert_allclose(found[path], expected[path], **TOLERANCE, err_msg=path)
         assert np.abs(expected[path] - start[path]).max() > 0.05, "nothing moved"
+
+
+BETAS = dict(beta1=0.8, beta2=0.95, epsilon=0.05, weight_decay=0.3)
+CASES = {
+    "adamw": (adamw, BETAS),
+    "adamw of all": (adamw, BETAS | dict(decay="all")),
+    "adamw clipped": (adamw, BETAS | dict(clip_norm=60.0)),
+    "adam": (adam, BETAS | dict(name="adam", clip_norm=60.0)),
+    "sgd": (sgd, dict(name="sgd", momentum=0.7, weight_decay=0.3)),
+    "sgd nesterov": (sgd, dict(name="sgd", momentum=0.7, weight_decay=0.3, nesterov=True, clip_norm=60.0)),
+    "sgd plain": (sgd, dict(name="sgd", momentum=0.0, weight_decay=0.3, decay="all")),
+    "lion": (lion, dict(name="lion", beta1=0.9, beta2=0.6, weight_decay=0.3)),
+    "lamb": (lamb, BETAS | dict(name="lamb")),
+    "lamb of all": (lamb, BETAS | dict(name="lamb", decay="all", clip_norm=60.0)),
+    "adafactor": (adafactor, dict(name="adafactor", beta1=0.8, beta2=0.6, weight_decay=0.3)),
+    "adafactor plain": (adafactor, dict(name="adafactor", beta1=0.0, clip_norm=60.0)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_trajectory_equals_the_papers_in_numpy(start, gradients, case):
+    direction, given = CASES[case]
+    config = config_of(**given)
+    decays = (lambda path: 1.0) if config.decay == "all" else kernels
+    expected = reference(direction, config, start, gradients, decays=decays)
+    assert_same(trained(config, start, gradients), expected, start)
+
+
+def test_lamb_moves_a_kernel_by_a_share_of_its_norm_even_without_decay_and_a_zero_one_as_adam_does(start, gradients):
+    started = start | {"large/kernel": np.zeros_like(start["large/kernel"])}
+    found = trained(config_of(name="lamb"), started, gradients[:1])
+    moved = {path: np.linalg.norm(found[path] - started[path]) for path in started}
+    norm = np.linalg.norm(started["Dense_0/kernel"])
+    assert moved["Dense_0/kernel"] == pytest.approx(rate(0) * norm, rel=1e-4)
+    assert moved["Dense_0/bias"] == pytest.approx(rate(0) * math.sqrt(4), rel=1e-4)
+    assert moved["large/kernel"] == pytest.approx(rate(0) * math.sqrt(2 * 128 * 130), rel=1e-4)
+
+
+def test_adafactor_keeps_rows_and_columns_of_large_kernels_and_no_momentum_where_there_is_none(start):
+    config = config_of(name="adafactor", beta1=0.0)
+    state = jax.eval_shape(make_optimizer(config, rate, nest(start)).init, nest(start))
+    sizes = sorted(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
+    assert sizes[-2:] == [2 * 128, 2 * 130]
 
 
 def test_first_step_moves_every_weight_by_the_learning_rate_and_its_share_of_decay():
     """Adam's first step is the sign of the gradient; a weight of 2 then loses learning rate x decay x 2 besides."""
-    config = config_of(dict(name="constant"), learning_rate=0.01, weight_decay=0.5, epsilon=1e-12)
-    optimizer = make_optimizer(config.optimizer, make_schedule(config, 10, 1))
+    config = config_lib.default_config(
+        optimizer=dict(learning_rate=0.01, weight_decay=0.5, epsilon=1e-12), schedule=dict(name="constant")
+    )
     params = {"kernel": jnp.full(3, 2.0), "bias": jnp.full(3, 2.0)}
+    optimizer = make_optimizer(config.optimizer, make_schedule(config, 10, 1), params)
     updates, _ = optimizer.update(jax.tree.map(lambda x: jnp.full(3, -7.0), params), optimizer.init(params), params)
     np.testing.assert_allclose(updates["kernel"], 0.01 - 0.01 * 0.5 * 2.0, atol=1e-7)
     np.testing.assert_allclose(updates["bias"], 0.01, atol=1e-7)
 
 
+@pytest.mark.parametrize("given", [dict(nesterov=True), dict(name="sgd", nesterov=True, momentum=0.0)])
+def test_nesterovs_momentum_is_refused_where_there_is_no_momentum(start, given):
+    with pytest.raises(UserError, match=r"optimizer\.nesterov is of sgd with momentum"):
+        make_optimizer(config_of(**given), rate, nest(start))
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+
+def test_learning_rate_rules_multiply_the_update_and_the_decay_in_it(start, gradients):
+    config = config_of(lr_rules=[["Dense_0/.*", 0.5], [".*", 2.0]], **BETAS)
+    factor = lambda path: 0.5 if path.startswith("Dense_0") else 2.0
+    expected = reference(adamw, config, start, gradients, decays=kernels, factor=factor)
+    assert_same(trained(config, start, gradients), expected, start)
+
+
+def test_decay_rules_take_the_place_of_the_mask(start, gradients):
+    config = config_of(decay_rules=(("Dense_0/bias", 2.0), ("Dense_0/.*", 0.5), (".*", 0)), decay="all", **BETAS)
+    decays = lambda path: {"Dense_0/bias": 2.0, "Dense_0/kernel": 0.5}.get(path, 0.0)
+    expected = reference(adamw, config, start, gradients, decays=decays)
+    assert_same(trained(config, start, gradients), expected, start)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "adafactor"])
+def test_frozen_parameters_stay_have_no_state_and_do_not_count_in_the_norm(start, gradients, name):
+    """The others go the way that they go where the frozen ones are not there at all."""
+    given = dict(name=name, weight_decay=0.3, clip_norm=2.0, decay="all")
+    rules = dict(freeze_rules=(("large/.*|.*scale", True), (".*", False)), lr_rules=((".*kernel", 0.5), (".*", 1.0)))
+    found = trained(config_of(**given, **rules), start, gradients)
+    for path in ("large/kernel", "LayerNorm_0/scale"):
+        np.testing.assert_array_equal(found[path], start[path])
+    left = {path: start[path] for path in ("Dense_0/kernel", "Dense_0/bias")}
+    config = config_of(**given, lr_rules=rules["lr_rules"])
+    alone = trained(config, left, [{path: gradient[path] for path in left} for gradient in gradients])
+    for path in left:
+        np.testing.assert_allclose(found[path], alone[path], rtol=1e-6, err_msg=path)
+        assert np.abs(found[path] - start[path]).max() > 1e-3
+    shapes = lambda config, params: sorted(
+        leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(make_optimizer(config, rate, params).init, params))
+    )
+    assert shapes(config_of(**given, **rules), nest(start)) == shapes(config, nest(left))
+
+
+def test_which_parameters_are_frozen_is_told_and_not_all_may_be(start):
+    config = config_of(freeze_rules=(("large/.*", True), (".*", False)))
+    assert flat(frozen_parameters(config, nest(start))) == {path: path == "large/kernel" for path in start}
+    assert not any(jax.tree.leaves(frozen_parameters(config_of(), nest(start))))
+    with pytest.raises(UserError, match="freeze every parameter"):
+        make_optimizer(config_of(freeze_rules=((".*", True),)), rate, nest(start))
+
+
+@pytest.mark.parametrize("key", ["lr_rules", "decay_rules", "freeze_rules"])
+def test_mistakes_in_rules_are_told_of_shapes_alone(start, key):
+    value = True if key == "freeze_rules" else 1.0
+    shapes = jax.eval_shape(lambda: nest(start))
+    with pytest.raises(UserError, match=rf"config\.optimizer\.{key}: 'heads/\.\*' matches no parameter"):
+        make_optimizer(config_of(**{key: (("heads/.*", value), (".*", value))}), rate, shapes)
+    with pytest.raises(UserError, match=rf"config\.optimizer\.{key}: no rule matches the parameter Dense_0/bias"):
+        make_optimizer(config_of(**{key: ((".*kernel", value),)}), rate, shapes)
+
+
+# --- networks and their blocks ----------------------------------------------------------------------------------------
+
+
 def test_decay_mask_covers_exactly_the_kernels_of_a_mixer():
     model = MlpMixer(num_classes=5, patch_size=4, depth=2, hidden_dim=6, tokens_mlp_dim=3, channels_mlp_dim=7)
     shapes = jax.eval_shape(lambda key: model.init(key, jnp.zeros((1, 8, 8, 3)), train=False), jax.random.key(0))
-    decays = traverse_util.flatten_dict(decay_mask(shapes["params"]), sep="/")
+    decays = flat(decay_mask(shapes["params"]))
     dense = [f"MixerBlock_{i}/{m}_mixing/Dense_{j}" for i in (0, 1) for m in ("token", "channel") for j in (0, 1)]
     assert {path for path, yes in decays.items() if yes} == {f"{layer}/kernel" for layer in ["stem", "head", *dense]}
-    assert set(decays) == set(traverse_util.flatten_dict(shapes["params"], sep="/"))
+    assert set(decays) == set(flat(shapes["params"]))
 
 
-# --- schedules --------------------------------------------------------------------------------------------------------
-
-PEAK, TOTAL, WARMUP = 0.4, 100, 20
-# After the warm-up, as a function of the share of the way from the peak to the end of the run.
-FORMS = {
-    "constant": lambda share, end: 1.0,
-    "cosine": lambda share, end: end + (1 - end) * (1 + math.cos(math.pi * share)) / 2,
-    "linear": lambda share, end: 1 - (1 - end) * share,
-}
+BLOCK = {"Dense_0/kernel": (128, 130), "Dense_0/bias": (130,), "Dense_1/kernel": (3, 4), "LayerNorm_0/scale": (128,)}
+NETWORK = {f"MixerBlock_{i}/{name}": shape for i in (0, 1) for name, shape in BLOCK.items()} | {"stem/kernel": (4, 6)}
+FROZEN = (("stem/.*|.*/LayerNorm_0/.*", True), (".*", False))
 
 
-@pytest.mark.parametrize("end_factor", [0.0, 0.25])
-@pytest.mark.parametrize("name", list(FORMS))
-def test_schedule_equals_its_closed_form_from_the_first_step_to_the_last(name, end_factor):
-    config = config_of(dict(name=name, warmup_steps=WARMUP, end_factor=end_factor), learning_rate=PEAK)
-    steps = [0, 1, WARMUP // 2, WARMUP - 1, WARMUP, WARMUP + 1, 60, TOTAL - 1, TOTAL]
-    expected = [
-        PEAK * (step / WARMUP if step < WARMUP else FORMS[name]((step - WARMUP) / (TOTAL - WARMUP), end_factor))
-        for step in steps
-    ]
-    np.testing.assert_allclose(rates(config, TOTAL, 1, steps), expected, rtol=1e-6, atol=1e-8)
-    assert expected[0] == 0.0 and expected[4] == PEAK
-    if name != "constant":
-        assert expected[-1] == pytest.approx(PEAK * end_factor)
-
-
-@pytest.mark.parametrize("name", list(FORMS))
-def test_schedule_without_warm_up_starts_at_the_peak(name):
-    config = config_of(dict(name=name, end_factor=0.1), learning_rate=PEAK)
-    expected = [PEAK * FORMS[name](step / TOTAL, 0.1) for step in (0, 50, 99, 100)]
-    np.testing.assert_allclose(rates(config, TOTAL, 1, [0, 50, 99, 100]), expected, rtol=1e-6)
-    config.schedule.warmup_steps = 0
-    np.testing.assert_allclose(rates(config, TOTAL, 1, [0, 50, 99, 100]), expected, rtol=1e-6)
-
-
-def test_warm_up_in_epochs_equals_the_same_in_steps():
-    in_epochs = config_of(dict(name="cosine", warmup_epochs=2.5), learning_rate=PEAK)
-    in_steps = config_of(dict(name="cosine", warmup_steps=20), learning_rate=PEAK)
-    every = list(range(TOTAL + 1))
-    assert rates(in_epochs, TOTAL, 8, every) == rates(in_steps, TOTAL, 8, every)
-
-
-def test_one_cycle_has_the_corners_of_convmixer_and_is_linear_between_them():
-    config = config_of(dict(name="one_cycle"), learning_rate=PEAK)
-    found = rates(config, 100, 7, [0, 20, 40, 60, 80, 90, 100])
-    np.testing.assert_allclose(found, [0, PEAK / 2, PEAK, PEAK * 0.525, PEAK / 20, PEAK / 40, 0], rtol=1e-5, atol=1e-9)
-
-
-def test_one_cycle_takes_no_warm_up_besides_its_own():
-    config = config_of(dict(name="one_cycle", warmup_epochs=1.0), learning_rate=PEAK)
-    with pytest.raises(UserError, match="one_cycle warms up by itself"):
-        make_schedule(config, 100, 7)
-
-
-@pytest.mark.parametrize(
-    ("schedule", "warmup"),
-    [(dict(warmup_steps=100), 100), (dict(warmup_steps=250), 250), (dict(warmup_epochs=13.0), 104)],
-)
-def test_warm_up_that_is_no_shorter_than_the_run_is_refused_with_both_lengths(schedule, warmup):
-    with pytest.raises(UserError) as caught:
-        make_schedule(config_of(schedule, learning_rate=PEAK), TOTAL, 8)
-    text = str(caught.value)
-    assert "\n" not in text and f"{warmup} steps" in text and str(TOTAL) in text and "config.schedule.warmup" in text
-
-
-def test_warm_up_one_step_shorter_than_the_run_is_taken():
-    config = config_of(dict(name="linear", warmup_steps=TOTAL - 1), learning_rate=PEAK)
-    np.testing.assert_allclose(rates(config, TOTAL, 8, [TOTAL - 2, TOTAL - 1]), [PEAK * 98 / 99, PEAK], rtol=1e-6)
-
-
-def test_duration_is_none_where_neither_unit_is_given_and_rounds_epochs_to_whole_steps():
-    config = config_lib.default_config()
-    assert steps_of(config, "total", 7) is None
-    config.total_epochs = 1.5
-    assert steps_of(config, "total", 7) in (10, 11) and steps_of(config, "total", 6) == 9
-    config.total_epochs = None
-    config.total_steps = 3
-    assert steps_of(config, "total", 7) == 3
+@pytest.mark.parametrize(("name", "freeze"), [("adamw", ()), ("lamb", ()), ("lamb", FROZEN), ("adafactor", FROZEN)])
+def test_stacked_blocks_are_trained_as_the_same_blocks_apart(name, freeze):
+    """Norms and means are of one block: blocks of very different weights and gradients would tell."""
+    rng = np.random.default_rng(3)
+    draw = lambda path, shape: rng.standard_normal(shape).astype(np.float32) * (10 if "Block_1" in path else 1)
+    start, *gradients = [{path: draw(path, shape) for path, shape in NETWORK.items()} for _ in range(3)]
+    stacked = lambda tree: flat(stack_blocks({"params": nest(tree)})["params"])
+    config = config_of(name=name, weight_decay=0.1, clip_norm=5.0, freeze_rules=freeze)
+    apart = stacked(trained(config, start, gradients))
+    before = stacked(start)
+    together = trained(config, before, [stacked(gradient) for gradient in gradients])
+    for path, value in together.items():
+        np.testing.assert_allclose(value, apart[path], rtol=1e-4, atol=1e-5, err_msg=path)
+        is_frozen = bool(freeze) and (path.startswith("stem") or "LayerNorm_0" in path)
+        assert (np.abs(value - before[path]).max() > 1e-4) is not is_frozen, path

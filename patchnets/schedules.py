@@ -1,0 +1,98 @@
+"""Learning-rate schedules from the configuration: pure functions of the step."""
+
+import jax.numpy as jnp
+import ml_collections
+import optax
+
+from patchnets.errors import UserError
+
+
+def steps_of(config: ml_collections.ConfigDict, name: str, steps_per_epoch: int) -> int | None:
+    """A duration given as `{name}_steps` or as `{name}_epochs`, in steps; None where neither is set."""
+    if config.get(f"{name}_steps") is not None:
+        return config[f"{name}_steps"]
+    epochs = config.get(f"{name}_epochs")
+    return None if epochs is None else round(epochs * steps_per_epoch)
+
+
+def make_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
+    """Step (from 0) -> learning rate, as `config.schedule` says: a linear warm-up from 0 to the peak, and then
+
+      constant, cosine, linear: the peak; or from it to `end_factor` of it over the rest of the run
+      step: the peak, multiplied by `step_factor` every so many steps, counted from the start of the run
+      rsqrt: peak * sqrt(timescale / (timescale + steps since the warm-up)), as in arXiv 2106.04560
+      one_cycle, without a warm-up, as ConvMixer was trained (arXiv 2201.09792, and its repository): linear up to the
+        peak over two fifths of the run, down to a twentieth of it over two more, and to 0 over the last.
+
+    With a cooldown, which constant and rsqrt may have, the rate goes from where it is then linearly to 0 over the last
+    steps of the run. Wherever a schedule ends, it gets there after the last step: that one still takes what is one step
+    before the end.
+
+    Raises:
+      UserError: the parts do not fit together, or into the run.
+    """
+    peak, schedule = config.optimizer.learning_rate, config.schedule
+    warmup = steps_of(schedule, "warmup", steps_per_epoch) or 0
+    cooldown = steps_of(schedule, "cooldown", steps_per_epoch) or 0
+    step_every = steps_of(schedule, "step_every", steps_per_epoch)
+    _check(schedule.name, total_steps, warmup, cooldown, step_every)
+    if schedule.name == "one_cycle":
+        ends = jnp.array([0.0, 0.4, 0.8, 1.0])
+        return lambda step: jnp.interp(step / total_steps, ends, jnp.array([0.0, peak, peak / 20, 0.0]))
+    rest, end = total_steps - warmup, peak * schedule.end_factor
+    after = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, rest, alpha=schedule.end_factor),
+        "linear": lambda: optax.linear_schedule(peak, end, rest),
+        "step": lambda: _step(peak, schedule.step_factor, max(1, step_every or 0), warmup),
+        "rsqrt": lambda: _rsqrt(peak, schedule.timescale_steps),
+    }[schedule.name]()
+    whole = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+    return _cooled(whole, total_steps, cooldown) if cooldown else whole
+
+
+def _check(name: str, total: int, warmup: int, cooldown: int, step_every: int | None) -> None:
+    """Raises UserError where lengths in steps mean nothing to the schedule, or do not fit into the run."""
+    if name == "one_cycle" and warmup:
+        raise UserError("config.schedule.name=one_cycle warms up by itself; do not set a warm-up")
+    if cooldown and name not in ("constant", "rsqrt"):
+        raise UserError(
+            f"config.schedule.name={name} takes no cooldown; unset config.schedule.cooldown_epochs and "
+            "cooldown_steps, or use constant or rsqrt"
+        )
+    if name == "step" and step_every is None:
+        raise UserError(
+            "config.schedule.name=step does not say how often; set config.schedule.step_every_epochs or "
+            "config.schedule.step_every_steps"
+        )
+    if name != "step" and step_every is not None:
+        raise UserError(
+            f"config.schedule.name={name} has no steps; unset config.schedule.step_every_epochs and step_every_steps, "
+            "or use step"
+        )
+    if warmup >= total:
+        raise UserError(
+            f"the warm-up of {warmup} steps is no shorter than the run of {total}; lower "
+            "config.schedule.warmup_epochs or config.schedule.warmup_steps"
+        )
+    if warmup + cooldown > total:
+        raise UserError(
+            f"the warm-up of {warmup} steps and the cooldown of {cooldown} are longer than the run of {total}; lower "
+            "config.schedule.cooldown_epochs or config.schedule.cooldown_steps"
+        )
+
+
+def _step(peak: float, factor: float, every: int, warmup: int) -> optax.Schedule:
+    """Steps since the warm-up -> peak * factor^(how often `every` steps have passed since the start of the run)."""
+    return lambda since: peak * factor ** ((since + warmup) // every)
+
+
+def _rsqrt(peak: float, timescale: int) -> optax.Schedule:
+    """Steps since the warm-up -> peak * sqrt(timescale / (timescale + steps)); the peak before."""
+    return lambda since: peak * jnp.sqrt(timescale / (timescale + jnp.maximum(since, 0)))
+
+
+def _cooled(schedule: optax.Schedule, total: int, cooldown: int) -> optax.Schedule:
+    """`schedule` up to the cooldown, and from there linearly to 0 at the end of the run."""
+    start = total - cooldown
+    return lambda step: schedule(jnp.minimum(step, start)) * jnp.clip((total - step) / cooldown, 0.0, 1.0)
