@@ -1,70 +1,191 @@
-"""uint8 images to what the model sees, on the device: resizing, geometric augmentation, normalisation.
-
-Resizing, flipping, zooming and shifting are separable: each is a linear map of rows and a linear map of columns. They
-are multiplied into one pair of interpolation matrices an image, which then takes two batched matrix products and no
-gathers. Every sampled number of an example comes from its own key, so it does not depend on who shares its batch.
-"""
+"""uint8 images to what the model sees, on the device: resizing, augmentation, normalisation."""
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped, UInt8
+from jaxtyping import Array, Float, UInt8
+
+from patchnets.data import erasing, geometry, photometric, policies
+from patchnets.errors import UserError
 
 # Channel means and standard deviations of ImageNet's training images, in [0, 1] (as torchvision documents them).
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+# What a batch's key is folded with for each stage that makes keys of examples by itself; far from any place in a batch.
+JITTER, GRAYSCALE, POLICY, ERASING = (2**31 - 1 - i for i in range(4))
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What is done to training images. The defaults do nothing.
+    """What is done to training images, the group `augment` of a configuration. The defaults do nothing.
 
     Attributes:
       flip: mirror left to right with probability one half.
+      crop_padding: pad by so many pixels of the stored image, in black, and crop its size at random.
+      crop_area: crop at random from this share of the area up to all of it, and resize.
+      crop_aspect: such a crop is at most so many times as wide as high, and the reverse.
       zoom: height and width each scaled by a factor from [1 - zoom, 1 + zoom] about the centre; above 1 zooms out.
       rotation: turned about the centre by up to this share of a full turn, each way.
+      shear: sheared by up to this slope, each way and along each axis.
       shift: moved by up to this share of height and width, each way.
+      brightness, contrast, saturation: each changed by a factor from 1 - this to 1 + this.
+      hue: turned by up to this share of the colour circle, each way.
+      grayscale: probability of taking the colours away.
+      policy: none, randaugment, autoaugment_cifar10, autoaugment_imagenet or trivialaugment.
+      layers, magnitude, magnitude_std, increasing, policy_probability: of RandAugment (`policies.rand_augment`).
+      erasing: probability of erasing a rectangle of the normalised image.
+      erasing_mode: what fills it, constant, random or pixel (`erasing.random_erasing`).
+      mixup, cutmix, mix_switch, mix_probability, mix_per: of `mixing.mix`, which the training step applies to a batch
+        of prepared images and targets; not part of `Preprocess`.
     """
 
     flip: bool = False
+    crop_padding: int = 0
+    crop_area: float = 1.0
+    crop_aspect: float = 4 / 3
     zoom: float = 0.0
     rotation: float = 0.0
+    shear: float = 0.0
     shift: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    grayscale: float = 0.0
+    policy: str = "none"
+    layers: int = 2
+    magnitude: float = 9.0
+    magnitude_std: float = 0.0
+    increasing: bool = True
+    policy_probability: float = 1.0
+    erasing: float = 0.0
+    erasing_mode: str = "constant"
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mix_switch: float = 0.5
+    mix_probability: float = 1.0
+    mix_per: str = "batch"
 
     def __bool__(self) -> bool:
-        return self.flip or self.zoom > 0 or self.rotation > 0 or self.shift > 0
+        """Whether anything is done to an image; mixing images is not counted."""
+        moves = (self.crop_padding, self.zoom, self.rotation, self.shear, self.shift)
+        changes = (self.brightness, self.contrast, self.saturation, self.hue, self.grayscale, self.erasing)
+        return self.flip or self.crop_area < 1 or self.policy != "none" or max(moves + changes) > 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """Turns a batch of stored images into float32 inputs of `image_size` pixels a side: (image - mean) / std."""
+    """Turns a batch of stored images into float32 inputs of `image_size` pixels a side: (image - mean) / std.
+
+    Attributes:
+      image_size: side of the result in pixels.
+      mean, std: per channel, on the scale of a byte.
+      augment: what is done to training images.
+      eval_crop: share of the side of other images that is kept, about the centre.
+      cropped: images come cropped and at `image_size`; then `crop_area` and `eval_crop` are not applied again.
+    """
 
     image_size: int
-    mean: tuple[float, ...]  # per channel, on the scale of a byte
+    mean: tuple[float, ...]
     std: tuple[float, ...]
     augment: Augment = Augment()
+    eval_crop: float = 1.0
+    cropped: bool = False
 
     def __call__(
         self, images: UInt8[Array, "batch height width channels"], key: Array | None = None
     ) -> Float[Array, "batch size size channels"]:
         """`key` None prepares for evaluation: resized, nothing random."""
+        augment = self.augment
+        if key is None:
+            return self.normalise(self.resize(images, self.eval_crop))
+        if not augment:
+            return self.normalise(self.resize(images))
+        x = self.move(images, geometry.example_keys(key, images.shape[0]))
+        x = self.normalise(self.recolour(x, key))
+        if augment.erasing > 0:
+            at = jax.random.fold_in(key, ERASING)
+            x = erasing.random_erasing(at, x, probability=augment.erasing, mode=augment.erasing_mode)
+        return x
+
+    def normalise(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+        """Levels from 0 to 255 to what the model sees."""
         mean, std = jnp.array(self.mean, jnp.float32), jnp.array(self.std, jnp.float32)
-        x = (images.astype(jnp.float32) - mean) * (1 / std)
-        height, width = images.shape[1:3]
-        rows, columns = resize_matrix(self.image_size, height), resize_matrix(self.image_size, width)
-        if key is not None and self.augment:
-            example_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(images.shape[0]))
-            if self.augment.rotation:
-                x = jax.vmap(rotate, (0, 0, None))(resample(x, rows, columns), example_keys, self.augment.rotation)
-                rows = columns = jnp.eye(self.image_size)
-            warp_rows, warp_columns = jax.vmap(lambda k: augment_matrices(k, self.image_size, self.augment))(
-                example_keys
-            )
-            return resample(x, warp_rows @ rows, warp_columns @ columns)
-        if (height, width) == (self.image_size, self.image_size):
+        return (x - mean) * (1 / std)
+
+    def resize(
+        self, images: UInt8[Array, "batch height width channels"], crop: float = 1.0
+    ) -> Float[Array, "batch size size channels"]:
+        """To `image_size`, of which share of the sides, about the centre; levels stay."""
+        x = images.astype(jnp.float32)
+        height, width = x.shape[1:3]
+        if self.cropped or (crop == 1.0 and (height, width) == (self.image_size, self.image_size)):
             return x
-        return resample(x, rows, columns)
+        return geometry.resample(x, *geometry.centre_crop_matrices(height, width, self.image_size, crop))
+
+    def move(
+        self, images: UInt8[Array, "batch height width channels"], keys: Array
+    ) -> Float[Array, "batch size size channels"]:
+        """All that is geometric: cropped and resized; then rotated and sheared; then flipped, zoomed and shifted."""
+        augment, size = self.augment, self.image_size
+        x = images.astype(jnp.float32)
+        height, width = x.shape[1:3]
+        steps = []
+        if augment.crop_padding > 0:
+            steps.append(geometry.crop_matrices(keys, height, width, augment.crop_padding))
+        if augment.crop_area < 1 and not self.cropped:
+            area, aspect = augment.crop_area, augment.crop_aspect
+            steps.append(geometry.resized_crop_matrices(keys, height, width, size, area=area, aspect=aspect))
+        elif (height, width) != (size, size) and not self.cropped:
+            steps.append(geometry.centre_crop_matrices(height, width, size))
+        if augment.rotation > 0 or augment.shear > 0:
+            x = geometry.resample_all(x, steps)
+            x = geometry.warp(x, geometry.affine_matrices(keys, rotation=augment.rotation, shear=augment.shear))
+            steps = []
+        if augment.zoom > 0 or augment.shift > 0:
+            flip, zoom, shift = augment.flip, augment.zoom, augment.shift
+            steps.append(geometry.augment_matrices(keys, size, size, flip=flip, zoom=zoom, shift=shift))
+            return geometry.resample_all(x, steps)
+        x = geometry.resample_all(x, steps)
+        return geometry.flip(x, geometry.mirrored(keys)) if augment.flip else x
+
+    def recolour(
+        self, x: Float[Array, "batch size size channels"], key: Array
+    ) -> Float[Array, "batch size size channels"]:
+        """All that changes levels, then the policy, which may move pixels too; on levels from 0 to 255."""
+        augment = self.augment
+        jitter = {name: getattr(augment, name) for name in ("brightness", "contrast", "saturation", "hue")}
+        if max(jitter.values()) > 0:
+            x = photometric.color_jitter(jax.random.fold_in(key, JITTER), x, **jitter)
+        if augment.grayscale > 0:
+            x = photometric.grayscale(jax.random.fold_in(key, GRAYSCALE), x, probability=augment.grayscale)
+        at = jax.random.fold_in(key, POLICY)
+        if augment.policy == "randaugment":
+            return policies.rand_augment(
+                at,
+                x,
+                layers=augment.layers,
+                magnitude=augment.magnitude,
+                magnitude_std=augment.magnitude_std,
+                probability=augment.policy_probability,
+                increasing=augment.increasing,
+            )
+        if augment.policy == "trivialaugment":
+            return policies.trivial_augment(at, x)
+        if augment.policy != "none":
+            return policies.auto_augment(at, x, policy=augment.policy.removeprefix("autoaugment_"))
+        return x
+
+
+def check_channels(augment: Augment, channels: int) -> None:
+    """Raises UserError for what changes colours where images of `channels` channels have none."""
+    for name in ("saturation", "hue", "grayscale"):
+        value = getattr(augment, name)
+        if channels == 1 and value > 0:
+            raise UserError(
+                f"config.augment.{name}={value} changes colours, and the images of this data set are gray; set it to 0"
+            )
 
 
 def normalisation(name: str, images: UInt8[np.ndarray, "examples h w channels"]) -> tuple[tuple[float, ...], ...]:
@@ -89,70 +210,3 @@ def normalisation(name: str, images: UInt8[np.ndarray, "examples h w channels"])
         means.append(mean)
         stds.append(max(variance, 1e-6) ** 0.5)
     return tuple(means), tuple(stds)
-
-
-def resample(
-    images: Float[Array, "batch height width channels"],
-    rows: Float[Array, "*batch out_height height"],
-    columns: Float[Array, "*batch out_width width"],
-) -> Float[Array, "batch out_height out_width channels"]:
-    """rows @ image @ columns^T, per channel; the matrices are one pair for all images or one for each."""
-    b = "b" if rows.ndim == 3 else ""
-    x = jnp.einsum(f"{b}ph,bhwc->bpwc", rows, images)
-    return jnp.einsum(f"{b}qw,bpwc->bpqc", columns, x)
-
-
-def interpolation_matrix(source: Shaped[Array, " out"], size: int) -> Float[Array, "out size"]:
-    """Row i interpolates linearly at position `source[i]`, in pixels between the centres 0 and size - 1 of a line."""
-    source = jnp.clip(source, 0.0, size - 1.0)
-    return jnp.maximum(0.0, 1.0 - jnp.abs(source[:, None] - jnp.arange(size, dtype=jnp.float32)))
-
-
-def resize_matrix(out: int, size: int) -> Float[Array, "out size"]:
-    """Bilinear resizing of a line between pixel centres, without antialiasing (as Keras and TensorFlow resize)."""
-    return interpolation_matrix((jnp.arange(out, dtype=jnp.float32) + 0.5) * (size / out) - 0.5, size)
-
-
-def reflect(source: Float[Array, " out"], size: int) -> Float[Array, " out"]:
-    """Positions beyond the edges mirrored back into the line: (d c b a | a b c d | d c b a), as Keras fills."""
-    folded = jnp.mod(source + 0.5, 2.0 * size)
-    return jnp.minimum(folded, 2.0 * size - folded) - 0.5
-
-
-def rotate(image: Float[Array, "size size channels"], key: Array, limit: float) -> Float[Array, "size size channels"]:
-    """Turned about the centre by a share of a full turn drawn from [-limit, limit]: Keras's RandomRotation, bilinear,
-    filled by reflection. Rows and columns do not part here, so four neighbours of every pixel are gathered."""
-    size = image.shape[0]
-    angle = 2 * jnp.pi * jax.random.uniform(jax.random.fold_in(key, 3), minval=-limit, maxval=limit)
-    centre = (size - 1) / 2
-    y, x = jnp.meshgrid(*[jnp.arange(size) - centre] * 2, indexing="ij")
-    source_y = reflect(centre + jnp.sin(angle) * x + jnp.cos(angle) * y, size)
-    source_x = reflect(centre + jnp.cos(angle) * x - jnp.sin(angle) * y, size)
-    rows, columns = (jnp.clip(source, 0.0, size - 1.0) for source in (source_y, source_x))
-    top, left = jnp.floor(rows).astype(jnp.int32), jnp.floor(columns).astype(jnp.int32)
-    down, right = (rows - top)[..., None], (columns - left)[..., None]
-    bottom, end = jnp.minimum(top + 1, size - 1), jnp.minimum(left + 1, size - 1)
-    above = image[top, left] * (1 - right) + image[top, end] * right
-    below = image[bottom, left] * (1 - right) + image[bottom, end] * right
-    return above * (1 - down) + below * down
-
-
-def augment_matrices(
-    key: Array, size: int, augment: Augment
-) -> tuple[Float[Array, "size size"], Float[Array, "size size"]]:
-    """The row and column matrices of one example's flip, then zoom and shift, of an image of `size` pixels a side.
-
-    Zoom is Keras's RandomZoom (factor from [1 - zoom, 1 + zoom] for height and width apart, about the centre, bilinear,
-    filled by reflection), shift its RandomTranslation.
-    """
-    flip_key, zoom_key, shift_key = jax.random.split(key, 3)
-    position = jnp.arange(size, dtype=jnp.float32)
-    centre = (size - 1) / 2
-    factors = jax.random.uniform(zoom_key, (2,), minval=1 - augment.zoom, maxval=1 + augment.zoom)
-    shifts = jax.random.uniform(shift_key, (2,), minval=-augment.shift, maxval=augment.shift) * size
-    rows, columns = (
-        interpolation_matrix(reflect(centre + (position - centre) * factors[i] - shifts[i], size), size) for i in (0, 1)
-    )
-    if augment.flip:
-        columns = jnp.where(jax.random.bernoulli(flip_key), columns[:, ::-1], columns)
-    return rows, columns
