@@ -14,9 +14,13 @@ class Feed(Protocol):
     num_examples: int
     batch_size: int  # over all devices
     steps_per_epoch: int
+    skipped: int  # records that could not be read, so far
 
     def operands(self, step: int) -> tuple[Any, int]:
         """What `batch` needs on the devices at `step`, and for how many steps, this one included, it serves."""
 
     def batch(self, operands: Any, step: Int[Array, ""]) -> Batch:
         """The batch of one step, split over the mesh; traced into the compiled step."""
+
+    def close(self) -> None:
+        """Ends what runs beside the steps; `operands` starts it again."""

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, Shaped
 
 from patchnets.errors import UserError
 
@@ -55,3 +57,33 @@ def on_mesh(make: Callable[[], Any], mesh: Mesh) -> Any:
 def shard_batch(batch: Any, mesh: Mesh) -> Any:
     """Splits the leading axis of every array over the mesh, inside a compiled function."""
     return jax.lax.with_sharding_constraint(batch, NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
+
+
+def split(array: np.ndarray, mesh: Mesh) -> jax.Array:
+    """Splits a host array over the devices by its leading axis, which is filled up with its first entries to divide."""
+    size = mesh.size
+    length = -(-len(array) // size) * size
+    where = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    positions = np.arange(length) % len(array)
+    shape = (length, *array.shape[1:])
+    return jax.make_array_from_callback(shape, where, lambda index: array[positions[index[0] if index else ...]])
+
+
+def take_split(
+    array: Shaped[Array, "examples ..."], index: Int[Array, " batch"], mesh: Mesh
+) -> Shaped[Array, "batch ..."]:
+    """array[index], split over the devices, of an array that is split itself; inside a compiled function.
+
+    Each device looks up what it holds of the batch, and what it found is added to the others' and split over them: one
+    exchange of the size of the batch, whatever the size of the array.
+    """
+    whole, parts = PartitionSpec(), PartitionSpec(BATCH_AXES)
+
+    def local(held: Array, index: Array) -> Array:
+        first = jax.lax.axis_index(BATCH_AXES) * held.shape[0]
+        mine = (index >= first) & (index < first + held.shape[0])
+        found = held[jnp.clip(index - first, 0, held.shape[0] - 1)]
+        found = jnp.where(mine.reshape(-1, *(1,) * (found.ndim - 1)), found, jnp.zeros_like(found))
+        return jax.lax.psum_scatter(found, BATCH_AXES, scatter_dimension=0, tiled=True)
+
+    return jax.shard_map(local, mesh=mesh, in_specs=(parts, whole), out_specs=parts, check_vma=False)(array, index)

@@ -21,10 +21,12 @@ class Operands(NamedTuple):
 
 
 class ResidentFeed:
-    """A split held by every device. The batch of any step is a pure function of (seed, step).
+    """A split held by the devices. The batch of any step is a pure function of (seed, step).
 
     Every epoch visits each example once. Its last batch is filled up with examples whose mask is 0.
     """
+
+    skipped = 0
 
     def __init__(
         self,
@@ -34,12 +36,19 @@ class ResidentFeed:
         batch_size: int,
         mesh: Mesh,
         shuffle_seed: int | None = None,
+        sharded: bool = False,
     ):
-        """Places the arrays on the devices; `shuffle_seed` None keeps the order, as evaluation does."""
+        """Places the arrays on the devices; `shuffle_seed` None keeps the order, as evaluation does.
+
+        Every device holds all images, or, where `sharded`, an equal share of them: less memory, for a step that sends
+        each device the images of its part of the batch.
+        """
         self.num_examples, self.batch_size, self.shuffle_seed = len(labels), batch_size, shuffle_seed
         self.steps_per_epoch = -(-self.num_examples // batch_size)
+        self.sharded = sharded and mesh.size > 1
         self._mesh = mesh
-        self._images = sharding.replicate(np.ascontiguousarray(images), mesh)
+        place = sharding.split if self.sharded else sharding.replicate
+        self._images = place(np.ascontiguousarray(images), mesh)
         self._labels = sharding.replicate(np.ascontiguousarray(labels, np.int32), mesh)
         self._order: tuple[int, Array] | None = None
         out = sharding.replicated(mesh)
@@ -64,8 +73,12 @@ class ResidentFeed:
         position = start + jnp.arange(self.batch_size, dtype=jnp.int32)
         index = operands.order[position % self.num_examples]
         mask: Float[Array, " batch"] = (position < self.num_examples).astype(jnp.float32)
-        batch = {"image": operands.images[index], "label": operands.labels[index], "mask": mask}
+        take = sharding.take_split if self.sharded else lambda images, index, mesh: images[index]
+        batch = {"image": take(operands.images, index, self._mesh), "label": operands.labels[index], "mask": mask}
         return sharding.shard_batch(batch, self._mesh)
+
+    def close(self) -> None:
+        """Nothing runs beside the steps."""
 
 
 def epoch_order(seed: Any, epoch: Any, *, size: int) -> Int32[Array, " examples"]:

@@ -1,5 +1,8 @@
 """A resident feed shows every example once an epoch, in an order fixed by the seed, whatever the devices."""
 
+import math
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -169,3 +172,25 @@ def test_every_example_is_as_likely_to_come_first_as_any_other():
     first = jax.jit(jax.vmap(lambda epoch: epoch_order(0, epoch, size=4)[0]))(np.arange(2000))
     counts = np.bincount(first, minlength=4)
     assert np.abs(counts - 500).max() < 5 * np.sqrt(2000 * 0.25 * 0.75)
+
+
+def test_images_split_over_the_devices_make_the_same_batches(batch_of, mesh8, feed8):
+    """21 images on 8 devices: each holds 3, the last ones filled up, and no batch is another for it."""
+    positions = np.arange(EXAMPLES)
+    images = np.broadcast_to(positions[:, None, None, None], (EXAMPLES, 2, 2, 3)).astype(np.uint8)
+    split = ResidentFeed(images, positions, batch_size=BATCH, mesh=mesh8, shuffle_seed=0, sharded=True)
+    held = split.operands(0)[0].images
+    assert [shard.data.shape[0] for shard in held.addressable_shards] == [3] * 8
+    for step in range(2 * STEPS):
+        found, expected = jax.device_get((batch_of(split, step), batch_of(feed8, step)))
+        for name in expected:
+            np.testing.assert_array_equal(found[name], expected[name], err_msg=f"{name} of step {step}")
+
+
+def test_a_batch_of_split_images_exchanges_the_batch_and_not_the_data_set(mesh8):
+    examples = 512
+    images = np.zeros((examples, 4, 4, 3), np.uint8)
+    feed = ResidentFeed(images, np.arange(examples), batch_size=BATCH, mesh=mesh8, shuffle_seed=0, sharded=True)
+    program = jax.jit(feed.batch).lower(feed.operands(0)[0], np.int32(0)).compile().as_text()
+    exchanged = re.findall(r"= u8\[([\d,]+)\]\S* (?:all-gather|all-reduce|reduce-scatter|all-to-all)", program)
+    assert exchanged and all(math.prod(map(int, shape.split(","))) <= BATCH * 48 for shape in exchanged)
