@@ -12,6 +12,7 @@ class Purpose(enum.IntEnum):
     ORDER = 1
     AUGMENT = 2
     DROPOUT = 3
+    MIX = 4
 
 
 def key(seed: Any, purpose: Purpose, *counters: Any) -> Array:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 
 from patchnets import keys, sharding
 from patchnets.feeds import Batch
+from patchnets.losses import Inputs, Measured, accumulated_gradient, sharpness_aware, smoothed, softmax_cross_entropy
 from patchnets.metrics import EvalMetrics, TrainMetrics, in_top_k
 from patchnets.train_state import TrainState
 
@@ -20,23 +21,60 @@ from patchnets.train_state import TrainState
 BatchOf = Callable[[Any, Int[Array, ""]], Batch]
 
 
+# (key, images, targets) -> images and targets of which some are mixed; data/mixing.py
+Mix = Callable[[Array, Array, Array], tuple[Array, Array]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What stays the same from step to step."""
+    """What stays the same from step to step.
+
+    Attributes:
+      preprocess: (uint8 images, key or None) -> float32 inputs; data/preprocess.py.
+      mix: mixup and CutMix of a batch; None for neither.
+      loss: of each example, from logits and soft targets; losses.py.
+      accumulate: in how many parts a batch is worked through.
+      sam_radius: of sharpness-aware minimisation; None for the plain gradient.
+      frozen: tree of those parameters that stay as they are, and whose gradient is not asked for; None for none.
+      ema_decay: of the running mean of the parameters by which the network is evaluated; None for none.
+    """
 
     model: nn.Module
     optimizer: optax.GradientTransformation
-    preprocess: Callable[..., Array]  # (uint8 images, key or None) -> float32 inputs; data/preprocess.py
+    preprocess: Callable[..., Array]
     seed: int
     label_smoothing: float = 0.0
+    mix: Mix | None = None
+    loss: Callable[..., Array] = softmax_cross_entropy
+    accumulate: int = 1
+    sam_radius: float | None = None
+    frozen: Any = None
+    ema_decay: float | None = None
 
+    def key(self, purpose: keys.Purpose, step: Array) -> Array:
+        return keys.key(self.seed, purpose, step)
 
-def cross_entropy(
-    logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], smoothing: float = 0.0
-) -> Float[Array, " batch"]:
-    """Softmax cross-entropy of each example; `smoothing` of the target goes to all classes alike (arXiv 1512.00567)."""
-    target = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
-    return optax.softmax_cross_entropy(logits, target)
+    def inputs(self, batch: Batch, step: Array) -> Inputs:
+        """The augmented images of a training step, and their targets."""
+        images = self.preprocess(batch["image"], self.key(keys.Purpose.AUGMENT, step))
+        targets = smoothed(batch["label"], self.model.num_classes, self.label_smoothing)
+        if self.mix is not None:
+            images, targets = self.mix(self.key(keys.Purpose.MIX, step), images, targets)
+        return Inputs(images, targets, batch["mask"])
+
+    def gradient(self, state: TrainState, inputs: Inputs) -> tuple[Any, Measured]:
+        """The gradient of the mean loss over the examples that are not masked out."""
+        dropout_key = self.key(keys.Purpose.DROPOUT, state.step)
+
+        def at(params: Any) -> tuple[Any, Measured]:
+            grads, measured = accumulated_gradient(
+                self.model, self.loss, params, state.batch_stats, inputs, dropout_key, self.accumulate
+            )
+            if self.frozen is not None:
+                grads = jax.tree.map(lambda grad, stays: jnp.zeros_like(grad) if stays else grad, grads, self.frozen)
+            return grads, measured
+
+        return at(state.params) if self.sam_radius is None else sharpness_aware(at, state.params, self.sam_radius)
 
 
 def train_step(
@@ -49,52 +87,44 @@ def train_step(
     Returns:
       The next state, and whether loss and gradient were finite.
     """
-    images = task.preprocess(batch["image"], keys.key(task.seed, keys.Purpose.AUGMENT, state.step))
-    dropout_key = keys.key(task.seed, keys.Purpose.DROPOUT, state.step)
-    mask = batch["mask"]
-    shared: dict[str, Any] = (
-        {"mask": mask} if state.batch_stats else {}
-    )  # for statistics over the batch, which networks may have
-
-    def loss_fn(params: Any) -> tuple[Array, tuple[Array, Array, Any]]:
-        logits, updates = task.model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            images,
-            train=True,
-            **shared,
-            rngs={"dropout": dropout_key},
-            mutable=["batch_stats"],
-        )
-        losses = cross_entropy(logits, batch["label"], task.label_smoothing)
-        return (losses * mask).sum() / mask.sum(), (losses, logits, updates.get("batch_stats", {}))
-
-    (loss, (losses, logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    inputs = task.inputs(batch, state.step)
+    grads, seen = task.gradient(state, inputs)
     grad_norm = optax.global_norm(grads)
     updates, opt_state = task.optimizer.update(grads, state.opt_state, state.params)
     updates = jax.tree.map(lambda update: lr_scale * update, updates)
+    params = optax.apply_updates(state.params, updates)
+    averaged = {"params": params, "batch_stats": seen.batch_stats}
     measured = TrainMetrics.single_from_model_output(
-        loss=losses,
-        top1=in_top_k(logits, batch["label"], 1),
-        top5=in_top_k(logits, batch["label"], 5),
-        mask=mask,
+        loss=seen.losses,
+        top1=in_top_k(seen.logits, batch["label"], 1),
+        top5=in_top_k(seen.logits, batch["label"], 5),
+        mask=inputs.mask,
         grad_norm=grad_norm,
     )
     next_state = state.replace(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
-        batch_stats=batch_stats,
+        params=params,
+        batch_stats=seen.batch_stats,
+        ema=running_mean(state.ema, averaged, task.ema_decay, state.step) if task.ema_decay else state.ema,
         opt_state=opt_state,
         metrics=state.metrics.merge(measured),
     )
-    return next_state, jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    finite = jnp.isfinite((seen.losses * inputs.mask).sum()) & jnp.isfinite(grad_norm)
+    return next_state, finite
+
+
+def running_mean(mean: Any, new: Any, decay: float, step: Int[Array, ""]) -> Any:
+    """`new` taken into an exponential mean, whose decay grows from 0.1 as (1 + step) / (10 + step) up to `decay`, so
+    that it soon forgets how the network was initialised (TensorFlow's ExponentialMovingAverage)."""
+    decay_now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, x: decay_now * old + (1.0 - decay_now) * x, mean, new)
 
 
 def eval_step(task: Task, state: TrainState, batch: Batch) -> EvalMetrics:
-    """Metrics of one batch, without augmentation, dropout or label smoothing."""
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits = jnp.asarray(task.model.apply(variables, task.preprocess(batch["image"]), train=False))
+    """Metrics of one batch, without anything random or smoothed; by the running mean where there is one."""
+    logits = jnp.asarray(task.model.apply(state.evaluated, task.preprocess(batch["image"]), train=False))
     return EvalMetrics.single_from_model_output(
-        loss=cross_entropy(logits, batch["label"]),
+        loss=task.loss(logits, smoothed(batch["label"], logits.shape[-1])),
         top1=in_top_k(logits, batch["label"], 1),
         top5=in_top_k(logits, batch["label"], 5),
         mask=batch["mask"],

@@ -20,24 +20,54 @@ class TrainState(flax.struct.PyTreeNode):
     step: Int32[Array, ""]
     params: Any
     batch_stats: Any  # running statistics of BatchNorm; empty for networks without it
+    ema: Any  # running mean of params and batch_stats, as a network takes them; empty where none is kept
     opt_state: optax.OptState
     metrics: TrainMetrics  # sums since they were last written, so that a continued run writes the same figures
 
+    @property
+    def evaluated(self) -> Any:
+        """The variables by which the network is evaluated."""
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
+
 
 def create_train_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, *, image_size: int, channels: int, seed: int, mesh: Mesh
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    image_size: int,
+    channels: int,
+    seed: int,
+    mesh: Mesh,
+    head_bias: float = 0.0,
+    ema: bool = False,
 ) -> TrainState:
-    """The state at step 0, made on the devices of `mesh`."""
+    """The state at step 0, made on the devices of `mesh`; the biases of the head start at `head_bias`."""
 
     def init(init_key: Array) -> TrainState:
-        image = jnp.zeros((1, image_size, image_size, channels), jnp.float32)
-        variables = model.init(init_key, image, train=False)
+        variables = init_variables(model, init_key, image_size, channels)
+        params, batch_stats = variables["params"], variables["batch_stats"]
+        if head_bias:
+            head = params["head"]
+            params = params | {"head": head | {"bias": jnp.full_like(head["bias"], head_bias)}}
         return TrainState(
             step=jnp.zeros((), jnp.int32),
-            params=variables["params"],
-            batch_stats=variables.get("batch_stats", {}),
-            opt_state=optimizer.init(variables["params"]),
+            params=params,
+            batch_stats=batch_stats,
+            ema={"params": params, "batch_stats": batch_stats} if ema else {},
+            opt_state=optimizer.init(params),
             metrics=TrainMetrics.empty(),
         )
 
     return jax.jit(init, out_shardings=sharding.replicated(mesh))(keys.key(seed, keys.Purpose.INIT))
+
+
+def init_variables(model: nn.Module, key: Array, image_size: int, channels: int) -> dict[str, Any]:
+    """{"params", "batch_stats"} of a network for images of `image_size` pixels a side."""
+    image = jnp.zeros((1, image_size, image_size, channels), jnp.float32)
+    variables = model.init(key, image, train=False)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def parameter_shapes(model: nn.Module, image_size: int, channels: int) -> Any:
+    """The tree of parameters as shapes, without making them."""
+    return jax.eval_shape(lambda key: init_variables(model, key, image_size, channels), jax.random.key(0))["params"]

@@ -1,0 +1,122 @@
+"""Losses with soft targets, and their gradient over a batch: in one piece or in parts, plain or sharpness-aware."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+Targets = Float[Array, "batch classes"]
+
+
+class Inputs(NamedTuple):
+    """A batch as the network and the loss see it. Masked examples count for nothing."""
+
+    images: Float[Array, "batch height width channels"]
+    targets: Targets
+    mask: Float[Array, " batch"]
+
+
+class Measured(NamedTuple):
+    """What one forward pass gives beside the gradient."""
+
+    losses: Float[Array, " batch"]
+    logits: Float[Array, "batch classes"]
+    batch_stats: Any
+
+
+def smoothed(labels: Int[Array, " batch"], classes: int, smoothing: float = 0.0) -> Targets:
+    """One-hot targets, of which `smoothing` goes to all classes alike (arXiv 1512.00567, section 7)."""
+    return optax.smooth_labels(jax.nn.one_hot(labels, classes), smoothing)
+
+
+def softmax_cross_entropy(logits: Float[Array, "batch classes"], targets: Targets) -> Float[Array, " batch"]:
+    """Of each example: one distribution over all classes."""
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def sigmoid_cross_entropy(logits: Float[Array, "batch classes"], targets: Targets) -> Float[Array, " batch"]:
+    """Of each example: every class a question of its own, and the sum over them (arXiv 2006.07159, section 4.1)."""
+    return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1)
+
+
+LOSSES: dict[str, Callable[..., Array]] = {"softmax": softmax_cross_entropy, "sigmoid": sigmoid_cross_entropy}
+
+
+def gradient(
+    model: nn.Module,
+    loss: Callable[..., Array],
+    params: Any,
+    batch_stats: Any,
+    inputs: Inputs,
+    dropout_key: Array,
+    count: Float[Array, ""] | None = None,
+) -> tuple[Any, Measured]:
+    """The gradient by `params` of the losses' sum over `count`, by default the number of examples not masked out."""
+    mask = inputs.mask
+    shared: dict[str, Any] = {"mask": mask} if batch_stats else {}  # for statistics over the batch
+    count = _examples(mask) if count is None else count
+
+    def objective(params: Any) -> tuple[Array, Measured]:
+        logits, updates = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            inputs.images,
+            train=True,
+            **shared,
+            rngs={"dropout": dropout_key},
+            mutable=["batch_stats"],
+        )
+        losses = loss(logits, inputs.targets)
+        return (losses * mask).sum() / count, Measured(losses, logits, updates.get("batch_stats", {}))
+
+    return jax.grad(objective, has_aux=True)(params)
+
+
+def accumulated_gradient(
+    model: nn.Module,
+    loss: Callable[..., Array],
+    params: Any,
+    batch_stats: Any,
+    inputs: Inputs,
+    dropout_key: Array,
+    parts: int,
+) -> tuple[Any, Measured]:
+    """`gradient` of a batch that is worked through in `parts`, one after the other, for the memory of one.
+
+    It is that of the whole batch, where the network treats examples apart. BatchNorm sees each part by itself, and
+    dropout draws a mask for each. Part j holds the examples j, j + parts, ...: a share of every device's.
+    """
+    if parts == 1:
+        return gradient(model, loss, params, batch_stats, inputs, dropout_key)
+    count = _examples(inputs.mask)
+
+    def one(carry: tuple[Any, Any], part: tuple[Inputs, Array]) -> tuple[tuple[Any, Any], tuple[Array, Array]]:
+        total, stats = carry
+        some, i = part
+        grads, measured = gradient(model, loss, params, stats, some, jax.random.fold_in(dropout_key, i), count)
+        return (jax.tree.map(jnp.add, total, grads), measured.batch_stats), (measured.losses, measured.logits)
+
+    split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), inputs)
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    (grads, stats), seen = jax.lax.scan(one, (zeros, batch_stats), (split, jnp.arange(parts)))
+    losses, logits = (jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]) for x in seen)
+    return grads, Measured(losses, logits, stats)
+
+
+def sharpness_aware(
+    gradient_at: Callable[[Any], tuple[Any, Measured]], params: Any, radius: float
+) -> tuple[Any, Measured]:
+    """The gradient where, to first order, the loss is highest within `radius` of `params` (SAM, arXiv 2010.01412,
+    algorithm 1, by the 2-norm). What was measured is that of the pass at `params` themselves."""
+    grads, measured = gradient_at(params)
+    scale = radius / jnp.maximum(optax.global_norm(grads), 1e-12)
+    grads, _ = gradient_at(jax.tree.map(lambda p, g: p + scale * g, params, grads))
+    return grads, measured
+
+
+def _examples(mask: Float[Array, " batch"]) -> Float[Array, ""]:
+    """How many count; 1 where none does, as when every record of a batch was unreadable."""
+    return jnp.maximum(mask.sum(), 1.0)
