@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from patchnets.errors import UserError
-from patchnets.models import convmixer, depthwise, fnet, gmlp, layers, mlp_mixer, vit
+from patchnets.models import blocks, convmixer, depthwise, fnet, gmlp, layers, mlp_mixer, vit
 from patchnets.models import keras_examples as tutorials
 
 # name in the configuration -> (module, its published variants)
@@ -37,13 +37,14 @@ FIELD_HELP = {
     "tokens_mlp_dim": "hidden units of the token-mixing MLP (D_S)",
     "channels_mlp_dim": "hidden units of the channel-mixing MLP (D_C)",
     "dropout_rate": "share of units dropped, where the source of the network has dropout",
-    "stochastic_depth_rate": "probability of dropping the last block's branches; grows linearly with depth",
+    "stochastic_depth_rate": "probability of dropping the last block's branches",
+    "stochastic_depth_schedule": "how that probability goes over the blocks: linear from 0, or constant",
     "norm_epsilon": "added to the variance in every LayerNorm",
     "mlp_dim": "hidden units of a block's MLP",
     "embedding_norm": "whether a LayerNorm follows the position embedding",
     "fourier": "how FNet computes its transform: fft, matrix (real matrix products), or auto, the platform's faster",
     "ffn_dim": "hidden units of a gMLP block, before they are split in halves (d_ffn)",
-    "survival_probability": "probability of keeping the last block's branch; falls linearly from 1 with depth",
+    "survival_probability": "probability of keeping the last block's branch",
     "kernel_size": "side of ConvMixer's depthwise kernels, in patches",
     "activation": "ConvMixer's activation: gelu or relu",
     "batch_norm_epsilon": "added to the variance in every BatchNorm",
@@ -68,6 +69,7 @@ CHOICES: dict[str, Any] = {
     "dtype": tuple(DTYPES),
     "fourier": ("auto", *fnet.FOURIER),
     "activation": convmixer.ACTIVATIONS,
+    "stochastic_depth_schedule": tuple(blocks.STOCHASTIC_DEPTH),
     "depthwise": ("auto", *depthwise.DEPTHWISE),
     "pooling": vit.POOLING,
     "position": vit.POSITION,

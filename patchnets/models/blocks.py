@@ -12,23 +12,31 @@ import numpy as np
 from flax import traverse_util
 from jaxtyping import Array, Float
 
+# How the probability of dropping a branch goes over the blocks, up to a rate.
+STOCHASTIC_DEPTH = {
+    "linear": lambda rate, depth: np.linspace(0.0, rate, depth),  # arXiv 1603.09382, equation 4
+    "constant": lambda rate, depth: np.full(depth, rate),
+}
+
 
 def row_of_blocks(
     network: Any,
     block: partial[Any],
     x: Float[Array, "batch ..."],
+    stochastic_depth_rate: float = 0.0,
+    stochastic_depth_schedule: str = "linear",
     *,
     train: bool,
-    stochastic_depth_rate: float = 0.0,
     **context: Any,
 ) -> Float[Array, "batch ..."]:
     """`network.depth` blocks, one after the other; called from the compact method of a network.
 
     What every network does with its blocks: the probability of stochastic depth grows linearly from 0 in the first
-    block to the given rate in the last; `network.remat` computes a block's activations anew in the backward pass
-    instead of keeping them; `network.scan` compiles one block, and loops over it with the parameters of all blocks
-    stacked along a first axis, for a compilation time that does not grow with depth: the same function of the same
-    parameters, whose initial values and dropout are drawn from other keys. Each block's output is sown as `block_i`.
+    block to the given rate in the last, or is the same in all; `network.remat` computes a block's activations anew in
+    the backward pass instead of keeping them; `network.scan` compiles one block, and loops over it with the parameters
+    of all blocks stacked along a first axis, for a compilation time that does not grow with depth: the same function of
+    the same parameters, whose initial values and dropout are drawn from other keys. Each block's output is sown as
+    `block_i`.
 
     Args:
       network: the module with the fields `depth`, `remat` and `scan`.
@@ -37,7 +45,8 @@ def row_of_blocks(
       context: further arguments of every call.
     """
     kind = block.func.__name__
-    rates = np.linspace(0.0, stochastic_depth_rate, network.depth) if stochastic_depth_rate else None
+    schedule = STOCHASTIC_DEPTH[stochastic_depth_schedule]
+    rates = schedule(stochastic_depth_rate, network.depth) if stochastic_depth_rate else None
 
     def one(block: nn.Module, x: Array, rate: Any) -> Array:
         return block(x, rate, train=train, **context)

@@ -69,6 +69,7 @@ class Gmlp(nn.Module):
     hidden_dim: int
     ffn_dim: int
     survival_probability: float = 1.0
+    stochastic_depth_schedule: str = "linear"
     gelu: str = "exact"
     remat: bool = False
     scan: bool = False
@@ -81,7 +82,7 @@ class Gmlp(nn.Module):
         x = PatchEmbed(self.hidden_dim, (self.patch_size, self.patch_size), dtype=self.dtype, name="stem")(images)
         block = partial(GmlpBlock, ffn_dim=self.ffn_dim, gelu=self.gelu, dtype=self.dtype)
         # (batch, patches, channels); the probability of survival falls linearly from 1 (arXiv 1603.09382)
-        x = row_of_blocks(self, block, x, train=train, stochastic_depth_rate=1.0 - self.survival_probability)
+        x = row_of_blocks(self, block, x, 1.0 - self.survival_probability, self.stochastic_depth_schedule, train=train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="pre_head_layer_norm")(x)
         x = x.mean(axis=1)  # (batch, channels)
         return classify(self, x, ZERO)

@@ -70,6 +70,7 @@ class MlpMixer(nn.Module):
     channels_mlp_dim: int
     dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
+    stochastic_depth_schedule: str = "linear"
     norm_epsilon: float = 1e-6
     gelu: str = "tanh"
     remat: bool = False
@@ -94,7 +95,8 @@ class MlpMixer(nn.Module):
             **common,
         )
         # (batch, patches, channels)
-        x = row_of_blocks(self, block, x, train=train, stochastic_depth_rate=self.stochastic_depth_rate)
+        drop = (self.stochastic_depth_rate, self.stochastic_depth_schedule)
+        x = row_of_blocks(self, block, x, *drop, train=train)
         x = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="pre_head_layer_norm")(x)
         x = x.mean(axis=1)  # (batch, channels)
         return classify(self, x, self.init_head_with)

@@ -180,6 +180,7 @@ class VisionTransformer(nn.Module):
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     stochastic_depth_rate: float = 0.0
+    stochastic_depth_schedule: str = "linear"
     layer_scale: float = 0.0
     gelu: str = "tanh"
     attention: str = "auto"
@@ -204,7 +205,8 @@ class VisionTransformer(nn.Module):
             attention=self.attention,
             dtype=self.dtype,
         )
-        x = row_of_blocks(self, block, x, train=train, stochastic_depth_rate=self.stochastic_depth_rate)
+        drop = (self.stochastic_depth_rate, self.stochastic_depth_schedule)
+        x = row_of_blocks(self, block, x, *drop, train=train)
         norm = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="pre_head_layer_norm")
         x = x if self.norm_after_pooling else norm(x)
         if self.pooling == "map":
