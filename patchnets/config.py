@@ -49,6 +49,7 @@ def one_of(*names: str) -> Rule:
     return "one of " + ", ".join(names), lambda v: v in names
 
 
+RATIO: Rule = ("a number above 0 and at most 1", lambda v: 0 < v <= 1)
 ANYTHING: Rule = ("anything", lambda v: True)
 DEVICES: Rule = ("a number of devices of at least 1, or -1 for all", lambda v: v == -1 or v >= 1)
 
@@ -71,17 +72,74 @@ KEYS: dict[str, Key] = {
     "dataset.val_split": Key(str, "split to validate on, or none (default: the data set's own, else train[90%:])"),
     "dataset.test_split": Key(str, "split for the one test at the end, or none (default: test, where there is one)"),
     "dataset.cache_dir": Key(str, "where decoded images are kept (default: PATCHNETS_CACHE or ~/.cache/patchnets)"),
-    "dataset.max_resident_gib": Key(8.0, "a data set that takes more memory than this, decoded, is refused", above(0)),
+    "dataset.feed": Key(
+        "auto",
+        "resident: all images decoded once and kept on the devices; streaming: read while training; "
+        "auto: resident where the decoded images take at most max_resident_gib",
+        one_of("auto", "resident", "streaming"),
+    ),
+    "dataset.max_resident_gib": Key(8.0, "the most memory, in GiB, that resident images may take decoded", above(0)),
+    "dataset.placement": Key(
+        "replicated",
+        "resident: every device holds all images (replicated), or its share of them (sharded)",
+        one_of("replicated", "sharded"),
+    ),
+    "dataset.workers": Key(
+        int, "streaming: processes that decode; 0 for none beside this (default: cores)", at_least(0)
+    ),
+    "dataset.corrupt": Key(
+        "stop", "streaming: a record that cannot be decoded stops the run, or is skipped", one_of("stop", "skip")
+    ),
     "image_size": Key(224, "height and width in pixels that the model sees; images are resized to it", at_least(1)),
     "normalize": Key(
         "symmetric",
         "symmetric: pixels to [-1, 1]; unit: to [0, 1]; imagenet: its mean and deviation; dataset: train's own",
         one_of("symmetric", "unit", "imagenet", "dataset"),
     ),
+    "eval_crop": Key(1.0, "share of the side of evaluation images that is kept, about the centre", RATIO),
     "augment.flip": Key(False, "mirror half of the training images left to right"),
+    "augment.crop_padding": Key(
+        0, "pad by so many pixels of the stored image, and crop its size at random", at_least(0)
+    ),
+    "augment.crop_area": Key(1.0, "crop at random from this share of the image's area up to all, and resize", RATIO),
+    "augment.crop_aspect": Key(
+        4 / 3, "such a crop is at most so many times as wide as high, and the reverse", at_least(1)
+    ),
     "augment.zoom": Key(0.0, "zoom training images in and out by up to this factor, as Keras RandomZoom", within(0, 1)),
     "augment.rotation": Key(0.0, "turn training images by up to this share of a full turn, each way", within(0, 1)),
+    "augment.shear": Key(0.0, "shear training images by up to this slope, each way and along each axis", within(0, 1)),
     "augment.shift": Key(0.0, "move training images by up to this share of their size, each way", within(0, 1)),
+    "augment.brightness": Key(0.0, "scale brightness by a factor from 1 - this to 1 + this", between(0, 1)),
+    "augment.contrast": Key(0.0, "the same for contrast", between(0, 1)),
+    "augment.saturation": Key(0.0, "the same for saturation", between(0, 1)),
+    "augment.hue": Key(0.0, "turn hues by up to this share of the colour circle, each way", between(0, 0.5)),
+    "augment.grayscale": Key(0.0, "probability of taking the colours away", between(0, 1)),
+    "augment.policy": Key(
+        "none",
+        "none, randaugment, autoaugment_cifar10, autoaugment_imagenet or trivialaugment",
+        one_of("none", "randaugment", "autoaugment_cifar10", "autoaugment_imagenet", "trivialaugment"),
+    ),
+    "augment.layers": Key(2, "randaugment: operations an image", at_least(1)),
+    "augment.magnitude": Key(9.0, "randaugment: their strength; 10 is AutoAugment's strongest", between(0, 30)),
+    "augment.magnitude_std": Key(0.0, "randaugment: standard deviation of the strength", at_least(0)),
+    "augment.increasing": Key(
+        True,
+        "randaugment: more magnitude is always more change; false: not for posterize and solarize, as first published",
+    ),
+    "augment.policy_probability": Key(1.0, "randaugment: probability of each operation", between(0, 1)),
+    "augment.erasing": Key(0.0, "probability of erasing a rectangle", between(0, 1)),
+    "augment.erasing_mode": Key(
+        "constant",
+        "what an erased rectangle is filled with: constant (the mean), random (one colour) or pixel (noise)",
+        one_of("constant", "random", "pixel"),
+    ),
+    "augment.mixup": Key(0.0, "mixup: alpha of the Beta distribution of the mixing weight; 0 for none", at_least(0)),
+    "augment.cutmix": Key(0.0, "CutMix: the same", at_least(0)),
+    "augment.mix_switch": Key(0.5, "where both are on, the probability of CutMix", between(0, 1)),
+    "augment.mix_probability": Key(1.0, "probability that a batch, or an example, is mixed at all", between(0, 1)),
+    "augment.mix_per": Key(
+        "batch", "mixing weights are drawn once a batch, or for each example", one_of("batch", "example")
+    ),
     "batch_size": Key(128, "examples in a step, over all devices", at_least(1)),
     "eval_batch_size": Key(int, "examples in an evaluation step (default: batch_size)", at_least(1)),
     "total_epochs": Key(float, "length of the run in passes over the training split; or give total_steps", above(0)),
@@ -90,21 +148,47 @@ KEYS: dict[str, Key] = {
     "eval_every_steps": Key(int, "the same, in steps", at_least(1)),
     "log_every_steps": Key(int, "how often to write training metrics (default: with each validation)", at_least(1)),
     "steps_per_dispatch": Key(int, "steps between two looks at the device (default: about two seconds)", at_least(1)),
+    "accumulate": Key(1, "parts of a batch that are worked through one after the other, for less memory", at_least(1)),
+    "loss": Key("softmax", "cross-entropy over all classes, or of each class by itself", one_of("softmax", "sigmoid")),
+    "head_bias": Key(0.0, "what the biases of the head start at; -log(classes) suits the sigmoid loss"),
     "label_smoothing": Key(0.0, "share of the target spread evenly over all classes", within(0, 1)),
-    "optimizer.name": Key("adamw", "the optimizer", one_of("adamw")),
+    "ema_decay": Key(float, "evaluate a running mean of the parameters with this decay (default: none)", inside(0, 1)),
+    "optimizer.name": Key("adamw", "the optimizer", one_of("adamw", "adam", "sgd", "lamb", "lion", "adafactor")),
     "optimizer.learning_rate": Key(1e-3, "peak learning rate", at_least(0)),
-    "optimizer.weight_decay": Key(0.0, "each step takes learning rate times this off a weight", at_least(0)),
+    "optimizer.weight_decay": Key(
+        0.0, "each step takes learning rate times this off a weight; adam and sgd add it to the gradient", at_least(0)
+    ),
     "optimizer.decay": Key("kernels", "which weights decay: kernels, or all, as Keras does", one_of("kernels", "all")),
-    "optimizer.beta1": Key(0.9, "decay of the gradient's running mean", within(0, 1)),
-    "optimizer.beta2": Key(0.999, "decay of the squared gradient's running mean", within(0, 1)),
-    "optimizer.epsilon": Key(1e-8, "added to the root of the squared gradient's mean", above(0)),
+    "optimizer.momentum": Key(0.9, "sgd: decay of the running sum of gradients", within(0, 1)),
+    "optimizer.nesterov": Key(False, "sgd: Nesterov's momentum"),
+    "optimizer.beta1": Key(0.9, "decay of the gradient's running mean; adafactor: 0 for none", within(0, 1)),
+    "optimizer.beta2": Key(0.999, "decay of the squared gradient's running mean; 0.99 suits lion", within(0, 1)),
+    "optimizer.epsilon": Key(1e-8, "added to the root of the squared gradient's mean (adamw, adam, lamb)", above(0)),
     "optimizer.clip_norm": Key(float, "scale gradients down to this global norm (default: never)", above(0)),
+    "optimizer.sam_rho": Key(float, "sharpness-aware minimisation within this radius (default: none)", above(0)),
+    "optimizer.lr_rules": Key(
+        (), "((regex, factor), ...): the first to match a parameter's name scales its learning rate"
+    ),
+    "optimizer.decay_rules": Key((), "((regex, factor), ...): the same for its decay, in place of optimizer.decay"),
+    "optimizer.freeze_rules": Key((), "((regex, true or false), ...): whether it stays as it is"),
     "schedule.name": Key(
-        "cosine", "learning rate after the warm-up", one_of("constant", "cosine", "linear", "one_cycle")
+        "cosine",
+        "learning rate after the warm-up",
+        one_of("constant", "cosine", "linear", "one_cycle", "step", "rsqrt"),
     ),
     "schedule.warmup_epochs": Key(float, "length of the linear warm-up from zero; or warmup_steps", at_least(0)),
     "schedule.warmup_steps": Key(int, "the same, in steps", at_least(0)),
     "schedule.end_factor": Key(0.0, "where cosine and linear end, as a share of the peak", between(0, 1)),
+    "schedule.step_factor": Key(0.1, "step: what each step multiplies the rate by", inside(0, 1)),
+    "schedule.step_every_epochs": Key(float, "step: how often; or step_every_steps", above(0)),
+    "schedule.step_every_steps": Key(int, "the same, in steps", at_least(1)),
+    "schedule.timescale_steps": Key(
+        10_000, "rsqrt: peak * sqrt(timescale / (timescale + steps since warm-up))", at_least(1)
+    ),
+    "schedule.cooldown_epochs": Key(
+        float, "constant and rsqrt: the rate goes linearly to 0 over the last so many", at_least(0)
+    ),
+    "schedule.cooldown_steps": Key(int, "the same, in steps", at_least(0)),
     "schedule.plateau_factor": Key(
         float, "multiply the learning rate by this on a plateau of validation", inside(0, 1)
     ),
@@ -122,16 +206,25 @@ KEYS: dict[str, Key] = {
     "plots": Key(True, "draw the learning curves into plots/ at the end"),
     "model.name": Key("mlp_mixer", "the architecture"),
     "model.variant": Key(str, "a published size, e.g. S/16; fields below override it"),
+    "claims.accuracy": Key(float, "published test top-1 accuracy that the configuration aims at", between(0, 1)),
+    "claims.top5_accuracy": Key(float, "published test top-5 accuracy", between(0, 1)),
+    "claims.tolerance": Key(0.01, "how far below a claim a result still reproduces it", between(0, 1)),
+    "claims.source": Key(str, "where it is published"),
+    "claims.void": Key(str, "why the run is not held to its claims; set where the command line changes the recipe"),
 }
 # Where things lie and how a run is watched: they may change when it continues, for the figures do not hang on them.
 INCIDENTAL = {
     "dataset.path", "dataset.data_dir", "dataset.cache_dir", "dataset.max_resident_gib", "steps_per_dispatch",
-    "checkpoint.keep", "mesh.data", "tensorboard", "plots",
+    "checkpoint.keep", "mesh.data", "tensorboard", "plots", "dataset.placement", "dataset.workers",
+    "claims.accuracy", "claims.top5_accuracy", "claims.tolerance", "claims.source",
+    "claims.void",
 }  # fmt: skip
 ALTERNATIVES = [
     ("total_epochs", "total_steps"),
     ("eval_every_epochs", "eval_every_steps"),
     ("schedule.warmup_epochs", "schedule.warmup_steps"),
+    ("schedule.step_every_epochs", "schedule.step_every_steps"),
+    ("schedule.cooldown_epochs", "schedule.cooldown_steps"),
 ]
 
 
@@ -170,8 +263,13 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping | ml_collections.ConfigDict):
             flat |= flatten(value, f"{prefix}{name}.")
         elif value is not None:
-            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+            flat[prefix + name] = _listed(value)
     return flat
+
+
+def _listed(value: Any) -> Any:
+    """Tuples as lists, however deep, as JSON gives them back."""
+    return [_listed(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def unknown_key(name: str) -> UserError:
@@ -193,7 +291,7 @@ def check(config: ml_collections.ConfigDict) -> None:
         if name not in keys:
             raise unknown_key(name)
         kind = keys[name].default if isinstance(keys[name].default, type) else type(keys[name].default)
-        kinds = (int, float) if kind is float else kind
+        kinds = (int, float) if kind is float else list if kind is tuple else kind
         if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
             raise UserError(f"config.{name}={value!r} is of type {type(value).__name__}; expected {kind.__name__}")
         expected, holds = keys[name].rule
@@ -207,6 +305,11 @@ def check(config: ml_collections.ConfigDict) -> None:
             raise UserError(f"config.{one}={flat[one]} and config.{other}={flat[other]} are both set; give one")
     if "total_epochs" not in flat and "total_steps" not in flat:
         raise UserError("the length of the run is not set; give config.total_epochs or config.total_steps")
+    if config.batch_size % config.accumulate:
+        raise UserError(
+            f"config.accumulate={config.accumulate} does not divide config.batch_size={config.batch_size}; choose one "
+            "that does"
+        )
     models.check(config.model, config.image_size)
 
 

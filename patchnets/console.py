@@ -9,7 +9,7 @@ import jax
 import ml_collections
 from tqdm import tqdm
 
-from patchnets import __version__
+from patchnets import __version__, claims
 from patchnets import config as config_lib
 from patchnets.data import Data
 from patchnets.pace import Pace
@@ -48,6 +48,26 @@ def patience(config: ml_collections.ConfigDict) -> str:
     return text
 
 
+def further(config: ml_collections.ConfigDict) -> str:
+    """What is done beyond optimizer and schedule, in one line; nothing where that is nothing."""
+    said = {
+        f"{config.loss} loss": config.loss != "softmax",
+        f"label smoothing {config.label_smoothing:g}": config.label_smoothing,
+        f"clipped to norm {config.optimizer.clip_norm or 0:g}": config.optimizer.clip_norm,
+        f"SAM radius {config.optimizer.sam_rho or 0:g}": config.optimizer.sam_rho,
+        f"batches in {config.accumulate} parts": config.accumulate > 1,
+        f"evaluated by a running mean of decay {config.ema_decay or 0:g}": config.ema_decay,
+    }
+    return ", ".join(text for text, holds in said.items() if holds)
+
+
+def augmentation(config: ml_collections.ConfigDict) -> str:
+    """The settings of `config.augment` that differ from their defaults: "flip, zoom 0.2"."""
+    defaults = config_lib.default_config().augment
+    changed = {name: value for name, value in config.augment.items() if value != defaults[name]}
+    return ", ".join(name if value is True else f"{name} {value}" for name, value in changed.items())
+
+
 def introduce(
     config: ml_collections.ConfigDict,
     *,
@@ -65,6 +85,7 @@ def introduce(
     counts = ", ".join(f"{role} {feed.num_examples:,} ({data.specs[role]})" for role, feed in feeds.items() if feed)
     size, stored = config.image_size, data.stored_size
     shown = f"{size} px" if size == stored else f"{stored} px, resized to {size} px"
+    shown += ", read while training" if data.feed == "streaming" else ""
     variant = f" {config.model.variant}" if config.model.variant else ""
     fields = ", ".join(f"{k} {v}" for k, v in model_fields.items())
     per_epoch = data.train.steps_per_epoch
@@ -81,6 +102,12 @@ def introduce(
         f"  recipe   {optimizer.name}, learning rate {optimizer.learning_rate:g} {schedule.name}, "
         f"decay {optimizer.weight_decay:g}{patience(config)}"
     )
+    if more := further(config):
+        print(f"           {more}")
+    if augmented := augmentation(config):
+        print(f"  augment  {augmented}")
+    if claim := claims.stated(config):
+        print(f"  claim    {claim}")
     print(f"  config   {config_lib.digest(config)}")
     print(f"  workdir  {workdir}", flush=True)
 
@@ -150,6 +177,10 @@ def conclude(summary: Mapping[str, Any], workdir: os.PathLike[str]) -> None:
         )
     else:
         print("  test     none: there is no test split")
+    if "claims" in summary:
+        print(f"  claim    {claims.concluded(summary['claims'])}")
+    if summary.get("skipped_records"):
+        print(f"  skipped  {summary['skipped_records']:,} records that could not be read")
     rate = f", {summary['images_per_second']:,.0f} images/s" if summary.get("images_per_second") else ""
     work = f"{epochs(summary['epochs'])}, {summary['steps']:,} steps"
     print(f"  took     {duration(summary['wall_seconds'])} for {work}{rate}")

@@ -28,6 +28,7 @@ def parse(argv: list[str]):
     """(configuration, work directory) from a command line. Raises UserError, in one line, for what is wrong with it."""
     from ml_collections import config_flags
 
+    from patchnets import claims
     from patchnets import config as config_lib
 
     argv = [argv[0]] + [re.sub(r"^-(?=[a-z])", "--", argument) for argument in argv[1:]]
@@ -49,6 +50,7 @@ def parse(argv: list[str]):
     config = config_flag.value
     given = config_flags.get_override_values(values["config"])
     config.update_from_flattened_dict(dict.fromkeys(config_lib.displaced(config, given)))
+    claims.void_if_changed(config, given, config_lib.INCIDENTAL)
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not understood; overrides have the form --config.KEY=VALUE")
     config_lib.check(config)

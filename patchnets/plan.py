@@ -1,6 +1,8 @@
 """All that a run is made of, built from its configuration before the first step."""
 
 import dataclasses
+import functools
+from typing import Any
 
 import flax.linen as nn
 import ml_collections
@@ -8,11 +10,15 @@ import optax
 from jax.sharding import Mesh
 
 from patchnets import models, sharding
-from patchnets.data import Data, load_data
-from patchnets.optimizers import make_optimizer, make_schedule, steps_of
+from patchnets.data import Data, load_data, mixing, open_data
+from patchnets.data.preprocess import Preprocess
+from patchnets.errors import UserError
+from patchnets.losses import LOSSES
+from patchnets.optimizers import frozen_parameters, make_optimizer
 from patchnets.patience import Patience
-from patchnets.steps import Task
-from patchnets.train_state import TrainState, create_train_state
+from patchnets.schedules import make_schedule, steps_of
+from patchnets.steps import Mix, Task
+from patchnets.train_state import TrainState, create_train_state, parameter_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +48,8 @@ class Plan:
             channels=self.data.channels,
             seed=self.config.seed,
             mesh=self.mesh,
+            head_bias=self.config.head_bias,
+            ema=self.config.ema_decay is not None,
         )
 
     def next_stop(self, step: int) -> int:
@@ -53,15 +61,60 @@ class Plan:
 def make_plan(config: ml_collections.ConfigDict) -> Plan:
     """Builds everything that `config` describes. Raises UserError for what cannot be built."""
     mesh = sharding.make_mesh(config.mesh, (config.batch_size, config.eval_batch_size or config.batch_size))
-    data = load_data(config, mesh)
-    per_epoch = data.train.steps_per_epoch
+    if (part := config.batch_size // config.accumulate) % mesh.size:
+        raise UserError(
+            f"config.accumulate={config.accumulate} makes parts of {part} examples, which cannot be split evenly over "
+            f"{mesh.size} devices; lower it, or raise config.batch_size"
+        )
+    opened = open_data(config, mesh.size)
+    per_epoch = -(-opened.train_examples // config.batch_size)
     total_steps = max(1, steps_of(config, "total", per_epoch) or 0)
     eval_every = steps_of(config, "eval_every", per_epoch)
     eval_every = per_epoch if eval_every is None else max(1, eval_every)
-    model = models.create_model(config.model, len(data.class_names))
+    patience = Patience.from_config(config, validates="val" in opened.parts)
+    model = models.create_model(config.model, len(opened.source.class_names))
     schedule = make_schedule(config, total_steps, per_epoch)
-    optimizer = make_optimizer(config.optimizer, schedule)
-    task = Task(model, optimizer, data.preprocess, config.seed, config.label_smoothing)
-    patience = Patience.from_config(config, validates=data.val is not None)
+    params = parameter_shapes(model, config.image_size, opened.source.channels)
+    optimizer = make_optimizer(config.optimizer, schedule, params)
+    data = load_data(config, mesh, opened)  # last, for it may take minutes, and what is wrong should be told at once
+    task = make_task(config, model, optimizer, data.preprocess, params)
     eval_every = min(eval_every, total_steps)
     return Plan(config, mesh, data, model, optimizer, schedule, task, patience, total_steps, eval_every)
+
+
+def make_task(
+    config: ml_collections.ConfigDict,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    preprocess: Preprocess,
+    params: Any,
+) -> Task:
+    """What a step does, as `config` has it."""
+    return Task(
+        model,
+        optimizer,
+        preprocess,
+        config.seed,
+        label_smoothing=config.label_smoothing,
+        mix=make_mix(config),
+        loss=LOSSES[config.loss],
+        accumulate=config.accumulate,
+        sam_radius=config.optimizer.sam_rho,
+        frozen=frozen_parameters(config.optimizer, params) if config.optimizer.freeze_rules else None,
+        ema_decay=config.ema_decay,
+    )
+
+
+def make_mix(config: ml_collections.ConfigDict) -> Mix | None:
+    """mixup and CutMix as `config.augment` has them; None for neither."""
+    augment = config.augment
+    if not augment.mixup and not augment.cutmix:
+        return None
+    return functools.partial(
+        mixing.mix,
+        mixup=augment.mixup,
+        cutmix=augment.cutmix,
+        switch=augment.mix_switch,
+        probability=augment.mix_probability,
+        per=augment.mix_per,
+    )

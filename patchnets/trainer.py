@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from clu import parameter_overview
 
-from patchnets import __version__, console, models, sharding
+from patchnets import __version__, claims, console, models, sharding
 from patchnets import config as config_lib
 from patchnets.checkpoints import Checkpoints
 from patchnets.errors import RunError, Stopped, one_line
@@ -56,6 +56,7 @@ def train(
         with StopRequest() as stop:
             return Run(plan, place, checkpoints, board, stop, began).complete()
     finally:
+        plan.data.close()
         board.close()
         checkpoints.close()
         place.release()
@@ -93,7 +94,8 @@ class Run:
         """Trains to the end, tests the best checkpoint, and writes the summary."""
         params = self.introduce()
         self.fit()
-        summary = self.test() | self.circumstances(params)
+        summary = self.test()
+        summary |= claims.compared(self.plan.config, summary) | self.circumstances(params)
         self.board.close()  # which imports, in its thread, what drawing imports too
         if self.plan.config.plots:
             self.draw()
@@ -243,6 +245,7 @@ class Run:
             "steps": self.step,
             "epochs": round(self.step / plan.data.train.steps_per_epoch, 4),
             "params": params,
+            "skipped_records": plan.data.skipped,
             "images_per_second": self.pace.images_per_second and round(self.pace.images_per_second, 1),
             "first_step_seconds": self.first_step_seconds,
             "wall_seconds": round(self.wall_seconds, 1),

@@ -1,5 +1,7 @@
 """Configurations: what is refused and in which words, and the names that a configuration gets."""
 
+import json
+
 import pytest
 from ml_collections import ConfigDict
 
@@ -118,8 +120,23 @@ def test_value_of_a_wrong_type_is_refused_with_its_value_type_and_what_is_expect
         ("optimizer.epsilon", 0.0, "above 0"),
         ("optimizer.clip_norm", 0.0, "above 0"),
         ("optimizer.decay", "biases", "kernels, all"),
-        ("optimizer.name", "sgd", "adamw"),
-        ("schedule.name", "step", "constant, cosine, linear"),
+        ("optimizer.name", "sgdm", "adamw"),
+        ("schedule.name", "steps", "constant, cosine, linear"),
+        ("dataset.feed", "both", "auto, resident, streaming"),
+        ("dataset.corrupt", "ignore", "stop, skip"),
+        ("dataset.workers", -1, "at least 0"),
+        ("augment.policy", "randaug", "randaugment, autoaugment_cifar10"),
+        ("augment.crop_area", 0.0, "above 0 and at most 1"),
+        ("augment.crop_aspect", 0.5, "at least 1"),
+        ("augment.hue", 0.6, "from 0 to 0.5"),
+        ("augment.magnitude", 31.0, "from 0 to 30"),
+        ("augment.mixup", -0.1, "at least 0"),
+        ("augment.mix_per", "image", "batch, example"),
+        ("augment.erasing_mode", "black", "constant, random, pixel"),
+        ("accumulate", 0, "at least 1"),
+        ("loss", "hinge", "softmax, sigmoid"),
+        ("ema_decay", 1.0, "above 0 and below 1"),
+        ("optimizer.sam_rho", 0.0, "above 0"),
         ("schedule.end_factor", 1.01, "0"),
         ("schedule.warmup_steps", -1, "at least 0"),
         ("label_smoothing", 1.0, "not including, 1"),
@@ -194,6 +211,21 @@ def test_key_that_was_deleted_is_named():
     assert "config.optimizer.beta1 is missing" in complaint(config)
 
 
+def test_batch_that_cannot_be_worked_through_in_equal_parts_is_refused():
+    assert complaint(usable(batch_size=128, accumulate=3)).startswith(
+        "config.accumulate=3 does not divide config.batch_size=128"
+    )
+
+
+def test_rules_are_the_same_as_tuples_and_as_a_file_gives_them_back():
+    rules = (("head/.*", 2.0), (".*", 1.0))
+    given = usable(optimizer__lr_rules=rules)
+    assert config_lib.check(given) is None
+    saved = json.loads(json.dumps(config_lib.flatten(given)))
+    assert config_lib.differences(saved, config_lib.flatten(given)) == []
+    assert complaint(usable(optimizer__lr_rules="head/.*")).startswith("config.optimizer.lr_rules='head/.*' is of type")
+
+
 def test_network_that_does_not_fit_the_image_is_refused():
     assert complaint(usable(image_size=65, model__patch_size=8)) == (
         "image_size 65 is not divisible by patch_size 8; use 64 or 72"
@@ -219,7 +251,7 @@ def test_configuration_is_locked():
     with pytest.raises((AttributeError, KeyError)):
         config.batchsize = 3
     with pytest.raises((AttributeError, KeyError)):
-        config.optimizer.momentum = 0.9
+        config.optimizer.moment = 0.9
 
 
 def test_every_default_obeys_its_own_rule_and_every_key_is_explained_in_one_line():
@@ -227,7 +259,7 @@ def test_every_default_obeys_its_own_rule_and_every_key_is_explained_in_one_line
         assert len(key.help) > 8 and "\n" not in key.help, name
         if not isinstance(key.default, type):
             assert key.rule[1](key.default), name
-            assert type(key.default) in (int, float, str, bool), name
+            assert type(key.default) in (int, float, str, bool, tuple), name
 
 
 def test_fields_of_every_architecture_can_be_set_and_start_unset():
@@ -278,7 +310,7 @@ def test_digest_changes_with_every_value_that_figures_may_hang_on():
     flat = config_lib.flatten(usable())
     for name, value in flat.items():
         config = usable()
-        other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int | float) else value + "x"
+        other = not value if isinstance(value, bool) else value + {str: "x", list: [["x", 1]]}.get(type(value), 1)
         assign(config, name, other)
         found.add(config_lib.digest(config))
     found.add(config_lib.digest(usable(model__depth=3)))

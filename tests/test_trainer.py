@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from patchnets import claims, patience, steps, trainer
 from patchnets import config as config_lib
-from patchnets import patience, steps, trainer
 from patchnets.checkpoints import Checkpoints
 from patchnets.data import sources
 from patchnets.data.preprocess import Augment
 from patchnets.errors import RunError, UserError
 from patchnets.metrics import EvalMetrics
+from patchnets.optimizers import make_optimizer
+from patchnets.schedules import make_schedule
 
 SUMMARY_KEYS = {
     "test_accuracy", "test_top5_accuracy", "test_loss", "val_accuracy", "val_top5_accuracy", "val_loss", "best_step",
@@ -310,7 +312,15 @@ def test_every_known_key_is_read_by_a_run(tiny_config, tmp_path, monkeypatch):
         with pytest.raises(UserError):
             sources.open_source(tiny_config.dataset)
     handed_over = {names[i] for i in whole}
+    tiny_config.claims.accuracy = 0.9  # and what only claims, other schedules and optimizers look at
+    claims.compared(tiny_config, {"test_accuracy": 0.8})
+    for tiny_config.schedule.name in ("step", "rsqrt"):
+        tiny_config.schedule.step_every_epochs = 1.0 if tiny_config.schedule.name == "step" else None
+        make_schedule(tiny_config, 10, 2)
+    tiny_config.optimizer.name = "sgd"
+    make_optimizer(tiny_config.optimizer, lambda step: 0.1, {"kernel": np.zeros(1)})
     expected = {key for key in config_lib.known_keys() if not key.startswith(tuple(handed_over))}
+    expected -= {"dataset.workers", "dataset.corrupt"}  # of streaming feeds: tests/data/test_data.py
     assert expected - seen == set()
     assert {f"augment.{field.name}" for field in dataclasses.fields(Augment)} == {
         key for key in config_lib.known_keys() if key.startswith("augment.")

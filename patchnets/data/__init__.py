@@ -1,7 +1,6 @@
 """From `config.dataset` to the three feeds of a run."""
 
 import dataclasses
-import functools
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from patchnets.data import cache, sources, splits
-from patchnets.data.preprocess import Augment, Preprocess, normalisation
+from patchnets.data.preprocess import Augment, Preprocess, check_channels, normalisation
 from patchnets.data.resident import ResidentFeed
 from patchnets.errors import UserError
 from patchnets.feeds import Feed
@@ -26,13 +25,27 @@ class Data:
     name: str
     class_names: tuple[str, ...]
     channels: int
-    stored_size: int  # side in pixels of the images as they are kept; the step resizes them
+    feed: str  # resident or streaming
+    stored_size: int  # side in pixels of the images that the step gets; it resizes them
     train: Feed
     val: Feed | None
     test: Feed | None
     specs: dict[str, str | None]
     identity: dict[str, Any]  # what must be the same when a run continues
     preprocess: Preprocess
+
+    @property
+    def feeds(self) -> list[Feed]:
+        return [feed for feed in (self.train, self.val, self.test) if feed is not None]
+
+    @property
+    def skipped(self) -> int:
+        """Records that could not be read, so far."""
+        return sum(feed.skipped for feed in self.feeds)
+
+    def close(self) -> None:
+        for feed in self.feeds:
+            feed.close()
 
 
 def choose_splits(config: ml_collections.ConfigDict, sizes: Mapping[str, int]) -> dict[str, str | None]:
@@ -75,23 +88,123 @@ def _train_without(val: str, sizes: Mapping[str, int]) -> str:
     return "+".join(rest) or "train"
 
 
-def load_data(config: ml_collections.ConfigDict, mesh: Mesh) -> Data:
-    """Opens the data set, decodes it if that has not been done, and places it on the devices.
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A data set whose splits are known, before any image is decoded."""
+
+    source: sources.Source
+    augment: Augment
+    specs: dict[str, str | None]
+    parts: dict[str, list[splits.Part]]
+    feed: str  # resident or streaming
+
+    @property
+    def train_examples(self) -> int:
+        return sum(high - low for _, low, high in self.parts["train"])
+
+
+def open_data(config: ml_collections.ConfigDict, devices: int) -> Opened:
+    """Opens the data set and decides how it is fed to so many devices: from images decoded once and kept on them where
+    these fit, or else from files that are read while training.
+
+    Raises:
+      UserError: the data set or a split cannot be had, or cannot be fed or augmented as configured.
+    """
+    source = sources.open_source(config.dataset)
+    augment = Augment(**config.augment.to_dict())
+    check_channels(augment, source.channels)
+    specs = choose_splits(config.dataset, source.sizes)
+    parts = {role: splits.parse(spec, source.sizes) for role, spec in specs.items() if spec}
+    feed = config.dataset.feed
+    if feed == "auto":
+        fits = _decoded_bytes(source, parts, config.image_size) <= _allowed_bytes(config, devices)
+        feed = "resident" if fits or not source.encoded else "streaming"
+    if feed == "streaming" and config.normalize == "dataset":
+        raise UserError(
+            "config.normalize='dataset' is fitted on all training images, and these are read while training; use "
+            "imagenet, symmetric or unit, or config.dataset.feed=resident"
+        )
+    if feed == "streaming" and augment.crop_padding:
+        raise UserError(
+            f"config.augment.crop_padding={augment.crop_padding} pads images that are kept as they are, and these are "
+            "cropped while they are read; use config.augment.crop_area, or config.dataset.feed=resident"
+        )
+    return Opened(source, augment, specs, parts, feed)
+
+
+def load_data(config: ml_collections.ConfigDict, mesh: Mesh, opened: Opened | None = None) -> Data:
+    """The feeds of a data set, opened before or opened now; images that are kept are decoded and placed.
 
     Raises:
       UserError: the data set or a split cannot be had as configured.
       RunError: an image cannot be decoded.
     """
-    source = sources.open_source(config.dataset)
-    specs = choose_splits(config.dataset, source.sizes)
-    parsed = {role: splits.parse(spec, source.sizes) for role, spec in specs.items() if spec}
-    root = cache.cache_root(config.dataset.cache_dir)
-    max_bytes = config.dataset.max_resident_gib * 2**30
-    names = dict.fromkeys(name for parts in parsed.values() for name, _, _ in parts)
+    opened = opened or open_data(config, mesh.size)
+    source, resident = opened.source, opened.feed == "resident"
+    made = (_resident if resident else _streaming)(config, mesh, opened)
+    mean, std = made.normalisation
+    return Data(
+        name=source.name,
+        class_names=source.class_names,
+        channels=source.channels,
+        feed=opened.feed,
+        stored_size=made.stored_size,
+        train=made.feeds["train"],
+        val=made.feeds.get("val"),
+        test=made.feeds.get("test"),
+        specs=opened.specs,
+        identity={"name": source.name, "classes": list(source.class_names)} | made.identity,
+        preprocess=Preprocess(config.image_size, mean, std, opened.augment, config.eval_crop, cropped=not resident),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    """What the two ways of feeding a run give alike."""
+
+    feeds: dict[str, Feed]
+    stored_size: int
+    normalisation: tuple[tuple[float, ...], ...]
+    identity: dict[str, Any]
+
+
+def _names(parts: Mapping[str, list[splits.Part]]) -> list[str]:
+    """The splits that are read, each once."""
+    return list(dict.fromkeys(name for some in parts.values() for name, _, _ in some))
+
+
+def _decoded_bytes(source: sources.Source, parts: Mapping[str, list[splits.Part]], image_size: int) -> int:
+    """The memory that resident images would take, as far as one can tell without reading them all."""
+    total = 0
+    for name in _names(parts):
+        native = source.records(name).native_size() or image_size
+        total += source.sizes[name] * min(native, image_size) ** 2 * source.channels
+    return total
+
+
+def _allowed_bytes(config: ml_collections.ConfigDict, devices: int) -> float:
+    """The memory that resident images may take over all, where each device has room for `max_resident_gib`."""
+    return config.dataset.max_resident_gib * 2**30 * (devices if config.dataset.placement == "sharded" else 1)
+
+
+def _batch_size(config: ml_collections.ConfigDict, role: str) -> int:
+    return config.batch_size if role == "train" else config.eval_batch_size or config.batch_size
+
+
+def _seed(config: ml_collections.ConfigDict, role: str) -> int | None:
+    """What the order of a split's examples hangs on; None for the order in which they are stored."""
+    return config.seed if role == "train" else None
+
+
+def _resident(config: ml_collections.ConfigDict, mesh: Mesh, opened: Opened) -> Made:
+    """Decodes what is not in the cache, tells how much memory is taken, and takes it."""
+    source, parts = opened.source, opened.parts
+    root, max_bytes = cache.cache_root(config.dataset.cache_dir), _allowed_bytes(config, mesh.size)
+    sharded = config.dataset.placement == "sharded"
 
     def load_whole(keep_native: bool) -> dict[str, cache.Decoded]:
         found: dict[str, cache.Decoded] = {}
-        for name in names:
+        for name in _names(parts):
             held = sum(images.nbytes for images, _ in found.values())
             found[name] = cache.load_split(source, name, config.image_size, root, max_bytes, held, keep_native)
         return found
@@ -100,43 +213,68 @@ def load_data(config: ml_collections.ConfigDict, mesh: Mesh) -> Data:
     if len({images.shape[1] for images, _ in whole.values()}) > 1:  # each split of one size, but not of the same
         whole = load_whole(keep_native=False)
 
-    @functools.cache
     def gather(role: str) -> tuple[np.ndarray, np.ndarray]:
-        parts = [(whole[name][0][low:high], whole[name][1][low:high]) for name, low, high in parsed[role]]
-        images, labels = zip(*parts)
-        return (np.concatenate(images), np.concatenate(labels)) if len(parts) > 1 else parts[0]
+        some = [(whole[name][0][low:high], whole[name][1][low:high]) for name, low, high in parts[role]]
+        images, labels = zip(*some)
+        return (np.concatenate(images), np.concatenate(labels)) if len(some) > 1 else some[0]
 
-    def feed(role: str) -> Feed | None:
-        if role not in parsed:
-            return None
-        batch_size = config.batch_size if role == "train" else config.eval_batch_size or config.batch_size
-        return ResidentFeed(
-            *gather(role), batch_size=batch_size, mesh=mesh, shuffle_seed=config.seed if role == "train" else None
-        )
-
-    for role, spec in specs.items():
-        if spec and not 0 <= int(gather(role)[1].min()) <= int(gather(role)[1].max()) < len(source.class_names):
+    arrays = {role: gather(role) for role in parts}
+    for role, (_, labels) in arrays.items():
+        if not 0 <= int(labels.min()) <= int(labels.max()) < len(source.class_names):
             raise UserError(
-                f"the examples of {spec!r} have no labels, or some outside the {len(source.class_names)} classes; "
-                f"choose another config.dataset.{role}_split, or none"
+                f"the examples of {opened.specs[role]!r} have no labels, or some outside the "
+                f"{len(source.class_names)} classes; choose another config.dataset.{role}_split, or none"
             )
-    mean, std = normalisation(config.normalize, gather("train")[0])
-    train = feed("train")
-    assert train is not None
-    return Data(
-        name=source.name,
-        class_names=source.class_names,
-        channels=source.channels,
+    total = sum(images.nbytes for images, _ in arrays.values())
+    # Told before it is taken, for it may be too much.
+    share = f"{cache.amount(total / mesh.size)} of {cache.amount(total)}" if sharded else cache.amount(total)
+    print(f"placing {share} of images on {'each of ' if mesh.size > 1 else ''}{mesh.size} device(s)", flush=True)
+    feeds: dict[str, Feed] = {
+        role: ResidentFeed(
+            *arrays[role],
+            batch_size=_batch_size(config, role),
+            mesh=mesh,
+            shuffle_seed=_seed(config, role),
+            sharded=sharded,
+        )
+        for role in parts
+    }
+    return Made(
+        feeds=feeds,
         stored_size=next(iter(whole.values()))[0].shape[1],
-        train=train,
-        val=feed("val"),
-        test=feed("test"),
-        specs=specs,
+        normalisation=normalisation(config.normalize, arrays["train"][0]),
         identity={
-            "name": source.name,
-            "classes": list(source.class_names),
-            "examples": {role: len(gather(role)[1]) for role in parsed},
-            "labels_crc32": {role: zlib.crc32(gather(role)[1].tobytes()) for role in parsed},
+            "examples": {role: len(labels) for role, (_, labels) in arrays.items()},
+            "labels_crc32": {role: zlib.crc32(labels.tobytes()) for role, (_, labels) in arrays.items()},
         },
-        preprocess=Preprocess(config.image_size, mean, std, Augment(**config.augment.to_dict())),
+    )
+
+
+def _streaming(config: ml_collections.ConfigDict, mesh: Mesh, opened: Opened) -> Made:
+    from patchnets.data.streaming import StreamingFeed  # Grain is needed here alone
+
+    source, parts = opened.source, opened.parts
+    augment = config.augment
+    feeds: dict[str, Feed] = {}
+    for role, some in parts.items():
+        training = role == "train"
+        feeds[role] = StreamingFeed(
+            [(source.records(name), low, high) for name, low, high in some],
+            batch_size=_batch_size(config, role),
+            mesh=mesh,
+            size=config.image_size,
+            channels=source.channels,
+            num_classes=len(source.class_names),
+            seed=_seed(config, role),
+            crop_area=augment.crop_area if training else 1.0,
+            crop_aspect=augment.crop_aspect,
+            keep=1.0 if training else config.eval_crop,
+            workers=config.dataset.workers,
+            corrupt=config.dataset.corrupt,
+        )
+    return Made(
+        feeds=feeds,
+        stored_size=config.image_size,
+        normalisation=normalisation(config.normalize, np.empty((0, 1, 1, source.channels), np.uint8)),
+        identity={"examples": {role: feed.num_examples for role, feed in feeds.items()}},
     )

@@ -82,15 +82,16 @@ def load_split(
 def _refuse_too_large(source: Source, split: str, side: int, max_bytes: float, held_bytes: int) -> None:
     size = source.sizes[split] * side * side * source.channels
     if held_bytes + size > max_bytes:
-        beside = f" beside {_amount(held_bytes)} of other splits" if held_bytes else ""
+        beside = f" beside {amount(held_bytes)} of other splits" if held_bytes else ""
         raise UserError(
-            f"{source.name} {split}: {source.sizes[split]:,} images of {side} x {side} pixels take {_amount(size)} of "
+            f"{source.name} {split}: {source.sizes[split]:,} images of {side} x {side} pixels take {amount(size)} of "
             f"memory{beside}, config.dataset.max_resident_gib={max_bytes / 2**30:g} allows less; raise it, or lower "
             "config.image_size"
         )
 
 
-def _amount(size: float) -> str:
+def amount(size: float) -> str:
+    """Bytes as people read them."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
@@ -127,7 +128,7 @@ def _reserve(path: pathlib.Path) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
             raise UserError(
-                f"{path.parent.parent} has no room for {_amount(size)} of decoded images ({error.strerror}); "
+                f"{path.parent.parent} has no room for {amount(size)} of decoded images ({error.strerror}); "
                 "name another place with config.dataset.cache_dir"
             ) from error
 

@@ -13,6 +13,8 @@ from patchnets.errors import UserError
 
 PART = re.compile(r"(?P<name>\w[\w-]*)(\[(?P<low>-?\d+(\.\d+)?%?)?(?P<colon>:)(?P<high>-?\d+(\.\d+)?%?)?\])?", re.ASCII)
 
+Part = tuple[str, int, int]  # a split's name, the first of its examples, and one past the last
+
 
 def _bound(text: str | None, default: int, size: int, spec: str) -> int:
     """A bound as a position in [0, size]; percentages and negative bounds count as in TFDS."""
@@ -32,7 +34,7 @@ def _bound(text: str | None, default: int, size: int, spec: str) -> int:
     return position + size if position < 0 else position
 
 
-def parse(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, int, int]]:
+def parse(spec: str, sizes: Mapping[str, int]) -> list[Part]:
     """[(name, first, one past the last), ...] for a split such as "train[:90%]+test".
 
     Args:
@@ -61,7 +63,7 @@ def parse(spec: str, sizes: Mapping[str, int]) -> list[tuple[str, int, int]]:
     return parts
 
 
-def overlap(one: list[tuple[str, int, int]], other: list[tuple[str, int, int]]) -> int:
+def overlap(one: list[Part], other: list[Part]) -> int:
     """How many examples two parsed splits share."""
     return sum(
         max(0, min(a_high, b_high) - max(a_low, b_low))

@@ -1,0 +1,124 @@
+"""Whole runs with all that a recipe may ask for, resident and streaming: cut and continued, on one device and eight."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from patchnets import trainer
+from patchnets.errors import RunError
+
+RECIPE = dict(
+    augment=dict(
+        rotation=0.05, crop_area=0.6, policy="randaugment", erasing=0.5, erasing_mode="pixel", mixup=0.4, cutmix=1.0
+    ),
+    optimizer=dict(
+        name="lamb", learning_rate=0.01, sam_rho=0.05, clip_norm=1.0, lr_rules=(("head/.*", 2.0), (".*", 1.0))
+    ),
+    accumulate=2,
+    ema_decay=0.9,
+    loss="sigmoid",
+    head_bias=-2.0,
+    label_smoothing=0.1,
+    total_steps=6,
+    total_epochs=None,
+    eval_every_steps=3,
+    checkpoint=dict(every_steps=1, keep=9),
+)
+
+
+def figures(workdir):
+    """The rows of metrics.jsonl, without how fast they came."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
+
+
+def cut(finished, workdir, step):
+    """A work directory as it would be after a kill, when the checkpoint of `step` was the last."""
+    shutil.copytree(finished, workdir)
+    (workdir / "summary.json").unlink()
+    for place in (workdir / "checkpoints").iterdir():
+        if place.name.isdigit() and int(place.name) > step:
+            shutil.rmtree(place)
+    shutil.rmtree(workdir / "checkpoints" / "best", ignore_errors=True)
+
+
+def test_a_run_with_the_whole_recipe_continues_as_if_never_cut_and_is_the_same_on_eight_devices(tiny_config, tmp_path):
+    config = tiny_config
+    config.update(RECIPE)
+    straight = trainer.train(config, tmp_path / "straight")
+    cut(tmp_path / "straight", tmp_path / "cut", 2)
+    again = trainer.train(config, tmp_path / "cut")
+    assert figures(tmp_path / "cut") == figures(tmp_path / "straight")
+    assert again["test_loss"] == straight["test_loss"]
+    config.mesh.data = 8
+    trainer.train(config, tmp_path / "eight")
+    one, eight = figures(tmp_path / "straight")[0], figures(tmp_path / "eight")[0]
+    assert eight["train_loss"] == pytest.approx(one["train_loss"], abs=2e-3)
+    assert eight["val_loss"] == pytest.approx(one["val_loss"], abs=2e-3)
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """Two classes of JPEGs of realistic size and of several shapes, cut from two photographs."""
+    root, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
+    for label, photograph in zip(("temple", "flower"), load_sample_images().images):
+        for split, count in (("train", 13), ("val", 5)):
+            place = root / split / label
+            place.mkdir(parents=True)
+            for i in range(count):
+                height, width = (375, 500) if i % 2 else (427, 320)
+                top, left = rng.integers(0, 427 - height + 1), rng.integers(0, 640 - width + 1)
+                Image.fromarray(photograph[top : top + height, left : left + width]).save(place / f"{i}.jpg")
+    return root
+
+
+@pytest.fixture
+def streamed(tiny_config, photographs):
+    tiny_config.update(
+        dataset=dict(
+            name="folder",
+            path=str(photographs),
+            train_split="train",
+            val_split="val",
+            test_split="none",
+            feed="streaming",
+            workers=0,
+        ),
+        image_size=16,
+        augment=dict(flip=True, crop_area=0.3, saturation=0.4),
+        batch_size=8,
+        eval_crop=0.875,
+        total_steps=10,
+        total_epochs=None,
+        eval_every_steps=5,
+        checkpoint=dict(every_steps=1, keep=20),
+    )
+    return tiny_config
+
+
+def test_a_streamed_run_learns_and_continues_as_if_never_cut(streamed, tmp_path, capsys):
+    straight = trainer.train(streamed, tmp_path / "straight")
+    assert "16 px, read while training" in capsys.readouterr().out
+    assert straight["val_accuracy"] > 0.8  # the two photographs are easily told apart
+    cut(tmp_path / "straight", tmp_path / "cut", 6)
+    trainer.train(streamed, tmp_path / "cut")
+    assert figures(tmp_path / "cut") == figures(tmp_path / "straight")
+
+
+def test_a_broken_record_stops_a_streamed_run_or_is_skipped_and_counted(streamed, photographs, tmp_path, capsys):
+    root = tmp_path / "photographs"
+    shutil.copytree(photographs, root)
+    whole = (root / "train" / "flower" / "3.jpg").read_bytes()
+    (root / "train" / "flower" / "3.jpg").write_bytes(whole[: len(whole) // 2])
+    streamed.dataset.path, streamed.total_steps = str(root), 4
+    with pytest.raises(RunError, match=r"flower.3\.jpg"):
+        trainer.train(streamed, tmp_path / "stopped")
+    streamed.dataset.corrupt = "skip"
+    summary = trainer.train(streamed, tmp_path / "skipped")
+    assert summary["skipped_records"] == 1
+    printed = capsys.readouterr()
+    assert "3.jpg" in printed.err and "1 records that could not be read" in printed.out
