@@ -22,6 +22,17 @@ def choose(argument: str | None, choices: Mapping[str, Callable[[], ConfigDict]]
     return choices[argument]()
 
 
+def claim(accuracy: float, top5_accuracy: float | None = None, *, source: str, tolerance: float = 0.01) -> dict:
+    """The published test metrics that a configuration aims at: `claims=claim(...)`."""
+    return dict(accuracy=accuracy, top5_accuracy=top5_accuracy, source=source, tolerance=tolerance)
+
+
+def changed(config: ConfigDict, **values) -> ConfigDict:
+    """`config`, with some of its keys changed."""
+    config.update(values)
+    return config
+
+
 def digits(**values) -> ConfigDict:
     """scikit-learn's digits, for a small network of any paper: 60 epochs of AdamW on moved and zoomed images."""
     return base(
@@ -45,7 +56,7 @@ def keras_adamw(learning_rate: float) -> dict:
     return dict(learning_rate=learning_rate, weight_decay=1e-4, decay="all", epsilon=1e-7)
 
 
-def keras_mlp(dataset: str, learning_rate: float, model: dict) -> ConfigDict:
+def keras_mlp(dataset: str, learning_rate: float, model: dict, **values) -> ConfigDict:
     """The recipe of the Keras example "image classification with modern MLP models".
 
     Resized from 32 to 64 pixels, mirrored, zoomed by up to a fifth, batches of 128, AdamW at a constant rate that is
@@ -64,10 +75,11 @@ def keras_mlp(dataset: str, learning_rate: float, model: dict) -> ConfigDict:
         schedule=dict(name="constant", plateau_factor=0.5, plateau_patience=5),
         stop_patience=10,
         checkpoint=dict(best="loss"),
+        **values,
     )
 
 
-def keras_vit(dataset: str, model: dict) -> ConfigDict:
+def keras_vit(dataset: str, model: dict, **values) -> ConfigDict:
     """The recipe of the Keras example "image classification with Vision Transformer".
 
     Resized from 32 to 72 pixels, mirrored, turned by up to 0.02 of a turn, zoomed by up to a fifth, batches of 256,
@@ -84,10 +96,11 @@ def keras_vit(dataset: str, model: dict) -> ConfigDict:
         total_epochs=10.0,
         optimizer=keras_adamw(1e-3),
         schedule=dict(name="constant"),
+        **values,
     )
 
 
-def keras_convmixer(dataset: str, model: dict) -> ConfigDict:
+def keras_convmixer(dataset: str, model: dict, **values) -> ConfigDict:
     """The recipe of the Keras example "image classification with ConvMixer".
 
     Pixels divided by 255, mirrored (its random crop is as large as the image), batches of 128, AdamW at a constant
@@ -103,6 +116,7 @@ def keras_convmixer(dataset: str, model: dict) -> ConfigDict:
         total_epochs=10.0,
         optimizer=keras_adamw(1e-3),
         schedule=dict(name="constant"),
+        **values,
     )
 
 
@@ -118,15 +132,150 @@ def on_digits(config: ConfigDict, **model) -> ConfigDict:
     return config
 
 
-def imagenet(**values) -> ConfigDict:
-    """ImageNet-1k at 224 pixels in bfloat16, mirrored.
+def convmixer_on_cifar(dataset: str, **values) -> ConfigDict:
+    """The ConvMixer paper's recipe for CIFAR-10 (arXiv 2201.09792, appendix, and its repository): 200 epochs, batch 64,
+    AdamW of epsilon 1e-3, learning rate 0.01 in one cycle, decay 0.01, gradients clipped at 1; crops of three quarters
+    of the image or more, RandAugment of magnitude 9, mixup and CutMix 0.5, random erasing 0.25.
+
+    RandAugment, mixup and erasing are as in timm, which the authors used: each operation with probability one half and
+    a magnitude of deviation 0.5, noise in erased rectangles.
+    """
+    return base(
+        dataset=dict(name=dataset, train_split="train", val_split="none"),
+        image_size=32,
+        normalize="dataset",
+        augment=dict(
+            flip=True,
+            crop_area=0.75,
+            crop_aspect=1.0,
+            policy="randaugment",
+            magnitude=9.0,
+            magnitude_std=0.5,
+            policy_probability=0.5,
+            erasing=0.25,
+            erasing_mode="pixel",
+            mixup=0.5,
+            cutmix=0.5,
+        ),
+        model=dict(name="convmixer", variant="256/8-k9-p1"),
+        batch_size=64,
+        total_epochs=200.0,
+        optimizer=dict(learning_rate=0.01, weight_decay=0.01, epsilon=1e-3, clip_norm=1.0),
+        schedule=dict(name="one_cycle"),
+        **values,
+    )
+
+
+def locuslab(dataset: str, **values) -> ConfigDict:
+    """The short recipe of github.com/locuslab/convmixer-cifar10: 25 epochs, batch 512, AdamW, learning rate 0.05 in
+    one cycle, decay 0.005, torchvision's RandAugment with 2 operations of magnitude 12, which is 12 / 30 of its ranges.
+    """
+    return base(
+        dataset=dict(name=dataset, train_split="train", val_split="none"),
+        image_size=32,
+        normalize="dataset",
+        augment=dict(flip=True, policy="randaugment", layers=2, magnitude=4.0),
+        model=dict(name="convmixer", variant="256/8-k5-p2"),
+        batch_size=512,
+        total_epochs=25.0,
+        optimizer=dict(learning_rate=0.05, weight_decay=0.005),
+        schedule=dict(name="one_cycle"),
+        **values,
+    )
+
+
+def omihub777(dataset: str, **values) -> ConfigDict:
+    """What github.com/omihub777/MLP-Mixer-CIFAR and ViT-CIFAR share: batch 128, Adam, whose decay of 5e-5 joins the
+    gradient, learning rate 1e-3 with 5 epochs of warm-up and cosine decay, label smoothing 0.1, images padded by 4,
+    cropped and mirrored, AutoAugment."""
+    return base(
+        dataset=dict(name=dataset, train_split="train", val_split="none"),
+        image_size=32,
+        normalize="dataset",
+        augment=dict(flip=True, crop_padding=4, policy="autoaugment_cifar10", **values.pop("augment", {})),
+        batch_size=128,
+        label_smoothing=0.1,
+        optimizer=dict(name="adam", learning_rate=1e-3, weight_decay=5e-5, decay="all", **values.pop("optimizer", {})),
+        schedule=dict(name="cosine", warmup_epochs=5.0, **values.pop("schedule", {})),
+        **values,
+    )
+
+
+def mixer_nano(dataset: str, **values) -> ConfigDict:
+    """Mixer-nano as github.com/omihub777/MLP-Mixer-CIFAR trains it: 300 epochs, down to 1e-6, CutMix for half of the
+    batches."""
+    return omihub777(
+        dataset,
+        model=dict(
+            name="mlp_mixer",
+            patch_size=4,
+            depth=8,
+            hidden_dim=128,
+            tokens_mlp_dim=64,
+            channels_mlp_dim=512,
+            gelu="exact",
+        ),
+        total_epochs=300.0,
+        augment=dict(cutmix=1.0, mix_probability=0.5),
+        optimizer=dict(beta2=0.99),
+        schedule=dict(end_factor=1e-3),
+        **values,
+    )
+
+
+def vit_small(dataset: str, **values) -> ConfigDict:
+    """The ViT that github.com/omihub777/ViT-CIFAR trains: 200 epochs, down to 1e-5."""
+    return omihub777(
+        dataset,
+        model=dict(name="vit", patch_size=4, depth=7, hidden_dim=384, mlp_dim=384, num_heads=12, gelu="exact"),
+        total_epochs=200.0,
+        schedule=dict(end_factor=1e-2),
+        **values,
+    )
+
+
+def kentaroy47(dataset: str, **values) -> ConfigDict:
+    """The ViT that github.com/kentaroy47/vision-transformers-cifar10 trains: batch 512, Adam without decay, learning
+    rate 1e-4 with cosine decay, dropout 0.1, images padded by 4, cropped and mirrored, RandAugment with 2 operations of
+    magnitude 14 of 30."""
+    return base(
+        dataset=dict(name=dataset, train_split="train", val_split="none"),
+        image_size=32,
+        normalize="dataset",
+        augment=dict(flip=True, crop_padding=4, policy="randaugment", layers=2, magnitude=14 / 3),
+        model=dict(
+            name="vit",
+            patch_size=4,
+            depth=6,
+            hidden_dim=512,
+            mlp_dim=512,
+            num_heads=8,
+            dropout_rate=0.1,
+            gelu="exact",
+        ),
+        batch_size=512,
+        optimizer=dict(name="adam", learning_rate=1e-4),
+        schedule=dict(name="cosine"),
+        **values,
+    )
+
+
+def imagenet(augment: Mapping, **values) -> ConfigDict:
+    """ImageNet-1k at 224 pixels: crops of at least 5 % of the image's area, mirrored; validated on the middle seven
+    eighths of the shorter side's square.
 
     The last 1% of train is for validation, and ImageNet's validation images are the test split.
     """
     return base(
         dataset=dict(name="imagenet2012", train_split="train[:99%]", val_split="train[99%:]", test_split="validation"),
         image_size=224,
-        augment=dict(flip=True),
+        **{"eval_crop": 0.875} | values,
+        augment={"flip": True, "crop_area": 0.05} | dict(augment),
         log_every_steps=100,
-        **values,
     )
+
+
+def tensorflow_randaugment(magnitude: float) -> dict:
+    """RandAugment with 2 operations as the authors of Mixer and ViT have it, in which posterize and solarize change an
+    image less the higher the magnitude."""
+    return dict(policy="randaugment", layers=2, magnitude=float(magnitude), increasing=False)
