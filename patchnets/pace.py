@@ -35,9 +35,10 @@ class Pace:
         return min(at_most, max(least, int(SECONDS_PER_DISPATCH / self._step_seconds)))
 
     @contextlib.contextmanager
-    def measure(self, steps: int, images: int) -> Iterator[None]:
-        """Times one dispatch, which the caller waits for inside."""
-        began = time.perf_counter()
+    def measure(self, steps: int, images: int, began: float | None = None) -> Iterator[None]:
+        """Times one dispatch, which the caller waits for inside; from the time.perf_counter() `began` on, where the
+        caller has waited for images before."""
+        began = time.perf_counter() if began is None else began
         yield
         took = time.perf_counter() - began
         self._dispatches += 1

@@ -133,10 +133,10 @@ class Run:
         progress = console.Progress(plan.total_steps, self.step, batch_size)
         try:
             while self.step < plan.total_steps and not self.patience.over:
-                until = plan.next_stop(self.step)
+                until, asked = plan.next_stop(self.step), time.perf_counter()
                 operands, serves = plan.data.train.operands(self.step)
                 count = self.pace.steps(min(until - self.step, serves))
-                with self.pace.measure(count, count * batch_size):
+                with self.pace.measure(count, count * batch_size, asked):
                     self.state, finite, param_norm = train_steps(self.state, operands, count, self.patience.scale)
                     healthy = bool(finite) and bool(np.isfinite(param_norm))
                 self.step = int(self.state.step)

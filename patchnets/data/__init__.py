@@ -1,6 +1,7 @@
 """From `config.dataset` to the three feeds of a run."""
 
 import dataclasses
+import importlib.util
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -119,6 +120,11 @@ def open_data(config: ml_collections.ConfigDict, devices: int) -> Opened:
     if feed == "auto":
         fits = _decoded_bytes(source, parts, config.image_size) <= _allowed_bytes(config, devices)
         feed = "resident" if fits or not source.encoded else "streaming"
+    if feed == "streaming" and importlib.util.find_spec("grain") is None:
+        raise UserError(
+            "these images are read while training, through Grain, which is not installed; pip install grain, or raise "
+            "config.dataset.max_resident_gib if their decoded size fits into memory"
+        )
     if feed == "streaming" and config.normalize == "dataset":
         raise UserError(
             "config.normalize='dataset' is fitted on all training images, and these are read while training; use "

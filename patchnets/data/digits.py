@@ -11,6 +11,7 @@ import numpy as np
 
 from patchnets.data import splits
 from patchnets.data.sources import Example
+from patchnets.errors import UserError
 
 TEST_SHARE = 0.2
 
@@ -42,6 +43,12 @@ class DigitRecords:
     def native_size(self) -> int:
         return 8
 
+    def encoded(self, position: int) -> tuple[bytes, int]:
+        raise UserError("digits take 0.1 MiB and are always resident; set config.dataset.feed=resident")
+
+    def name_of(self, position: int) -> str:
+        return f"image {position} of digits {self.split}"
+
 
 class Digits:
     """A fixed, stratified fifth is the test split; the rest is train, shuffled."""
@@ -50,6 +57,7 @@ class Digits:
     version = "1"
     class_names = tuple("0123456789")
     channels = 1
+    encoded = False
     sizes: Mapping[str, int] = types.MappingProxyType({"train": 1438, "test": 359})
 
     def records(self, split: str) -> DigitRecords:

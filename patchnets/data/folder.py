@@ -1,45 +1,62 @@
 """A folder of images, as anybody has for their own data: train/CLASS/*.jpg|png, optionally val/ and test/."""
 
-import dataclasses
 import hashlib
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
 
 from patchnets.data import decode
 from patchnets.data.sources import Example
-from patchnets.errors import UserError
+from patchnets.errors import RunError, UserError, one_line
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 SPLITS = ("train", "val", "test")
 GRAY_MODES = {"1", "L", "LA", "I", "I;16"}
 
 
-@dataclasses.dataclass(frozen=True)
-class File:
-    """One image: its place in the split's order, its path below the root, its label, and what tells of a change."""
+class File(NamedTuple):
+    """One image: its place in the split's order, its name in its class's folder, its label, what tells of a change."""
 
     order: bytes
-    path: str
+    name: str
     label: int
     stamp: str
 
 
 class FolderRecords:
-    def __init__(self, root: pathlib.Path, files: list[File], channels: int):
-        self.root, self.files, self.channels = root, files, channels
+    """The images of one split. Names are kept in one array, because there may be millions, and workers get a copy."""
+
+    def __init__(self, place: pathlib.Path, class_names: Sequence[str], files: Sequence[File], channels: int):
+        self.place, self.class_names, self.channels = place, tuple(class_names), channels
+        self.file_names = np.array([os.fsencode(file.name) for file in files])
+        self.labels = np.array([file.label for file in files], np.int32)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.labels)
+
+    def path(self, position: int) -> pathlib.Path:
+        return self.place / self.class_names[self.labels[position]] / os.fsdecode(self.file_names[position])
 
     def examples(self, positions: Sequence[int], size: int | None = None) -> list[Example]:
-        chosen = [(self.root / self.files[i].path, self.files[i].label) for i in positions]
+        chosen = [(self.path(i), int(self.labels[i])) for i in positions]
         return [(decode.decode_image(path, str(path), self.channels, size), label) for path, label in chosen]
 
     def native_size(self) -> int | None:
-        path = self.root / self.files[0].path
-        height, width = decode.image_size(path, str(path))
+        height, width = decode.image_size(self.path(0), self.name_of(0))
         return height if height == width else None
+
+    def encoded(self, position: int) -> tuple[bytes, int]:
+        try:
+            return self.path(position).read_bytes(), int(self.labels[position])
+        except OSError as error:
+            reason = error.strerror or one_line(error)
+            raise RunError(f"{self.name_of(position)} cannot be read ({reason}); repair or remove it") from error
+
+    def name_of(self, position: int) -> str:
+        return str(self.path(position))
 
 
 class Folder:
@@ -50,6 +67,7 @@ class Folder:
     """
 
     name = "folder"
+    encoded = True
 
     def __init__(self, path: str):
         self.root = pathlib.Path(path).expanduser().resolve()
@@ -59,10 +77,13 @@ class Folder:
         if not self.class_names:
             raise UserError(f"{self.root / 'train'} holds no class folders; expected train/CLASS/*.jpg|png")
         found = {split: self._scan(split) for split in SPLITS if (self.root / split).is_dir()}
-        firsts = {file.label: file.path for file in reversed(found["train"])}
-        gray = {decode.image_mode(self.root / path) for path in firsts.values()} <= GRAY_MODES
-        self.channels = 1 if gray else 3
-        self._records = {split: FolderRecords(self.root, files, self.channels) for split, files in found.items()}
+        firsts = {file.label: file for file in reversed(found["train"])}
+        places = [self.root / "train" / self.class_names[label] / file.name for label, file in firsts.items()]
+        self.channels = 1 if {decode.image_mode(place) for place in places} <= GRAY_MODES else 3
+        self._records = {
+            split: FolderRecords(self.root / split, self.class_names, files, self.channels)
+            for split, files in found.items()
+        }
         self.sizes: Mapping[str, int] = {split: len(files) for split, files in found.items()}
         stamps = [str(self.root)] + [file.stamp for files in found.values() for file in files]
         self.version = hashlib.sha256("\n".join(stamps).encode(errors="surrogateescape")).hexdigest()[:16]
@@ -81,7 +102,7 @@ class Folder:
             for entry in entries:
                 relative, stat = f"{split}/{class_name}/{entry.name}", entry.stat()
                 order = hashlib.sha256(relative.encode(errors="surrogateescape")).digest()
-                files.append(File(order, relative, label, f"{relative} {stat.st_size} {stat.st_mtime_ns}"))
+                files.append(File(order, entry.name, label, f"{relative} {stat.st_size} {stat.st_mtime_ns}"))
         if not files:
             raise UserError(f"{self.root / split} holds no class folders; expected {split}/CLASS/*.jpg|png")
         return sorted(files, key=lambda file: file.order)

@@ -1,22 +1,30 @@
 """Where images come from: a source has named splits, and a split gives its examples by position.
 
-A source knows nothing of batches. `data/resident.py` (and, for what does not fit in memory, a stream) makes them.
+A source knows nothing of batches. `data/resident.py` and, for what does not fit in memory, `data/streaming.py` make
+them.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from __future__ import annotations
 
-import ml_collections
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
 import numpy as np
 from jaxtyping import UInt8
 
 from patchnets.errors import UserError
 
+if TYPE_CHECKING:
+    import ml_collections
+
 Example = tuple[UInt8[np.ndarray, "height width channels"], int]
 
 
 class Records(Protocol):
-    """The examples of one split, in a fixed order that is the same on every machine."""
+    """The examples of one split, in a fixed order that is the same on every machine.
+
+    Records can be pickled, and read, in a process that has neither JAX nor TensorFlow.
+    """
 
     def __len__(self) -> int: ...
 
@@ -30,6 +38,17 @@ class Records(Protocol):
     def native_size(self) -> int | None:
         """The side in pixels if images are squares of one size, as far as one can tell without reading them all."""
 
+    def encoded(self, position: int) -> tuple[bytes, int]:
+        """One image as it is stored, and its label.
+
+        Raises:
+          RunError: it cannot be read; the message names the file or record.
+          UserError: the images of this split are not stored encoded.
+        """
+
+    def name_of(self, position: int) -> str:
+        """What to call an example in an error: its file, or its record and split."""
+
 
 class Source(Protocol):
     """A data set."""
@@ -39,6 +58,7 @@ class Source(Protocol):
     class_names: tuple[str, ...]
     channels: int
     sizes: Mapping[str, int]  # split name -> number of examples
+    encoded: bool  # whether images are stored encoded, so that they can be read while training
 
     def records(self, split: str) -> Records:
         """The examples of a whole split, named as in `sizes`."""

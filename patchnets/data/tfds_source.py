@@ -5,6 +5,7 @@ Prepared once as array_record files, which needs TensorFlow; from then on read b
 
 import contextlib
 import difflib
+import functools
 import hashlib
 import importlib.util
 import logging
@@ -13,7 +14,7 @@ import socket
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from patchnets.data import decode
 from patchnets.data.sources import Example
@@ -22,45 +23,137 @@ from patchnets.errors import RunError, UserError, one_line
 CONNECT_SECONDS = 10.0
 
 
+class Shard(NamedTuple):
+    """The part of a file that belongs to a split, in the form in which array_record asks for it."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
 class TfdsRecords:
-    """One split of a prepared data set; images are kept encoded until they are asked for."""
+    """One split of a prepared data set; images are kept encoded until they are asked for.
+
+    Reading takes array_record and protobuf, and neither TFDS nor TensorFlow, so that workers start quickly.
+    """
 
     def __init__(self, builder: Any, split: str, channels: int):
-        from tensorflow_datasets import decode as tfds_decode
-
+        info = builder.info.splits[split]
+        self.shards = [
+            Shard(str(file.filename), file.skip, file.take, file.examples_in_shard) for file in info.file_instructions
+        ]
         self.image_key, self.label_key = builder.info.supervised_keys
-        skip = {self.image_key: tfds_decode.SkipDecoding()}
-        self.rows = builder.as_data_source(split=split, decoders=skip)
         self.name, self.channels = f"{builder.info.full_name} {split}", channels
         self.shape = builder.info.features[self.image_key].shape
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return sum(shard.take for shard in self.shards)
 
-    def examples(self, positions: Sequence[int], size: int | None = None) -> list[Example]:
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_files"}  # open files stay here
+
+    @functools.cached_property
+    def _files(self) -> Any:
+        from array_record.python import array_record_data_source
+
+        allow_open_files(len(self.shards))
+        return array_record_data_source.ArrayRecordDataSource(self.shards)
+
+    def _read(self, positions: Sequence[int]) -> list[tuple[bytes, int]]:
         try:
-            rows = self.rows.__getitems__(positions)
-        except (OSError, ValueError, IndexError, RuntimeError) as error:
-            span = f"records {positions[0]} to {positions[-1]} of {self.name}"
+            if len(positions) == 1:
+                return [self._parse(self._files[positions[0]])]
+            return [self._parse(record) for record in self._files.__getitems__(positions)]
+        except (OSError, ValueError, IndexError, KeyError, RuntimeError, _message().DecodeError) as error:
+            first, last = positions[0], positions[-1]
+            span = self.name_of(first) if first == last else f"records {first} to {last} of {self.name}"
             raise RunError(
                 f"{span} cannot be read ({one_line(error)}); delete the prepared data set and prepare it anew"
             ) from error
-        if any(row[self.image_key] is None for row in rows):
-            raise RunError(f"records of {self.name} are missing; delete the prepared data set and prepare it anew")
+
+    def _parse(self, record: bytes) -> tuple[bytes, int]:
+        features = _example_class().FromString(record).features.feature
+        for key in (self.image_key, self.label_key):
+            if key not in features:
+                raise KeyError(f"it holds no {key}")
+        return features[self.image_key].bytes_list.value[0], features[self.label_key].int64_list.value[0]
+
+    def examples(self, positions: Sequence[int], size: int | None = None) -> list[Example]:
+        if not positions:
+            return []
         return [
-            (
-                decode.decode_image(row[self.image_key], f"record {i} of {self.name}", self.channels, size),
-                int(row[self.label_key]),
-            )
-            for i, row in zip(positions, rows)
+            (decode.decode_image(data, self.name_of(i), self.channels, size), label)
+            for i, (data, label) in zip(positions, self._read(positions))
         ]
 
     def native_size(self) -> int | None:
         height, width = self.shape[:2]
         return height if height is not None and height == width else None
 
+    def encoded(self, position: int) -> tuple[bytes, int]:
+        return self._read([position])[0]
+
+    def name_of(self, position: int) -> str:
+        return f"record {position} of {self.name}"
+
+
+def allow_open_files(count: int) -> None:
+    """Raises this process's limit of open files, where it may, for that many more: each shard stays open once read."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 512
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def _message() -> Any:
+    from google.protobuf import message
+
+    return message
+
+
+# tf.train.Example as far as images and labels need it, after TensorFlow's core/example/example.proto and feature.proto.
+EXAMPLE = """
+name: "example.proto" package: "patchnets" syntax: "proto3"
+message_type { name: "Bytes" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }
+message_type { name: "Whole" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 } }
+message_type {
+  name: "Feature"
+  field { name: "bytes_list" number: 1 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".patchnets.Bytes" }
+  field { name: "int64_list" number: 3 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".patchnets.Whole" }
+}
+message_type {
+  name: "Features"
+  field { name: "feature" number: 1 label: LABEL_REPEATED type: TYPE_MESSAGE type_name: ".patchnets.Features.Entry" }
+  nested_type {
+    name: "Entry" options { map_entry: true }
+    field { name: "key" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+    field { name: "value" number: 2 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".patchnets.Feature" }
+  }
+}
+message_type {
+  name: "Example"
+  field { name: "features" number: 1 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".patchnets.Features" }
+}
+"""
+
+
+@functools.cache
+def _example_class() -> Any:
+    """The class that parses EXAMPLE, in a pool of its own, which no other definition of it can clash with."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(text_format.Parse(EXAMPLE, descriptor_pb2.FileDescriptorProto()))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("patchnets.Example"))
+
 
 class TfdsSource:
+    encoded = True
+
     def __init__(self, builder: Any):
         self.builder = builder
         self.name = builder.info.full_name.rsplit("/", 1)[0].replace("/", "-")

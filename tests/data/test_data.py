@@ -1,5 +1,7 @@
 """A configuration becomes the three feeds that it describes, with defaults that keep what is tested apart."""
 
+import importlib.util
+
 import jax
 import ml_collections
 import numpy as np
@@ -312,3 +314,78 @@ def test_splits_of_different_sizes_are_all_resized_to_what_the_model_sees(mesh1,
         images = np.asarray(feed.operands(0)[0].images)
         assert images.shape[1:] == (16, 16, 3)
         assert {int(image.max()) for image in images} == {int(image.min()) for image in images} == values
+
+
+# --- resident or streaming --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Twelve images of 40 x 30 pixels in two classes: 14 KiB at 20 pixels a side."""
+    root = tmp_path_factory.mktemp("pictures")
+    for name in ("train/a", "train/b"):
+        (root / name).mkdir(parents=True)
+        for i in range(6):
+            Image.new("RGB", (40, 30), (20 * i, 0, 0)).save(root / name / f"{i}.png")
+    return root
+
+
+def streamed(root, **values):
+    given = dict(dataset__name="folder", dataset__path=str(root), dataset__val_split="none", image_size=20)
+    return run_config(**given | dict(batch_size=8, dataset__workers=0) | values)
+
+
+@pytest.mark.parametrize(("kib", "feed"), [(15, "resident"), (14, "streaming")])
+def test_what_does_not_fit_is_read_while_training(pictures, mesh1, kib, feed):
+    found = data.open_data(streamed(pictures, dataset__max_resident_gib=kib / 2**20), 1)
+    assert found.feed == feed and found.train_examples == 12
+
+
+def test_split_over_devices_more_fits(pictures):
+    config = streamed(pictures, dataset__max_resident_gib=2 / 2**20, dataset__placement="sharded")
+    assert [data.open_data(config, devices).feed for devices in (1, 8)] == ["streaming", "resident"]
+
+
+def test_a_streaming_feed_is_made_as_configured(pictures, mesh8):
+    loaded = data.load_data(
+        streamed(
+            pictures,
+            dataset__feed="streaming",
+            dataset__corrupt="skip",
+            dataset__workers=3,
+            dataset__train_split="train[:8]",
+            dataset__val_split="train[8:]",
+            eval_batch_size=16,
+            eval_crop=0.5,
+            augment__crop_area=0.25,
+        ),
+        mesh8,
+    )
+    train, val = loaded.train, loaded.val
+    assert (train.workers, train.num_examples, val.num_examples, train.batch_size, val.batch_size) == (3, 8, 4, 8, 16)
+    assert (train._chunks.skip, train._chunks.crop_area, train._chunks.keep) == (True, 0.25, 1.0)
+    assert (val._chunks.crop_area, val._chunks.keep, val._chunks.seed) == (1.0, 0.5, None)
+    assert loaded.preprocess.cropped and loaded.feed == "streaming" and loaded.skipped == 0
+    loaded.close()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [(dict(normalize="dataset"), "normalize='dataset'"), (dict(augment__crop_padding=4), "padding=4")],
+)
+def test_what_cannot_be_done_to_streams_is_refused(pictures, values, said):
+    with pytest.raises(UserError, match=said):
+        data.open_data(streamed(pictures, dataset__feed="streaming", **values), 1)
+
+
+def test_without_grain_streams_are_refused_and_resident_images_go_on(pictures, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "grain" else find_spec(name))
+    assert data.open_data(streamed(pictures), 1).feed == "resident"
+    with pytest.raises(UserError, match="pip install grain"):
+        data.open_data(streamed(pictures, dataset__feed="streaming"), 1)
+
+
+def test_colours_of_gray_images_are_not_changed():
+    with pytest.raises(UserError, match=r"config\.augment\.saturation=0\.4.*gray"):
+        data.open_data(run_config(augment__saturation=0.4), 1)

@@ -8,6 +8,7 @@ import pytest
 from sklearn import datasets
 
 from patchnets.data import digits
+from patchnets.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +69,10 @@ def test_positions_may_be_asked_for_in_any_order(examples):
     for (image, label), i in zip(digits.Digits().records("train").examples([700, 3, 3]), [700, 3, 3]):
         np.testing.assert_array_equal(image, images[i])
         assert label == labels[i]
+
+
+def test_there_is_nothing_encoded_to_stream():
+    records = digits.Digits().records("train")
+    with pytest.raises(UserError, match=r"always resident; set config\.dataset\.feed=resident$"):
+        records.encoded(0)
+    assert records.name_of(3) == "image 3 of digits train"

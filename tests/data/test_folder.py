@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import pickle
 import threading
 import warnings
 
@@ -509,3 +510,42 @@ def test_a_broken_image_is_an_error_that_names_it_and_leaves_nothing_in_the_cach
     assert "\n" not in str(error.value)
     assert [path for path in pathlib.Path(tmp_path / "cache").rglob("*") if path.is_file()] == []
     assert list((tmp_path / "cache").glob("data/*")) == []
+
+
+# Reading without decoding, as workers do.
+
+
+def test_files_are_given_as_they_are_with_their_labels_and_paths(plain):
+    copy = pickle.loads(pickle.dumps(folder.Folder(str(plain)).records("train")))
+    assert len(copy) == 6
+    for position, (image, label) in enumerate(read(folder.Folder(str(plain)))):
+        path = pathlib.Path(copy.name_of(position))
+        assert path.parent == plain.resolve() / "train" / ("ant", "bee")[label]
+        assert copy.encoded(position) == (path.read_bytes(), label)
+        assert int(np.asarray(Image.open(path)).flat[0]) == image.flat[0]
+
+
+def test_a_million_files_take_little_more_than_their_names(tmp_path):
+    files = [folder.File(b"", f"n{i:08}_{i}.JPEG", i % 1000, "") for i in range(100_000)]
+    records = folder.FolderRecords(tmp_path, [f"n{i:08}" for i in range(1000)], files, 3)
+    assert records.name_of(12_345) == str(tmp_path / "n00000345" / "n00012345_12345.JPEG")
+    assert len(pickle.dumps(records)) < 100_000 * (len("n00012345_12345.JPEG") + 8)
+
+
+def test_names_of_any_bytes_are_read(tmp_path):
+    path = tmp_path / "train/ä" / os.fsdecode(b"\xff\xe9 x.png")
+    try:
+        save(path, solid(9))
+    except OSError:
+        pytest.skip("this file system takes no such names")
+    records = folder.Folder(str(tmp_path)).records("train")
+    assert records.encoded(0) == (path.read_bytes(), 0)
+
+
+def test_a_file_that_cannot_be_read_is_an_error_that_names_it(plain):
+    records = folder.Folder(str(plain)).records("train")
+    pathlib.Path(records.name_of(2)).unlink()
+    with pytest.raises(RunError) as error:
+        records.encoded(2)
+    assert records.name_of(2) in str(error.value)
+    assert "No such file or directory" in str(error.value)

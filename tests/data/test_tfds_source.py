@@ -4,6 +4,8 @@ import io
 import json
 import os
 import pathlib
+import pickle
+import resource
 import shutil
 import socket
 import subprocess
@@ -16,6 +18,7 @@ import zlib
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from patchnets.data import cache, splits, tfds_source
 from patchnets.errors import RunError, UserError
@@ -173,6 +176,51 @@ print(json.dumps([zlib.crc32(b"".join(i.tobytes() for i in images)), labels, lis
     assert "\n" not in message
 
 
+# Reading without decoding, as workers do.
+
+
+def test_records_are_given_encoded_with_their_labels_and_names(source):
+    records = source.records("train")
+    images, labels = examples(source, "train")
+    for position in (0, 77, 149):
+        data, label = records.encoded(position)
+        np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), images[position])
+        assert label == labels[position]
+    assert records.name_of(77) == "record 77 of cifar100/3.0.2 train"
+
+
+def test_a_worker_reads_them_with_neither_jax_nor_tensorflow_nor_tfds(source, data_dir):
+    records = source.records("train")
+    records.encoded(0)  # a file is open
+    program = """
+import pickle, runpy, sys
+runpy.run_path(sys.argv[1], run_name="__mp_main__")
+records = pickle.loads(sys.stdin.buffer.read())
+sys.stdout.buffer.write(pickle.dumps([records.encoded(i) for i in range(len(records))]))
+assert not {"jaxlib", "tensorflow", "tensorflow_datasets"} & set(sys.modules), sys.modules.keys()
+"""
+    worker = pathlib.Path(tfds_source.__file__).with_name("worker.py")
+    command = [sys.executable, "-c", program, str(worker)]
+    pickled = pickle.dumps(records)
+    assert len(pickled) < 2000
+    done = subprocess.run(command, cwd=REPOSITORY, input=pickled, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert pickle.loads(done.stdout) == [records.encoded(i) for i in range(150)]
+
+
+def test_as_many_files_may_be_open_as_there_are_shards():
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = limits[1] if limits[1] != resource.RLIM_INFINITY else 1536
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (600, limits[1]))
+        tfds_source.allow_open_files(1024)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(1536, hard)
+        tfds_source.allow_open_files(1)
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(1536, hard)  # and never lowered
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 # Other data sets, defined here.
 
 
@@ -290,6 +338,23 @@ def cut_to_its_first_block(file):
 def test_a_damaged_record_file_is_an_error_that_names_the_split(data_dir, tmp_path, damage):
     damage(copy_of(data_dir, tmp_path))
     assert_cannot_be_read(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [overwrite, pathlib.Path.unlink, cut_in_half])
+def test_each_record_that_damage_has_reached_is_named(data_dir, tmp_path, damage):
+    whole = tfds_source.open_tfds("cifar100", str(data_dir)).records("train")
+    damage(copy_of(data_dir, tmp_path))
+    records = tfds_source.open_tfds("cifar100", str(tmp_path)).records("train")
+    assert len(records) == 150
+    failed = []
+    for position in range(150):
+        try:
+            assert records.encoded(position) == whole.encoded(position)
+        except RunError as error:
+            failed.append(position)
+            assert str(error).startswith(f"record {position} of cifar100/3.0.2 train cannot be read (")
+            assert "\n" not in str(error)
+    assert failed
 
 
 # What cannot be had.

@@ -1,0 +1,36 @@
+"""What a worker process runs in place of the program that started it. Run by path, never imported.
+
+A new process would run the program's own main module again, and Grain imports JAX where it finds it. Neither is needed
+to read images: without them a worker is ready in half the time and takes 50 MiB in place of 190.
+"""
+
+import os
+import pathlib
+import sys
+import threading
+import time
+import types
+
+WATCH_SECONDS = 1.0
+
+
+def end_with(parent: int) -> None:
+    """Ends this process when its parent has ended, however that came about."""
+    while os.getppid() == parent:
+        time.sleep(WATCH_SECONDS)
+    os._exit(1)
+
+
+def prepare() -> None:
+    from absl import logging
+
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    sys.modules["jax"] = None  # type: ignore[assignment]  # Python's way of saying that there is none
+    logging.set_verbosity(logging.ERROR)  # Grain's remark that there is none
+    package = types.ModuleType("patchnets.data")  # whose own __init__ makes feeds, with JAX
+    package.__path__ = [str(pathlib.Path(__file__).parent)]
+    sys.modules["patchnets.data"] = package
+
+
+if __name__ == "__mp_main__":
+    prepare()

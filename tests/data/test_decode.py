@@ -1,0 +1,160 @@
+"""Decoded crops are those of Pillow, within a small tolerance, for every kind of file and whatever is installed."""
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn import datasets
+
+from patchnets.data import decode
+from patchnets.errors import RunError
+
+SIZE = 96
+MEAN_TOLERANCE, WORST_TOLERANCE = 1.0, 16  # gray levels, of which images have 256
+REDUCED = dict(mean=2.5, worst=40)  # where the decoder reduces, which is another filter than Pillow's
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """A real photograph, 427 x 640."""
+    return Image.fromarray(datasets.load_sample_image("china.jpg"))
+
+
+def encode(image, kind="JPEG", **options):
+    file = io.BytesIO()
+    image.save(file, kind, **({"quality": 92} if kind == "JPEG" else {}) | options)
+    return file.getvalue()
+
+
+def expected(image, crop, size, mode="RGB"):
+    """Pillow's antialiased bilinear resizing of a part of a decoded image."""
+    top, left, height, width = crop
+    part = image.convert(mode).crop((left, top, left + width, top + height))
+    return np.asarray(part.resize((size, size), Image.Resampling.BILINEAR), float)
+
+
+def got(data, crop, size=SIZE, channels=3):
+    return decode.decode_crop(data, "the image", channels, size, lambda height, width: crop)
+
+
+def assert_alike(pixels, reference, mean=MEAN_TOLERANCE, worst=WORST_TOLERANCE):
+    assert pixels.dtype == np.uint8
+    error = np.abs(pixels.astype(float) - reference.reshape(pixels.shape))
+    assert error.mean() < mean, error.mean()
+    assert error.max() <= worst, error.max()
+
+
+@pytest.fixture(params=["fast", "no OpenCV", "no simplejpeg", "Pillow alone"])
+def installed(request, monkeypatch):
+    """What of the fast packages there is."""
+    if request.param in ("no OpenCV", "Pillow alone"):
+        monkeypatch.setattr(decode, "_opencv", lambda: None)
+    else:
+        pytest.importorskip("cv2")
+    if request.param in ("no simplejpeg", "Pillow alone"):
+        monkeypatch.setattr(decode, "_simplejpeg", lambda: None)
+    else:
+        pytest.importorskip("simplejpeg")
+
+
+@pytest.mark.parametrize(
+    "crop",
+    [(10, 20, 60, 50), (30, 40, 96, 96), (5, 400, 150, 130), (0, 0, 190, 180), (8, 16, 400, 304), (0, 0, 427, 640)],
+    ids=["enlarged", "as it is", "smaller", "half", "a quarter", "whole"],
+)
+def test_a_crop_is_what_pillow_makes_of_it(installed, photo, crop):
+    data = encode(photo)
+    tolerance = REDUCED if min(crop[2:]) >= 2 * SIZE else {}
+    assert_alike(got(data, crop), expected(Image.open(io.BytesIO(data)), crop, SIZE), **tolerance)
+
+
+def test_pixels_that_are_not_resized_are_those_of_pillow(installed, photo):
+    data = encode(photo.crop((0, 0, SIZE, SIZE)))
+    assert_alike(got(data, (0, 0, SIZE, SIZE)), np.asarray(Image.open(io.BytesIO(data)), float), 0.2, 2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("kind", "mode", "options"),
+    [
+        ("JPEG", "RGB", dict(progressive=True)),
+        ("JPEG", "RGB", dict(subsampling=0)),
+        ("JPEG", "L", {}),
+        ("JPEG", "CMYK", {}),
+        ("PNG", "RGB", {}),
+        ("PNG", "RGBA", {}),
+        ("PNG", "L", {}),
+        ("PNG", "P", {}),
+        ("PNG", "I;16", {}),
+        ("PNG", "1", {}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
+def test_every_kind_of_file_is_read(photo, kind, mode, options, channels):
+    small, crop = photo.resize((213, 142)), (11, 13, SIZE, SIZE)
+    if mode == "I;16":
+        gray = small.convert("L")
+        data, shown = encode(Image.fromarray(np.asarray(gray, np.uint16) * 257), kind), gray
+    else:
+        data = encode(small.convert(mode), kind, **options)
+        shown = Image.open(io.BytesIO(data)).convert("RGB")
+    reference = expected(shown, crop, SIZE, "L" if channels == 1 else "RGB")
+    assert_alike(got(data, crop, channels=channels), reference, mean=0.5, worst=6)
+
+
+def test_a_large_photograph_is_read_at_a_fraction_of_its_size(installed, photo):
+    large = photo.resize((1900, 1268), Image.Resampling.BICUBIC)
+    data = encode(large)
+    for crop in ((0, 0, 1264, 1896), (104, 200, 504, 432), (0, 8, 904, 1104)):
+        assert_alike(got(data, crop), expected(Image.open(io.BytesIO(data)), crop, SIZE), **REDUCED)
+
+
+def test_an_orientation_in_the_header_changes_nothing(installed, photo):
+    header = Image.Exif()
+    header[0x0112] = 6  # to be turned when shown
+    crop = (10, 20, 200, 250)
+    plain, turned = encode(photo), encode(photo, exif=header.tobytes())
+    np.testing.assert_array_equal(got(turned, crop), got(plain, crop))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.3, 1.99, 2.6, 4.0])
+def test_the_blur_has_the_variance_that_linear_interpolation_lacks(scale):
+    taps = decode.blur(scale)
+    place = np.arange(len(taps)) - len(taps) // 2
+    assert len(taps) % 2 == 1
+    assert taps.min() >= 0
+    np.testing.assert_allclose([taps.sum(), taps @ place, taps @ place**2], [1, 0, (scale**2 - 1) / 6], atol=1e-5)
+
+
+def test_fine_texture_does_not_turn_into_coarse(installed):
+    """A pattern finer than the result can show becomes gray, and no moire."""
+    stripes = np.broadcast_to((np.arange(180) % 2 * 255).astype(np.uint8)[None, :, None], (180, 180, 3))
+    pixels = got(encode(Image.fromarray(stripes), "PNG"), (0, 0, 180, 180)).astype(float)
+    assert np.abs(pixels[:, 2:-2] - 127.5).max() < 24
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.875])
+def test_the_centre_is_kept_in_the_share_asked_for(photo, keep):
+    side = 427 * keep
+    box = ((640 - side) / 2, (427 - side) / 2, (640 + side) / 2, (427 + side) / 2)
+    reference = photo.resize((64, 64), Image.Resampling.BICUBIC, box=box)
+    np.testing.assert_array_equal(decode.decode_image(encode(photo, "PNG"), "it", 3, 64, keep), np.asarray(reference))
+
+
+def broken(photo):
+    """Files of several kinds of damage, by what it is."""
+    data = encode(photo)
+    start = data.index(b"\xff\xc0")
+    huge = data[: start + 5] + struct.pack(">HH", 65000, 65000) + data[start + 9 :]
+    return {"cut": data[: len(data) // 2], "none": b"", "text": b"not an image", "head": data[:40], "huge": huge}
+
+
+@pytest.mark.parametrize("damage", ["cut", "none", "text", "head", "huge"])
+def test_a_broken_file_is_an_error_that_names_it(installed, photo, damage):
+    data = broken(photo)[damage]
+    with pytest.raises(RunError, match=r"^the image cannot be decoded \(.+\); repair or remove it$"):
+        got(data, (0, 0, 50, 50))
+    with pytest.raises(RunError, match=r"^the image cannot be decoded"):
+        decode.decode_image(data, "the image", 3, 50)

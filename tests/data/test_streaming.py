@@ -1,0 +1,462 @@
+"""A streaming feed shows every example once an epoch, in an order that hangs on the seed alone, and fails by name."""
+
+import collections
+import io
+import json
+import os
+import pathlib
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from PIL import Image
+from sklearn import datasets
+
+from patchnets.data import chunks, digits, folder
+from patchnets.data.chunks import Chunks, epoch_order, random_crop
+from patchnets.data.streaming import StreamingFeed
+from patchnets.errors import RunError, UserError
+
+REPOSITORY = pathlib.Path(chunks.__file__).parents[2]
+EXAMPLES, BATCH, STEPS = 45, 16, 3
+FIRST, SECOND = (3, 33), (0, 15)  # the parts of the two splits that are read: 30 and 15 examples
+
+
+class Numbered:
+    """Images of one colour that tells their place, as does their label."""
+
+    def __init__(self, low, count, broken=()):
+        self.low, self.count, self.broken = low, count, broken
+
+    def __len__(self):
+        return self.count
+
+    def encoded(self, position):
+        if position in self.broken:
+            return b"broken", self.low + position
+        file = io.BytesIO()
+        Image.fromarray(np.full((6, 8, 3), self.low + position, np.uint8)).save(file, "PNG")
+        return file.getvalue(), self.low + position
+
+    def name_of(self, position):
+        return f"record {position} of those from {self.low}"
+
+
+ALL = [*range(3, 33), *range(100, 115)]  # what the labels of two parts are
+
+
+def parts(broken=()):
+    return [(Numbered(0, 40, broken), *FIRST), (Numbered(100, 15), *SECOND)]
+
+
+@pytest.fixture
+def make(mesh1):
+    """A feed over two splits with a thread, which is closed in the end."""
+    made = []
+
+    def feed(mesh=mesh1, broken=(), records=None, **options):
+        options = dict(batch_size=BATCH, size=4, channels=3, num_classes=200, seed=0, workers=0) | options
+        made.append(StreamingFeed(records or parts(broken), mesh=mesh, **options))
+        return made[-1]
+
+    yield feed
+    for one in made:
+        one.close()
+
+
+def host(feed, step):
+    """The batch of a step, as NumPy arrays."""
+    operands, serves = feed.operands(step)
+    assert serves == 1
+    return jax.device_get(operands)
+
+
+def visited(feed, epoch):
+    """Labels of the examples that count, in the order in which an epoch shows them."""
+    order = []
+    for step in range(epoch * feed.steps_per_epoch, (epoch + 1) * feed.steps_per_epoch):
+        batch = host(feed, step)
+        order += batch["label"][batch["mask"] == 1].tolist()
+    return order
+
+
+def assert_equal(one, other):
+    for name in ("image", "label", "mask"):
+        np.testing.assert_array_equal(one[name], other[name])
+
+
+# Order.
+
+
+def test_every_epoch_visits_each_example_exactly_once(make):
+    feed = make()
+    assert (feed.num_examples, feed.steps_per_epoch) == (EXAMPLES, STEPS)
+    orders = [visited(feed, epoch) for epoch in range(3)]
+    assert all(sorted(order) == ALL for order in orders)
+    assert len({tuple(order) for order in [*orders, ALL, visited(make(seed=1), 0)]}) == 5
+
+
+def test_images_stay_with_their_labels(make):
+    feed = make()
+    for step in range(STEPS):
+        batch = host(feed, step)
+        assert {name: (array.shape, array.dtype) for name, array in batch.items()} == {
+            "image": ((BATCH, 4, 4, 3), np.uint8),
+            "label": ((BATCH,), np.int32),
+            "mask": ((BATCH,), np.float32),
+        }
+        assert (batch["image"] == batch["label"][:, None, None, None]).all()
+
+
+def test_evaluation_keeps_the_order_and_fills_up_the_last_batch_with_what_does_not_count(make):
+    feed = make(seed=None)
+    batches = [host(feed, step) for step in range(STEPS)]
+    labels, mask = (np.concatenate([batch[name] for batch in batches]) for name in ("label", "mask"))
+    assert labels.tolist() == [*ALL, *ALL[: STEPS * BATCH - EXAMPLES]]
+    assert mask.tolist() == [1.0] * EXAMPLES + [0.0] * (STEPS * BATCH - EXAMPLES)
+    assert feed._loader is None  # nothing goes on running
+    assert_equal(host(feed, 0), batches[0])
+
+
+def test_the_batch_of_a_step_is_the_same_when_it_is_reached_directly(make):
+    walking, options = make(crop_area=0.1), dict(crop_area=0.1)
+    walked = [host(walking, step) for step in range(3 * STEPS)]
+    for step in (7, 4, 5, 0):
+        assert_equal(host(make(**options) if step == 7 else walking, step), walked[step])
+
+
+def test_the_order_does_not_hang_on_how_many_processes_share_a_batch():
+    options = dict(size=4, channels=3, num_classes=200, batch_size=36, seed=5, crop_area=0.2)
+
+    def make(first, last):
+        return Chunks(parts=tuple(parts()), rows=np.arange(first, last, dtype=np.int32), **options)
+
+    def made(share, step):
+        some = [share(number) for number in range(step * share.per_step, (step + 1) * share.per_step)]
+        assert max(len(chunk["label"]) for chunk in some) <= chunks.CHUNK
+        return {name: np.concatenate([chunk[name] for chunk in some]) for name in ("image", "label", "mask")}
+
+    for step in (0, 3):  # two an epoch
+        whole = made(make(0, 36), step)
+        for count in (2, 3, 4):
+            width = 36 // count
+            shares = [made(make(i * width, (i + 1) * width), step) for i in range(count)]
+            assert_equal({name: np.concatenate([share[name] for share in shares]) for name in whole}, whole)
+
+
+def test_epochs_of_millions_are_ordered_quickly_and_fairly():
+    began = time.process_time()
+    order = epoch_order(0, 3, 1_281_167)
+    assert time.process_time() - began < 0.5
+    assert np.array_equal(np.sort(order), np.arange(len(order)))
+    assert abs(np.corrcoef(order, np.arange(len(order)))[0, 1]) < 0.005
+    assert epoch_order(7, 2, 12).tolist() == [10, 8, 2, 11, 7, 6, 5, 1, 9, 3, 0, 4]  # as it will stay
+
+
+# Placement.
+
+
+def test_batches_are_split_over_the_devices(make, mesh8):
+    feed, alone = make(mesh=mesh8), make()
+    batch, _ = feed.operands(1)
+    expected = host(alone, 1)
+    for name, array in batch.items():
+        assert array.shape == expected[name].shape
+        assert len({shard.device for shard in array.addressable_shards}) == 8
+        for shard in array.addressable_shards:
+            assert shard.data.shape[0] == BATCH // 8
+            np.testing.assert_array_equal(shard.data, expected[name][shard.index])
+    out = jax.jit(feed.batch)(batch, np.int32(1))
+    assert_equal(jax.device_get(out), expected)
+    assert out["image"].sharding.is_equivalent_to(batch["image"].sharding, 4)
+
+
+# Crops.
+
+
+def test_crops_are_chosen_as_random_resized_crop_chooses_them():
+    found = np.array([random_crop(300, 300, (0, i), 0.08, 4 / 3) for i in range(4000)], float)
+    top, left, height, width = found.T
+    assert (height > 0).all() and (width > 0).all() and (top >= 0).all() and (left >= 0).all()
+    assert (top + height <= 300).all() and (left + width <= 300).all()
+    area, ratio = height * width / 300**2, np.log(width / height) / np.log(4 / 3)
+    assert area.min() > 0.078 and np.abs(ratio).max() < 1.05
+    fits = area < 0.7  # beyond that, not every shape does, and some are drawn again
+    for sample, low, high in ((area[fits], 0.08, 0.7), (ratio[fits], -1, 1)):
+        counts = np.histogram(sample, bins=8, range=(low, high))[0] / fits.sum()
+        np.testing.assert_allclose(counts, 1 / 8, atol=0.02)
+    for start, length in ((top, height), (left, width)):
+        small = length < 200
+        np.testing.assert_allclose((start[small] / (300 - length[small])).mean(), 0.5, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "crop"), [(10, 1000, (0, 493, 10, 13)), (1000, 10, (493, 0, 13, 10)), (1, 1, (0, 0, 1, 1))]
+)
+def test_where_no_crop_fits_it_is_the_centre(height, width, crop):
+    assert random_crop(height, width, (0, 0), 0.5, 4 / 3) == crop
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """A folder of 24 JPEGs of real photographs, 500 x 375 pixels, of the size that such files have."""
+    root, pictures = tmp_path_factory.mktemp("photos"), datasets.load_sample_images().images
+    generator = np.random.default_rng(0)
+    for i in range(24):
+        picture = Image.fromarray(pictures[i % 2]).resize((500, 375), box=(i, i, 600, 427))
+        noisy = np.asarray(picture) + generator.normal(0, 11, (375, 500, 1))
+        path = root / "train" / "ab"[i % 2] / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(path, quality=92)
+        assert 60_000 < path.stat().st_size < 200_000
+    return root
+
+
+def photo_parts(root):
+    records = folder.Folder(str(root)).records("train")
+    return [(records, 0, len(records))]
+
+
+PHOTO = dict(batch_size=8, size=64, num_classes=2)
+
+
+def test_training_images_are_random_crops_that_differ_between_epochs(make, photos):
+    feed = make(records=photo_parts(photos), crop_area=0.08, **PHOTO)
+    seen = collections.defaultdict(set)
+    order = [epoch_order(0, epoch, 24) for epoch in range(3)]
+    for step in range(9):
+        epoch, done = divmod(step, 3)
+        for example, image in zip(order[epoch][done * 8 :], host(feed, step)["image"]):
+            seen[int(example)].add(image.tobytes())
+    assert all(len(images) == 3 for images in seen.values())
+    whole = np.stack([host(feed, step)["image"] for step in range(3)])
+    assert 20 < whole.mean() < 235
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("keep", [1.0, 0.875])
+def test_without_random_crops_images_are_those_that_resident_feeds_hold(make, photos, seed, keep):
+    crop_area = 0.5 if seed is None else 1.0  # evaluation has no use for it
+    feed = make(records=photo_parts(photos), keep=keep, crop_area=crop_area, seed=seed, **PHOTO)
+    batch = host(feed, 0)
+    order = np.arange(24) if seed is None else epoch_order(seed, 0, 24)
+    records = photo_parts(photos)[0][0]
+    for image, label, example in zip(batch["image"], batch["label"], order):
+        photo = Image.open(records.path(int(example)))
+        side = 375 * keep
+        box = ((500 - side) / 2, (375 - side) / 2, (500 + side) / 2, (375 + side) / 2)
+        np.testing.assert_array_equal(image, photo.resize((64, 64), Image.Resampling.BICUBIC, box=box))
+        assert label == "ab".index(records.path(int(example)).parent.name)
+
+
+# Records that cannot be read.
+
+
+def test_a_broken_record_stops_the_run_at_its_step_and_is_named(make):
+    feed = make(seed=None, broken=[25])  # the 22nd example
+    host(feed, 0)
+    with pytest.raises(RunError, match=r"^record 25 of those from 0 cannot be decoded \(.+\); repair or remove it$"):
+        feed.operands(1)
+    assert feed._loader is None
+    assert host(feed, 0)["label"][0] == 3  # and the feed is of use still
+
+
+def test_a_broken_record_is_skipped_where_that_is_asked_for(make, capfd):
+    feed = make(broken=[4, 25, 39], corrupt="skip")  # the last is outside the split
+    assert sorted(visited(feed, 0)) == sorted(set(ALL) - {4, 25})
+    assert sorted(visited(feed, 1)) == sorted(set(ALL) - {4, 25})
+    assert feed.skipped == 2
+    lines = [line.split(" cannot")[0] for line in capfd.readouterr().err.splitlines()]
+    assert sorted(lines) == [f"skipped: record {i} of those from 0" for i in (25, 4)]
+
+
+def test_where_all_records_are_unreadable_skipping_does_not_hide_it(make):
+    feed = make(broken=range(40), corrupt="skip", seed=None)
+    with pytest.raises(RunError, match="16 images in a row cannot be read; of the last, record 18 of"):
+        feed.operands(0)
+
+
+def test_a_label_outside_the_classes_is_an_error_that_names_the_record(make):
+    with pytest.raises(UserError, match=r"record 0 of those from 100 has no label, or one outside the 50 classes"):
+        make(num_classes=50)
+    feed = make(records=[(Numbered(0, 40), 0, 40)], num_classes=30, seed=None)
+    with pytest.raises(UserError, match=r"record 30 of those from 0 has no label"):
+        host(feed, 0), host(feed, 1)
+
+
+def test_a_file_that_is_gone_is_named(make, tmp_path):
+    for i in range(4):
+        path = tmp_path / "train/a" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path)
+    feed = make(records=photo_parts(tmp_path), batch_size=4, seed=None)
+    (tmp_path / "train/a/2.png").unlink()
+    with pytest.raises(RunError, match=r"2\.png cannot be read \(No such file or directory\); repair or remove it"):
+        feed.operands(0)
+
+
+def test_digits_are_refused(make):
+    with pytest.raises(UserError, match=r"always resident; set config\.dataset\.feed=resident"):
+        make(records=[(digits.Digits().records("train"), 0, 100)], channels=1)
+
+
+# Worker processes.
+
+
+def workers_of(pid):
+    """Processes that another one started, by what it runs."""
+    table = subprocess.run(["ps", "-wwAo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in table.splitlines()]
+    return [int(child) for child, parent, args in rows if int(parent) == pid and "spawn_main" in args]
+
+
+def test_workers_give_what_threads_give_and_end_when_closed(make, photos):
+    options = PHOTO | dict(records=photo_parts(photos), crop_area=0.08, batch_size=72)  # three chunks a step
+    feed, threads = make(workers=2, **options), make(**options)
+    for step in (4, 5):
+        assert_equal(host(feed, step), host(threads, step))
+    assert len(workers_of(os.getpid())) == 2
+    feed.close()
+    assert workers_of(os.getpid()) == []
+
+
+def test_workers_load_neither_jax_nor_tensorflow_and_a_failure_there_is_one_error(make, photos, tmp_path, monkeypatch):
+    (tmp_path / "spy.py").write_text(
+        textwrap.dedent("""
+        import multiprocessing, os, signal, sys
+        from patchnets.data.folder import FolderRecords
+
+        class Spy(FolderRecords):
+            how = "tell"
+
+            def encoded(self, position):
+                if multiprocessing.parent_process() is None:
+                    return super().encoded(position)
+                if self.how == "die":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                heavy = [m for m in ("jax", "jaxlib", "tensorflow", "flax", "sklearn") if sys.modules.get(m)]
+                raise ZeroDivisionError(f"loaded: {heavy}")
+        """)
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import spy
+
+    ((records, low, high),) = photo_parts(photos)
+    records.__class__ = spy.Spy
+    feed = make(records=[(records, low, high)], workers=1, **PHOTO)
+    assert len(pickle.dumps(feed._chunks)) < 4000
+    with pytest.raises(RunError, match=r"^reading images failed \(ZeroDivisionError: loaded: \[\]\)$"):
+        feed.operands(0)
+    records.how = "die"
+    with pytest.raises(RunError, match=r"^reading images failed .*exit code -9.*; memory may be short"):
+        feed.operands(0)
+    assert workers_of(os.getpid()) == []
+
+
+TINY = dict(batch_size=8, size=16, num_classes=2)
+PROGRAM = """
+import json, os, sys
+index, count, port = int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+import jax
+import numpy as np
+if count > 1:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(coordinator_address=f"localhost:{port}", num_processes=count, process_id=index)
+from jax.sharding import Mesh
+from patchnets.data import folder
+from patchnets.data.streaming import StreamingFeed
+records = folder.Folder(sys.argv[1]).records("train")
+mesh = Mesh(np.array(jax.devices()), ("data",))
+feed = StreamingFeed([(records, 0, 24)], mesh=mesh, batch_size=8, size=16, channels=3, num_classes=2, seed=0,
+                     crop_area=0.1, workers=int(sys.argv[5]))
+shards, sums = [], []
+for step in range(6):
+    batch = feed.operands(step)[0]
+    assert batch["image"].shape == (8, 16, 16, 3)
+    shards.append([[s.index[0].start or 0, np.asarray(s.data, int).sum(axis=(1, 2, 3)).tolist()]
+                   for s in batch["image"].addressable_shards])
+    sums.append(int(jax.jit(lambda b: feed.batch(b, step)["image"].astype("int32").sum())(batch)))
+print(json.dumps([len(jax.devices()), shards, sums]), flush=True)
+if sys.argv[6:]:
+    sys.stdin.read()  # until it is killed; the workers are running
+feed.close()
+"""
+
+
+def start(photos, index, count, devices, workers=0, *more, port=0):
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    command = [sys.executable, "-c", PROGRAM, photos, index, count, port, workers, *more]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(list(map(str, command)), env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_two_processes_share_the_batches_of_one(make, photos):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    running = [start(photos, i, 2, 2, port=port) for i in range(2)]
+    alone = make(mesh=Mesh(np.array(jax.devices()[:4]), ("data",)), records=photo_parts(photos), crop_area=0.1, **TINY)
+    expected = [host(alone, step)["image"].astype(int).sum(axis=(1, 2, 3)) for step in range(6)]
+    found = []
+    for process in running:
+        out, error = process.communicate(timeout=100)
+        assert process.returncode == 0, error
+        found.append(json.loads(out.splitlines()[-1]))
+    (devices, first, sums), (_, second, other_sums) = found
+    assert devices == 4
+    assert sums == other_sums == [int(images.sum()) for images in expected]  # of all devices, in a compiled function
+    for one, other, images in zip(first, second, expected):
+        assert len(one) == len(other) == 2
+        assert sorted(one + other) == [[low, images[low : low + 2].tolist()] for low in (0, 2, 4, 6)]
+
+
+def test_workers_end_with_a_program_that_is_killed(photos):
+    process = start(photos, 0, 1, 1, 1, "wait")
+    assert process.stdout.readline().startswith("[1,")
+    (worker,) = workers_of(process.pid)
+    process.kill()
+    process.communicate(timeout=20)
+    deadline = time.monotonic() + 10
+    with pytest.raises(ProcessLookupError):
+        while time.monotonic() < deadline:
+            os.kill(worker, 0)  # asks only whether it is there
+            time.sleep(0.1)
+
+
+def test_signals_to_all_processes_leave_the_workers_at_work(make, photos):
+    def signal_all():
+        while not done.wait(0.02):
+            for worker in workers_of(os.getpid()):
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    os.kill(worker, number)
+                    sent.append(worker)
+
+    done, sent = threading.Event(), []
+    thread = threading.Thread(target=signal_all)
+    thread.start()
+    try:
+        feed = make(records=photo_parts(photos), workers=1, **TINY)
+        for step in range(3):
+            host(feed, step)
+    finally:
+        done.set()
+        thread.join()
+    assert len(sent) > 4
+
+
+def test_a_program_that_forgets_to_close_ends_in_good_order(photos):
+    command = [sys.executable, "-c", PROGRAM.replace("feed.close()", ""), str(photos), "0", "1", "0", "1"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
