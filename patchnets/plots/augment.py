@@ -18,6 +18,7 @@ from patchnets.plan import make_mix
 Levels = Float[Array, "batch height width channels"]  # from 0 to 255
 Operation = Callable[[Array, Levels], Levels]  # (key, images) -> images
 
+COLUMNS = 2  # of rows of images, side by side
 SAMPLES = 4  # rows of the configuration's own augmentation
 CLASSES = 10  # of the made-up targets that are mixed beside the images
 
@@ -113,7 +114,7 @@ def sheet(
     return {label: np.asarray(jnp.clip(jnp.round(row), 0, 255)).astype(np.uint8) for label, row in rows.items()}
 
 
-def draw(config: ml_collections.ConfigDict, path: pathlib.Path, count: int = 10) -> pathlib.Path:
+def draw(config: ml_collections.ConfigDict, path: pathlib.Path, count: int = 8) -> pathlib.Path:
     """Writes the sheet of `count` training images to `path`, a PNG file, and returns its path.
 
     Raises:
@@ -125,17 +126,18 @@ def draw(config: ml_collections.ConfigDict, path: pathlib.Path, count: int = 10)
     from matplotlib import pyplot as plt
 
     rows = sheet(config, training_images(config, count))
-    own = SAMPLES + 1
-    figure, axes = plt.subplots(
-        len(rows), 1, figsize=(0.75 * count + 2.6, 0.8 * len(rows) + 0.6), squeeze=False, layout="constrained"
-    )
-    for i, (axis, (label, images)) in enumerate(zip(axes[:, 0], rows.items())):
+    lines = -(-len(rows) // COLUMNS)
+    size = (COLUMNS * (0.75 * count + 2.0), 0.8 * lines + 0.6)
+    figure, axes = plt.subplots(lines, COLUMNS, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.ravel():
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for i, (axis, (label, images)) in enumerate(zip(axes.T.ravel(), rows.items())):
         framed = np.pad(images, ((0, 0), (0, 0), (0, max(1, images.shape[2] // 16)), (0, 0)), constant_values=255)
         strip = np.concatenate(list(framed), axis=1)
         axis.imshow(strip.squeeze(-1) if strip.shape[-1] == 1 else strip, cmap="gray", vmin=0, vmax=255)
-        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, weight="bold" if i < own else "normal")
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
+        weight = "bold" if i <= SAMPLES else "normal"
+        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, weight=weight)
     settings = console.augmentation(config) or "nothing"
     figure.suptitle(
         f"{config.dataset.name}, {config.image_size} px; this configuration: {settings}", fontsize=9, wrap=True
