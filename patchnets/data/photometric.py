@@ -223,23 +223,27 @@ def chosen(key: Array, images: Images, probability: float) -> Bool[Array, "batch
 
 
 def brightness(key: Array, images: Images, *, limit: float) -> Images:
+    """Pillow's ImageEnhance.Brightness by a factor that is drawn as in torchvision's ColorJitter."""
     return adjust_brightness(images, factors(key, images.shape[0], limit))
 
 
 def contrast(key: Array, images: Images, *, limit: float) -> Images:
+    """Pillow's ImageEnhance.Contrast by a factor that is drawn as in torchvision's ColorJitter."""
     return adjust_contrast(images, factors(key, images.shape[0], limit))
 
 
 def saturation(key: Array, images: Images, *, limit: float) -> Images:
+    """Pillow's ImageEnhance.Color by a factor that is drawn as in torchvision's ColorJitter."""
     return adjust_saturation(images, factors(key, images.shape[0], limit))
 
 
 def sharpness(key: Array, images: Images, *, limit: float) -> Images:
+    """Pillow's ImageEnhance.Sharpness, as in AutoAugment (arXiv 1805.09501, table 6), by a factor drawn alike."""
     return adjust_sharpness(images, factors(key, images.shape[0], limit))
 
 
 def hue(key: Array, images: Images, *, limit: float) -> Images:
-    """Turned by a share of the circle from [-limit, limit]; `limit` is at most 0.5."""
+    """Turned by a share of the circle from [-limit, limit], at most 0.5, as in torchvision's ColorJitter."""
     return adjust_hue(images, uniform(key, images.shape[0], -limit, limit))
 
 
@@ -274,25 +278,31 @@ def color_jitter(
 
 
 def grayscale(key: Array, images: Images, *, probability: float) -> Images:
+    """The gray image (Pillow's mode L) in every channel, as in SimCLR (arXiv 2002.05709, appendix A)."""
     return jnp.where(chosen(key, images, probability), gray_levels(images), images)
 
 
 def solarize(key: Array, images: Images, *, threshold: float, probability: float) -> Images:
+    """Pillow's ImageOps.solarize, as in AutoAugment (arXiv 1805.09501, table 6) and BYOL (2006.07733, appendix B)."""
     return jnp.where(chosen(key, images, probability), solarize_levels(images, jnp.float32(threshold)), images)
 
 
 def posterize(key: Array, images: Images, *, bits: int, probability: float) -> Images:
+    """Pillow's ImageOps.posterize, as in AutoAugment (arXiv 1805.09501, table 6)."""
     reduced = posterize_levels(jnp.round(images), jnp.float32(bits))
     return jnp.where(chosen(key, images, probability), reduced, images)
 
 
 def equalize(key: Array, images: Images, *, probability: float) -> Images:
+    """Pillow's ImageOps.equalize, as in AutoAugment (arXiv 1805.09501, table 6)."""
     return jnp.where(chosen(key, images, probability), equalized(images), images)
 
 
 def autocontrast(key: Array, images: Images, *, probability: float) -> Images:
+    """Pillow's ImageOps.autocontrast, as in AutoAugment (arXiv 1805.09501, table 6)."""
     return jnp.where(chosen(key, images, probability), autocontrasted(images), images)
 
 
 def invert(key: Array, images: Images, *, probability: float) -> Images:
+    """Pillow's ImageOps.invert, as in AutoAugment (arXiv 1805.09501, table 6)."""
     return jnp.where(chosen(key, images, probability), inverted(images), images)

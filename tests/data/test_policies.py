@@ -16,6 +16,7 @@ from patchnets.data import policies
 from patchnets.errors import UserError
 
 HEIGHT, WIDTH = 24, 40
+PLACE = (0.3, 0.9)  # of the centre of cutout: row 7 of 24, column 36 of 40
 MANY = 6000  # draws, enough to see how what is random is distributed
 LEVEL = 1.001  # Pillow cuts fractions off, here they are kept
 SIGNED = ("brightness", "contrast", "color", "sharpness", "rotate", "shear_x", "shear_y", "translate_x", "translate_y")
@@ -38,6 +39,7 @@ STRENGTHS = {
     "shear_y": (-0.27, 0.3),
     "translate_x": (-7.25, 12.0),
     "translate_y": (-7.25, 12.0),
+    "cutout": (0.0, 5.0, 30.0),
 }
 
 
@@ -55,7 +57,7 @@ def noise():
 
 
 def applied(name, strength, picture):
-    """What Pillow makes of a picture, and where it does not look near the edges."""
+    """What Pillow makes of a picture (NumPy for cutout), and where it does not look near the edges."""
     inside = np.ones((HEIGHT, WIDTH), bool)
     lower = lambda level: min(255, level + int(strength)) if level < 128 else level
     coefficients = {
@@ -79,6 +81,10 @@ def applied(name, strength, picture):
         picture = getattr(ImageEnhance, enhance[name])(picture).enhance(strength)
     elif name == "solarize_add":
         picture = picture.point([lower(level) for level in range(256)] * len(picture.getbands()))
+    elif name == "cutout":
+        half, pixels = int(strength), np.array(picture)
+        pixels[max(0, 7 - half) : 7 + half, max(0, 36 - half) : 36 + half] = 128
+        picture = pixels
     elif name == "posterize":
         picture = ImageOps.posterize(picture, int(strength))
     elif name == "solarize":
@@ -93,8 +99,8 @@ def test_every_operation_in_one_batch_does_what_pillow_does(picture):
     cases = [(name, strength) for name, strengths in STRENGTHS.items() for strength in strengths]
     images = np.tile(np.asarray(picture, np.float32).reshape(1, HEIGHT, WIDTH, -1), (len(cases), 1, 1, 1))
     operation = jnp.array([policies.NUMBER[name] for name, _ in cases])
-    strength = jnp.array([value for _, value in cases])
-    got = np.asarray(apply(images, operation, strength, fill=128.0))
+    strength, place = jnp.array([value for _, value in cases]), jnp.tile(jnp.array(PLACE), (len(cases), 1))
+    got = np.asarray(apply(images, operation, strength, place, fill=128.0))
     assert got.dtype == np.float32
     for (name, value), image in zip(cases, got):
         expected, inside = applied(name, value, picture)
@@ -103,15 +109,35 @@ def test_every_operation_in_one_batch_does_what_pillow_does(picture):
     # What a warp uncovers is filled.
     moved = cases.index(("translate_x", 12.0))
     for fill in (128.0, 7.0):
-        uncovered = np.asarray(apply(images, operation, strength, fill=fill))[moved, :, -12:]
+        uncovered = np.asarray(apply(images, operation, strength, place, fill=fill))[moved, :, -12:]
         np.testing.assert_array_equal(uncovered, fill)
 
 
 def test_only_tables_round_to_levels(noise):
     operation = jnp.arange(len(noise)) % 2 * policies.NUMBER["posterize"]
-    got = np.asarray(apply(noise, operation, jnp.full(len(noise), 8.0)))
+    got = np.asarray(apply(noise, operation, jnp.full(len(noise), 8.0), jnp.zeros((len(noise), 2))))
     np.testing.assert_array_equal(got[::2], noise[::2])
     np.testing.assert_array_equal(got[1::2], np.round(noise[1::2]))
+
+
+def test_cutout_is_centred_on_every_pixel_alike_and_cut_at_the_borders():
+    images = jnp.zeros((MANY, 6, 8, 1))
+    place = jax.random.uniform(jax.random.key(0), (MANY, 2))
+    cutout = jnp.full(MANY, policies.NUMBER["cutout"])
+    got = np.asarray(apply(images, cutout, jnp.full(MANY, 2.0), place))[..., 0]
+    assert set(np.unique(got)) == {0.0, 128.0}
+    # The square of 4 x 4 begins two pixels before its centre, and at the border if that is beyond.
+    centres = collections.Counter()
+    for image in got:
+        rows, columns = (np.flatnonzero(image.any(axis)) for axis in (1, 0))
+        assert image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+        centres[rows[-1] - 1, columns[-1] - 1] += rows[-1] < 5 and columns[-1] < 7
+        assert rows[0] == max(0, rows[-1] - 3) or rows[-1] == 5
+        assert columns[0] == max(0, columns[-1] - 3) or columns[-1] == 7
+    inner = [centres[y, x] for y in range(4) for x in range(6)]
+    assert all(about_equal(count, MANY / 48, MANY) for count in inner)
+    # Of 48 centres, one has its square in the lowest right corner cut to 3 x 3.
+    assert about_equal((got.astype(bool).sum((1, 2)) == 9)[got[:, 5, 7] == 128].sum(), MANY / 48, MANY)
 
 
 # What is drawn.
@@ -120,21 +146,20 @@ def test_only_tables_round_to_levels(noise):
 def drawn(draw, *settings):
     """Names of operations and strengths of many images: two lists of [images, layers]."""
     keys = jax.random.split(jax.random.key(0), MANY)
-    operation, strength = jax.jit(jax.vmap(lambda key: draw(key, *settings)))(keys)
+    operation, strength, place = jax.jit(jax.vmap(lambda key: draw(key, *settings)))(keys)
+    assert place.shape == (*operation.shape, 2) and not place.any()
     return np.array(policies.OPERATIONS)[operation], np.asarray(strength)
 
 
-@functools.partial(jax.jit, static_argnames="increasing")
-def draw_rand_augment(magnitude, std, probability, increasing):
+@functools.partial(jax.jit, static_argnames="ranges")
+def draw_rand_augment(magnitude, std, probability, ranges):
     keys = jax.random.split(jax.random.key(0), MANY)
-    draw = lambda key: policies.draw_rand_augment(
-        key, HEIGHT, WIDTH, 3, magnitude, std, probability, increasing=increasing
-    )
+    draw = lambda key: policies.draw_rand_augment(key, HEIGHT, WIDTH, 3, magnitude, std, probability, ranges=ranges)
     return jax.vmap(draw)(keys)
 
 
-def rand_augmented(magnitude, std=0.0, probability=1.0, increasing=True):
-    operation, strength = draw_rand_augment(magnitude, std, probability, increasing)
+def rand_augmented(magnitude, std=0.0, probability=1.0, ranges="timm"):
+    operation, strength, _ = draw_rand_augment(magnitude, std, probability, ranges)
     return np.array(policies.OPERATIONS)[operation], np.asarray(strength)
 
 
@@ -143,45 +168,97 @@ def about_equal(count, expected, total):
     return abs(count - expected) <= 4.5 * np.sqrt(total * share * (1 - share))
 
 
-def test_rand_augment_draws_each_operation_alike_and_each_layer_apart():
-    names, _ = rand_augmented(9.0)
+@pytest.mark.parametrize(
+    ("ranges", "without"),
+    [
+        ("timm", {"identity", "cutout"}),
+        ("torchvision", {"invert", "solarize_add", "cutout"}),
+        ("tensorflow", {"identity"}),
+    ],
+)
+def test_rand_augment_draws_each_operation_alike_and_each_layer_apart(ranges, without):
+    names, _ = rand_augmented(9.0, ranges=ranges)
     assert names.shape == (MANY, 3)
-    counts = collections.Counter(names.ravel())
-    assert set(counts) == set(policies.OPERATIONS) - {"identity"} and len(counts) == 15
-    assert all(about_equal(count, names.size / 15, names.size) for count in counts.values())
+    counts, expected = collections.Counter(names.ravel()), set(policies.OPERATIONS) - without
+    assert set(counts) == expected and len(counts) == {"timm": 15, "torchvision": 14, "tensorflow": 16}[ranges]
+    assert all(about_equal(count, names.size / len(expected), names.size) for count in counts.values())
     repeated = (names[:, 0] == names[:, 1]).sum()
-    assert about_equal(repeated, MANY / 15, MANY)
+    assert about_equal(repeated, MANY / len(expected), MANY)
 
 
-@pytest.mark.parametrize("magnitude", [5, 9, 10, 15])
-@pytest.mark.parametrize("increasing", [True, False])
-def test_rand_augment_strengths_are_the_published_ones(magnitude, increasing):
-    names, strengths = rand_augmented(float(magnitude), increasing=increasing)
+def timm(magnitude):
     share = magnitude / 10
-    if increasing:
-        factors = {max(0.1, 1 - 0.9 * share), 1 + 0.9 * share}
-        bits, threshold = max(0, 4 - int(4 * share)), max(0, 256 - int(256 * share))
-    else:
-        factors = {0.1 + 1.8 * share}
-        bits, threshold = int(4 * share), min(256, int(256 * share))
-    expected = {
-        "posterize": {bits},
-        "solarize": {threshold},
-        "solarize_add": {int(110 * share)},
-        "brightness": factors,
-        "contrast": factors,
-        "color": factors,
-        "sharpness": factors,
-        "rotate": {-30 * share, 30 * share},
-        "shear_x": {-0.3 * share, 0.3 * share},
-        "shear_y": {-0.3 * share, 0.3 * share},
-        "translate_x": {-0.45 * WIDTH * share, 0.45 * WIDTH * share},
-        "translate_y": {-0.45 * HEIGHT * share, 0.45 * HEIGHT * share},
+    return {
+        "posterize": (max(0, 4 - int(4 * share)),),
+        "solarize": (max(0, 256 - int(256 * share)),),
+        "solarize_add": (int(110 * share),),
+        **dict.fromkeys(ENHANCED, (max(0.1, 1 - 0.9 * share), 1 + 0.9 * share)),
+        "rotate": (-30 * share, 30 * share),
+        **dict.fromkeys(("shear_x", "shear_y"), (-0.3 * share, 0.3 * share)),
+        "translate_x": (-0.45 * WIDTH * share, 0.45 * WIDTH * share),
+        "translate_y": (-0.45 * HEIGHT * share, 0.45 * HEIGHT * share),
     }
-    for name, values in expected.items():
-        found, counts = np.unique(strengths[names == name], return_counts=True)
-        np.testing.assert_allclose(found, sorted(values), rtol=1e-5, err_msg=name)
-        assert all(about_equal(count, counts.sum() / len(values), counts.sum()) for count in counts), name
+
+
+def torchvision(magnitude):
+    across, down = (int(150 / 331 * size * magnitude / 30) for size in (WIDTH, HEIGHT))
+    return {
+        "posterize": (8 - round(magnitude / (30 / 4)),),
+        "solarize": (255 - 8.5 * magnitude,),
+        **dict.fromkeys(ENHANCED, (1 - 0.9 * magnitude / 30, 1 + 0.9 * magnitude / 30)),
+        "rotate": (-magnitude, magnitude),
+        **dict.fromkeys(("shear_x", "shear_y"), (-0.01 * magnitude, 0.01 * magnitude)),
+        "translate_x": (-across, across),
+        "translate_y": (-down, down),
+    }
+
+
+def tensorflow(magnitude):
+    share = magnitude / 10
+    return {
+        "posterize": (int(4 * share),),
+        "solarize": (min(256, int(256 * share)),),
+        "solarize_add": (int(110 * share),),
+        **dict.fromkeys(ENHANCED, (0.1 + 1.8 * share,)),
+        "rotate": (-30 * share, 30 * share),
+        **dict.fromkeys(("shear_x", "shear_y"), (-0.3 * share, 0.3 * share)),
+        **dict.fromkeys(("translate_x", "translate_y"), (-100 * share, 100 * share)),
+        "cutout": (int(40 * share),),
+    }
+
+
+@pytest.mark.parametrize(
+    ("published", "magnitudes"),
+    [(timm, (5, 9, 10, 15)), (torchvision, (0, 5, 9, 14, 27, 30)), (tensorflow, (3, 9, 10, 15))],
+)
+def test_rand_augment_strengths_are_the_published_ones(published, magnitudes):
+    for magnitude in magnitudes:
+        names, strengths = rand_augmented(float(magnitude), ranges=published.__name__)
+        for name, values in published(magnitude).items():
+            found, counts = np.unique(strengths[names == name].round(3), return_counts=True)
+            expected = sorted({round(value, 3) for value in values})
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3, err_msg=f"{name} {magnitude}")
+            assert all(about_equal(count, counts.sum() / len(counts), counts.sum()) for count in counts), name
+
+
+def test_rand_augment_of_unknown_ranges_is_refused(noise):
+    with pytest.raises(UserError, match=r"'keras'.*timm.*torchvision.*tensorflow"):
+        policies.rand_augment(jax.random.key(0), noise, ranges="keras")
+
+
+def test_rand_augment_draws_places_for_each_layer_all_over_the_image():
+    place = np.asarray(draw_rand_augment(9.0, 0.0, 1.0, "tensorflow")[2]).reshape(MANY, 6)  # of 3 layers, (y, x) each
+    assert place.min() >= 0 and place.max() < 1
+    counts = np.stack([np.histogram(one, 8, (0, 1))[0] for one in place.T])
+    assert all(about_equal(count, MANY / 8, MANY) for count in counts.ravel())
+    assert np.abs(np.corrcoef(place.T) - np.eye(6)).max() < 4.5 / np.sqrt(MANY)
+
+
+def test_a_threshold_that_is_a_level_inverts_it_whatever_rounding_made_of_it():
+    threshold = np.nextafter(np.float32(170), np.float32([0, 255]))  # magnitude 10 of torchvision's 30
+    images = jnp.tile(jnp.array([169.0, 170.0]).reshape(1, 1, 2, 1), (2, 1, 1, 1))
+    got = apply(images, jnp.full(2, policies.NUMBER["solarize"]), threshold, jnp.zeros((2, 2)))
+    np.testing.assert_array_equal(got[:, 0, :, 0], [[169, 85], [169, 85]])
 
 
 def test_rand_augment_magnitudes_are_normal_up_to_the_strongest():
@@ -196,6 +273,9 @@ def test_rand_augment_magnitudes_are_normal_up_to_the_strongest():
     assert strengths.max() <= 110 * 1.5 + 100  # clipped at the magnitude where that is above 10
     names, strengths = rand_augmented(0.5, std=2.0)
     assert np.abs(strengths[names == "rotate"]).min() == 0
+    for ranges, strongest in (("torchvision", 30), ("tensorflow", 3 * 28)):  # degrees
+        names, strengths = rand_augmented(28.0, std=3.0, ranges=ranges)
+        np.testing.assert_allclose(np.abs(strengths[names == "rotate"]).max(), strongest, rtol=1e-5)
 
 
 def test_rand_augment_leaves_operations_out_with_a_probability():
@@ -210,7 +290,7 @@ def test_auto_augment_has_25_sub_policies_of_two_operations(policy):
     for pair in table:
         assert len(pair) == 2
         for name, probability, level in pair:
-            assert name in policies.OPERATIONS[1:] and name != "solarize_add"
+            assert name in policies.OPERATIONS[1:] and name not in ("solarize_add", "cutout")
             assert 0 <= probability <= 1 and round(10 * probability) == pytest.approx(10 * probability)
             assert level in range(10)
 
@@ -280,11 +360,11 @@ def test_trivial_augment_draws_one_of_14_operations_at_one_of_31_strengths():
     assert names.shape == (MANY, 1)
     counts = collections.Counter(names.ravel())
     assert len(counts) == 14 and {"identity", "equalize", "translate_y"} < set(counts)
-    assert not {"invert", "solarize_add"} & set(counts)
+    assert not {"invert", "solarize_add", "cutout"} & set(counts)
     assert all(about_equal(count, MANY / 14, MANY) for count in counts.values())
     grades = np.arange(31)
     expected = {
-        "posterize": 8 - np.round(grades / 15),
+        "posterize": 8 - np.round(grades / 5),
         "solarize": 255 - 255 * grades / 30,
         **dict.fromkeys(ENHANCED, 0.99 * grades / 30),
         "rotate": 135 * grades / 30,
@@ -297,14 +377,16 @@ def test_trivial_augment_draws_one_of_14_operations_at_one_of_31_strengths():
         assert distances.max() < 1e-3, name
         missed = set(range(31)) - set(np.abs(np.abs(found)[:, None] - values).argmin(1)) if name == "rotate" else {}
         assert not missed
+        np.testing.assert_allclose(np.abs(found).max(), values.max(), rtol=1e-5)
+        np.testing.assert_allclose(np.abs(found).min(), values.min(), atol=1e-3)
         if name in SIGNED:
             assert found.min() < 0 < found.max(), name
-            np.testing.assert_allclose(np.abs(found).max(), values.max(), rtol=1e-5)
 
 
 # Images, keys, batches and devices.
 
-RAND = dict(layers=2, magnitude=8.0, magnitude_std=0.5, increasing=True)
+RAND = dict(layers=2, magnitude=8.0, magnitude_std=0.5, ranges="timm")
+CUTTING = RAND | dict(magnitude=0.6, ranges="tensorflow")  # squares of 4 x 4 and less
 
 
 @jax.jit
@@ -314,6 +396,11 @@ def compiled(key, images, probability):
 
 def rand_augment(key, images, probability=0.8):
     return compiled(key, images, probability)
+
+
+@jax.jit
+def cutting_rand_augment(key, images):
+    return policies.rand_augment(key, images, **CUTTING)
 
 
 @jax.jit
@@ -332,24 +419,36 @@ trivial_augment = jax.jit(policies.trivial_augment)
             functools.partial(policies.draw_rand_augment, height=8, width=8, probability=0.8, **RAND),
         ),
         (
+            cutting_rand_augment,
+            functools.partial(policies.draw_rand_augment, height=8, width=8, probability=1.0, **CUTTING),
+        ),
+        (
             auto_augment,
             functools.partial(policies.draw_auto_augment, policy="cifar10", height=8, width=8),
         ),
         (trivial_augment, policies.draw_trivial_augment),
     ],
-    ids=["rand", "auto", "trivial"],
+    ids=["rand", "cutting", "auto", "trivial"],
 )
 def test_a_policy_carries_out_what_it_draws_with_a_key_for_each_image(noise, policy, draw):
     key = jax.random.key(1)
     got = np.asarray(policy(key, noise))
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(noise)))
-    operation, strength = jax.jit(jax.vmap(draw))(keys)
+    operation, strength, place = jax.jit(jax.vmap(draw))(keys)
     assert len({tuple(drawn) for drawn in np.concatenate([operation, strength], 1)}) > 8
     expected = noise
     for layer in range(operation.shape[1]):
-        expected = apply(expected, operation[:, layer], strength[:, layer])
+        expected = apply(expected, operation[:, layer], strength[:, layer], place[:, layer])
     np.testing.assert_allclose(got, expected, atol=1e-3)
     assert got.min() >= 0 and got.max() <= 255 and np.abs(got - noise).mean() > 5
+
+
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.bfloat16])
+def test_images_of_any_type_become_float32(noise, dtype):
+    images = jnp.asarray(noise).astype(dtype)
+    got = trivial_augment(jax.random.key(1), images)
+    assert got.dtype == jnp.float32
+    np.testing.assert_array_equal(got, trivial_augment(jax.random.key(1), images.astype(jnp.float32)))
 
 
 def test_rand_augment_of_probability_0_changes_nothing(noise):
