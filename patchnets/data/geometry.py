@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Key, Shaped
 
 Images = Float[Array, "batch height width channels"]
 # Which number of an example's key each operation draws with.
-FLIP, ZOOM, SHIFT, ROTATION, SHEAR, CROP, RESIZED_CROP = range(7)
+FLIP, ZOOM, SHIFT, ROTATION, SHEAR, CROP, RESIZED_CROP, FLIP_VERTICAL = range(8)
 TRIES = 10  # a resized crop that does not fit into the image is drawn anew up to so many times, as in torchvision
 
 
@@ -75,17 +75,22 @@ def resize_matrix(
     size: int,
     start: float | Float[Array, "*batch"] = 0.0,
     length: float | Float[Array, "*batch"] | None = None,
+    *,
+    cut: bool = False,
 ) -> Float[Array, "*batch out size"]:
     """Resizes `length` pixels of a line of `size`, from the edge `start` on (default: all), to `out` pixels.
 
     Bilinear; when it makes smaller, the triangle is widened by the scale, so that no pixel is passed over. That is what
-    Pillow's `resize(box=...)` does, and when it makes larger, Keras and TensorFlow do the same.
+    Pillow's `resize(box=...)` does, and when it makes larger, Keras and TensorFlow do the same. Pixels beyond the part
+    count near its ends, unless it is `cut` out first, in whole pixels.
     """
     start = jnp.asarray(start, jnp.float32)[..., None]
-    scale = jnp.asarray(size if length is None else length, jnp.float32)[..., None] / out
+    length = jnp.asarray(size if length is None else length, jnp.float32)[..., None]
+    scale, position = length / out, jnp.arange(size, dtype=jnp.float32)
     source = start + (jnp.arange(out, dtype=jnp.float32) + 0.5) * scale - 0.5
-    distance = jnp.abs(source[..., None] - jnp.arange(size, dtype=jnp.float32))
-    weights = jnp.maximum(0.0, 1.0 - distance / jnp.maximum(scale, 1.0)[..., None])
+    weights = jnp.maximum(0.0, 1.0 - jnp.abs(source[..., None] - position) / jnp.maximum(scale, 1.0)[..., None])
+    if cut:
+        weights *= ((position >= start) & (position < start + length))[..., None, :]
     return weights / weights.sum(-1, keepdims=True)
 
 
@@ -131,9 +136,9 @@ def warp(
 # What is sampled for each example, as matrices.
 
 
-def mirrored(keys: Key[Array, " batch"]) -> Bool[Array, " batch"]:
-    """Whether an example is flipped: with probability one half."""
-    return jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, FLIP)))(keys)
+def mirrored(keys: Key[Array, " batch"], axis: int = FLIP) -> Bool[Array, " batch"]:
+    """Whether an example is flipped, left to right or top to bottom (FLIP_VERTICAL): with probability one half."""
+    return jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, axis)))(keys)
 
 
 def augment_matrices(
@@ -149,7 +154,7 @@ def augment_matrices(
 
     def matrix(axis: int, size: int) -> Array:
         centre, position = (size - 1) / 2, jnp.arange(size, dtype=jnp.float32)
-        source = centre + (position - centre) * factors[:, axis, None] - shifts[:, axis, None] * size
+        source = centre + (position - shifts[:, axis, None] * size - centre) * factors[:, axis, None]
         return interpolation_matrix(reflect(source, size), size)
 
     rows, columns = matrix(0, height), matrix(1, width)
@@ -230,10 +235,10 @@ def crop_boxes(
 def resized_crop_matrices(
     keys: Key[Array, " batch"], height: int, width: int, size: int, *, area: float, aspect: float
 ) -> tuple[Float[Array, "batch size height"], Float[Array, "batch size width"]]:
-    """The matrices that cut out each example's box (`crop_boxes`) and resize it to `size` pixels a side."""
+    """The matrices that cut out each example's box (`crop_boxes`) and then resize it to `size` pixels a side."""
     corner, box = crop_boxes(keys, height, width, area, aspect)
-    rows = resize_matrix(size, height, corner[:, 0], box[:, 0])
-    return rows, resize_matrix(size, width, corner[:, 1], box[:, 1])
+    rows = resize_matrix(size, height, corner[:, 0], box[:, 0], cut=True)
+    return rows, resize_matrix(size, width, corner[:, 1], box[:, 1], cut=True)
 
 
 def centre_crop_matrices(
@@ -268,25 +273,37 @@ def flip(
     return jnp.where(which[:, None, None, None], images[:, :, ::-1], images)
 
 
+def flip_vertically(
+    images: Float[Array, "batch height width channels"], which: Bool[Array, " batch"]
+) -> Float[Array, "batch height width channels"]:
+    """Those images mirrored top to bottom."""
+    return jnp.where(which[:, None, None, None], images[:, ::-1], images)
+
+
 def random_flip(key: Key[Array, ""], images: Images) -> Images:
-    """Half of the images mirrored left to right."""
+    """Half of the images mirrored left to right: Keras's RandomFlip("horizontal")."""
     return flip(images, mirrored(example_keys(key, len(images))))
 
 
+def random_vertical_flip(key: Key[Array, ""], images: Images) -> Images:
+    """Half of the images mirrored top to bottom: Keras's RandomFlip("vertical")."""
+    return flip_vertically(images, mirrored(example_keys(key, len(images)), FLIP_VERTICAL))
+
+
 def random_zoom(key: Key[Array, ""], images: Images, *, zoom: float) -> Images:
-    """Height and width scaled by factors from [1 - zoom, 1 + zoom]; above 1 zooms out."""
+    """Keras's RandomZoom: height and width scaled by factors from [1 - zoom, 1 + zoom]; above 1 zooms out."""
     batch, height, width, _ = images.shape
     return resample(images, *augment_matrices(example_keys(key, batch), height, width, zoom=zoom))
 
 
 def random_translation(key: Key[Array, ""], images: Images, *, shift: float) -> Images:
-    """Moved by up to this share of height and width, each way."""
+    """Keras's RandomTranslation: moved by up to this share of height and width, each way, filled by reflection."""
     batch, height, width, _ = images.shape
     return resample(images, *augment_matrices(example_keys(key, batch), height, width, shift=shift))
 
 
 def random_crop(key: Key[Array, ""], images: Images, *, padding: int) -> Images:
-    """Padded by so many pixels of zeros, and a part of the images' own size cut out."""
+    """torchvision's RandomCrop: padded by so many pixels of zeros, and a part of the images' own size cut out."""
     batch, height, width, _ = images.shape
     return resample(images, *crop_matrices(example_keys(key, batch), height, width, padding))
 
@@ -294,23 +311,25 @@ def random_crop(key: Key[Array, ""], images: Images, *, padding: int) -> Images:
 def random_resized_crop(
     key: Key[Array, ""], images: Images, *, area: float, aspect: float = 4 / 3, size: int | None = None
 ) -> Float[Array, "batch size size channels"]:
-    """A box of at least this share of the area cut out and resized to `size` pixels a side (default: the height)."""
+    """torchvision's RandomResizedCrop (the crops of arXiv 1409.4842, section 6): a box of at least this share of the
+    area cut out and resized to `size` pixels a side (default: the height)."""
     batch, height, width, _ = images.shape
     keys, size = example_keys(key, batch), size or height
     return resample(images, *resized_crop_matrices(keys, height, width, size, area=area, aspect=aspect))
 
 
 def random_rotation(key: Key[Array, ""], images: Images, *, rotation: float) -> Images:
-    """Turned about the centre by up to this share of a full turn, each way, filled by reflection."""
+    """Keras's RandomRotation: turned about the centre by up to this share of a full turn, filled by reflection."""
     return warp(images, affine_matrices(example_keys(key, len(images)), rotation=rotation))
 
 
 def random_shear(key: Key[Array, ""], images: Images, *, shear: float) -> Images:
-    """Sheared by up to this slope, each way and along each axis, filled by reflection."""
+    """AutoAugment's ShearX and ShearY (arXiv 1805.09501, table 6) together, about the centre: by up to this slope along
+    each axis, filled by reflection."""
     return warp(images, affine_matrices(example_keys(key, len(images)), shear=shear))
 
 
 def resize(images: Images, *, size: int, share: float = 1.0) -> Float[Array, "batch size size channels"]:
-    """This share of the sides, about the centre, resized to `size` pixels a side."""
+    """torchvision's CenterCrop and Resize: this share of the sides, about the centre, resized to `size` pixels."""
     _, height, width, _ = images.shape
     return resample(images, *centre_crop_matrices(height, width, size, share))

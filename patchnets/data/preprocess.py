@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from patchnets.data import erasing, geometry, photometric, policies
+from patchnets.data import geometry, photometric, policies
 from patchnets.errors import UserError
 
 # Channel means and standard deviations of ImageNet's training images, in [0, 1] (as torchvision documents them).
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # What a batch's key is folded with for each stage that makes keys of examples by itself; far from any place in a batch.
-JITTER, GRAYSCALE, POLICY, ERASING = (2**31 - 1 - i for i in range(4))
+JITTER, GRAYSCALE, POLICY = (2**31 - 1 - i for i in range(3))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Augment:
 
     Attributes:
       flip: mirror left to right with probability one half.
+      flip_vertical: mirror top to bottom with probability one half.
       crop_padding: pad by so many pixels of the stored image, in black, and crop its size at random.
       crop_area: crop at random from this share of the area up to all of it, and resize.
       crop_aspect: such a crop is at most so many times as wide as high, and the reverse.
@@ -33,14 +34,17 @@ class Augment:
       hue: turned by up to this share of the colour circle, each way.
       grayscale: probability of taking the colours away.
       policy: none, randaugment, autoaugment_cifar10, autoaugment_imagenet or trivialaugment.
-      layers, magnitude, magnitude_std, increasing, policy_probability: of RandAugment (`policies.rand_augment`).
+      layers, magnitude, magnitude_std, ranges, policy_probability: of RandAugment (`policies.rand_augment`).
+      mixup, cutmix, mix_switch, mix_probability, mix_per: of `mixing.mix`.
       erasing: probability of erasing a rectangle of the normalised image.
       erasing_mode: what fills it, constant, random or pixel (`erasing.random_erasing`).
-      mixup, cutmix, mix_switch, mix_probability, mix_per: of `mixing.mix`, which the training step applies to a batch
-        of prepared images and targets; not part of `Preprocess`.
+
+    Mixing, which takes targets too, and then erasing, are not part of `Preprocess`: the training step does both to a
+    batch of prepared images, in timm's order.
     """
 
     flip: bool = False
+    flip_vertical: bool = False
     crop_padding: int = 0
     crop_area: float = 1.0
     crop_aspect: float = 4 / 3
@@ -57,21 +61,22 @@ class Augment:
     layers: int = 2
     magnitude: float = 9.0
     magnitude_std: float = 0.0
-    increasing: bool = True
+    ranges: str = "timm"
     policy_probability: float = 1.0
-    erasing: float = 0.0
-    erasing_mode: str = "constant"
     mixup: float = 0.0
     cutmix: float = 0.0
     mix_switch: float = 0.5
     mix_probability: float = 1.0
     mix_per: str = "batch"
+    erasing: float = 0.0
+    erasing_mode: str = "constant"
 
     def __bool__(self) -> bool:
-        """Whether anything is done to an image; mixing images is not counted."""
+        """Whether `Preprocess` does anything to an image."""
         moves = (self.crop_padding, self.zoom, self.rotation, self.shear, self.shift)
-        changes = (self.brightness, self.contrast, self.saturation, self.hue, self.grayscale, self.erasing)
-        return self.flip or self.crop_area < 1 or self.policy != "none" or max(moves + changes) > 0
+        changes = (self.brightness, self.contrast, self.saturation, self.hue, self.grayscale)
+        flips = self.flip or self.flip_vertical
+        return flips or self.crop_area < 1 or self.policy != "none" or max(moves + changes) > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,17 +102,12 @@ class Preprocess:
         self, images: UInt8[Array, "batch height width channels"], key: Array | None = None
     ) -> Float[Array, "batch size size channels"]:
         """`key` None prepares for evaluation: resized, nothing random."""
-        augment = self.augment
         if key is None:
             return self.normalise(self.resize(images, self.eval_crop))
-        if not augment:
+        if not self.augment:
             return self.normalise(self.resize(images))
         x = self.move(images, geometry.example_keys(key, images.shape[0]))
-        x = self.normalise(self.recolour(x, key))
-        if augment.erasing > 0:
-            at = jax.random.fold_in(key, ERASING)
-            x = erasing.random_erasing(at, x, probability=augment.erasing, mode=augment.erasing_mode)
-        return x
+        return self.normalise(self.recolour(x, key))
 
     def normalise(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
         """Levels from 0 to 255 to what the model sees."""
@@ -143,12 +143,18 @@ class Preprocess:
             x = geometry.resample_all(x, steps)
             x = geometry.warp(x, geometry.affine_matrices(keys, rotation=augment.rotation, shear=augment.shear))
             steps = []
-        if augment.zoom > 0 or augment.shift > 0:
-            flip, zoom, shift = augment.flip, augment.zoom, augment.shift
-            steps.append(geometry.augment_matrices(keys, size, size, flip=flip, zoom=zoom, shift=shift))
-            return geometry.resample_all(x, steps)
+        fused = augment.zoom > 0 or augment.shift > 0  # then a flip comes at no cost
+        if fused:
+            zoomed = geometry.augment_matrices(
+                keys, size, size, flip=augment.flip, zoom=augment.zoom, shift=augment.shift
+            )
+            steps.append(zoomed)
         x = geometry.resample_all(x, steps)
-        return geometry.flip(x, geometry.mirrored(keys)) if augment.flip else x
+        if augment.flip and not fused:
+            x = geometry.flip(x, geometry.mirrored(keys))
+        if augment.flip_vertical:
+            x = geometry.flip_vertically(x, geometry.mirrored(keys, geometry.FLIP_VERTICAL))
+        return x
 
     def recolour(
         self, x: Float[Array, "batch size size channels"], key: Array
@@ -169,7 +175,7 @@ class Preprocess:
                 magnitude=augment.magnitude,
                 magnitude_std=augment.magnitude_std,
                 probability=augment.policy_probability,
-                increasing=augment.increasing,
+                ranges=augment.ranges,
             )
         if augment.policy == "trivialaugment":
             return policies.trivial_augment(at, x)

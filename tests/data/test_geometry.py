@@ -194,6 +194,16 @@ def test_a_flip_is_an_exact_mirror_image_and_half_of_the_images_are_flipped(phot
     assert abs(mirrored.sum() - MANY / 2) < 4 * np.sqrt(MANY / 4)
 
 
+def test_a_vertical_flip_turns_half_of_the_images_upside_down_apart_from_the_other_flip(photos):
+    images = np.tile(photos, (MANY // 8, 1, 1, 1))
+    got = alone(geometry.random_vertical_flip, jax.random.key(1), images)
+    down = (got == images[:, ::-1]).all((1, 2, 3))
+    assert (down ^ (got == images).all((1, 2, 3))).all()
+    across = (alone(geometry.random_flip, jax.random.key(1), images) == images[:, :, ::-1]).all((1, 2, 3))
+    assert abs(down.sum() - MANY / 2) < 4 * np.sqrt(MANY / 4)
+    assert abs((down & across).sum() - MANY / 4) < 4 * np.sqrt(MANY * 3 / 16)
+
+
 @pytest.mark.parametrize("zoom", [0.2, 0.5])
 def test_zoom_factors_are_uniform_about_one_and_apart_for_height_and_width(sampled, zoom):
     factors, offsets = sampled(jax.random.key(2), zoom=zoom)
@@ -232,6 +242,15 @@ def test_shifts_are_uniform_shares_of_the_size_both_ways(sampled, shift):
         assert abs(offsets[:, axis].mean()) < 4 * spread / np.sqrt(MANY)
         assert abs(offsets[:, axis].std() / spread - 1) < 0.1
     assert abs(np.corrcoef(offsets.T)[0, 1]) < 0.18
+
+
+def test_a_zoomed_image_is_moved_by_no_more_than_an_unzoomed_one(sampled):
+    """Zoom comes first: what is at the centre then lies as far from it as the shift says."""
+    key, shift = jax.random.key(5), 0.02  # so little that no edge comes near the centre
+    factors, offsets = sampled(key, zoom=0.5, shift=shift)
+    _, unzoomed = sampled(key, shift=shift)
+    np.testing.assert_allclose(offsets / factors, unzoomed, atol=2e-3)
+    assert np.abs(offsets / factors).max() <= shift * SIZE + 2e-3
 
 
 def test_flip_zoom_and_shift_are_drawn_apart(sampled):
@@ -319,7 +338,7 @@ def test_where_no_box_fits_it_is_the_largest_about_the_centre():
         np.testing.assert_array_equal(found[1], [size] * 16)
 
 
-def test_a_resized_crop_is_pillows_of_its_box(big):
+def test_a_resized_crop_is_its_box_cut_out_and_then_resized_as_pillow_does(big):
     key, images = jax.random.key(4), np.repeat(big[None], 8, 0)
     found = np.asarray(
         compiled(geometry.random_resized_crop, area=0.05, size=64)(key, jnp.asarray(images, jnp.float32))
@@ -327,8 +346,8 @@ def test_a_resized_crop_is_pillows_of_its_box(big):
     corners, sizes = boxes_of(key, 8, 160, 160, 0.05, 4 / 3)
     assert sizes.min() < 64 < sizes.max()  # both made larger and made smaller
     for image, (top, left), (height, width) in zip(found, np.asarray(corners), np.asarray(sizes)):
-        box = (left, top, left + width, top + height)
-        expected = np.asarray(Image.fromarray(big).resize((64, 64), Image.Resampling.BILINEAR, box=box))
+        part = Image.fromarray(big).crop((left, top, left + width, top + height))
+        expected = np.asarray(part.resize((64, 64), Image.Resampling.BILINEAR))
         assert np.abs(image - expected).max() <= 1.0
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from sklearn import datasets
 
 from patchnets import config, sharding
-from patchnets.data import erasing, geometry, photometric, policies
+from patchnets.data import geometry, photometric, policies
 from patchnets.data.preprocess import Augment, Preprocess, check_channels, normalisation
 from patchnets.errors import UserError
 
@@ -89,9 +89,19 @@ def stand_in(monkeypatch, module, name, calls):
 def test_the_settings_are_those_of_the_configuration():
     names = {name.removeprefix("augment."): key.default for name, key in config.KEYS.items() if "augment." in name}
     assert dataclasses.asdict(Augment()) == names
-    assert not Augment() and not Augment(mixup=0.5, cutmix=1.0, layers=3)
-    used = dict(flip=True, crop_padding=1, crop_area=0.5, zoom=0.1, rotation=0.1, shear=0.1, shift=0.1, hue=0.1)
-    used |= dict(brightness=0.1, contrast=0.1, saturation=0.1, grayscale=0.1, policy="randaugment", erasing=0.1)
+    assert not Augment() and not Augment(mixup=0.5, cutmix=1.0, layers=3, erasing=0.5)
+    used = dict(
+        flip=True,
+        flip_vertical=True,
+        crop_padding=1,
+        crop_area=0.5,
+        zoom=0.1,
+        rotation=0.1,
+        shear=0.1,
+        shift=0.1,
+        hue=0.1,
+    )
+    used |= dict(brightness=0.1, contrast=0.1, saturation=0.1, grayscale=0.1, policy="randaugment")
     assert all(Augment(**{name: value}) for name, value in used.items())
 
 
@@ -115,6 +125,15 @@ def test_all_that_is_geometric_is_the_same_as_one_after_the_other(photos):
 
     expected = one_by_one(jnp.asarray(np.resize(photos, (MANY, SIZE, SIZE, 3)), jnp.float32))[:8]
     np.testing.assert_allclose(run(pixels(**MOVES), photos, key), expected, atol=TOLERANCE)
+
+
+def test_images_are_turned_upside_down_after_all_else(photos):
+    key = jax.random.key(3)
+    which = geometry.mirrored(geometry.example_keys(key, 8), geometry.FLIP_VERTICAL)
+    without = run(pixels(**MOVES), photos, key)
+    expected = np.where(np.asarray(which)[:, None, None, None], without[:, ::-1], without)
+    np.testing.assert_allclose(run(pixels(**MOVES, flip_vertical=True), photos, key), expected, atol=TOLERANCE)
+    assert 0 < which.sum() < 8
 
 
 def test_padding_is_black_whatever_the_normalisation():
@@ -146,32 +165,29 @@ def test_cropped_images_are_neither_cropped_nor_resized_again(photos):
         (
             "randaugment",
             "rand_augment",
-            dict(layers=3, magnitude=7.0, magnitude_std=0.5, probability=0.9, increasing=False),
+            dict(layers=3, magnitude=7.0, magnitude_std=0.5, probability=0.9, ranges="tensorflow"),
         ),
         ("autoaugment_cifar10", "auto_augment", dict(policy="cifar10")),
         ("autoaugment_imagenet", "auto_augment", dict(policy="imagenet")),
         ("trivialaugment", "trivial_augment", {}),
     ],
 )
-def test_levels_are_changed_then_the_policy_applied_then_normalised_then_erased(
-    monkeypatch, photos, policy, function, expected
-):
+def test_levels_are_changed_then_the_policy_applied_then_normalised(monkeypatch, photos, policy, function, expected):
     calls = []
     stages = [(photometric, "color_jitter"), (photometric, "grayscale"), (policies, function)]
-    for module, name in [*stages, (erasing, "random_erasing")]:
+    for module, name in stages:
         stand_in(monkeypatch, module, name, calls)
-    augment = dict(layers=3, magnitude=7.0, magnitude_std=0.5, policy_probability=0.9, increasing=False)
+    augment = dict(layers=3, magnitude=7.0, magnitude_std=0.5, policy_probability=0.9, ranges="tensorflow")
     augment |= dict(brightness=0.1, contrast=0.2, saturation=0.3, hue=0.4, grayscale=0.5, policy=policy)
-    preprocess = Preprocess(SIZE, (127.5,) * 3, (127.5,) * 3, Augment(**augment, erasing=0.6, erasing_mode="random"))
-    preprocess(jnp.asarray(photos), jax.random.key(0))
+    preprocess = Preprocess(SIZE, (127.5,) * 3, (127.5,) * 3, Augment(**augment))
+    normalised = preprocess(jnp.asarray(photos), jax.random.key(0))
     assert [call[:2] for call in calls] == [
         ("color_jitter", dict(brightness=0.1, contrast=0.2, saturation=0.3, hue=0.4)),
         ("grayscale", dict(probability=0.5)),
         (function, expected),
-        ("random_erasing", dict(probability=0.6, mode="random")),
     ]
-    assert all(most > 100 for *_, most in calls[:3])  # levels
-    assert -1 <= calls[3][2] < calls[3][3] <= 1  # normalised
+    assert all(most > 100 for *_, most in calls)  # levels
+    assert -1 <= normalised.min() < normalised.max() <= 1
 
 
 def test_colours_of_gray_images_cannot_be_changed():
@@ -280,7 +296,7 @@ def test_normalisation_and_augmentation_can_be_exchanged(photos):
 
 @pytest.mark.parametrize("key", [None, 11])
 def test_eight_devices_make_the_images_that_one_makes_even_in_a_larger_batch(photos, mesh8, key):
-    preprocess = Preprocess(SIZE, *normalisation("dataset", photos), Augment(**MOVES, erasing=0.5))
+    preprocess = Preprocess(SIZE, *normalisation("dataset", photos), Augment(**MOVES))
     key = None if key is None else jax.random.key(key)
     images = jax.device_put(photos, NamedSharding(mesh8, PartitionSpec(sharding.BATCH_AXES)))
     program = jax.jit(preprocess).lower(images, key).compile()
