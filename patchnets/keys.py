@@ -13,6 +13,7 @@ class Purpose(enum.IntEnum):
     AUGMENT = 2
     DROPOUT = 3
     MIX = 4
+    ERASE = 5
 
 
 def key(seed: Any, purpose: Purpose, *counters: Any) -> Array:

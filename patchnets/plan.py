@@ -10,14 +10,14 @@ import optax
 from jax.sharding import Mesh
 
 from patchnets import models, sharding
-from patchnets.data import Data, load_data, mixing, open_data
+from patchnets.data import Data, erasing, load_data, mixing, open_data
 from patchnets.data.preprocess import Preprocess
 from patchnets.errors import UserError
 from patchnets.losses import LOSSES
 from patchnets.optimizers import frozen_parameters, make_optimizer
 from patchnets.patience import Patience
 from patchnets.schedules import make_schedule, steps_of
-from patchnets.steps import Mix, Task
+from patchnets.steps import Erase, Mix, Task
 from patchnets.train_state import TrainState, create_train_state, parameter_shapes
 
 
@@ -97,6 +97,7 @@ def make_task(
         config.seed,
         label_smoothing=config.label_smoothing,
         mix=make_mix(config),
+        erase=make_erase(config),
         loss=LOSSES[config.loss],
         accumulate=config.accumulate,
         sam_radius=config.optimizer.sam_rho,
@@ -118,3 +119,9 @@ def make_mix(config: ml_collections.ConfigDict) -> Mix | None:
         probability=augment.mix_probability,
         per=augment.mix_per,
     )
+
+
+def make_erase(config: ml_collections.ConfigDict) -> Erase | None:
+    """Random erasing as `config.augment` has it; None for none."""
+    probability, mode = config.augment.erasing, config.augment.erasing_mode
+    return functools.partial(erasing.random_erasing, probability=probability, mode=mode) if probability else None

@@ -21,8 +21,8 @@ from patchnets.train_state import TrainState
 BatchOf = Callable[[Any, Int[Array, ""]], Batch]
 
 
-# (key, images, targets) -> images and targets of which some are mixed; data/mixing.py
-Mix = Callable[[Array, Array, Array], tuple[Array, Array]]
+Mix = Callable[..., tuple[Array, Array]]  # (key, images, targets, mask=) -> images and targets; data/mixing.py
+Erase = Callable[[Array, Array], Array]  # (key, images) -> images; data/erasing.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Task:
     Attributes:
       preprocess: (uint8 images, key or None) -> float32 inputs; data/preprocess.py.
       mix: mixup and CutMix of a batch; None for neither.
+      erase: random erasing, after mixing; None for none.
       loss: of each example, from logits and soft targets; losses.py.
       accumulate: in how many parts a batch is worked through.
       sam_radius: of sharpness-aware minimisation; None for the plain gradient.
@@ -45,6 +46,7 @@ class Task:
     seed: int
     label_smoothing: float = 0.0
     mix: Mix | None = None
+    erase: Erase | None = None
     loss: Callable[..., Array] = softmax_cross_entropy
     accumulate: int = 1
     sam_radius: float | None = None
@@ -59,7 +61,9 @@ class Task:
         images = self.preprocess(batch["image"], self.key(keys.Purpose.AUGMENT, step))
         targets = smoothed(batch["label"], self.model.num_classes, self.label_smoothing)
         if self.mix is not None:
-            images, targets = self.mix(self.key(keys.Purpose.MIX, step), images, targets)
+            images, targets = self.mix(self.key(keys.Purpose.MIX, step), images, targets, mask=batch["mask"])
+        if self.erase is not None:
+            images = self.erase(self.key(keys.Purpose.ERASE, step), images)
         return Inputs(images, targets, batch["mask"])
 
     def gradient(self, state: TrainState, inputs: Inputs) -> tuple[Any, Measured]:
@@ -94,10 +98,11 @@ def train_step(
     updates = jax.tree.map(lambda update: lr_scale * update, updates)
     params = optax.apply_updates(state.params, updates)
     averaged = {"params": params, "batch_stats": seen.batch_stats}
+    labels = inputs.targets.argmax(axis=-1)  # of a mixed image, the class that it holds most of
     measured = TrainMetrics.single_from_model_output(
         loss=seen.losses,
-        top1=in_top_k(seen.logits, batch["label"], 1),
-        top5=in_top_k(seen.logits, batch["label"], 5),
+        top1=in_top_k(seen.logits, labels, 1),
+        top5=in_top_k(seen.logits, labels, 5),
         mask=inputs.mask,
         grad_norm=grad_norm,
     )

@@ -16,6 +16,7 @@ from patchnets.train_state import create_train_state
 
 CLASSES, BATCH = 5, 8
 MIXER = MlpMixer(CLASSES, patch_size=4, depth=2, hidden_dim=8, tokens_mlp_dim=5, channels_mlp_dim=12)
+CONVMIXER = ConvMixer(CLASSES, patch_size=4, depth=1, hidden_dim=6, kernel_size=3, batch_norm_momentum=0.9)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +76,7 @@ def test_a_batch_in_parts_has_the_gradient_of_the_whole(batch, parts):
 
 
 def test_batch_norm_sees_the_parts_one_after_the_other(batch):
-    model = ConvMixer(CLASSES, patch_size=4, depth=1, hidden_dim=6, kernel_size=3, batch_norm_momentum=0.9)
+    model = CONVMIXER
     params, stats = params_of(model)
     key, parts = jax.random.key(0), 2
     _, seen = losses.accumulated_gradient(model, losses.softmax_cross_entropy, params, stats, batch, key, parts)
@@ -89,13 +90,15 @@ def test_batch_norm_sees_the_parts_one_after_the_other(batch):
     assert any(not np.allclose(a, b) for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(stats)))
 
 
-def test_a_batch_of_nothing_but_padding_changes_nothing(batch):
-    params, stats = params_of(MIXER)
+@pytest.mark.parametrize("model", [MIXER, CONVMIXER], ids=["mlp_mixer", "convmixer"])
+def test_a_batch_of_nothing_but_padding_changes_nothing(batch, model):
+    params, stats = params_of(model)
     none = batch._replace(mask=np.zeros(BATCH, np.float32))
-    grads, _ = losses.accumulated_gradient(
-        MIXER, losses.softmax_cross_entropy, params, stats, none, jax.random.key(0), 2
+    grads, seen = losses.accumulated_gradient(
+        model, losses.softmax_cross_entropy, params, stats, none, jax.random.key(0), 2
     )
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
+    assert_close(seen.batch_stats, stats)
 
 
 def test_sharpness_aware_gradient_is_taken_uphill_by_the_radius():

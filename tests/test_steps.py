@@ -1,5 +1,6 @@
 """Training and evaluation steps against NumPy, padding, the number of devices, and how a run is cut into dispatches."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -174,6 +175,28 @@ def test_loss_that_overflows_is_noticed_though_the_gradient_is_finite(plain, pla
     params = {**state.params, "head": {**state.params["head"], "bias": bias}}
     after, finite = plain_step(state.replace(params=params), batch_of(data, 6, 6))
     assert np.isfinite(after.metrics.compute()["grad_norm"]) and not finite
+
+
+def test_images_are_prepared_then_mixed_then_erased_each_with_a_key_of_its_own(plain, data):
+    calls = []
+
+    def mix(key, images, targets, mask):
+        calls.append(("mix", key, float(images.max()), mask))
+        return images + 100, targets[::-1]
+
+    def erase(key, images):
+        calls.append(("erase", key, float(images.max())))
+        return -images
+
+    task = dataclasses.replace(plain, mix=mix, erase=erase)
+    batch = batch_of(data, 5, 8)
+    inputs, untouched = task.inputs(batch, jnp.int32(3)), plain.inputs(batch, jnp.int32(3))
+    assert [call[0] for call in calls] == ["mix", "erase"] and calls[1][2] > 90 > calls[0][2]
+    np.testing.assert_array_equal(calls[0][3], batch["mask"])
+    assert not (jax.random.key_data(calls[0][1]) == jax.random.key_data(calls[1][1])).all()
+    np.testing.assert_allclose(inputs.images, -(untouched.images + 100), rtol=1e-6)
+    np.testing.assert_array_equal(inputs.targets, untouched.targets[::-1])
+    np.testing.assert_allclose(untouched.targets, smoothed(batch["label"], SMOOTHING), atol=1e-6)
 
 
 # --- many steps, on one device and on eight ---------------------------------------------------------------------------

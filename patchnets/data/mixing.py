@@ -64,6 +64,7 @@ def mix(
     switch: float = 0.5,
     probability: float = 1.0,
     per: str = "batch",
+    mask: Float[Array, " batch"] | None = None,
 ) -> tuple[Images, Targets]:
     """Each batch, or example, mixed by mixup or by CutMix, or left as it is.
 
@@ -76,6 +77,7 @@ def mix(
       switch: where both are on, the probability of CutMix.
       probability: that anything is mixed.
       per: everything is drawn once a "batch", or for each "example".
+      mask: 0 for examples that do not count, such as records that could not be read: nothing is mixed with them.
 
     Raises:
       UserError: `per` is neither.
@@ -95,6 +97,8 @@ def mix(
         kept = beta_weight(drawn[:, 2:4], cutmix)
         outside = 1.0 - box(1 - kept, drawn[:, 4:], height, width)
         weights = jnp.where(cut[:, None, None], outside, weights)
+    if mask is not None:
+        mixed = mixed & (mask[::-1] > 0)
     weights = jnp.where(mixed[:, None, None], weights, 1.0)
     share, weights = weights.mean((1, 2))[:, None], weights[..., None]
     return (

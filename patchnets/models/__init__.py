@@ -78,6 +78,7 @@ CHOICES: dict[str, Any] = {
 NONE_IF_ZERO = ("representation_dim",)  # whole numbers that may be 0
 NOT_NEGATIVE = ("layer_scale",)
 POSITIVE = ("norm_epsilon", "batch_norm_epsilon")
+LARGEST = 2**20  # of whole numbers: units, patches, blocks
 INNER = ("parent", "name", "num_classes", "init_with", "init_head_with")  # not for configurations
 
 
@@ -166,8 +167,9 @@ def out_of_range(name: str, value: Any) -> str | None:
         return "at least 0"
     if name in POSITIVE and not 0 < value < float("inf"):
         return "above 0"
-    if type(value) is int and value < (0 if name in NONE_IF_ZERO else 1):
-        return "at least 0" if name in NONE_IF_ZERO else "at least 1"
+    least = 0 if name in NONE_IF_ZERO else 1
+    if type(value) is int and not least <= value <= LARGEST:
+        return f"from {least} to {LARGEST:,}" if value > LARGEST else f"at least {least}"
     return None
 
 

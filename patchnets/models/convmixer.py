@@ -34,7 +34,8 @@ class BatchNorm(nn.Module):
 
     In training, mean and variance are those of all places of the examples that `mask` does not rule out, however many
     devices they lie on: arrays are global, so statistics are synchronised without being told to. The running ones,
-    which serve in evaluation, keep the share `momentum` of themselves at each step. Statistics are taken in float32;
+    which serve in evaluation, keep the share `momentum` of themselves at each step, and all where every example is
+    ruled out. Statistics are taken in float32;
     the variance is the mean squared deviation, where PyTorch's running one divides by one number less.
     """
 
@@ -54,12 +55,14 @@ class BatchNorm(nn.Module):
         mean, var = running_mean.value, running_var.value
         if train:
             weight = jnp.ones((x.shape[0],)) if mask is None else mask
-            weight = (weight / (weight.sum() * x.shape[1] * x.shape[2]))[:, None, None, None]
+            some = weight.sum() > 0
+            weight = (weight / (jnp.maximum(weight.sum(), 1) * x.shape[1] * x.shape[2]))[:, None, None, None]
             mean = (weight * x.astype(jnp.float32)).sum((0, 1, 2))
             var = (weight * jnp.square(x.astype(jnp.float32) - mean)).sum((0, 1, 2))
             if not self.is_initializing():
-                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
-                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * var
+                kept, taken = jnp.where(some, self.momentum, 1.0), jnp.where(some, 1 - self.momentum, 0.0)
+                running_mean.value = kept * running_mean.value + taken * mean
+                running_var.value = kept * running_var.value + taken * var
         factor = scale * jax.lax.rsqrt(var + self.epsilon)
         return (x * factor + (bias - mean * factor)).astype(self.dtype)
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, UInt8
 from patchnets import console
 from patchnets.data import choose_splits, erasing, geometry, mixing, photometric, policies, sources, splits
 from patchnets.data.preprocess import Augment, Preprocess, check_channels
-from patchnets.plan import make_mix
+from patchnets.plan import make_erase, make_mix
 
 Levels = Float[Array, "batch height width channels"]  # from 0 to 255
 Operation = Callable[[Array, Levels], Levels]  # (key, images) -> images
@@ -27,6 +27,11 @@ def operations(channels: int, height: int) -> dict[str, Operation]:
     """{what is written beside it: operation at a strength that shows}, for images of so many channels and rows."""
     geometric: dict[str, Operation] = {
         "flip": geometry.random_flip,
+        "flip, vertical": geometry.random_vertical_flip,
+        "resize to 1/4 and back": lambda key, images: geometry.resize(
+            geometry.resize(images, size=max(1, height // 4)), size=height
+        ),
+        "centre crop 0.75": lambda key, images: geometry.resize(images, size=height, share=0.75),
         "crop, padding 1/8": functools.partial(geometry.random_crop, padding=max(1, height // 8)),
         "resized crop, area 0.25-1": functools.partial(
             geometry.random_resized_crop, size=height, area=0.25, aspect=4 / 3
@@ -99,13 +104,14 @@ def sheet(
     plain = Preprocess(config.image_size, (0.0,) * channels, (1.0,) * channels)
     grey = (127.5,) * channels
     prepare = Preprocess(config.image_size, grey, (64.0,) * channels, Augment(**config.augment.to_dict()))
-    mix = make_mix(config)
+    mix, erase = make_mix(config), make_erase(config)
 
     @jax.jit
     def augmented(key: Array) -> Array:
         x = prepare(jnp.asarray(images), jax.random.fold_in(key, 0))
-        targets = jnp.zeros((len(images), CLASSES), jnp.float32)
-        return 127.5 + 64 * (x if mix is None else mix(jax.random.fold_in(key, 1), x, targets)[0])
+        if mix is not None:
+            x, _ = mix(jax.random.fold_in(key, 1), x, jnp.zeros((len(images), CLASSES), jnp.float32))
+        return 127.5 + 64 * (x if erase is None else erase(jax.random.fold_in(key, 2), x))
 
     resized = plain(jnp.asarray(images))
     rows = {"original": resized}

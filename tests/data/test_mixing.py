@@ -124,6 +124,19 @@ def test_both_are_switched_between_and_left_out_with_their_probabilities(batch):
     assert scipy.stats.kstest(own[blended, 0, 0], scipy.stats.beta(2, 2).cdf).pvalue > RARE
 
 
+@pytest.mark.parametrize("per", ["batch", "example"])
+def test_nothing_is_mixed_with_what_does_not_count(batch, per):
+    mask = np.ones(MANY, np.float32)
+    mask[[3, MANY - 8]] = 0
+    mixed = compiled(mixing.mix, mixup=1.0, cutmix=1.0, per=per)(jax.random.key(2), *batch, mask=mask)
+    whole = compiled(mixing.mix, mixup=1.0, cutmix=1.0, per=per)(jax.random.key(2), *batch)
+    partners = [MANY - 4, 7]
+    for found, everything, given in zip(mixed, whole, batch):
+        np.testing.assert_array_equal(found[np.array(partners)], given[np.array(partners)])
+        others = np.setdiff1d(np.arange(MANY), partners)
+        np.testing.assert_allclose(found[others], everything[others], atol=1e-6)
+
+
 def test_off_they_leave_the_batch_as_it_is(batch):
     assert mixing.mix(jax.random.key(0), *batch, mixup=0.0, cutmix=0.0) == batch
     never = compiled(mixing.mix, mixup=1.0, cutmix=1.0, probability=0.0, per="example")(jax.random.key(0), *batch)

@@ -10,9 +10,9 @@ from patchnets.plots import augment
 
 # Every operation that a configuration can ask for, in the words under which the sheet shows it.
 SHOWN = (
-    "flip crop resized zoom shift rotation shear brightness contrast sharpness solarize posterize equalize "
-    "autocontrast invert saturation hue grayscale jitter RandAugment CIFAR-10 ImageNet TrivialAugment constant "
-    "random pixel mixup CutMix"
+    "flip vertical back centre padding resized zoom shift rotation shear brightness contrast sharpness solarize "
+    "posterize equalize autocontrast invert saturation hue grayscale jitter RandAugment CIFAR-10 ImageNet "
+    "TrivialAugment constant random pixel mixup CutMix"
 )
 
 
