@@ -58,5 +58,5 @@ def omihub777():
 
 
 def kentaroy47():
-    source = "kentaroy47/vision-transformers-cifar10, 200 epochs"
+    source = "kentaroy47/vision-transformers-cifar10"
     return common.kentaroy47("cifar100", total_epochs=200.0, claims=common.claim(0.52, source=source))

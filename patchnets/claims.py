@@ -1,22 +1,17 @@
 """What a configuration claims, a published figure, beside what its run measured."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
 METRICS = {"accuracy": "top-1", "top5_accuracy": "top-5"}
-SAME_CLAIM = (
-    "seed",
-    "claims.",
-)  # what a command line may change and still be held to the claim, besides where things lie
 
 
-def void_if_changed(config: ml_collections.ConfigDict, given: Collection[str], incidental: Collection[str]) -> None:
-    """Marks the claims as not to be compared, where keys `given` on the command line make the run another one."""
-    changed = [name for name in given if name not in incidental and not name.startswith(SAME_CLAIM)]
+def void_if_changed(config: ml_collections.ConfigDict, changed: Sequence[str]) -> None:
+    """Marks the claims as not to be compared, where the command line `changed` keys of the recipe."""
     if changed and published(config):
-        config.claims.void = f"config.{changed[0]} was given on the command line"
+        config.claims.void = f"config.{changed[0]} was changed"
 
 
 def published(config: ml_collections.ConfigDict) -> dict[str, float]:
@@ -65,8 +60,9 @@ def concluded(found: Mapping[str, Any]) -> str:
     parts = []
     for name, label in METRICS.items():
         if name in found:
-            text = f"{label} {found[name]['published']:.2%}"
+            text = f"{label} {found[name]['published']:.2%} published"
             if "difference" in found[name]:
-                text += f" ({100 * found[name]['difference']:+.2f} points here)"
+                difference = 100 * found[name]["difference"]
+                text += f", {found[name]['measured']:.2%} measured ({difference:+.2f} points)"
             parts.append(text)
-    return f"{', '.join(parts)}: {found['verdict']}"
+    return f"{'; '.join(parts)}: {found['verdict']}"

@@ -27,7 +27,7 @@ def duration(seconds: float) -> str:
 
 def epochs(count: float) -> str:
     """1.0 -> "1 epoch", 2.5 -> "2.5 epochs"."""
-    return f"{count:g} epoch" + ("" if count == 1 else "s")
+    return f"{count:.4g} epoch" + ("" if count == 1 else "s")
 
 
 def device_name() -> str:
@@ -41,17 +41,37 @@ def patience(config: ml_collections.ConfigDict) -> str:
     schedule, text = config.schedule, ""
     if schedule.plateau_patience:
         text += (
-            f"; rate x {schedule.plateau_factor:g} after {schedule.plateau_patience} validations without a lower loss"
+            f"; rate x {schedule.plateau_factor:g} after {validations(schedule.plateau_patience)} without lower loss"
         )
     if config.stop_patience:
-        text += f"; ends after {config.stop_patience}" + (" such" if text else " validations without a lower loss")
+        text += f"; ends after {validations(config.stop_patience)} without lower loss"
     return text
+
+
+def validations(count: int) -> str:
+    return f"{count} validation" + ("" if count == 1 else "s")
+
+
+def scheduled(config: ml_collections.ConfigDict) -> str:
+    """Optimizer, learning rate and decay in a few words: "adamw, learning rate 0.001 cosine after 5 epochs, ..."."""
+    optimizer, schedule = config.optimizer, config.schedule
+    text = f"{optimizer.name}, learning rate {optimizer.learning_rate:g} {schedule.name}"
+    for name, words in (("warmup", "after a warm-up of"), ("cooldown", "with a cooldown of")):
+        if steps := schedule[f"{name}_steps"]:
+            text += f" {words} {steps:,} steps"
+        elif count := schedule[f"{name}_epochs"]:
+            text += f" {words} {epochs(count)}"
+    decaying = "by rules" if optimizer.decay_rules else {"all": "of all", "kernels": "of kernels"}[optimizer.decay]
+    return text + (f", decay {optimizer.weight_decay:g} {decaying}" if optimizer.weight_decay else ", no decay")
 
 
 def further(config: ml_collections.ConfigDict) -> str:
     """What is done beyond optimizer and schedule, in one line; nothing where that is nothing."""
     said = {
         f"{config.loss} loss": config.loss != "softmax",
+        f"biases of the head from {config.head_bias:g}": config.head_bias,
+        "learning rates by rules": config.optimizer.lr_rules,
+        "some parameters frozen": config.optimizer.freeze_rules,
         f"label smoothing {config.label_smoothing:g}": config.label_smoothing,
         f"clipped to norm {config.optimizer.clip_norm or 0:g}": config.optimizer.clip_norm,
         f"SAM radius {config.optimizer.sam_rho or 0:g}": config.optimizer.sam_rho,
@@ -97,11 +117,7 @@ def introduce(
         f"  run      {total_steps:,} steps of {config.batch_size} images ({epochs(total_steps / per_epoch)} of "
         f"{per_epoch:,}); validated and saved every {eval_every:,} steps"
     )
-    optimizer, schedule = config.optimizer, config.schedule
-    print(
-        f"  recipe   {optimizer.name}, learning rate {optimizer.learning_rate:g} {schedule.name}, "
-        f"decay {optimizer.weight_decay:g}{patience(config)}"
-    )
+    print(f"  recipe   {scheduled(config)}{patience(config)}")
     if more := further(config):
         print(f"           {more}")
     if augmented := augmentation(config):

@@ -17,6 +17,8 @@ import runpy
 import sys
 import traceback
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 from absl import flags, logging
 
@@ -39,7 +41,8 @@ def parse(argv: list[str]):
     path = path or next((b for a, b in itertools.pairwise(argv) if a == "--config"), None)
     if path is None:
         raise UserError("--config is not given; for example --config=configs/mixer_digits.py, and --help explains")
-    _load(path)
+    original = _load(path)
+    argv, unset = _unset(argv, config_lib.known_keys())
     values = flags.FlagValues()
     try:
         config_flag = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
@@ -49,8 +52,8 @@ def parse(argv: list[str]):
         raise UserError(_tidy(error)) from error
     config = config_flag.value
     given = config_flags.get_override_values(values["config"])
-    config.update_from_flattened_dict(dict.fromkeys(config_lib.displaced(config, given)))
-    claims.void_if_changed(config, given, config_lib.INCIDENTAL)
+    config.update_from_flattened_dict(dict.fromkeys([*config_lib.displaced(config, [*given, *unset]), *unset]))
+    claims.void_if_changed(config, config_lib.recipe_changes(original, config_lib.flatten(config)))
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not understood; overrides have the form --config.KEY=VALUE")
     config_lib.check(config)
@@ -59,14 +62,25 @@ def parse(argv: list[str]):
     return config, workdir_flag.value or os.path.join("runs", f"{name}-{variant}" if variant else name)
 
 
-def _load(path: str) -> None:
-    """Loads a configuration file once to say what is wrong with it, which the flag that loads it again does not."""
+def _unset(argv: list[str], keys: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """The command line without --config.KEY=None, and those keys, which may be left without a value."""
+    unset = [match[1] for a in argv if (match := re.fullmatch(r"--config\.([\w.]+)=None", a))]
+    unset = [name for name in unset if isinstance(keys[name].default, type)]
+    return [a for a in argv if a not in {f"--config.{name}=None" for name in unset}], unset
+
+
+def _load(path: str) -> dict[str, Any]:
+    """Loads a configuration file once to say what is wrong with it, which the flag that loads it again does not.
+
+    Returns it as a flat dictionary."""
+    from patchnets import config as config_lib
+
     file, *argument = path.split(":", 1)
     if not pathlib.Path(file).is_file():
         raise UserError(f"--config={path}: there is no such file")
     sys.modules.pop("config_config", None)  # the name under which the flag would find an earlier file again
     try:
-        runpy.run_path(file)["get_config"](*argument).keys()
+        return config_lib.flatten(runpy.run_path(file)["get_config"](*argument))
     except UserError:
         raise
     except Exception as error:  # anything that a file may do

@@ -6,13 +6,19 @@ import optax
 
 from patchnets.errors import UserError
 
+LARGEST_INT = 2**31 - 1  # steps are counted in 32 bits
+
 
 def steps_of(config: ml_collections.ConfigDict, name: str, steps_per_epoch: int) -> int | None:
     """A duration given as `{name}_steps` or as `{name}_epochs`, in steps; None where neither is set."""
     if config.get(f"{name}_steps") is not None:
         return config[f"{name}_steps"]
     epochs = config.get(f"{name}_epochs")
-    return None if epochs is None else round(epochs * steps_per_epoch)
+    if epochs is None:
+        return None
+    if epochs * steps_per_epoch > LARGEST_INT:
+        raise UserError(f"{name}_epochs={epochs:g} is more than {LARGEST_INT:,} steps; lower it")
+    return round(epochs * steps_per_epoch)
 
 
 def make_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_per_epoch: int) -> optax.Schedule:

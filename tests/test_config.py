@@ -111,7 +111,7 @@ def test_value_of_a_wrong_type_is_refused_with_its_value_type_and_what_is_expect
         ("seed", -1, "from 0 up to"),
         ("batch_size", 0, "at least 1"),
         ("eval_batch_size", -5, "at least 1"),
-        ("image_size", 0, "at least 1"),
+        ("image_size", 0, "from 1 to 16384"),
         ("total_epochs", 0.0, "above 0"),
         ("total_epochs", float("inf"), "above 0"),
         ("optimizer.learning_rate", -1e-3, "at least 0"),

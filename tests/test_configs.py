@@ -174,7 +174,8 @@ def test_recipe_of_the_convmixer_example():
 ALL_TRAIN = dict(dataset__train_split="train", dataset__val_split="none", image_size=32)
 LOCUSLAB = dict(
     batch_size=512, optimizer__name="adamw", optimizer__learning_rate=0.05, optimizer__weight_decay=0.005,
-    schedule__name="one_cycle", augment__policy="randaugment", augment__layers=2, augment__magnitude=10 * 12 / 30,
+    schedule__name="one_cycle", augment__policy="randaugment", augment__layers=2, augment__magnitude=12,
+    augment__ranges="torchvision",
 )  # fmt: skip
 OMIHUB777 = dict(
     augment__policy="autoaugment_cifar10", label_smoothing=0.1, optimizer__name="adam", optimizer__learning_rate=1e-3,
@@ -197,7 +198,9 @@ FROM_SCRATCH = [
     ("vit_cifar10", "omihub777", 6_268_810, 0.9092, OMIHUB777 | dict(
         total_epochs=200, augment__cutmix=0.0, model__num_heads=12)),
     ("vit_cifar100", "omihub777", 6_268_810, 0.6654, OMIHUB777 | dict(total_epochs=200)),
-    ("vit_cifar10", "kentaroy47-200", None, 0.80, dict(total_epochs=200, model__depth=6, model__num_heads=8)),
+    ("vit_cifar10", "kentaroy47-200", None, 0.80, dict(
+        total_epochs=200, model__depth=6, model__num_heads=8, batch_size=512, optimizer__learning_rate=1e-4,
+        augment__crop_padding=4, augment__magnitude=14 / 3)),
     ("vit_cifar10", "kentaroy47-500", None, 0.85, dict(total_epochs=500, model__hidden_dim=512)),
     ("vit_cifar10", "kentaroy47-1000", None, 0.89, dict(total_epochs=1000, model__patch_size=4)),
     ("vit_cifar100", "kentaroy47", None, 0.52, dict(model__depth=6, model__num_heads=8)),
@@ -248,6 +251,8 @@ IMAGENET_ROWS = [
         augment__contrast=0.4, augment__saturation=0.4, optimizer__clip_norm=1)),
     ("convmixer", "768/32", 21_110_248, 0.8016, dict(total_epochs=300)),
     ("convmixer", "1024/20", 24_383_464, 0.7694, dict(total_epochs=150)),
+    ("convmixer", "1024/12", 14_621_672, 0.778, dict(total_epochs=150)),
+    ("convmixer", "512/16", 5_357_544, 0.738, dict(total_epochs=150)),
     ("vit", "paper", 86_567_656, None, CLUSTER | dict(
         schedule__name="cosine", optimizer__learning_rate=3e-3, optimizer__weight_decay=0.3, model__dropout_rate=0.1,
         label_smoothing=0.0, augment__policy="none")),
@@ -260,12 +265,12 @@ IMAGENET_ROWS = [
     ("vit", "augreg-S/16", 22_050_664, 0.7884, CLUSTER),
     ("vit", "augreg-B/32", 88_224_232, 0.7491, CLUSTER),
     ("vit", "augreg-B/16", 86_567_656, 0.7915, CLUSTER | dict(augment__magnitude=15, augment__mixup=0.5)),
-    ("vit", "augreg-B/16-none", None, 0.7915, dict(augment__policy="none", augment__mixup=0.0)),
-    ("vit", "augreg-B/16-light1", None, 0.7915, dict(augment__magnitude=0, augment__mixup=0.0)),
-    ("vit", "augreg-B/16-light2", None, 0.7915, dict(augment__magnitude=10, augment__mixup=0.2)),
-    ("vit", "augreg-B/16-medium1", None, 0.7915, dict(augment__magnitude=15, augment__mixup=0.2)),
-    ("vit", "augreg-B/16-strong1", None, 0.7915, dict(augment__magnitude=20, augment__mixup=0.5)),
-    ("vit", "augreg-B/16-strong2", None, 0.7915, dict(augment__magnitude=20, augment__mixup=0.8)),
+    ("vit", "augreg-B/16-none", None, None, dict(augment__policy="none", augment__mixup=0.0)),
+    ("vit", "augreg-B/16-light1", None, None, dict(augment__magnitude=0, augment__mixup=0.0)),
+    ("vit", "augreg-B/16-light2", None, None, dict(augment__magnitude=10, augment__mixup=0.2)),
+    ("vit", "augreg-B/16-medium1", None, None, dict(augment__magnitude=15, augment__mixup=0.2)),
+    ("vit", "augreg-B/16-strong1", None, None, dict(augment__magnitude=20, augment__mixup=0.5)),
+    ("vit", "augreg-B/16-strong2", None, None, dict(augment__magnitude=20, augment__mixup=0.8)),
 ]  # fmt: skip
 
 

@@ -71,6 +71,12 @@ def one_line(capsys, monkeypatch, tmp_path):
         ([DIGITS, "--config.dataset.feed=streaming"], ["resident"]),
         ([DIGITS, "--config.optimizer.lr_rules=(('heads/.*',2.0),('.*',1.0))"], ["heads/.*", "head/"]),
         ([DIGITS, "--config.optimizer.freeze_rules=(('head/.*',True),)"], ["no rule matches", "end the list"]),
+        ([DIGITS, "--config.total_epochs=1e308"], ["config.total_epochs=1e+308", "above 0"]),
+        ([DIGITS, "--config.total_epochs=1e30"], ["total_epochs=1e+30", "steps"]),
+        ([DIGITS, "--config.head_bias=nan"], ["config.head_bias=nan", "finite"]),
+        ([DIGITS, "--config.optimizer.learning_rate=1e300"], ["config.optimizer.learning_rate=1e+300"]),
+        ([DIGITS, "--config.image_size=100000000"], ["config.image_size=100000000", "16384"]),
+        ([DIGITS, "--config.model.hidden_dim=2000000000"], ["hidden_dim=2000000000", "1,048,576"]),
         ([DIGITS, "--config.schedule.name=step"], ["how often", "step_every_epochs"]),
         ([DIGITS, "--wrokdir=x"], ["wrokdir"]),
         ([DIGITS, "extra"], ["extra"]),
@@ -127,6 +133,23 @@ def test_overrides_of_every_kind_reach_the_run(parsed):
     assert (config.model.variant, config.image_size, config.model.patch_size, config.seed) == ("B/16", 32, 4, 3)
     assert config.augment.flip is True and config.plots is False
     assert config.total_epochs is None and config.total_steps == 10
+
+
+def test_a_key_may_be_left_without_a_value(parsed):
+    tutorial = DIGITS.removesuffix(":paper")
+    assert parsed(tutorial)[0].stop_patience == 10
+    config, _ = parsed(
+        tutorial, "--config.stop_patience=None", "--config.total_steps=5", "--config.eval_batch_size=None"
+    )
+    assert (config.stop_patience, config.total_steps, config.total_epochs) == (None, 5, None)
+
+
+def test_claims_hold_for_the_recipe_of_the_file_alone(parsed):
+    cifar = "--config=configs/mixer_cifar100.py"
+    held = parsed(cifar, "--config.total_epochs=50", "--config.seed=4", "--config.log_every_steps=10")[0]
+    assert held.claims.void is None and held.claims.accuracy == 0.4758
+    changed = parsed(cifar, "--config.total_epochs=1", "--config.seed=4")[0]
+    assert changed.claims.void == "config.total_epochs was changed"
 
 
 def test_another_model_takes_nothing_from_the_one_of_the_file(parsed):
