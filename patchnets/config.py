@@ -8,7 +8,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -18,7 +17,7 @@ from ml_collections import config_dict
 from patchnets import models
 from patchnets.errors import UserError
 
-LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, sys.float_info.max
+LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 3.4e38  # what 32 bits hold
 Rule = tuple[str, Callable[[Any], bool]]  # what is expected, in words; whether a value is that
 
 
@@ -49,6 +48,7 @@ def one_of(*names: str) -> Rule:
     return "one of " + ", ".join(names), lambda v: v in names
 
 
+FINITE: Rule = ("a finite number", lambda v: abs(v) <= LARGEST_FLOAT)
 RATIO: Rule = ("a number above 0 and at most 1", lambda v: 0 < v <= 1)
 ANYTHING: Rule = ("anything", lambda v: True)
 DEVICES: Rule = ("a number of devices of at least 1, or -1 for all", lambda v: v == -1 or v >= 1)
@@ -90,7 +90,9 @@ KEYS: dict[str, Key] = {
     "dataset.corrupt": Key(
         "stop", "streaming: a record that cannot be decoded stops the run, or is skipped", one_of("stop", "skip")
     ),
-    "image_size": Key(224, "height and width in pixels that the model sees; images are resized to it", at_least(1)),
+    "image_size": Key(
+        224, "height and width in pixels that the model sees; images are resized to it", between(1, 16_384)
+    ),
     "normalize": Key(
         "symmetric",
         "symmetric: pixels to [-1, 1]; unit: to [0, 1]; imagenet: its mean and deviation; dataset: train's own",
@@ -98,6 +100,7 @@ KEYS: dict[str, Key] = {
     ),
     "eval_crop": Key(1.0, "share of the side of evaluation images that is kept, about the centre", RATIO),
     "augment.flip": Key(False, "mirror half of the training images left to right"),
+    "augment.flip_vertical": Key(False, "mirror half of the training images top to bottom"),
     "augment.crop_padding": Key(
         0, "pad by so many pixels of the stored image, and crop its size at random", at_least(0)
     ),
@@ -116,15 +119,18 @@ KEYS: dict[str, Key] = {
     "augment.grayscale": Key(0.0, "probability of taking the colours away", between(0, 1)),
     "augment.policy": Key(
         "none",
-        "none, randaugment, autoaugment_cifar10, autoaugment_imagenet or trivialaugment",
+        "none, randaugment, autoaugment_cifar10, autoaugment_imagenet, trivialaugment (gray images keep their colours)",
         one_of("none", "randaugment", "autoaugment_cifar10", "autoaugment_imagenet", "trivialaugment"),
     ),
-    "augment.layers": Key(2, "randaugment: operations an image", at_least(1)),
-    "augment.magnitude": Key(9.0, "randaugment: their strength; 10 is AutoAugment's strongest", between(0, 30)),
+    "augment.layers": Key(2, "randaugment: operations an image", between(1, 100)),
+    "augment.magnitude": Key(
+        9.0, "randaugment: their strength; 10 is the strongest of timm, and 30 of torchvision", between(0, 30)
+    ),
     "augment.magnitude_std": Key(0.0, "randaugment: standard deviation of the strength", at_least(0)),
-    "augment.increasing": Key(
-        True,
-        "randaugment: more magnitude is always more change; false: not for posterize and solarize, as first published",
+    "augment.ranges": Key(
+        "timm",
+        "randaugment: whose operations and ranges: timm (-inc1), torchvision (magnitudes to 30) or tensorflow",
+        one_of("timm", "torchvision", "tensorflow"),
     ),
     "augment.policy_probability": Key(1.0, "randaugment: probability of each operation", between(0, 1)),
     "augment.erasing": Key(0.0, "probability of erasing a rectangle", between(0, 1)),
@@ -150,7 +156,7 @@ KEYS: dict[str, Key] = {
     "steps_per_dispatch": Key(int, "steps between two looks at the device (default: about two seconds)", at_least(1)),
     "accumulate": Key(1, "parts of a batch that are worked through one after the other, for less memory", at_least(1)),
     "loss": Key("softmax", "cross-entropy over all classes, or of each class by itself", one_of("softmax", "sigmoid")),
-    "head_bias": Key(0.0, "what the biases of the head start at; -log(classes) suits the sigmoid loss"),
+    "head_bias": Key(0.0, "what the biases of the head start at; -log(classes) suits the sigmoid loss", FINITE),
     "label_smoothing": Key(0.0, "share of the target spread evenly over all classes", within(0, 1)),
     "ema_decay": Key(float, "evaluate a running mean of the parameters with this decay (default: none)", inside(0, 1)),
     "optimizer.name": Key("adamw", "the optimizer", one_of("adamw", "adam", "sgd", "lamb", "lion", "adafactor")),
@@ -213,9 +219,10 @@ KEYS: dict[str, Key] = {
     "claims.void": Key(str, "why the run is not held to its claims; set where the command line changes the recipe"),
 }
 # Where things lie and how a run is watched: they may change when it continues, for the figures do not hang on them.
+WATCHING = {"log_every_steps", "eval_batch_size", "checkpoint.every_steps"}  # a run's recipe does not hang on them
 INCIDENTAL = {
     "dataset.path", "dataset.data_dir", "dataset.cache_dir", "dataset.max_resident_gib", "steps_per_dispatch",
-    "checkpoint.keep", "mesh.data", "tensorboard", "plots", "dataset.placement", "dataset.workers",
+    "checkpoint.keep", "mesh.data", "tensorboard", "plots", "dataset.placement", "dataset.workers", "dataset.corrupt",
     "claims.accuracy", "claims.top5_accuracy", "claims.tolerance", "claims.source",
     "claims.void",
 }  # fmt: skip
@@ -340,6 +347,12 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     names = sorted((old.keys() | new.keys()) - INCIDENTAL)
     changed = (name for name in names if old.get(name) != new.get(name))
     return [f"{name}: {old.get(name, 'not set')} there, {new.get(name, 'not set')} here" for name in changed]
+
+
+def recipe_changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """The keys in which two flat configurations differ as recipes: seeds, places, logs and claims do not count."""
+    apart = INCIDENTAL | WATCHING | {"seed"}
+    return sorted(name for name in (one.keys() | other.keys()) - apart if one.get(name) != other.get(name))
 
 
 def describe(config: ml_collections.ConfigDict | None = None) -> str:

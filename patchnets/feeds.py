@@ -1,5 +1,6 @@
 """What training and evaluation ask of data, wherever it lies: the batch of any step, without a state in between."""
 
+from collections.abc import Collection
 from typing import Any, Protocol
 
 from jaxtyping import Array, Int
@@ -14,7 +15,10 @@ class Feed(Protocol):
     num_examples: int
     batch_size: int  # over all devices
     steps_per_epoch: int
-    skipped: int  # records that could not be read, so far
+
+    @property
+    def unreadable(self) -> Collection[str]:
+        """What was skipped so far because it could not be read."""
 
     def operands(self, step: int) -> tuple[Any, int]:
         """What `batch` needs on the devices at `step`, and for how many steps, this one included, it serves."""

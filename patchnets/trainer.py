@@ -1,11 +1,12 @@
 """A run from its configuration to its final figures: build, restore, (train, evaluate, save)*, test, summary."""
 
+import contextlib
 import dataclasses
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -46,6 +47,7 @@ def train(
     place = Workdir(workdir, config)
     if summary := place.finished():
         print(f"{place.path} holds a finished run of this configuration; nothing to do")
+        summary = summary | claims.compared(config, summary)  # which may have changed since
         console.conclude(summary, place.path)
         return summary
     plan = make_plan(config)
@@ -87,6 +89,8 @@ class Run:
         self.earlier_seconds = progress.get("wall_seconds", 0.0)
         self.patience = dataclasses.replace(plan.patience)
         self.patience.resume(progress.get("patience", {}))
+        self.looked_at = progress.get("looked_at", self.step)  # the last stop of which all was done
+        self.unreadable = set(progress.get("unreadable", ()))  # records that earlier processes skipped
         self.pace = Pace(plan.config.steps_per_dispatch, progress.get("images", 0), progress.get("seconds", 0.0))
         place.rewind_metrics(self.resumed_at)
 
@@ -132,9 +136,12 @@ class Run:
         batch_size = plan.config.batch_size
         progress = console.Progress(plan.total_steps, self.step, batch_size)
         try:
+            if self.step != self.looked_at and plan.next_stop(self.step - 1) == self.step:
+                self.look(optax.global_norm(self.state.params), evaluate, progress)
             while self.step < plan.total_steps and not self.patience.over:
                 until, asked = plan.next_stop(self.step), time.perf_counter()
-                operands, serves = plan.data.train.operands(self.step)
+                with self.saving_if_unreadable():
+                    operands, serves = plan.data.train.operands(self.step)
                 count = self.pace.steps(min(until - self.step, serves))
                 with self.pace.measure(count, count * batch_size, asked):
                     self.state, finite, param_norm = train_steps(self.state, operands, count, self.patience.scale)
@@ -166,7 +173,8 @@ class Run:
         plan, step = self.plan, self.step
         ending = step == plan.total_steps
         validating = ending or step % plan.eval_every == 0
-        val_metrics = evaluate() if evaluate and validating else None
+        with self.saving_if_unreadable():
+            val_metrics = evaluate() if evaluate and validating else None
         if val_metrics and not np.isfinite(val_metrics["loss"]):
             raise self.not_finite(f"at step {step:,} the validation loss")
         if validating or step % plan.log_every == 0:
@@ -188,8 +196,20 @@ class Run:
                 progress.say(
                     f"no lower validation loss in {self.patience.stop_waited} validations; ending at step {step:,}"
                 )
+        self.looked_at = step
         if validating or step % (plan.config.checkpoint.every_steps or plan.total_steps) == 0:
             self.save(val_metrics)
+
+    @contextlib.contextmanager
+    def saving_if_unreadable(self) -> Iterator[None]:
+        """Saves what was trained where images cannot be read: the same command goes on once they can."""
+        try:
+            yield
+        except RunError:
+            if self.step and self.step != self.checkpoints.latest_step():
+                self.save()
+                self.checkpoints.wait()
+            raise
 
     def save(self, val_metrics: dict[str, float] | None = None) -> None:
         progress: dict[str, Any] = {
@@ -197,6 +217,8 @@ class Run:
             "images": self.pace.images,
             "seconds": self.pace.seconds,
             "patience": self.patience.seen(),
+            "looked_at": self.looked_at,
+            "unreadable": sorted(self.unreadable | self.plan.data.unreadable),
         }
         self.checkpoints.save(self.step, self.state, progress, val_metrics)
 
@@ -245,7 +267,7 @@ class Run:
             "steps": self.step,
             "epochs": round(self.step / plan.data.train.steps_per_epoch, 4),
             "params": params,
-            "skipped_records": plan.data.skipped,
+            "skipped_records": len(self.unreadable | plan.data.unreadable),
             "images_per_second": self.pace.images_per_second and round(self.pace.images_per_second, 1),
             "first_step_seconds": self.first_step_seconds,
             "wall_seconds": round(self.wall_seconds, 1),

@@ -9,7 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from patchnets import trainer
-from patchnets.errors import RunError
+from patchnets.errors import RunError, UserError
 
 RECIPE = dict(
     augment=dict(
@@ -116,9 +116,39 @@ def test_a_broken_record_stops_a_streamed_run_or_is_skipped_and_counted(streamed
     (root / "train" / "flower" / "3.jpg").write_bytes(whole[: len(whole) // 2])
     streamed.dataset.path, streamed.total_steps = str(root), 4
     with pytest.raises(RunError, match=r"flower.3\.jpg"):
-        trainer.train(streamed, tmp_path / "stopped")
+        trainer.train(streamed, tmp_path / "run")
     streamed.dataset.corrupt = "skip"
-    summary = trainer.train(streamed, tmp_path / "skipped")
-    assert summary["skipped_records"] == 1
+    assert trainer.train(streamed, tmp_path / "run")["skipped_records"] == 1  # the same run goes on
     printed = capsys.readouterr()
     assert "3.jpg" in printed.err and "1 records that could not be read" in printed.out
+    cut(tmp_path / "run", tmp_path / "cut", 3)
+    assert trainer.train(streamed, tmp_path / "cut")["skipped_records"] == 1
+    assert figures(tmp_path / "cut") == figures(tmp_path / "run")
+
+
+def test_where_validation_cannot_be_read_nothing_trained_is_lost(streamed, photographs, tmp_path):
+    root = tmp_path / "photographs"
+    shutil.copytree(photographs, root)
+    streamed.dataset.path, streamed.checkpoint.every_steps = str(root), None
+    trainer.train(streamed, tmp_path / "straight")
+    broken = root / "val" / "flower" / "2.jpg"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"")
+    with pytest.raises(RunError, match=r"2\.jpg"):
+        trainer.train(streamed, tmp_path / "run")
+    assert [place.name for place in (tmp_path / "run" / "checkpoints").iterdir() if place.name.isdigit()] == ["5"]
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    broken.write_bytes(whole)
+    trainer.train(streamed, tmp_path / "run")
+    assert figures(tmp_path / "run") == figures(tmp_path / "straight")
+
+
+def test_a_streamed_run_does_not_continue_on_other_data(streamed, photographs, tmp_path):
+    root = tmp_path / "photographs"
+    shutil.copytree(photographs, root)
+    streamed.dataset.path, streamed.total_steps = str(root), 3
+    trainer.train(streamed, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    (root / "train" / "flower" / "7.jpg").rename(root / "train" / "flower" / "99.jpg")
+    with pytest.raises(UserError, match="data have changed"):
+        trainer.train(streamed, tmp_path / "run")

@@ -1,5 +1,6 @@
 """From `config.dataset` to the three feeds of a run."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import zlib
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from patchnets.data import cache, sources, splits
 from patchnets.data.preprocess import Augment, Preprocess, check_channels, normalisation
 from patchnets.data.resident import ResidentFeed
-from patchnets.errors import UserError
+from patchnets.errors import RunError, UserError
 from patchnets.feeds import Feed
 
 SPLITS = ("train", "val", "test")
@@ -40,9 +41,9 @@ class Data:
         return [feed for feed in (self.train, self.val, self.test) if feed is not None]
 
     @property
-    def skipped(self) -> int:
-        """Records that could not be read, so far."""
-        return sum(feed.skipped for feed in self.feeds)
+    def unreadable(self) -> set[str]:
+        """What was skipped so far because it could not be read."""
+        return set().union(*(feed.unreadable for feed in self.feeds))
 
     def close(self) -> None:
         for feed in self.feeds:
@@ -118,7 +119,7 @@ def open_data(config: ml_collections.ConfigDict, devices: int) -> Opened:
     parts = {role: splits.parse(spec, source.sizes) for role, spec in specs.items() if spec}
     feed = config.dataset.feed
     if feed == "auto":
-        fits = _decoded_bytes(source, parts, config.image_size) <= _allowed_bytes(config, devices)
+        fits = _decoded_bytes(source, parts, _stored_size(config)) <= _allowed_bytes(config, devices)
         feed = "resident" if fits or not source.encoded else "streaming"
     if feed == "streaming" and importlib.util.find_spec("grain") is None:
         raise UserError(
@@ -179,12 +180,20 @@ def _names(parts: Mapping[str, list[splits.Part]]) -> list[str]:
     return list(dict.fromkeys(name for some in parts.values() for name, _, _ in some))
 
 
-def _decoded_bytes(source: sources.Source, parts: Mapping[str, list[splits.Part]], image_size: int) -> int:
-    """The memory that resident images would take, as far as one can tell without reading them all."""
+def _stored_size(config: ml_collections.ConfigDict) -> int:
+    """The largest side in pixels at which images are kept: so that evaluation crops `image_size` pixels out of it."""
+    return round(config.image_size / config.eval_crop)
+
+
+def _decoded_bytes(source: sources.Source, parts: Mapping[str, list[splits.Part]], largest: int) -> int:
+    """The memory that resident images of at most this side take, as far as one can tell without reading them all."""
     total = 0
     for name in _names(parts):
-        native = source.records(name).native_size() or image_size
-        total += source.sizes[name] * min(native, image_size) ** 2 * source.channels
+        native = None
+        with contextlib.suppress(RunError):  # the first image is broken, which shows when its turn comes
+            native = source.records(name).native_size()
+        native = native or largest
+        total += source.sizes[name] * min(native, largest) ** 2 * source.channels
     return total
 
 
@@ -212,7 +221,7 @@ def _resident(config: ml_collections.ConfigDict, mesh: Mesh, opened: Opened) -> 
         found: dict[str, cache.Decoded] = {}
         for name in _names(parts):
             held = sum(images.nbytes for images, _ in found.values())
-            found[name] = cache.load_split(source, name, config.image_size, root, max_bytes, held, keep_native)
+            found[name] = cache.load_split(source, name, _stored_size(config), root, max_bytes, held, keep_native)
         return found
 
     whole = load_whole(keep_native=True)
@@ -282,5 +291,8 @@ def _streaming(config: ml_collections.ConfigDict, mesh: Mesh, opened: Opened) ->
         feeds=feeds,
         stored_size=config.image_size,
         normalisation=normalisation(config.normalize, np.empty((0, 1, 1, source.channels), np.uint8)),
-        identity={"examples": {role: feed.num_examples for role, feed in feeds.items()}},
+        identity={
+            "examples": {role: feed.num_examples for role, feed in feeds.items()},
+            "records_crc32": {name: source.records(name).fingerprint() for name in _names(parts)},
+        },
     )

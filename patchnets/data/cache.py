@@ -85,7 +85,7 @@ def _refuse_too_large(source: Source, split: str, side: int, max_bytes: float, h
         beside = f" beside {amount(held_bytes)} of other splits" if held_bytes else ""
         raise UserError(
             f"{source.name} {split}: {source.sizes[split]:,} images of {side} x {side} pixels take {amount(size)} of "
-            f"memory{beside}, config.dataset.max_resident_gib={max_bytes / 2**30:g} allows less; raise it, or lower "
+            f"memory{beside}, and {amount(max_bytes)} are allowed; raise config.dataset.max_resident_gib, or lower "
             "config.image_size"
         )
 

@@ -19,7 +19,6 @@ from patchnets.errors import RunError, UserError, one_line
 
 CHUNK = 32
 TRIES = 10
-SUSPICIOUS = 8  # where so many or more are all unreadable, it is not the images
 
 
 class Purpose(enum.IntEnum):
@@ -109,8 +108,14 @@ class Chunks:
         except Exception as error:
             return {"error": RunError(f"reading images failed ({type(error).__name__}: {one_line(error)})")}
 
+    def before(self, stop: int, number: int) -> dict[str, Any]:
+        """A chunk, or nothing from number `stop` on."""
+        return self(number) if number < stop else {}
+
     def make(self, number: int) -> dict[str, Any]:
-        """{"image": uint8 [n, size, size, channels], "label": int32 [n], "mask": float32 [n], "unreadable": [pairs]}
+        """{"image": uint8 [n, size, size, channels], "label": int32 [n], "mask": float32 [n], "unreadable": list}
+
+        Unreadable are (place in the chunk, name, what is wrong); these are black, of label 0 and mask 0.
 
         Raises:
           RunError: an image cannot be read or decoded, and is not to be skipped; the message names it.
@@ -126,7 +131,7 @@ class Chunks:
         images = np.zeros((len(places), self.size, self.size, self.channels), np.uint8)
         labels = np.zeros(len(places), np.int32)
         mask = (places < self.num_examples).astype(np.float32)
-        unreadable: list[tuple[str, str]] = []
+        unreadable: list[tuple[int, str, str]] = []
         for i, example in enumerate(examples.tolist()):
             try:
                 images[i], labels[i] = self.read(epoch, example)
@@ -135,9 +140,7 @@ class Chunks:
                     raise
                 mask[i] = 0.0
                 records, position = self.locate(example)
-                unreadable.append((records.name_of(position), str(error)))
-        if len(unreadable) == len(places) >= SUSPICIOUS:
-            raise RunError(f"{len(places)} images in a row cannot be read; of the last, {unreadable[-1][1]}")
+                unreadable.append((i, records.name_of(position), str(error)))
         return {"image": images, "label": labels, "mask": mask, "unreadable": unreadable}
 
     def read(self, epoch: int, example: int) -> tuple[np.ndarray, int]:

@@ -26,6 +26,7 @@ import functools
 import io
 import math
 import pathlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -35,8 +36,8 @@ from PIL import Image, UnidentifiedImageError
 
 from patchnets.errors import RunError, one_line
 
-# What Pillow raises on broken files of the formats we read.
-BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# Large images are read up to Pillow's limit, which is an error and not a warning.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 LARGEST_FILTERED = 4.0  # shrinking by more than this, Pillow resizes: a blur would need too many taps
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 
@@ -46,8 +47,12 @@ def _open(data: bytes | pathlib.Path) -> Image.Image:
 
 
 def _unreadable(name: str, error: Exception) -> RunError:
-    unknown = isinstance(error, UnidentifiedImageError)  # whose own text tells where in memory it is
-    reason = "it is of no format that Pillow knows" if unknown else one_line(error)
+    """Broken files make decoders raise nearly anything: any exception while decoding is about the image."""
+    reason = (
+        one_line(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {one_line(error)}"
+    )
+    if isinstance(error, UnidentifiedImageError):  # whose own text tells where in memory it is
+        reason = "it is of no format that Pillow knows"
     return RunError(f"{name} cannot be decoded ({reason}); repair or remove it")
 
 
@@ -56,7 +61,7 @@ def image_size(data: bytes | pathlib.Path, name: str) -> tuple[int, int]:
     try:
         with _open(data) as file:
             return file.height, file.width
-    except BROKEN as error:
+    except Exception as error:
         raise _unreadable(name, error) from error
 
 
@@ -65,7 +70,7 @@ def image_mode(data: bytes | pathlib.Path) -> str:
     try:
         with _open(data) as file:
             return file.mode
-    except BROKEN:
+    except Exception:
         return "RGB"
 
 
@@ -93,7 +98,7 @@ def decode_image(
                 box = (left, top, left + side, top + side)
                 image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
             return np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
-    except BROKEN as error:
+    except Exception as error:
         raise _unreadable(name, error) from error
 
 
@@ -125,7 +130,7 @@ def decode_crop(
     try:
         pixels, box = decoded or _decode_with_pillow(data, channels, size, choose)
         return resize_box(pixels, box, size)
-    except BROKEN as error:
+    except Exception as error:
         raise _unreadable(name, error) from error
 
 
@@ -154,7 +159,7 @@ def _decode_jpeg(data: bytes, channels: int, size: int, choose: Callable[..., An
         by = reduction(crop, size)
         least = dict(min_height=-(-height // by), min_width=-(-width // by)) if by > 1 else {}
         pixels = jpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY", **least)
-    except ValueError:
+    except Exception:
         return None
     return pixels, _scaled(crop, pixels.shape[0] / height, pixels.shape[1] / width)
 

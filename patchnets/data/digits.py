@@ -5,6 +5,7 @@ E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repo
 
 import functools
 import types
+import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -48,6 +49,9 @@ class DigitRecords:
 
     def name_of(self, position: int) -> str:
         return f"image {position} of digits {self.split}"
+
+    def fingerprint(self) -> int:
+        return zlib.crc32(f"digits {self.split}".encode())
 
 
 class Digits:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pathlib
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -36,6 +37,9 @@ class FolderRecords:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def fingerprint(self) -> int:
+        return zlib.crc32(self.labels.astype("<i4").tobytes(), zlib.crc32(b"/".join(self.file_names.tolist())))
 
     def path(self, position: int) -> pathlib.Path:
         return self.place / self.class_names[self.labels[position]] / os.fsdecode(self.file_names[position])
@@ -96,6 +100,7 @@ class Folder:
             if class_name not in self.class_names:
                 raise UserError(f"{place} is a class that train/ does not have; add it there or remove it here")
             entries = [e for e in os.scandir(place) if e.name.lower().endswith(SUFFIXES) and not e.name.startswith(".")]
+            entries = [e for e in entries if not e.is_dir()]
             if not entries:
                 raise UserError(f"{place} holds no images; put .jpg or .png files there, or remove the folder")
             label = self.class_names.index(class_name)

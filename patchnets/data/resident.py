@@ -26,7 +26,7 @@ class ResidentFeed:
     Every epoch visits each example once. Its last batch is filled up with examples whose mask is 0.
     """
 
-    skipped = 0
+    unreadable: frozenset[str] = frozenset()
 
     def __init__(
         self,

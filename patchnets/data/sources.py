@@ -28,6 +28,9 @@ class Records(Protocol):
 
     def __len__(self) -> int: ...
 
+    def fingerprint(self) -> int:
+        """A crc32 that changes with which examples there are and their order; wherever they lie, reading none."""
+
     def examples(self, positions: Sequence[int], size: int | None = None) -> list[Example]:
         """Some images and their labels; cropped and resized to `size` pixels a side where that is given.
 

@@ -13,6 +13,7 @@ import pathlib
 import socket
 import urllib.parse
 import urllib.request
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -49,6 +50,9 @@ class TfdsRecords:
 
     def __len__(self) -> int:
         return sum(shard.take for shard in self.shards)
+
+    def fingerprint(self) -> int:
+        return zlib.crc32(f"{self.name} {[shard.take for shard in self.shards]}".encode())
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_files"}  # open files stay here

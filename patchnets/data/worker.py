@@ -4,6 +4,7 @@ A new process would run the program's own main module again, and Grain imports J
 to read images: without them a worker is ready in half the time and takes 50 MiB in place of 190.
 """
 
+import multiprocessing
 import os
 import pathlib
 import sys
@@ -14,9 +15,11 @@ import types
 WATCH_SECONDS = 1.0
 
 
-def end_with(parent: int) -> None:
-    """Ends this process when its parent has ended, however that came about."""
-    while os.getppid() == parent:
+def end_with_parent() -> None:
+    """Ends this process when its parent has ended, however that came about, even before this was called."""
+    while (parent := multiprocessing.parent_process()) is None:  # told after the main module has run
+        time.sleep(0.05)
+    while os.getppid() == parent.pid:
         time.sleep(WATCH_SECONDS)
     os._exit(1)
 
@@ -24,7 +27,7 @@ def end_with(parent: int) -> None:
 def prepare() -> None:
     from absl import logging
 
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     sys.modules["jax"] = None  # type: ignore[assignment]  # Python's way of saying that there is none
     logging.set_verbosity(logging.ERROR)  # Grain's remark that there is none
     package = types.ModuleType("patchnets.data")  # whose own __init__ makes feeds, with JAX

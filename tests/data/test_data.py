@@ -346,6 +346,14 @@ def test_split_over_devices_more_fits(pictures):
     assert [data.open_data(config, devices).feed for devices in (1, 8)] == ["streaming", "resident"]
 
 
+def test_evaluation_crops_what_was_kept_larger(pictures, mesh1):
+    """20 pixels are four fifths of 25."""
+    loaded = data.load_data(streamed(pictures, eval_crop=0.8), mesh1)
+    assert loaded.feed == "resident" and loaded.stored_size == 25 and not loaded.preprocess.cropped
+    stored = np.asarray(loaded.train.operands(0)[0].images)
+    np.testing.assert_allclose(loaded.preprocess(stored), loaded.preprocess.normalise(stored[:, 2:22, 3:23]), atol=0.35)
+
+
 def test_a_streaming_feed_is_made_as_configured(pictures, mesh8):
     loaded = data.load_data(
         streamed(
@@ -365,7 +373,7 @@ def test_a_streaming_feed_is_made_as_configured(pictures, mesh8):
     assert (train.workers, train.num_examples, val.num_examples, train.batch_size, val.batch_size) == (3, 8, 4, 8, 16)
     assert (train._chunks.skip, train._chunks.crop_area, train._chunks.keep) == (True, 0.25, 1.0)
     assert (val._chunks.crop_area, val._chunks.keep, val._chunks.seed) == (1.0, 0.5, None)
-    assert loaded.preprocess.cropped and loaded.feed == "streaming" and loaded.skipped == 0
+    assert loaded.preprocess.cropped and loaded.feed == "streaming" and loaded.unreadable == set()
     loaded.close()
 
 

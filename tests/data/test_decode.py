@@ -1,16 +1,20 @@
 """Decoded crops are those of Pillow, within a small tolerance, for every kind of file and whatever is installed."""
 
 import io
+import pathlib
 import struct
+import subprocess
+import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from sklearn import datasets
 
 from patchnets.data import decode
 from patchnets.errors import RunError
 
+REPOSITORY = pathlib.Path(decode.__file__).parents[2]
 SIZE = 96
 MEAN_TOLERANCE, WORST_TOLERANCE = 1.0, 16  # gray levels, of which images have 256
 REDUCED = dict(mean=2.5, worst=40)  # where the decoder reduces, which is another filter than Pillow's
@@ -158,3 +162,29 @@ def test_a_broken_file_is_an_error_that_names_it(installed, photo, damage):
         got(data, (0, 0, 50, 50))
     with pytest.raises(RunError, match=r"^the image cannot be decoded"):
         decode.decode_image(data, "the image", 3, 50)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("AVIF"), NotImplementedError("DDS"), MemoryError(), IndexError("a\nb")])
+def test_whatever_a_decoder_raises_is_an_error_that_names_the_image(monkeypatch, photo, error):
+    def fails(image):
+        raise error
+
+    data = encode(photo.resize((8, 8)), "PNG")
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", fails)
+    for attempt in (lambda: got(data, (0, 0, 4, 4)), lambda: decode.decode_image(data, "the image", 3, 50)):
+        with pytest.raises(RunError, match=rf"^the image cannot be decoded \({type(error).__name__}.*\); repair"):
+            attempt()
+
+
+def test_a_worker_reads_a_large_image_without_a_warning(photo):
+    program = """
+import runpy, sys
+runpy.run_path(sys.argv[1], run_name="__mp_main__")
+from PIL import Image
+from patchnets.data import decode
+Image.MAX_IMAGE_PIXELS = 427 * 640 - 1
+print(decode.decode_image(sys.stdin.buffer.read(), "it", 3, 96).shape)
+"""
+    command = [sys.executable, "-c", program, str(pathlib.Path(decode.__file__).with_name("worker.py"))]
+    done = subprocess.run(command, cwd=REPOSITORY, input=encode(photo, "PNG"), capture_output=True, timeout=60)
+    assert (done.stdout, done.stderr) == (b"(96, 96, 3)\n", b"")

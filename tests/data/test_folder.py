@@ -3,6 +3,7 @@
 import os
 import pathlib
 import pickle
+import shutil
 import threading
 import warnings
 
@@ -119,6 +120,11 @@ def test_val_and_test_are_optional_and_share_the_labels_of_train(plain):
     assert source.sizes == {"train": 6, "val": 1, "test": 2}
     assert [(int(image.flat[0]), label) for image, label in read(source, "val")] == [(30, 1)]
     assert sorted((int(image.flat[0]), label) for image, label in read(source, "test")) == [(40, 0), (41, 1)]
+
+
+def test_a_folder_named_like_an_image_is_none(plain):
+    (plain / "train/ant/0.jpg").mkdir()
+    assert folder.Folder(str(plain)).sizes == {"train": 6}
 
 
 def test_symbolic_links_to_classes_and_files_are_followed(plain, tmp_path):
@@ -416,6 +422,32 @@ def test_the_version_changes_with_the_images(plain, change):
     assert folder.Folder(str(plain)).version != before
 
 
+def fingerprint(root):
+    return folder.Folder(str(root)).records("train").fingerprint()
+
+
+UNCHANGED = ("other pixels", "a later time", "a new split")
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_fingerprint_changes_with_names_and_labels_alone(plain, change):
+    before = fingerprint(plain)
+    CHANGES[change](plain)
+    assert (fingerprint(plain) == before) == (change in UNCHANGED)
+
+
+def test_the_fingerprint_hangs_neither_on_the_place_nor_on_how_long_other_names_are(tmp_path):
+    names = [f"{c}/{i}" for c in "ab" for i in range(6)]
+    root = many(tmp_path / "one", names)
+    before = fingerprint(root)
+    assert fingerprint(shutil.copytree(root, tmp_path / "another")) == before
+    assert 0 <= before < 2**32
+    some = [folder.File(b"", name, 0, "") for name in ("ab", "c")]
+    others = [folder.File(b"", name, 0, "") for name in ("a", "bc")]
+    one, other = (folder.FolderRecords(tmp_path, ["a"], files, 3).fingerprint() for files in (some, others))
+    assert one != other
+
+
 def test_two_folders_of_equal_names_have_versions_of_their_own(tmp_path):
     for place in ("one", "other"):
         save(tmp_path / place / "train/a/1.png", solid(1))
@@ -494,7 +526,6 @@ BROKEN = {
     "header_only.jpg": lambda path, photo: path.write_bytes(save(path, photo).read_bytes()[:300]),
     "text.jpg": lambda path, photo: path.write_text("these are words, and no image"),
     "empty.png": lambda path, photo: path.touch(),
-    "folder.png": lambda path, photo: path.mkdir(),
 }
 
 

@@ -1,6 +1,7 @@
 """A streaming feed shows every example once an epoch, in an order that hangs on the seed alone, and fails by name."""
 
 import collections
+import gc
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import sys
 import textwrap
 import threading
 import time
+from multiprocessing import shared_memory
 
 import jax
 import numpy as np
@@ -21,7 +23,7 @@ from jax.sharding import Mesh
 from PIL import Image
 from sklearn import datasets
 
-from patchnets.data import chunks, digits, folder
+from patchnets.data import chunks, decode, digits, folder, loader
 from patchnets.data.chunks import Chunks, epoch_order, random_crop
 from patchnets.data.streaming import StreamingFeed
 from patchnets.errors import RunError, UserError
@@ -274,15 +276,71 @@ def test_a_broken_record_is_skipped_where_that_is_asked_for(make, capfd):
     feed = make(broken=[4, 25, 39], corrupt="skip")  # the last is outside the split
     assert sorted(visited(feed, 0)) == sorted(set(ALL) - {4, 25})
     assert sorted(visited(feed, 1)) == sorted(set(ALL) - {4, 25})
-    assert feed.skipped == 2
+    assert feed.unreadable == {f"record {i} of those from 0" for i in (4, 25)}
     lines = [line.split(" cannot")[0] for line in capfd.readouterr().err.splitlines()]
     assert sorted(lines) == [f"skipped: record {i} of those from 0" for i in (25, 4)]
 
 
-def test_where_all_records_are_unreadable_skipping_does_not_hide_it(make):
-    feed = make(broken=range(40), corrupt="skip", seed=None)
-    with pytest.raises(RunError, match="16 images in a row cannot be read; of the last, record 18 of"):
+def test_what_is_skipped_is_black_and_does_not_count(make):
+    batch = host(make(broken=[5], corrupt="skip", seed=None), 0)
+    assert batch["mask"].tolist() == [1, 1, 0] + [1] * 13
+    assert batch["image"][2].max() == 0
+    assert batch["label"][2] == 0
+
+
+def test_whatever_a_decoder_raises_is_about_the_record(make, monkeypatch):
+    def raises(data):
+        if data == b"broken":
+            raise NotImplementedError("a\nb")
+        return opens(data)
+
+    opens = decode._open
+    monkeypatch.setattr(decode, "_open", raises)
+    feed = make(seed=None, broken=[3])  # the first of a part, which is read to see its label
+    with pytest.raises(RunError, match=r"^record 3 of those from 0 cannot be decoded \(NotImplementedError: a b\)"):
         feed.operands(0)
+    assert host(make(seed=None, broken=[3], corrupt="skip"), 0)["mask"].tolist() == [0] + [1] * 15
+
+
+@pytest.mark.parametrize("seed", [None, 0])
+@pytest.mark.parametrize("batch_size", [4, 16, 45])
+def test_where_no_record_can_be_read_skipping_does_not_hide_it(make, batch_size, seed):
+    nothing = [(Numbered(0, 400, range(400)), 0, 400)]
+    feed = make(records=nothing, corrupt="skip", seed=seed, batch_size=batch_size, num_classes=400)
+    first = 0 if seed is None else epoch_order(0, 0, 400)[0]
+    expected = f"64 records in a row cannot be read, and are too many to skip; the first: record {first} of"
+    with pytest.raises(RunError, match=expected):
+        for step in range(100):
+            feed.operands(step)
+    assert step == 63 // batch_size
+    assert len(feed.unreadable) == 64
+
+
+def test_a_split_smaller_than_that_is_stopped_when_none_of_it_can_be_read(make):
+    feed = make(records=[(Numbered(0, 5, range(5)), 0, 5)], corrupt="skip", batch_size=4)
+    feed.operands(0)
+    with pytest.raises(RunError, match="5 records in a row cannot be read"):
+        feed.operands(1), feed.operands(2), feed.operands(3)
+    most = make(records=[(Numbered(0, 4, [1, 2, 3]), 0, 4)], corrupt="skip", batch_size=2)
+    for step in range(40):  # some of them twice in a row
+        most.operands(step)
+
+
+def test_an_interrupt_while_closing_is_raised_when_all_is_closed(make):
+    def place(arrays):
+        busy.set()
+        done.wait(10)
+        return arrays
+
+    busy, done = threading.Event(), threading.Event()
+    made = loader.Loader(make()._chunks, 0, 9, 0, place)
+    assert busy.wait(10)
+    interrupts = [threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)) for delay in (0.1, 0.2, 0.3)]
+    for timer in [*interrupts, threading.Timer(0.5, done.set)]:
+        timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        made.close()
+    assert done.is_set() and made._ended.is_set()
 
 
 def test_a_label_outside_the_classes_is_an_error_that_names_the_record(make):
@@ -329,6 +387,23 @@ def test_workers_give_what_threads_give_and_end_when_closed(make, photos):
     assert workers_of(os.getpid()) == []
 
 
+def test_an_evaluation_leaves_no_shared_memory_to_the_garbage_collection(make, photos):
+    def held():
+        kinds = (shared_memory.SharedMemory, loader.Loader)
+        return sum(isinstance(thing, kinds) for thing in gc.get_objects())
+
+    feed = make(workers=2, records=photo_parts(photos), seed=None, **PHOTO)
+    gc.collect()
+    gc.disable()
+    try:
+        before = held()
+        for step in range(3):
+            host(feed, step)
+        assert held() == before
+    finally:
+        gc.enable()
+
+
 def test_workers_load_neither_jax_nor_tensorflow_and_a_failure_there_is_one_error(make, photos, tmp_path, monkeypatch):
     (tmp_path / "spy.py").write_text(
         textwrap.dedent("""
@@ -357,7 +432,10 @@ def test_workers_load_neither_jax_nor_tensorflow_and_a_failure_there_is_one_erro
     with pytest.raises(RunError, match=r"^reading images failed \(ZeroDivisionError: loaded: \[\]\)$"):
         feed.operands(0)
     records.how = "die"
-    with pytest.raises(RunError, match=r"^reading images failed .*exit code -9.*; memory may be short"):
+    expected = (
+        "reading images failed: a worker was ended by SIGKILL; memory may be short: set fewer config.dataset.workers"
+    )
+    with pytest.raises(RunError, match=f"^{expected}$"):
         feed.operands(0)
     assert workers_of(os.getpid()) == []
 
@@ -433,6 +511,17 @@ def test_workers_end_with_a_program_that_is_killed(photos):
         while time.monotonic() < deadline:
             os.kill(worker, 0)  # asks only whether it is there
             time.sleep(0.1)
+
+
+def test_a_worker_ends_whose_parent_had_ended_before_it_looked():
+    program = """
+import multiprocessing, runpy, sys, time, types
+multiprocessing.parent_process = lambda: types.SimpleNamespace(pid=int(sys.argv[2]))
+runpy.run_path(sys.argv[1], run_name="__mp_main__")
+time.sleep(10)
+"""
+    command = [sys.executable, "-c", program, loader.WORKER, "0"]  # of which nothing is the child
+    assert subprocess.run(command, cwd=REPOSITORY, timeout=20).returncode == 1
 
 
 def test_signals_to_all_processes_leave_the_workers_at_work(make, photos):

@@ -189,6 +189,19 @@ def test_records_are_given_encoded_with_their_labels_and_names(source):
     assert records.name_of(77) == "record 77 of cifar100/3.0.2 train"
 
 
+def test_the_fingerprint_tells_splits_and_versions_apart_wherever_they_lie(source, data_dir, tmp_path):
+    shutil.copytree(data_dir / "cifar100", tmp_path / "cifar100")
+    moved = tfds_source.open_tfds("cifar100", str(tmp_path))
+    overwrite(next((tmp_path / "cifar100").rglob("cifar100-train.array_record*")))  # no record is read
+    train, test = (source.records(split).fingerprint() for split in ("train", "test"))
+    assert [moved.records(split).fingerprint() for split in ("train", "test")] == [train, test]
+    records = source.records("train")
+    records.name = records.name.replace("3.0.2", "3.0.3")
+    fewer = source.records("train")
+    fewer.shards = [shard._replace(take=shard.take - 1) for shard in fewer.shards]
+    assert len({train, test, records.fingerprint(), fewer.fingerprint()}) == 4
+
+
 def test_a_worker_reads_them_with_neither_jax_nor_tensorflow_nor_tfds(source, data_dir):
     records = source.records("train")
     records.encoded(0)  # a file is open
