@@ -132,31 +132,34 @@ def on_digits(config: ConfigDict, **model) -> ConfigDict:
     return config
 
 
+def of_convmixer(**augment) -> dict:
+    """What the ConvMixer paper augments with, besides: RandAugment of magnitude 9, mixup, CutMix and random erasing, as
+    in timm, each operation with probability one half and a magnitude of deviation 0.5, noise in erased rectangles."""
+    return dict(
+        policy="randaugment",
+        magnitude=9.0,
+        magnitude_std=0.5,
+        policy_probability=0.5,
+        mixup=0.5,
+        cutmix=0.5,
+        erasing=0.25,
+        erasing_mode="pixel",
+        **augment,
+    )
+
+
 def convmixer_on_cifar(dataset: str, **values) -> ConfigDict:
     """The ConvMixer paper's recipe for CIFAR-10 (arXiv 2201.09792, appendix, and its repository): 200 epochs, batch 64,
     AdamW of epsilon 1e-3, learning rate 0.01 in one cycle, decay 0.01, gradients clipped at 1; crops of three quarters
     of the image or more, RandAugment of magnitude 9, mixup and CutMix 0.5, random erasing 0.25.
 
-    RandAugment, mixup and erasing are as in timm, which the authors used: each operation with probability one half and
-    a magnitude of deviation 0.5, noise in erased rectangles.
+    What `of_convmixer` leaves open is as in timm, which the authors used.
     """
     return base(
         dataset=dict(name=dataset, train_split="train", val_split="none"),
         image_size=32,
         normalize="dataset",
-        augment=dict(
-            flip=True,
-            crop_area=0.75,
-            crop_aspect=1.0,
-            policy="randaugment",
-            magnitude=9.0,
-            magnitude_std=0.5,
-            policy_probability=0.5,
-            erasing=0.25,
-            erasing_mode="pixel",
-            mixup=0.5,
-            cutmix=0.5,
-        ),
+        augment=of_convmixer(flip=True, crop_area=0.75, crop_aspect=1.0),
         model=dict(name="convmixer", variant="256/8-k9-p1"),
         batch_size=64,
         total_epochs=200.0,

@@ -24,20 +24,7 @@ def get_config(variant: str | None = None):
 def paper(variant: str):
     source = "its repository, as others cite it" if variant in ("1024/12", "512/16") else "arXiv 2201.09792, table 1"
     return common.imagenet(
-        augment=dict(
-            crop_area=0.08,
-            policy="randaugment",
-            magnitude=9.0,
-            magnitude_std=0.5,
-            policy_probability=0.5,
-            brightness=0.4,
-            contrast=0.4,
-            saturation=0.4,
-            erasing=0.25,
-            erasing_mode="pixel",
-            mixup=0.5,
-            cutmix=0.5,
-        ),
+        augment=common.of_convmixer(crop_area=0.08, brightness=0.4, contrast=0.4, saturation=0.4),
         eval_crop=0.96,
         normalize="imagenet",
         model=dict(name="convmixer", variant=variant, dtype="bfloat16"),
