@@ -1,4 +1,4 @@
-"""Whole runs with all that a recipe may ask for, resident and streaming: cut and continued, on one device and eight."""
+"""Whole runs with all that a recipe may ask for, resident and streaming, cut and continued; and unreadable records."""
 
 import json
 import shutil
@@ -13,7 +13,14 @@ from patchnets.errors import RunError, UserError
 
 RECIPE = dict(
     augment=dict(
-        rotation=0.05, crop_area=0.6, policy="randaugment", erasing=0.5, erasing_mode="pixel", mixup=0.4, cutmix=1.0
+        rotation=0.05,
+        crop_area=0.6,
+        policy="randaugment",
+        layers=1,
+        erasing=0.5,
+        erasing_mode="pixel",
+        mixup=0.4,
+        cutmix=1.0,
     ),
     optimizer=dict(
         name="lamb", learning_rate=0.01, sam_rho=0.05, clip_norm=1.0, lr_rules=(("head/.*", 2.0), (".*", 1.0))
@@ -23,9 +30,9 @@ RECIPE = dict(
     loss="sigmoid",
     head_bias=-2.0,
     label_smoothing=0.1,
-    total_steps=6,
+    total_steps=4,
     total_epochs=None,
-    eval_every_steps=3,
+    eval_every_steps=2,
     checkpoint=dict(every_steps=1, keep=9),
 )
 
@@ -46,19 +53,15 @@ def cut(finished, workdir, step):
     shutil.rmtree(workdir / "checkpoints" / "best", ignore_errors=True)
 
 
-def test_a_run_with_the_whole_recipe_continues_as_if_never_cut_and_is_the_same_on_eight_devices(tiny_config, tmp_path):
+def test_a_run_with_the_whole_recipe_continues_as_if_never_cut(tiny_config, tmp_path):
     config = tiny_config
     config.update(RECIPE)
+    config.model.update(depth=1, hidden_dim=8)
     straight = trainer.train(config, tmp_path / "straight")
-    cut(tmp_path / "straight", tmp_path / "cut", 2)
+    cut(tmp_path / "straight", tmp_path / "cut", 1)
     again = trainer.train(config, tmp_path / "cut")
     assert figures(tmp_path / "cut") == figures(tmp_path / "straight")
     assert again["test_loss"] == straight["test_loss"]
-    config.mesh.data = 8
-    trainer.train(config, tmp_path / "eight")
-    one, eight = figures(tmp_path / "straight")[0], figures(tmp_path / "eight")[0]
-    assert eight["train_loss"] == pytest.approx(one["train_loss"], abs=2e-3)
-    assert eight["val_loss"] == pytest.approx(one["val_loss"], abs=2e-3)
 
 
 @pytest.fixture(scope="module")

@@ -307,7 +307,7 @@ def assert_names_the_limit(error):
         word in message
         for word in ("fake train", "1,000 images", "64 x 64", "62.5 MiB", "config.dataset.max_resident_gib")
     )
-    assert "=0.01 " in message
+    assert "10.2 MiB are allowed" in message
 
 
 def test_what_would_not_fit_in_memory_is_refused_with_its_numbers_before_anything_is_decoded(tmp_path):
