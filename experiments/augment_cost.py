@@ -139,7 +139,7 @@ def run(argv: list[str]) -> int:
     for name in asked.steps:
         costs = found["tutorials"][name] = of_tutorial(name, asked.rounds)
         step = costs.pop("step")
-        print(f"\n{name + ' tutorial, one batch':<32}{'ms':>10}{'of the step':>12}\n{'training step':<32}{step:>10.1f}")
+        print(f"\n{name + ' tutorial, one batch':<32}{'ms':>10}{'share':>12}\n{'training step':<32}{step:>10.1f}")
         for label, ms in costs.items():
             print(f"{label:<32}{ms:>10.1f}{ms / step:>12.0%}", flush=True)
         costs["step"] = step
