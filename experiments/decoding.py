@@ -149,7 +149,6 @@ def ways() -> Iterator[tuple[str, Way]]:
 def tf_data(antialias: bool) -> Way | None:
     """tf.data's fused reading of just the crop, with one thread; None without TensorFlow."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         import tensorflow as tf
