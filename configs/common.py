@@ -1,4 +1,4 @@
-"""What the configurations share. Every key, its default and its meaning: patchnets/config.py, or --help."""
+"""What the configurations share. Every key, its default and its meaning: patchnets/config_keys.py, or --help."""
 
 from collections.abc import Callable, Mapping
 

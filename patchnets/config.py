@@ -1,238 +1,21 @@
-"""Every key a configuration may have: its default, what it means, and which values it takes.
+"""Configurations, held against the table of keys (config_keys.py), which is the only place that knows them.
 
-This table is the only place that knows. `default_config` makes the ConfigDict that the files in configs/ start from,
-`check` holds a finished configuration against it before anything is compiled, and `describe` prints it for --help.
+`default_config` makes the ConfigDict that the files in configs/ start from, `check` holds a finished configuration
+against the table before anything is compiled, and `describe` prints it for --help.
 """
 
-import dataclasses
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import ml_collections
 from ml_collections import config_dict
 
 from patchnets import models
+from patchnets.config_keys import ALTERNATIVES, INCIDENTAL, KEYS, WATCHING, Key
 from patchnets.errors import UserError
-
-LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 3.4e38  # what 32 bits hold
-Rule = tuple[str, Callable[[Any], bool]]  # what is expected, in words; whether a value is that
-
-
-def at_least(low: float) -> Rule:
-    return f"a number of at least {low}", lambda v: low <= v <= (LARGEST_INT if isinstance(v, int) else LARGEST_FLOAT)
-
-
-def above(low: float) -> Rule:
-    return f"a number above {low}", lambda v: low < v <= LARGEST_FLOAT
-
-
-def within(low: float, high: float) -> Rule:
-    """A number in [low, high)."""
-    return f"a number from {low} up to, not including, {high}", lambda v: low <= v < high
-
-
-def between(low: float, high: float) -> Rule:
-    """A number in [low, high]."""
-    return f"a number from {low} to {high}", lambda v: low <= v <= high
-
-
-def inside(low: float, high: float) -> Rule:
-    """A number in (low, high)."""
-    return f"a number above {low} and below {high}", lambda v: low < v < high
-
-
-def one_of(*names: str) -> Rule:
-    return "one of " + ", ".join(names), lambda v: v in names
-
-
-FINITE: Rule = ("a finite number", lambda v: abs(v) <= LARGEST_FLOAT)
-RATIO: Rule = ("a number above 0 and at most 1", lambda v: 0 < v <= 1)
-ANYTHING: Rule = ("anything", lambda v: True)
-DEVICES: Rule = ("a number of devices of at least 1, or -1 for all", lambda v: v == -1 or v >= 1)
-
-
-@dataclasses.dataclass(frozen=True)
-class Key:
-    """One key. A `default` that is a type means: of this type, and not set."""
-
-    default: Any
-    help: str
-    rule: Rule = ANYTHING
-
-
-KEYS: dict[str, Key] = {
-    "seed": Key(0, "fixes initial parameters, data order, augmentation and dropout", within(0, 2**31)),
-    "dataset.name": Key("digits", "digits, folder, or the name of a TFDS image classification data set"),
-    "dataset.path": Key(str, "folder: where train/CLASS/*.jpg|png and optionally val/ and test/ lie"),
-    "dataset.data_dir": Key(str, "TFDS: where data sets lie (default: TFDS_DATA_DIR or ~/tensorflow_datasets)"),
-    "dataset.train_split": Key(str, "split to train on (default: train, less the validation split)"),
-    "dataset.val_split": Key(str, "split to validate on, or none (default: the data set's own, else train[90%:])"),
-    "dataset.test_split": Key(str, "split for the one test at the end, or none (default: test, where there is one)"),
-    "dataset.cache_dir": Key(str, "where decoded images are kept (default: PATCHNETS_CACHE or ~/.cache/patchnets)"),
-    "dataset.feed": Key(
-        "auto",
-        "resident: all images decoded once and kept on the devices; streaming: read while training; "
-        "auto: resident where the decoded images take at most max_resident_gib",
-        one_of("auto", "resident", "streaming"),
-    ),
-    "dataset.max_resident_gib": Key(8.0, "the most memory, in GiB, that resident images may take decoded", above(0)),
-    "dataset.placement": Key(
-        "replicated",
-        "resident: every device holds all images (replicated), or its share of them (sharded)",
-        one_of("replicated", "sharded"),
-    ),
-    "dataset.workers": Key(
-        int, "streaming: processes that decode; 0 for none beside this (default: cores)", at_least(0)
-    ),
-    "dataset.corrupt": Key(
-        "stop", "streaming: a record that cannot be decoded stops the run, or is skipped", one_of("stop", "skip")
-    ),
-    "image_size": Key(
-        224, "height and width in pixels that the model sees; images are resized to it", between(1, 16_384)
-    ),
-    "normalize": Key(
-        "symmetric",
-        "symmetric: pixels to [-1, 1]; unit: to [0, 1]; imagenet: its mean and deviation; dataset: train's own",
-        one_of("symmetric", "unit", "imagenet", "dataset"),
-    ),
-    "eval_crop": Key(1.0, "share of the side of evaluation images that is kept, about the centre", RATIO),
-    "augment.flip": Key(False, "mirror half of the training images left to right"),
-    "augment.flip_vertical": Key(False, "mirror half of the training images top to bottom"),
-    "augment.crop_padding": Key(
-        0, "pad by so many pixels of the stored image, and crop its size at random", at_least(0)
-    ),
-    "augment.crop_area": Key(1.0, "crop at random from this share of the image's area up to all, and resize", RATIO),
-    "augment.crop_aspect": Key(
-        4 / 3, "such a crop is at most so many times as wide as high, and the reverse", at_least(1)
-    ),
-    "augment.zoom": Key(0.0, "zoom training images in and out by up to this factor, as Keras RandomZoom", within(0, 1)),
-    "augment.rotation": Key(0.0, "turn training images by up to this share of a full turn, each way", within(0, 1)),
-    "augment.shear": Key(0.0, "shear training images by up to this slope, each way and along each axis", within(0, 1)),
-    "augment.shift": Key(0.0, "move training images by up to this share of their size, each way", within(0, 1)),
-    "augment.brightness": Key(0.0, "scale brightness by a factor from 1 - this to 1 + this", between(0, 1)),
-    "augment.contrast": Key(0.0, "the same for contrast", between(0, 1)),
-    "augment.saturation": Key(0.0, "the same for saturation", between(0, 1)),
-    "augment.hue": Key(0.0, "turn hues by up to this share of the colour circle, each way", between(0, 0.5)),
-    "augment.grayscale": Key(0.0, "probability of taking the colours away", between(0, 1)),
-    "augment.policy": Key(
-        "none",
-        "none, randaugment, autoaugment_cifar10, autoaugment_imagenet, trivialaugment (gray images keep their colours)",
-        one_of("none", "randaugment", "autoaugment_cifar10", "autoaugment_imagenet", "trivialaugment"),
-    ),
-    "augment.layers": Key(2, "randaugment: operations an image", between(1, 100)),
-    "augment.magnitude": Key(
-        9.0, "randaugment: their strength; 10 is the strongest of timm, and 30 of torchvision", between(0, 30)
-    ),
-    "augment.magnitude_std": Key(0.0, "randaugment: standard deviation of the strength", at_least(0)),
-    "augment.ranges": Key(
-        "timm",
-        "randaugment: whose operations and ranges: timm (-inc1), torchvision (magnitudes to 30) or tensorflow",
-        one_of("timm", "torchvision", "tensorflow"),
-    ),
-    "augment.policy_probability": Key(1.0, "randaugment: probability of each operation", between(0, 1)),
-    "augment.erasing": Key(0.0, "probability of erasing a rectangle", between(0, 1)),
-    "augment.erasing_mode": Key(
-        "constant",
-        "what an erased rectangle is filled with: constant (the mean), random (one colour) or pixel (noise)",
-        one_of("constant", "random", "pixel"),
-    ),
-    "augment.mixup": Key(0.0, "mixup: alpha of the Beta distribution of the mixing weight; 0 for none", at_least(0)),
-    "augment.cutmix": Key(0.0, "CutMix: the same", at_least(0)),
-    "augment.mix_switch": Key(0.5, "where both are on, the probability of CutMix", between(0, 1)),
-    "augment.mix_probability": Key(1.0, "probability that a batch, or an example, is mixed at all", between(0, 1)),
-    "augment.mix_per": Key(
-        "batch", "mixing weights are drawn once a batch, or for each example", one_of("batch", "example")
-    ),
-    "batch_size": Key(128, "examples in a step, over all devices", at_least(1)),
-    "eval_batch_size": Key(int, "examples in an evaluation step (default: batch_size)", at_least(1)),
-    "total_epochs": Key(float, "length of the run in passes over the training split; or give total_steps", above(0)),
-    "total_steps": Key(int, "length of the run in steps; or give total_epochs", at_least(1)),
-    "eval_every_epochs": Key(float, "how often to validate and save (default: every epoch)", above(0)),
-    "eval_every_steps": Key(int, "the same, in steps", at_least(1)),
-    "log_every_steps": Key(int, "how often to write training metrics (default: with each validation)", at_least(1)),
-    "steps_per_dispatch": Key(int, "steps between two looks at the device (default: about two seconds)", at_least(1)),
-    "accumulate": Key(1, "parts of a batch that are worked through one after the other, for less memory", at_least(1)),
-    "loss": Key("softmax", "cross-entropy over all classes, or of each class by itself", one_of("softmax", "sigmoid")),
-    "head_bias": Key(0.0, "what the biases of the head start at; -log(classes) suits the sigmoid loss", FINITE),
-    "label_smoothing": Key(0.0, "share of the target spread evenly over all classes", within(0, 1)),
-    "ema_decay": Key(float, "evaluate a running mean of the parameters with this decay (default: none)", inside(0, 1)),
-    "optimizer.name": Key("adamw", "the optimizer", one_of("adamw", "adam", "sgd", "lamb", "lion", "adafactor")),
-    "optimizer.learning_rate": Key(1e-3, "peak learning rate", at_least(0)),
-    "optimizer.weight_decay": Key(
-        0.0, "each step takes learning rate times this off a weight; adam and sgd add it to the gradient", at_least(0)
-    ),
-    "optimizer.decay": Key("kernels", "which weights decay: kernels, or all, as Keras does", one_of("kernels", "all")),
-    "optimizer.momentum": Key(0.9, "sgd: decay of the running sum of gradients", within(0, 1)),
-    "optimizer.nesterov": Key(False, "sgd: Nesterov's momentum"),
-    "optimizer.beta1": Key(0.9, "decay of the gradient's running mean; adafactor: 0 for none", within(0, 1)),
-    "optimizer.beta2": Key(0.999, "decay of the squared gradient's running mean; 0.99 suits lion", within(0, 1)),
-    "optimizer.epsilon": Key(1e-8, "added to the root of the squared gradient's mean (adamw, adam, lamb)", above(0)),
-    "optimizer.clip_norm": Key(float, "scale gradients down to this global norm (default: never)", above(0)),
-    "optimizer.sam_rho": Key(float, "sharpness-aware minimisation within this radius (default: none)", above(0)),
-    "optimizer.lr_rules": Key(
-        (), "((regex, factor), ...): the first to match a parameter's name scales its learning rate"
-    ),
-    "optimizer.decay_rules": Key((), "((regex, factor), ...): the same for its decay, in place of optimizer.decay"),
-    "optimizer.freeze_rules": Key((), "((regex, true or false), ...): whether it stays as it is"),
-    "schedule.name": Key(
-        "cosine",
-        "learning rate after the warm-up",
-        one_of("constant", "cosine", "linear", "one_cycle", "step", "rsqrt"),
-    ),
-    "schedule.warmup_epochs": Key(float, "length of the linear warm-up from zero; or warmup_steps", at_least(0)),
-    "schedule.warmup_steps": Key(int, "the same, in steps", at_least(0)),
-    "schedule.end_factor": Key(0.0, "where cosine and linear end, as a share of the peak", between(0, 1)),
-    "schedule.step_factor": Key(0.1, "step: what each step multiplies the rate by", inside(0, 1)),
-    "schedule.step_every_epochs": Key(float, "step: how often; or step_every_steps", above(0)),
-    "schedule.step_every_steps": Key(int, "the same, in steps", at_least(1)),
-    "schedule.timescale_steps": Key(
-        10_000, "rsqrt: peak * sqrt(timescale / (timescale + steps since warm-up))", at_least(1)
-    ),
-    "schedule.cooldown_epochs": Key(
-        float, "constant and rsqrt: the rate goes linearly to 0 over the last so many", at_least(0)
-    ),
-    "schedule.cooldown_steps": Key(int, "the same, in steps", at_least(0)),
-    "schedule.plateau_factor": Key(
-        float, "multiply the learning rate by this on a plateau of validation", inside(0, 1)
-    ),
-    "schedule.plateau_patience": Key(int, "validations without a lower loss that make a plateau", at_least(1)),
-    "stop_patience": Key(
-        int, "end the run after so many validations without a lower loss (default: never)", at_least(1)
-    ),
-    "checkpoint.keep": Key(2, "how many of the latest checkpoints to keep; the best one is kept besides", at_least(1)),
-    "checkpoint.every_steps": Key(int, "save this often too, between validations", at_least(1)),
-    "checkpoint.best": Key(
-        "accuracy", "the validation metric that decides which is best", one_of("accuracy", "top5_accuracy", "loss")
-    ),
-    "mesh.data": Key(-1, "devices that share each batch; -1 takes all", DEVICES),
-    "tensorboard": Key(True, "write TensorBoard events (where TensorFlow is installed)"),
-    "plots": Key(True, "draw the learning curves into plots/ at the end"),
-    "model.name": Key("mlp_mixer", "the architecture"),
-    "model.variant": Key(str, "a published size, e.g. S/16; fields below override it"),
-    "claims.accuracy": Key(float, "published test top-1 accuracy that the configuration aims at", between(0, 1)),
-    "claims.top5_accuracy": Key(float, "published test top-5 accuracy", between(0, 1)),
-    "claims.tolerance": Key(0.01, "how far below a claim a result still reproduces it", between(0, 1)),
-    "claims.source": Key(str, "where it is published"),
-    "claims.void": Key(str, "why the run is not held to its claims; set where the command line changes the recipe"),
-}
-# Where things lie and how a run is watched: they may change when it continues, for the figures do not hang on them.
-WATCHING = {"log_every_steps", "eval_batch_size", "checkpoint.every_steps"}  # a run's recipe does not hang on them
-INCIDENTAL = {
-    "dataset.path", "dataset.data_dir", "dataset.cache_dir", "dataset.max_resident_gib", "steps_per_dispatch",
-    "checkpoint.keep", "mesh.data", "tensorboard", "plots", "dataset.placement", "dataset.workers", "dataset.corrupt",
-    "claims.accuracy", "claims.top5_accuracy", "claims.tolerance", "claims.source",
-    "claims.void",
-}  # fmt: skip
-ALTERNATIVES = [
-    ("total_epochs", "total_steps"),
-    ("eval_every_epochs", "eval_every_steps"),
-    ("schedule.warmup_epochs", "schedule.warmup_steps"),
-    ("schedule.step_every_epochs", "schedule.step_every_steps"),
-    ("schedule.cooldown_epochs", "schedule.cooldown_steps"),
-]
 
 
 def known_keys() -> dict[str, Key]:
@@ -342,17 +125,20 @@ def digest(config: ml_collections.ConfigDict) -> str:
     return hashlib.sha256(json.dumps(essential, sort_keys=True).encode()).hexdigest()[:12]
 
 
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], apart: Collection[str]) -> list[str]:
+    """The keys, those `apart` aside, in which two flat configurations differ."""
+    return sorted(name for name in (old.keys() | new.keys()) - set(apart) if old.get(name) != new.get(name))
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """["a.b: 1 there, 2 here", ...] for every key, INCIDENTAL ones aside, in which two flat configurations differ."""
-    names = sorted((old.keys() | new.keys()) - INCIDENTAL)
-    changed = (name for name in names if old.get(name) != new.get(name))
-    return [f"{name}: {old.get(name, 'not set')} there, {new.get(name, 'not set')} here" for name in changed]
+    names = changed_keys(old, new, INCIDENTAL)
+    return [f"{name}: {old.get(name, 'not set')} there, {new.get(name, 'not set')} here" for name in names]
 
 
-def recipe_changes(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def recipe_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The keys in which two flat configurations differ as recipes: seeds, places, logs and claims do not count."""
-    apart = INCIDENTAL | WATCHING | {"seed"}
-    return sorted(name for name in (one.keys() | other.keys()) - apart if one.get(name) != other.get(name))
+    return changed_keys(old, new, INCIDENTAL | WATCHING | {"seed"})
 
 
 def describe(config: ml_collections.ConfigDict | None = None) -> str:

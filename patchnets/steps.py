@@ -19,8 +19,6 @@ from patchnets.train_state import TrainState
 
 # A feed's own: (operands, step) -> batch
 BatchOf = Callable[[Any, Int[Array, ""]], Batch]
-
-
 Mix = Callable[..., tuple[Array, Array]]  # (key, images, targets, mask=) -> images and targets; data/mixing.py
 Erase = Callable[[Array, Array], Array]  # (key, images) -> images; data/erasing.py
 

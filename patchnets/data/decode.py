@@ -5,21 +5,9 @@ installed. Random crops of training images take a faster way where they are JPEG
 decodes at 1/2, 1/4 or 1/8 where the crop is so much larger than what is asked for) and OpenCV's linear resizing after
 a small blur that makes it antialiased. Pillow takes their place for what is no plain JPEG or where they are missing.
 
-Measured for random crops (8% to 100% of the area) resized to 224 pixels, photographs of 500 x 375 pixels and 99 KB,
-images a second on one core; in brackets, the time to resize 300 x 300 pixels:
-
-  simplejpeg, blur and OpenCV's linear               811    (0.16 ms)
-  tf.data, fused, not antialiased                    696
-  simplejpeg, OpenCV's INTER_AREA                    645    (0.63 ms)
-  OpenCV's reader, INTER_AREA                        590
-  simplejpeg, Pillow's bilinear                      548    (0.78 ms)
-  Pillow with draft mode, bilinear                   495
-  Pillow with draft mode, bicubic                    411    (1.24 ms)
-  tf.data, fused, antialiased                        396
-
-Of 2000 x 1500 pixels (1.3 MB) it is 81, 78, 78, 74, 76, 71, 69 and 64: there, most of the time goes into undoing
-Huffman's code, which all must. PyTurboJPEG needs a libjpeg-turbo 3 of the system's; the decoders above come in wheels
-for Linux, macOS and Windows. `python -m experiments.decoding` measures it again.
+Of the ways that were compared this is the fastest that is antialiased: `python -m experiments.decoding` measures them,
+and docs/measurements.md holds the figures. PyTurboJPEG needs a libjpeg-turbo 3 of the system's; simplejpeg and OpenCV
+come in wheels for Linux, macOS and Windows.
 """
 
 import functools

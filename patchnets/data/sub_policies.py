@@ -1,7 +1,7 @@
 """The sub-policies that AutoAugment found (arXiv 1805.09501, table 7 for CIFAR-10 and table 9 for ImageNet).
 
-Each is two operations of `policies.OPERATIONS`, one after the other, with their probabilities and their levels of 0 to
-9, which mean nothing to operations without a strength.
+Each is two of `operations.OPERATIONS`, one after the other, with their probabilities and their levels of 0 to 9, which
+mean nothing to operations without a strength.
 """
 
 # fmt: off

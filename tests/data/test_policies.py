@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from sklearn import datasets
 
 from patchnets import sharding
-from patchnets.data import policies
+from patchnets.data import operations, policies
 from patchnets.errors import UserError
 
 HEIGHT, WIDTH = 24, 40
@@ -22,7 +22,7 @@ LEVEL = 1.001  # Pillow cuts fractions off, here they are kept
 SIGNED = ("brightness", "contrast", "color", "sharpness", "rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 ENHANCED = SIGNED[:4]
 
-apply = jax.jit(policies.apply_operations)
+apply = jax.jit(operations.apply_operations)
 
 # Every operation at several strengths.
 STRENGTHS = {
@@ -95,10 +95,10 @@ def applied(name, strength, picture):
 
 
 def test_every_operation_in_one_batch_does_what_pillow_does(picture):
-    assert set(STRENGTHS) == set(policies.OPERATIONS)
+    assert set(STRENGTHS) == set(operations.OPERATIONS)
     cases = [(name, strength) for name, strengths in STRENGTHS.items() for strength in strengths]
     images = np.tile(np.asarray(picture, np.float32).reshape(1, HEIGHT, WIDTH, -1), (len(cases), 1, 1, 1))
-    operation = jnp.array([policies.NUMBER[name] for name, _ in cases])
+    operation = jnp.array([operations.NUMBER[name] for name, _ in cases])
     strength, place = jnp.array([value for _, value in cases]), jnp.tile(jnp.array(PLACE), (len(cases), 1))
     got = np.asarray(apply(images, operation, strength, place, fill=128.0))
     assert got.dtype == np.float32
@@ -114,7 +114,7 @@ def test_every_operation_in_one_batch_does_what_pillow_does(picture):
 
 
 def test_only_tables_round_to_levels(noise):
-    operation = jnp.arange(len(noise)) % 2 * policies.NUMBER["posterize"]
+    operation = jnp.arange(len(noise)) % 2 * operations.NUMBER["posterize"]
     got = np.asarray(apply(noise, operation, jnp.full(len(noise), 8.0), jnp.zeros((len(noise), 2))))
     np.testing.assert_array_equal(got[::2], noise[::2])
     np.testing.assert_array_equal(got[1::2], np.round(noise[1::2]))
@@ -123,7 +123,7 @@ def test_only_tables_round_to_levels(noise):
 def test_cutout_is_centred_on_every_pixel_alike_and_cut_at_the_borders():
     images = jnp.zeros((MANY, 6, 8, 1))
     place = jax.random.uniform(jax.random.key(0), (MANY, 2))
-    cutout = jnp.full(MANY, policies.NUMBER["cutout"])
+    cutout = jnp.full(MANY, operations.NUMBER["cutout"])
     got = np.asarray(apply(images, cutout, jnp.full(MANY, 2.0), place))[..., 0]
     assert set(np.unique(got)) == {0.0, 128.0}
     # The square of 4 x 4 begins two pixels before its centre, and at the border if that is beyond.
@@ -148,7 +148,7 @@ def drawn(draw, *settings):
     keys = jax.random.split(jax.random.key(0), MANY)
     operation, strength, place = jax.jit(jax.vmap(lambda key: draw(key, *settings)))(keys)
     assert place.shape == (*operation.shape, 2) and not place.any()
-    return np.array(policies.OPERATIONS)[operation], np.asarray(strength)
+    return np.array(operations.OPERATIONS)[operation], np.asarray(strength)
 
 
 @functools.partial(jax.jit, static_argnames="ranges")
@@ -160,7 +160,7 @@ def draw_rand_augment(magnitude, std, probability, ranges):
 
 def rand_augmented(magnitude, std=0.0, probability=1.0, ranges="timm"):
     operation, strength, _ = draw_rand_augment(magnitude, std, probability, ranges)
-    return np.array(policies.OPERATIONS)[operation], np.asarray(strength)
+    return np.array(operations.OPERATIONS)[operation], np.asarray(strength)
 
 
 def about_equal(count, expected, total):
@@ -179,7 +179,7 @@ def about_equal(count, expected, total):
 def test_rand_augment_draws_each_operation_alike_and_each_layer_apart(ranges, without):
     names, _ = rand_augmented(9.0, ranges=ranges)
     assert names.shape == (MANY, 3)
-    counts, expected = collections.Counter(names.ravel()), set(policies.OPERATIONS) - without
+    counts, expected = collections.Counter(names.ravel()), set(operations.OPERATIONS) - without
     assert set(counts) == expected and len(counts) == {"timm": 15, "torchvision": 14, "tensorflow": 16}[ranges]
     assert all(about_equal(count, names.size / len(expected), names.size) for count in counts.values())
     repeated = (names[:, 0] == names[:, 1]).sum()
@@ -257,7 +257,7 @@ def test_rand_augment_draws_places_for_each_layer_all_over_the_image():
 def test_a_threshold_that_is_a_level_inverts_it_whatever_rounding_made_of_it():
     threshold = np.nextafter(np.float32(170), np.float32([0, 255]))  # magnitude 10 of torchvision's 30
     images = jnp.tile(jnp.array([169.0, 170.0]).reshape(1, 1, 2, 1), (2, 1, 1, 1))
-    got = apply(images, jnp.full(2, policies.NUMBER["solarize"]), threshold, jnp.zeros((2, 2)))
+    got = apply(images, jnp.full(2, operations.NUMBER["solarize"]), threshold, jnp.zeros((2, 2)))
     np.testing.assert_array_equal(got[:, 0, :, 0], [[169, 85], [169, 85]])
 
 
@@ -290,7 +290,7 @@ def test_auto_augment_has_25_sub_policies_of_two_operations(policy):
     for pair in table:
         assert len(pair) == 2
         for name, probability, level in pair:
-            assert name in policies.OPERATIONS[1:] and name not in ("solarize_add", "cutout")
+            assert name in operations.OPERATIONS[1:] and name not in ("solarize_add", "cutout")
             assert 0 <= probability <= 1 and round(10 * probability) == pytest.approx(10 * probability)
             assert level in range(10)
 
