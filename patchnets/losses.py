@@ -7,7 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int
+
+from patchnets.sharding import BATCH_AXES
 
 Targets = Float[Array, "batch classes"]
 
@@ -103,6 +106,54 @@ def accumulated_gradient(
     zeros = jax.tree.map(jnp.zeros_like, params)
     (grads, stats), seen = jax.lax.scan(one, (zeros, batch_stats), (split, jnp.arange(parts)))
     losses, logits = (jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]) for x in seen)
+    return grads, Measured(losses, logits, stats)
+
+
+def gradient_in_groups(
+    model: nn.Module,
+    loss: Callable[..., Array],
+    params: Any,
+    batch_stats: Any,
+    inputs: Inputs,
+    dropout_key: Array,
+    groups: int,
+    mesh: Mesh,
+) -> tuple[Any, Measured]:
+    """`gradient` of a batch, group after group on each device; a network that looks at all examples at once has one
+    group on each.
+
+    What memory is to `accumulated_gradient`, a processor's cache is here: groups lie side by side in the batch, so that
+    each device holds whole ones, and the devices exchange nothing but the sum of their gradients at the end, and what
+    BatchNorm adds up over them. Dropout draws a mask for each group by its place in the batch, which is the same on any
+    number of devices.
+    """
+    count = _examples(inputs.mask)
+    whole, batch = PartitionSpec(), PartitionSpec(BATCH_AXES)
+
+    def of_device(params: Any, stats: Any, dropout_key: Array, held: Inputs, count: Array) -> tuple[Any, ...]:
+        here = groups // mesh.size
+        first = jax.lax.axis_index(BATCH_AXES) * here
+        split = jax.tree.map(lambda x: x.reshape(here, -1, *x.shape[1:]), held)
+
+        def one(carry: tuple[Any, Any], group: tuple[Inputs, Array]) -> tuple[tuple[Any, Any], tuple[Array, Array]]:
+            total, stats = carry
+            some, i = group
+            grads, seen = gradient(model, loss, params, stats, some, jax.random.fold_in(dropout_key, first + i), count)
+            return (jax.tree.map(jnp.add, total, grads), seen.batch_stats), (seen.losses, seen.logits)
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        (grads, stats), seen = jax.lax.scan(one, (zeros, stats), (split, jnp.arange(here)))
+        losses, logits = (x.reshape(-1, *x.shape[2:]) for x in seen)
+        return jax.lax.psum(grads, BATCH_AXES), stats, losses, logits
+
+    spread = jax.shard_map(
+        of_device,
+        mesh=mesh,
+        in_specs=(whole, whole, whole, batch, whole),
+        out_specs=(whole, whole, batch, batch),
+        check_vma=False,
+    )
+    grads, stats, losses, logits = spread(params, batch_stats, dropout_key, inputs, count)
     return grads, Measured(losses, logits, stats)
 
 

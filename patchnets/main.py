@@ -140,7 +140,9 @@ def run(argv: list[str]) -> int:
     try:
         config, workdir = parse(argv)
         keep_compiled()
-        from patchnets import trainer
+        from patchnets import processors, trainer
+
+        processors.split_cpu(config)
 
         trainer.train(config, workdir, began=STARTED)
     except (UserError, RunError, Stopped) as error:

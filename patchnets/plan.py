@@ -9,7 +9,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
-from patchnets import models, sharding
+from patchnets import models, processors, sharding
 from patchnets.data import Data, erasing, load_data, mixing, open_data
 from patchnets.data.preprocess import Preprocess
 from patchnets.errors import UserError
@@ -77,7 +77,7 @@ def make_plan(config: ml_collections.ConfigDict) -> Plan:
     params = parameter_shapes(model, config.image_size, opened.source.channels)
     optimizer = make_optimizer(config.optimizer, schedule, params)
     data = load_data(config, mesh, opened)  # last, for it may take minutes, and what is wrong should be told at once
-    task = make_task(config, model, optimizer, data.preprocess, params)
+    task = make_task(config, model, optimizer, data.preprocess, params, mesh)
     eval_every = min(eval_every, total_steps)
     return Plan(config, mesh, data, model, optimizer, schedule, task, patience, total_steps, eval_every)
 
@@ -88,8 +88,12 @@ def make_task(
     optimizer: optax.GradientTransformation,
     preprocess: Preprocess,
     params: Any,
+    mesh: Mesh | None = None,
 ) -> Task:
-    """What a step does, as `config` has it."""
+    """What a step does, as `config` has it; with a `mesh`, a batch may go over its devices in groups."""
+    groups = 1
+    if mesh is not None and config.accumulate == 1:
+        groups = processors.groups(model, params, config.image_size, config.batch_size, mesh.size)
     return Task(
         model,
         optimizer,
@@ -100,6 +104,8 @@ def make_task(
         erase=make_erase(config),
         loss=LOSSES[config.loss],
         accumulate=config.accumulate,
+        groups=groups,
+        mesh=mesh,
         sam_radius=config.optimizer.sam_rho,
         frozen=frozen_parameters(config.optimizer, params) if config.optimizer.freeze_rules else None,
         ema_decay=config.ema_decay,

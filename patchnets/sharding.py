@@ -87,3 +87,12 @@ def take_split(
         return jax.lax.psum_scatter(found, BATCH_AXES, scatter_dimension=0, tiled=True)
 
     return jax.shard_map(local, mesh=mesh, in_specs=(parts, whole), out_specs=parts, check_vma=False)(array, index)
+
+
+def sum_over_devices(x: Array) -> Array:
+    """The sum of what the devices have, in a function that is written for one of them (jax.shard_map); `x` itself in a
+    function of whole arrays, where sums are over all devices anyway."""
+    try:
+        return jax.lax.psum(x, BATCH_AXES)
+    except NameError:  # no such axis here
+        return x

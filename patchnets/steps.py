@@ -13,7 +13,15 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 
 from patchnets import keys, sharding
 from patchnets.feeds import Batch
-from patchnets.losses import Inputs, Measured, accumulated_gradient, sharpness_aware, smoothed, softmax_cross_entropy
+from patchnets.losses import (
+    Inputs,
+    Measured,
+    accumulated_gradient,
+    gradient_in_groups,
+    sharpness_aware,
+    smoothed,
+    softmax_cross_entropy,
+)
 from patchnets.metrics import EvalMetrics, TrainMetrics, in_top_k
 from patchnets.train_state import TrainState
 
@@ -33,6 +41,7 @@ class Task:
       erase: random erasing, after mixing; None for none.
       loss: of each example, from logits and soft targets; losses.py.
       accumulate: in how many parts a batch is worked through.
+      groups: in how many groups each of which stays in a processor's cache (processors.py), over the devices of `mesh`.
       sam_radius: of sharpness-aware minimisation; None for the plain gradient.
       frozen: tree of those parameters that stay as they are, and whose gradient is not asked for; None for none.
       ema_decay: of the running mean of the parameters by which the network is evaluated; None for none.
@@ -47,6 +56,8 @@ class Task:
     erase: Erase | None = None
     loss: Callable[..., Array] = softmax_cross_entropy
     accumulate: int = 1
+    groups: int = 1
+    mesh: Mesh | None = None
     sam_radius: float | None = None
     frozen: Any = None
     ema_decay: float | None = None
@@ -69,9 +80,14 @@ class Task:
         dropout_key = self.key(keys.Purpose.DROPOUT, state.step)
 
         def at(params: Any) -> tuple[Any, Measured]:
-            grads, measured = accumulated_gradient(
-                self.model, self.loss, params, state.batch_stats, inputs, dropout_key, self.accumulate
-            )
+            if self.groups > 1 and self.mesh is not None:
+                grads, measured = gradient_in_groups(
+                    self.model, self.loss, params, state.batch_stats, inputs, dropout_key, self.groups, self.mesh
+                )
+            else:
+                grads, measured = accumulated_gradient(
+                    self.model, self.loss, params, state.batch_stats, inputs, dropout_key, self.accumulate
+                )
             if self.frozen is not None:
                 grads = jax.tree.map(lambda grad, stays: jnp.zeros_like(grad) if stays else grad, grads, self.frozen)
             return grads, measured

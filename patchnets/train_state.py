@@ -13,6 +13,9 @@ from jaxtyping import Array, Int32
 from patchnets import keys, sharding
 from patchnets.metrics import TrainMetrics
 
+# For a program that runs once, most of XLA's code generation takes longer than it gains; the values are the same.
+RUNS_ONCE = {"xla_backend_optimization_level": 1}
+
 
 class TrainState(flax.struct.PyTreeNode):
     """Everything that changes during training. The data order and all randomness follow from `step` and the seed."""
@@ -43,8 +46,8 @@ def create_train_state(
 ) -> TrainState:
     """The state at step 0, made on the devices of `mesh`; the biases of the head start at `head_bias`."""
 
-    def init(init_key: Array) -> TrainState:
-        variables = init_variables(model, init_key, image_size, channels)
+    def init(seed: Int32[Array, ""]) -> TrainState:
+        variables = init_variables(model, keys.key(seed, keys.Purpose.INIT), image_size, channels)
         params, batch_stats = variables["params"], variables["batch_stats"]
         if head_bias:
             head = params["head"]
@@ -58,7 +61,8 @@ def create_train_state(
             metrics=TrainMetrics.empty(),
         )
 
-    return jax.jit(init, out_shardings=sharding.replicated(mesh))(keys.key(seed, keys.Purpose.INIT))
+    made = jax.jit(init, out_shardings=sharding.replicated(mesh), compiler_options=RUNS_ONCE)
+    return made(seed)
 
 
 def init_variables(model: nn.Module, key: Array, image_size: int, channels: int) -> dict[str, Any]:
@@ -70,4 +74,4 @@ def init_variables(model: nn.Module, key: Array, image_size: int, channels: int)
 
 def parameter_shapes(model: nn.Module, image_size: int, channels: int) -> Any:
     """The tree of parameters as shapes, without making them."""
-    return jax.eval_shape(lambda key: init_variables(model, key, image_size, channels), jax.random.key(0))["params"]
+    return jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_size, channels))["params"]

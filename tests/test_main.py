@@ -11,6 +11,11 @@ from patchnets import main, models, trainer
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = f"--config={ROOT / 'configs' / 'mixer_digits.py'}:paper"
+SMALL = [  # of which a run takes a second
+    f"--config.{name}"
+    for name in ("model.depth=1", "model.hidden_dim=16", "model.tokens_mlp_dim=8", "model.channels_mlp_dim=8")
+    + ("augment.zoom=0", "augment.shift=0", "schedule.warmup_epochs=0", "total_epochs=1", "mesh.data=1")
+]
 
 
 @pytest.fixture
@@ -196,18 +201,43 @@ def test_a_work_directory_that_cannot_be_made_is_told_in_one_line(capsys, tmp_pa
 
 def test_the_digits_train_where_tensorflow_tfds_and_grain_are_not_installed(tmp_path):
     absent = ["tensorflow", "tensorflow_datasets", "tensorboard", "grain", "array_record"]
-    arguments = [
-        "",
-        DIGITS,
-        "--config.total_epochs=1",
-        "--config.schedule.warmup_epochs=0",
-        f"--workdir={tmp_path / 'x'}",
-    ]
+    arguments = ["", DIGITS, *SMALL, f"--workdir={tmp_path / 'x'}"]
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({absent})); from patchnets import main; "
-        f"sys.exit(main.run({[*arguments, '--config.mesh.data=1']}))"
+        f"sys.exit(main.run({arguments}))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "TensorBoard events are not written: tensorflow or tensorboard is not installed\n"
     assert (tmp_path / "x" / "summary.json").exists()
+
+
+def test_nothing_is_imported_that_the_run_does_not_use(tmp_path):
+    """TensorFlow for events only, and then after the first step."""
+    program = f"""
+import sys
+from patchnets import console, main
+
+LARGE = "tensorflow tensorboard tensorflow_datasets grain keras torch matplotlib sklearn scipy".split()
+say = console.Progress.say
+
+def told(when):
+    print("loaded", when, *[name for name in LARGE if name in sys.modules])
+
+def saying(progress, text):
+    if text.startswith("first step after"):
+        told("at first")
+    say(progress, text)
+
+console.Progress.say = saying
+for place, board in (("without", "--noconfig.tensorboard"), ("with", "--config.tensorboard")):
+    arguments = [*{SMALL}, "--noconfig.plots", "--config.dataset.cache_dir={tmp_path}", "--workdir={tmp_path}/" + place]
+    assert main.run(["", {DIGITS!r}, *arguments, board]) == 0
+    told("at last")
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    loaded = [line.split()[2:] for line in done.stdout.splitlines() if line.startswith("loaded at")]
+    assert [row[0] for row in loaded] == ["first", "last", "first", "last"]
+    assert loaded[:3] == [["first"], ["last"], ["first"]]
+    assert "tensorflow" in loaded[3]

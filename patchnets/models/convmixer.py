@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 from patchnets.models.blocks import row_of_blocks
 from patchnets.models.depthwise import depthwise
 from patchnets.models.layers import GELU, TORCH, Init, PatchEmbed, classify
+from patchnets.sharding import sum_over_devices
 
 # Width h / depth d with kernel size k and patch size p: tables 1 and 3, and the authors' repository. The last ones are
 # for CIFAR at 32 px: width / depth, then kernel and patch where the paper tries several (appendix A).
@@ -33,10 +34,9 @@ class BatchNorm(nn.Module):
     """(x - mean) / sqrt(variance + epsilon), then scaled and shifted, for each channel (arXiv 1502.03167).
 
     In training, mean and variance are those of all places of the examples that `mask` does not rule out, however many
-    devices they lie on: arrays are global, so statistics are synchronised without being told to. The running ones,
-    which serve in evaluation, keep the share `momentum` of themselves at each step, and all where every example is
-    ruled out. Statistics are taken in float32;
-    the variance is the mean squared deviation, where PyTorch's running one divides by one number less.
+    devices they lie on. The running ones, which serve in evaluation, keep the share `momentum` of themselves at each
+    step, and all where every example is ruled out. Statistics are taken in float32; the variance is the mean squared
+    deviation, where PyTorch's running one divides by one number less.
     """
 
     epsilon: float
@@ -55,10 +55,11 @@ class BatchNorm(nn.Module):
         mean, var = running_mean.value, running_var.value
         if train:
             weight = jnp.ones((x.shape[0],)) if mask is None else mask
-            some = weight.sum() > 0
-            weight = (weight / (jnp.maximum(weight.sum(), 1) * x.shape[1] * x.shape[2]))[:, None, None, None]
-            mean = (weight * x.astype(jnp.float32)).sum((0, 1, 2))
-            var = (weight * jnp.square(x.astype(jnp.float32) - mean)).sum((0, 1, 2))
+            examples = sum_over_devices(weight.sum())
+            some = examples > 0
+            weight = (weight / (jnp.maximum(examples, 1) * x.shape[1] * x.shape[2]))[:, None, None, None]
+            mean = sum_over_devices((weight * x.astype(jnp.float32)).sum((0, 1, 2)))
+            var = sum_over_devices((weight * jnp.square(x.astype(jnp.float32) - mean)).sum((0, 1, 2)))
             if not self.is_initializing():
                 kept, taken = jnp.where(some, self.momentum, 1.0), jnp.where(some, 1 - self.momentum, 0.0)
                 running_mean.value = kept * running_mean.value + taken * mean

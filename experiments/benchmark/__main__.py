@@ -1,0 +1,180 @@
+"""patchnets beside what one would use in its place, on the same work, in turns, in one run.
+
+    python -m experiments.benchmark --model=mixer,fnet --against=keras-jax,keras-tensorflow,timm [--work=train] ...
+    python -m experiments.benchmark --suite=cpu --out=DIR
+    python -m experiments.benchmark --suite=gpu --out=DIR
+
+--model       tutorials: mixer fnet gmlp vit convmixer, from uint8 images to updated weights, each with its own size,
+              batch and augmentation; papers' networks on ready batches: mixer-S/16 mixer-B/16 vit-S/16 vit-B/16
+              gmlp-S/16 convmixer-512/16 convmixer-768/32 convmixer-1536/20; digits, to try this program
+--against     keras-jax keras-tensorflow (tutorials), timm timm-channels-last timm-compiled; none by default
+--work        train (default); eval; input: augmentation alone; devices: on 1, 2, 4 and 8 simulated CPU devices
+--suite       cpu or gpu: all that is worth comparing there, in place of --model, --against and --work
+--rounds      turns of each that count, after one that warms up (default: 7)
+--seconds     length of a turn, which is one step at least (default: 5)
+--batch       images a step (default: the tutorial's; for papers' networks 8, on a GPU 256); with --suite, of papers'
+--images      how many a tutorial holds in memory, about (default: 10000)
+--dtype       float32 (default) or bfloat16 (default of the suite gpu)
+--python-of   NAME=FILE: the interpreter of a competitor, keras or timm, where it is not this one; may be given twice
+--peak-tflops what the data sheet says of the GPU in bfloat16, for MFU (default: by its name, where that is known)
+--patience    seconds to wait for an answer before a competitor is given up (default: 1200)
+--out         a folder for benchmark.json, benchmark.md and benchmark.png; nothing is written without
+
+Each runs in a process of its own, and sleeps while another has its turn. images/s is the median over turns; the first
+step is counted from the start of the process, with nothing compiled before; memory is the most held by the process, or
+on a GPU the most taken there. Exit status: 0; 1 where somebody could not be measured, which costs a line; 2 for a
+command that is not understood.
+"""
+
+import dataclasses
+import json
+import pathlib
+import shlex
+import sys
+import tempfile
+from typing import Any
+
+from experiments.benchmark import machine, report, workloads
+from experiments.benchmark.measure import Settings, compare, starter
+from experiments.benchmark.workloads import PAPERS, Row
+from patchnets.errors import UserError
+
+NUMBERS = {"rounds": int, "seconds": float, "batch": int, "images": int, "patience": float, "peak_tflops": float}
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    rows: list[Row]
+    settings: Settings
+    out: pathlib.Path | None
+    suite: bool
+
+    def settings_for(self, row: Row) -> Settings:
+        """Tutorials keep their own batch in a suite."""
+        own = self.suite and row.model not in PAPERS
+        return dataclasses.replace(self.settings, batch=None) if own else self.settings
+
+
+def number(name: str, value: str) -> float:
+    """Raises UserError unless `value` is a number above 0, whole where that is expected."""
+    kind = NUMBERS[name]
+    option = "--" + name.replace("_", "-")
+    try:
+        found = kind(value)
+    except ValueError:
+        found = 0
+    if not 0 < found < float("inf"):
+        expected = "a whole number above 0" if kind is int else "a number above 0"
+        raise UserError(f"{option}={value}: expected {expected}")
+    return found
+
+
+def parse(arguments: list[str], gpu: str) -> Asked:
+    """What a command line asks for, on a machine with this GPU or none. Raises UserError for what is wrong with it."""
+    given: dict[str, Any] = {}
+    pythons: dict[str, str] = {}
+    known = ("model", "against", "work", "suite", "dtype", "out", "python_of", *NUMBERS)
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        name = option.removeprefix("--").replace("-", "_")
+        if not option.startswith("--") or name not in known or not equals or not value:
+            raise UserError(
+                f"{argument!r} is not understood; options have the form --NAME=VALUE, and --help lists them"
+            )
+        if name == "python_of":
+            competitor, equals, file = value.partition("=")
+            if competitor not in (*workloads.COMPETITORS, "keras") or not pathlib.Path(file).is_file():
+                raise UserError(f"{argument}: expected NAME=FILE, of a competitor and its Python interpreter")
+            pythons[competitor] = file
+        else:
+            given[name] = number(name, value) if name in NUMBERS else value
+    if (dtype := given.get("dtype", "bfloat16" if given.get("suite") == "gpu" else "float32")) not in workloads.DTYPES:
+        raise UserError(f"--dtype={dtype} is unknown; expected one of {', '.join(workloads.DTYPES)}")
+    settings = Settings(
+        **{name: given[name] for name in NUMBERS if name in given and name != "peak_tflops"},
+        dtype=dtype,
+        pythons=pythons,
+        peak_tflops=given.get("peak_tflops") or machine.peak_tflops(gpu),
+        gpu=bool(gpu),
+    )
+    out = pathlib.Path(given["out"]) if "out" in given else None
+    return Asked(rows_of(given), settings, out, "suite" in given)
+
+
+def rows_of(given: dict[str, Any]) -> list[Row]:
+    """The comparisons that are asked for. Raises UserError where that is not said, or said twice."""
+    if "suite" in given:
+        if also := [name for name in ("model", "against", "work") if name in given]:
+            raise UserError(f"--suite and --{also[0]} are both given; a suite names its own")
+        if given["suite"] not in ("cpu", "gpu"):
+            raise UserError(f"--suite={given['suite']} is unknown; expected cpu or gpu")
+        return workloads.suite(given["suite"])
+    if "model" not in given:
+        raise UserError("neither --model nor --suite is given; for example --model=mixer --against=timm")
+    against = tuple(given["against"].split(",")) if "against" in given else ()
+    return workloads.chosen(tuple(given["model"].split(",")), given.get("work", "train"), against)
+
+
+def write(found: dict[str, Any], out: pathlib.Path) -> None:
+    """Into the folder, after every comparison, so that a run that is cut leaves what it has."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "benchmark.json").write_text(json.dumps(found, indent=1) + "\n")
+    (out / "benchmark.md").write_text(report.markdown(found))
+
+
+def measure_all(asked: Asked, command: str, logs: pathlib.Path) -> int:
+    """All comparisons, one after the other; returns the exit status."""
+    found: dict[str, Any] = {"command": command, "machine": machine.described(), "results": []}
+    print(", ".join(f"{name} {value}" for name, value in found["machine"].items()), flush=True)
+
+    def say(text: str) -> None:
+        print(f"    {text}", flush=True)
+
+    for number, row in enumerate(asked.rows, 1):
+        print(f"\n[{number}/{len(asked.rows)}] {row.model}, {report.WORDS[row.work]}", flush=True)
+        settings = asked.settings_for(row)
+        result = compare(row, settings, starter(settings, logs), say)
+        found["results"].append(result)
+        print(report.table(result), flush=True)
+        if asked.out:
+            write(found, asked.out)
+    if asked.out:
+        drawn = "benchmark.json, benchmark.md"
+        try:
+            report.draw(found["results"], asked.out / "benchmark.png")
+            drawn += ", benchmark.png"
+        except ModuleNotFoundError:
+            print("\nthere is no picture, for matplotlib is not installed", file=sys.stderr)
+        print(f"\nwritten to {asked.out}/: {drawn}")
+    return int(any(result["failures"] for result in found["results"]))
+
+
+def without_folder(argument: str) -> str:
+    """An argument as it may be published: of a file or folder of this machine, the name alone."""
+    named = argument.startswith(("--python-of=", "--out=")) and "/" in argument
+    return argument[: argument.rindex("=") + 1] + pathlib.Path(argument).name if named else argument
+
+
+def run(argv: list[str]) -> int:
+    """Carries out a command line and returns the exit status."""
+    if {"--help", "-h"} & set(argv[1:]):
+        print(__doc__)
+        return 0
+    try:
+        asked = parse(argv[1:], machine.gpu_name())
+        if asked.out and asked.out.exists() and not asked.out.is_dir():
+            raise UserError(f"--out={asked.out} is a file; name a folder")
+    except UserError as error:
+        print(f"patchnets: {error}", file=sys.stderr)
+        return error.status
+    command = shlex.join(["python", "-m", "experiments.benchmark", *map(without_folder, argv[1:])])
+    try:
+        with tempfile.TemporaryDirectory() as logs:
+            return measure_all(asked, command, pathlib.Path(logs))
+    except KeyboardInterrupt:
+        print("patchnets: interrupted; comparisons that were finished are written", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv))

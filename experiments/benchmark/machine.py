@@ -1,0 +1,73 @@
+"""What a measurement was made on, found without any of the libraries that are measured."""
+
+import datetime
+import os
+import pathlib
+import platform
+import shutil
+import subprocess
+
+# Dense bfloat16 with float32 sums, in TFLOP/s, by a part of the device's name: the makers' data sheets.
+PEAK_TFLOPS = {
+    "B200": 2250.0,
+    "H200": 989.0,
+    "H100 PCIe": 756.0,
+    "H100": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L4": 121.0,
+}
+
+
+def gpu_name() -> str:
+    """The first NVIDIA GPU that JAX may use, or ""."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu" or shutil.which("nvidia-smi") is None:
+        return ""
+    asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    lines = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
+    return lines[0].strip() if lines else ""
+
+
+def peak_tflops(gpu: str) -> float | None:
+    """What the data sheet of a GPU promises in bfloat16; None for one that is not in the table."""
+    return next((peak for name, peak in PEAK_TFLOPS.items() if name in gpu), None)
+
+
+def cpu_name() -> str:
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def commit() -> str:
+    """Of the source tree, with a + where it was changed since; "" outside of one."""
+    place = pathlib.Path(__file__).parent
+    asked = ["git", "-C", str(place), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
+
+
+def described() -> dict[str, str | int | float]:
+    """For the head of the results."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    found: dict[str, str | int | float] = {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "memory_gib": round(memory, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+    if gpu := gpu_name():
+        found["gpu"] = gpu
+    if revision := commit():
+        found["commit"] = revision
+    return found

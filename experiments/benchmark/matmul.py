@@ -1,0 +1,45 @@
+"""What a large matrix product reaches, as a process that is measured: the machine's own limit, beside the others'."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+from experiments.benchmark.exchange import Exchange, Message
+from patchnets import console
+
+SIDES = {"cpu": 2048, "other": 4096}
+SECONDS = 1.0  # enough of it in a turn
+
+
+def run(spec: Message, exchange: Exchange) -> Message:
+    """Products of two square matrices in the type that networks compute in; a step is one product."""
+    side = SIDES.get(jax.default_backend(), SIDES["other"])
+    left, right = jax.random.split(jax.random.key(0))
+    dtype = jnp.dtype(spec["dtype"])
+    x = jax.random.normal(left, (side, side)).astype(dtype)
+    y = (jax.random.normal(right, (side, side)) / side**0.5).astype(dtype)  # keeps the size of what it multiplies
+
+    @jax.jit
+    def products(x: jax.Array, y: jax.Array, count: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, count, lambda _, x: x @ y, x)
+
+    jax.block_until_ready(products(x, y, 2))
+    began = time.perf_counter()
+    jax.block_until_ready(products(x, y, 5))
+    each = (time.perf_counter() - began) / 5
+
+    def work(seconds: float) -> int:
+        count = max(2, round(min(seconds, SECONDS) / each))
+        jax.block_until_ready(products(x, y, count))
+        return count
+
+    exchange.tell(
+        ready=time.time() - spec["spawned"],
+        flops=2 * side**3,
+        side=side,
+        device=console.device_name(),
+        versions={"jax": jax.__version__},
+    )
+    exchange.serve(work)
+    return {}

@@ -1,0 +1,234 @@
+"""One comparison: all take their turns, in one order, round after round, and while one works the others sleep."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from experiments.benchmark import workloads
+from experiments.benchmark.exchange import Child, Message
+from experiments.benchmark.workloads import EPOCH, PAPERS, TUTORIALS, WORKLOADS, Row
+from patchnets.errors import RunError
+
+ROOT = pathlib.Path(__file__).parents[2]
+OURS, MATMUL = "patchnets", "matmul"
+PASSES = {"train": 3, "devices": 3, "eval": 1}  # a forward pass, and twice as much for the backward pass
+Say = Callable[[str], None]
+Start = Callable[[str, Message], Child]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+      rounds: turns of each that count; one more comes before, to warm up.
+      seconds: length of a turn; it lasts at least one step.
+      batch: images a step; None for the workload's own.
+      images: how many a tutorial holds in memory.
+      pythons: the interpreter of each competitor, where it is not this one; "timm" holds for "timm-compiled" too.
+      patience: seconds to wait for any answer.
+      peak_tflops: of the device by its data sheet; None where that is not known.
+    """
+
+    rounds: int = 7
+    seconds: float = 5.0
+    batch: int | None = None
+    dtype: str = "float32"
+    images: int = workloads.IMAGES
+    pythons: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    patience: float = 1200.0
+    peak_tflops: float | None = None
+    gpu: bool = False
+
+    def batch_of(self, model: str) -> int:
+        own = workloads.GPU_BATCH if self.gpu and model in PAPERS else WORKLOADS[model].batch
+        return self.batch or own
+
+
+def participants(row: Row, settings: Settings) -> dict[str, Message]:
+    """Who takes part, in the order of their turns, and what each is told. The first one is who the others are compared
+    with; the matrix product comes last."""
+    batch = settings.batch_of(row.model)
+    common = dict(batch=batch, dtype=settings.dtype, images=settings.images)
+    found = {}
+    if row.work == "devices":
+        for count in workloads.DEVICES:
+            if batch % count == 0:
+                name = f"{count} device" + ("s" if count > 1 else "")
+                found[name] = workloads.spec(row, OURS, **common, devices=count)
+    else:
+        for name in (OURS, *workloads.possible(row.model, row.work, row.against)):
+            found[name] = workloads.spec(row, name, **common)
+    return found | {MATMUL: workloads.spec(row, MATMUL, **common)}
+
+
+def environment(spec: Message) -> dict[str, str]:
+    """Nothing compiled is kept or found, and a GPU is shared."""
+    found = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    paths = [str(ROOT), *filter(None, [found.get("PYTHONPATH")])]
+    found |= {
+        "PYTHONPATH": os.pathsep.join(paths),
+        "JAX_ENABLE_COMPILATION_CACHE": "false",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+    }
+    found.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if spec["work"] == "devices":
+        found["JAX_PLATFORMS"] = "cpu"
+        split = f"--xla_force_host_platform_device_count={spec.get('devices', 1)}"
+        found["XLA_FLAGS"] = f"{found.get('XLA_FLAGS', '')} {split}".strip()
+    return found
+
+
+def starter(settings: Settings, logs: pathlib.Path) -> Start:
+    """Starts the process of a participant in its interpreter."""
+
+    def start(name: str, spec: Message) -> Child:
+        family = spec["competitor"].split("-")[0]
+        python = settings.pythons.get(spec["competitor"]) or settings.pythons.get(family) or sys.executable
+        command = [python, "-m", "experiments.benchmark.child", json.dumps(spec | {"spawned": time.time()})]
+        log = logs / f"{spec['model']}-{spec['work']}-{name}.log".replace("/", "_").replace(" ", "_")
+        return Child(name, command, environment(spec), log)
+
+    return start
+
+
+@dataclasses.dataclass
+class Measured:
+    """What is known of a participant."""
+
+    ready: Message
+    turns: list[Message] = dataclasses.field(default_factory=list)
+    last: Message = dataclasses.field(default_factory=dict)
+
+
+def take_turns(
+    told: Mapping[str, Message], settings: Settings, start: Start, say: Say
+) -> tuple[dict[str, Measured], dict[str, str]]:
+    """Starts all, one after the other, gives them their turns, ends them.
+
+    Returns:
+      What was measured of each that went on to the end, and one line about each that did not.
+    """
+    children: dict[str, Child] = {}
+    measured: dict[str, Measured] = {}
+    failures: dict[str, str] = {}
+
+    @contextlib.contextmanager
+    def surviving(name: str):
+        try:
+            yield
+        except RunError as error:
+            failures[name] = str(error)
+            say(f"{name}: {error}")
+            children.pop(name).kill()
+            measured.pop(name, None)
+
+    try:
+        for name, spec in told.items():
+            try:
+                children[name] = start(name, spec)
+            except OSError as error:
+                failures[name] = f"{error.filename}: {error.strerror}"
+                say(f"{name}: {failures[name]}")
+                continue
+            with surviving(name):
+                measured[name] = Measured(children[name].ask(settings.patience))
+                say(f"{name}: first step after {measured[name].ready['ready']:.1f} s")
+        for number in range(settings.rounds + 1):
+            for name in list(children):
+                with surviving(name):
+                    turn = children[name].ask(settings.patience, turn=settings.seconds)
+                    if number:  # the first round warms up
+                        measured[name].turns.append(turn)
+        for name in list(children):
+            with surviving(name):
+                measured[name].last = children[name].finish(settings.patience)
+    finally:
+        for child in children.values():
+            child.kill()
+    return measured, failures
+
+
+def compare(row: Row, settings: Settings, start: Start, say: Say) -> dict[str, Any]:
+    """Everything about one comparison, as it is written into the results."""
+    told = participants(row, settings)
+    measured, failures = take_turns(told, settings, start, say)
+    for name in row.against:
+        if name not in told:
+            say(f"{name}: does not take part; it has no such network, or does not do this work")
+    limit = matmul_flops(measured.pop(MATMUL, None))
+    batch = settings.batch_of(row.model)
+    first = next((name for name in told if name in measured), None) if row.work == "devices" else OURS
+    entries = {
+        name: entry(found, row, batch, limit, settings, macs(measured, name)) for name, found in measured.items()
+    }
+    reference = entries.get(first or "")
+    for found in entries.values():
+        found["ratio"] = reference["images_per_second"] / found["images_per_second"] if reference else None
+    device = next((found.ready["device"] for found in measured.values() if "device" in found.ready), "")
+    taking_part = [name for name in entries if name.startswith("timm")]
+    return {
+        "model": row.model,
+        "work": row.work,
+        "batch": batch,
+        "image_size": WORKLOADS[row.model].image_size,
+        "dtype": settings.dtype,
+        "device": device,
+        "rounds": settings.rounds,
+        "matmul_flops_per_second": limit,
+        "note": WORKLOADS[row.model].note if taking_part else "",
+        "entries": entries,
+        "failures": failures,
+    }
+
+
+def matmul_flops(found: Measured | None) -> float | None:
+    """The median of what the matrix product reached."""
+    if found is None:
+        return None
+    return statistics.median(found.ready["flops"] * turn["steps"] / turn["seconds"] for turn in found.turns)
+
+
+def macs(measured: Mapping[str, Measured], name: str) -> int | None:
+    """Multiply-accumulates of one image: the participant's own count, or ours where it has the same network."""
+    own = measured[name].ready.get("macs")
+    if own is None and OURS in measured and name.startswith("keras"):
+        own = measured[OURS].ready["macs"]
+    return own
+
+
+def entry(
+    found: Measured, row: Row, batch: int, limit: float | None, settings: Settings, macs: int | None
+) -> dict[str, Any]:
+    """The figures of one participant; None for what there is not."""
+    seconds = [turn["seconds"] / turn["steps"] for turn in found.turns]
+    rates = [batch / each for each in seconds]
+    median = batch / statistics.median(seconds)
+    quartiles = statistics.quantiles(rates, n=4, method="inclusive") if len(rates) > 1 else [median] * 3
+    flops = 2 * PASSES[row.work] * macs if macs and row.work in PASSES else None
+    reached = flops * median if flops else None
+    peak = settings.peak_tflops if settings.dtype == "bfloat16" else None
+    trained = row.work == "train" and row.model in TUTORIALS
+    return {
+        "images_per_second": median,
+        "quartiles": [quartiles[0], quartiles[2]],
+        "seconds_per_step": seconds,
+        "steps": sum(turn["steps"] for turn in found.turns),
+        "first_step_seconds": found.ready["ready"],
+        "peak_memory_mib": found.last.get("peak_memory_mib"),
+        "params": found.ready.get("params"),
+        "flops_per_image": flops,
+        "flops_per_second": reached,
+        "share_of_matmul": reached / limit if reached and limit else None,
+        "mfu": reached / (1e12 * peak) if reached and peak else None,
+        "epoch_seconds": EPOCH / median if trained else None,
+        "versions": found.ready.get("versions", {}),
+    }

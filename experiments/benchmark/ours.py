@@ -1,0 +1,194 @@
+"""patchnets as a process that is measured: the compiled steps of its own training program, from its own configurations.
+
+Only where images come from differs: random ones, in place of a data set on disk.
+"""
+
+import dataclasses
+import importlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from configs import common
+from experiments.benchmark.exchange import Exchange, Message, peak_memory_mib
+from experiments.benchmark.workloads import WORKLOADS, Workload, examples
+from patchnets import __version__, console, keys, models, processors, sharding
+from patchnets.data import Data
+from patchnets.data.preprocess import Augment, Preprocess, normalisation
+from patchnets.data.resident import ResidentFeed
+from patchnets.feeds import Feed
+from patchnets.metrics import EvalMetrics
+from patchnets.models.costs import cost
+from patchnets.optimizers import make_optimizer
+from patchnets.pace import Pace
+from patchnets.patience import Patience
+from patchnets.plan import Plan, make_task
+from patchnets.schedules import make_schedule, steps_of
+from patchnets.steps import compile_eval_steps, compile_train_steps
+from patchnets.train_state import parameter_shapes
+
+Work = Callable[[float], int]  # for about so many seconds -> steps
+
+
+def configured(workload: Workload, batch: int, dtype: str, devices: int) -> ml_collections.ConfigDict:
+    """The tutorial's configuration, or the paper's network with AdamW and nothing else."""
+    if workload.config:
+        config = importlib.import_module(f"configs.{workload.config}").get_config()
+    else:
+        name, variant = workload.model
+        config = common.base(
+            image_size=workload.image_size,
+            normalize="unit",
+            model=dict(name=name, variant=variant),
+            optimizer=dict(learning_rate=workload.learning_rate, weight_decay=0.05),
+            total_epochs=50.0,
+        )
+    return common.changed(config, batch_size=batch, model=dict(dtype=dtype), mesh=dict(data=devices))
+
+
+def arrays(workload: Workload, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random images, uint8 for a tutorial and normalised floats for a paper's network, and labels."""
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, workload.classes, count).astype(np.int32)
+    if workload.config:
+        side = workload.stored
+        return generator.integers(0, 256, (count, side, side, workload.channels), np.uint8), labels
+    side = workload.image_size
+    return generator.standard_normal((count, side, side, workload.channels), np.float32), labels
+
+
+def ready(images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    """What is done to images that need no preparation."""
+    del key
+    return images
+
+
+def planned(config: ml_collections.ConfigDict, workload: Workload, images: np.ndarray, labels: np.ndarray) -> Plan:
+    """What `patchnets.plan.make_plan` gives for this configuration, of images that are at hand."""
+    mesh = sharding.make_mesh(config.mesh, (config.batch_size,))
+    fed = dict(batch_size=config.batch_size, mesh=mesh)
+    train = ResidentFeed(images, labels, shuffle_seed=config.seed if workload.config else None, **fed)
+    test = ResidentFeed(images, labels, **fed)
+    total_steps = steps_of(config, "total", train.steps_per_epoch) or 1
+    model = models.create_model(config.model, workload.classes)
+    params = parameter_shapes(model, config.image_size, workload.channels)
+    schedule = make_schedule(config, total_steps, train.steps_per_epoch)
+    optimizer = make_optimizer(config.optimizer, schedule, params)
+    mean, std = normalisation(config.normalize, images) if workload.config else ((0.0,), (1.0,))
+    preprocess = Preprocess(config.image_size, mean, std, Augment(**config.augment.to_dict()), config.eval_crop)
+    data = Data(
+        name="random",
+        class_names=tuple(map(str, range(workload.classes))),
+        channels=workload.channels,
+        feed="resident",
+        stored_size=images.shape[1],
+        train=train,
+        val=None,
+        test=test,
+        specs={},
+        identity={},
+        preprocess=preprocess,
+    )
+    task = make_task(config, model, optimizer, preprocess, params, mesh)
+    task = task if workload.config else dataclasses.replace(task, preprocess=ready)
+    patience = Patience.from_config(config, validates=True)
+    return Plan(config, mesh, data, model, optimizer, schedule, task, patience, total_steps, train.steps_per_epoch)
+
+
+def paced(dispatch: Callable[[int, Any, int], Any], feed: Feed) -> Work:
+    """Steps through a feed, by dispatches of (first step, operands, count), as the trainer paces them."""
+    pace, at = Pace(), 0
+
+    def work(seconds: float) -> int:
+        nonlocal at
+        first, until = at, time.perf_counter() + seconds
+        while at == first or time.perf_counter() < until:
+            asked = time.perf_counter()
+            operands, serves = feed.operands(at)
+            count = pace.steps(serves)
+            with pace.measure(count, count * feed.batch_size, asked):
+                jax.block_until_ready(dispatch(at, operands, count))
+            at += count
+        return at - first
+
+    return work
+
+
+def training(plan: Plan) -> Work:
+    """From stored images to updated weights."""
+    state = plan.initial_state()
+    train_steps = compile_train_steps(plan.task, plan.data.train.batch, plan.mesh)
+
+    def dispatch(first: int, operands: Any, count: int) -> Any:
+        nonlocal state
+        state, finite, norm = train_steps(state, operands, count, 1.0)
+        return finite, norm
+
+    return paced(dispatch, plan.data.train)
+
+
+def evaluation(plan: Plan) -> Work:
+    """From stored images to metrics."""
+    state, feed = plan.initial_state(), plan.data.test
+    assert feed is not None
+    eval_steps = compile_eval_steps(plan.task, feed.batch, plan.mesh)
+    metrics = sharding.on_mesh(EvalMetrics.empty, plan.mesh)
+
+    def dispatch(first: int, operands: Any, count: int) -> Any:
+        return eval_steps(state, metrics, operands, first % feed.steps_per_epoch, count)
+
+    return paced(dispatch, feed)
+
+
+def preparation(plan: Plan) -> Work:
+    """From stored images to augmented ones, which are summed up, so that they have to be made."""
+    feed, task = plan.data.train, plan.task
+
+    @jax.jit
+    def prepared(operands: Any, first: jax.Array, count: jax.Array) -> jax.Array:
+        def one(step: jax.Array, total: jax.Array) -> jax.Array:
+            images = task.preprocess(feed.batch(operands, step)["image"], task.key(keys.Purpose.AUGMENT, step))
+            return total + jax.lax.optimization_barrier(images).sum()
+
+        return jax.lax.fori_loop(first, first + count, one, jnp.float32(0))
+
+    return paced(lambda first, operands, count: prepared(operands, first, count), feed)
+
+
+WORK = {"train": training, "devices": training, "eval": evaluation, "input": preparation}
+
+
+def peak_mib() -> float:
+    """The most memory taken: of the device where it has its own and tells, else of the process."""
+    held = jax.local_devices()[0].memory_stats() or {}
+    return held["peak_bytes_in_use"] / 2**20 if "peak_bytes_in_use" in held else peak_memory_mib()
+
+
+def run(spec: Message, exchange: Exchange) -> Message:
+    """Builds, takes the first step, serves turns; returns what is said at the end."""
+    workload = WORKLOADS[spec["model"]]
+    batch = spec["batch"]
+    config = configured(workload, batch, spec["dtype"], spec.get("devices", -1))
+    processors.split_cpu(config)
+    if "devices" not in spec and jax.default_backend() != "cpu":
+        config.mesh.data = 1  # as many as the others take
+    held = examples(spec["images"], batch) if workload.config else 2 * batch
+    plan = planned(config, workload, *arrays(workload, held))
+    work = WORK[spec["work"]](plan)
+    work(0)
+    first_step_seconds = time.time() - spec["spawned"]
+    found = cost(plan.model, config.image_size, workload.channels)
+    exchange.tell(
+        ready=first_step_seconds,
+        params=found.params,
+        macs=found.macs,
+        device=console.device_name(),
+        versions={"patchnets": __version__, "jax": jax.__version__, "numpy": np.__version__},
+    )
+    exchange.serve(work)
+    return {"peak_memory_mib": peak_mib()}

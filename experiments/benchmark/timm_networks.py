@@ -1,0 +1,63 @@
+"""timm's network for each workload: by its name, or its class at a tutorial's sizes."""
+
+from typing import Any
+
+from experiments.benchmark.without_torchvision import stand_in
+from experiments.benchmark.workloads import WORKLOADS
+
+with stand_in():
+    import timm
+    import timm.layers
+    import timm.models
+
+
+class WideHeads(timm.models.vision_transformer.Attention):
+    """Heads that are each as wide as what they attend to, as in the tutorial's ViT."""
+
+    def __init__(self, dim: int, num_heads: int, **settings: Any):
+        super().__init__(dim, num_heads, attn_head_dim=dim, **settings)
+
+
+def mixer(**settings: Any) -> Any:
+    """The MLP tutorial's sizes: 64 patches of 8 x 8 pixels, 4 blocks of 256 channels, dropout 0.2."""
+    sizes = dict(img_size=64, patch_size=8, num_blocks=4, embed_dim=256, num_classes=100)
+    return timm.models.MlpMixer(**sizes, drop_rate=0.2, proj_drop_rate=0.2, **settings)
+
+
+def gmlp() -> Any:
+    return mixer(mlp_ratio=2, block_layer=timm.models.mlp_mixer.SpatialGatingBlock, mlp_layer=timm.layers.GatedMlp)
+
+
+def vit() -> Any:
+    """Mean of the patches and a linear head, where the tutorial has two dense layers more."""
+    return timm.models.VisionTransformer(
+        img_size=72,
+        patch_size=6,
+        embed_dim=64,
+        depth=8,
+        num_heads=4,
+        mlp_ratio=2,
+        attn_layer=WideHeads,
+        class_token=False,
+        global_pool="avg",
+        proj_drop_rate=0.1,
+        attn_drop_rate=0.1,
+        num_classes=100,
+    )
+
+
+BUILT = {
+    "mixer": lambda: mixer(mlp_ratio=(0.25, 0.25)),
+    "gmlp": gmlp,
+    "vit": vit,
+    "convmixer": lambda: timm.models.ConvMixer(256, 8, kernel_size=5, patch_size=2, num_classes=10),
+    "convmixer_512_16": lambda: timm.models.ConvMixer(512, 16, kernel_size=8, patch_size=7, num_classes=1000),
+}
+
+
+def build(model: str) -> Any:
+    """A network with random weights. Raises KeyError where timm has none (FNet)."""
+    name = WORKLOADS[model].timm
+    if not name:
+        raise KeyError(f"timm has no {model}")
+    return BUILT[name]() if name in BUILT else timm.create_model(name)

@@ -1,0 +1,103 @@
+"""What each choice of patchnets/processors.py gives on this CPU: the tutorials' training steps, with and without it.
+
+    python -m experiments.cpu_choices [--model=mixer,fnet,gmlp,vit,convmixer] [--steps=N]
+
+Each row is a process of its own, and a median of five dispatches of N steps (3) after one that compiles, on random
+images: from bytes to updated weights, the tutorial's own augmentation included.
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+from experiments.benchmark.workloads import TUTORIALS
+from patchnets.errors import UserError
+
+DISPATCHES = 5
+# (what, a device for each core, groups that stay in a cache, XLA's options for that)
+CHOICES = (
+    ("one device, the whole batch", False, False, False),
+    ("one device, groups", False, True, False),
+    ("a device for each core, the whole batch", True, False, False),
+    ("a device for each core, groups", True, True, False),
+    ("the same, each device on its own thread", True, True, True),
+)
+
+
+def milliseconds(name: str, each_core: bool, grouped: bool, options: bool, steps: int) -> float:
+    """Of a training step, in this process, which must not have looked for devices before."""
+    import jax
+
+    from experiments.benchmark import ours
+    from experiments.benchmark.workloads import WORKLOADS
+    from patchnets import processors
+    from patchnets.steps import compile_train_steps
+
+    workload = WORKLOADS[name]
+    config = ours.configured(workload, workload.batch, "float32", -1 if each_core else 1)
+    processors.XLA_OPTIONS = processors.XLA_OPTIONS if options else ""
+    processors.split_cpu(config)
+    plan = ours.planned(config, workload, *ours.arrays(workload, 10 * workload.batch))
+    task = plan.task if grouped else dataclasses.replace(plan.task, groups=1)
+    train_steps = compile_train_steps(task, plan.data.train.batch, plan.mesh)
+    state, times = plan.initial_state(), []
+    for i in range(DISPATCHES + 1):
+        operands, _ = plan.data.train.operands(0)
+        began = time.perf_counter()
+        state, *_ = jax.block_until_ready(train_steps(state, operands, steps if i else 1, 1.0))
+        times.append(1000 * (time.perf_counter() - began) / steps)
+    return statistics.median(times[1:])
+
+
+def parse(arguments: list[str]) -> tuple[list[str], int]:
+    """The names and the number of steps. Raises UserError for what is not understood."""
+    names, steps = list(TUTORIALS), 3
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key == "--model" and value and set(value.split(",")) <= set(TUTORIALS):
+            names = value.split(",")
+        elif key == "--steps" and value.isdigit() and int(value):
+            steps = int(value)
+        else:
+            raise UserError(
+                f"{argument!r} is not understood; expected --model= with names among {', '.join(TUTORIALS)}, "
+                "or --steps=N"
+            )
+    return names, steps
+
+
+def run(argv: list[str]) -> int:
+    """Carries out a command line and returns the exit status."""
+    if {"--help", "-h"} & set(argv[1:]):
+        print(__doc__)
+        return 0
+    if argv[1:2] == ["--child"]:
+        chosen: list[Any] = json.loads(argv[2])
+        print(json.dumps(milliseconds(*chosen)))
+        return 0
+    try:
+        names, steps = parse(argv[1:])
+    except UserError as error:
+        print(f"patchnets: {error}", file=sys.stderr)
+        return error.status
+    print(f"{'milliseconds a step':<50}" + "".join(f"{name:>11}" for name in names))
+    for what, *choice in CHOICES:
+        print(f"{what:<50}", end="", flush=True)
+        for name in names:
+            asked = [sys.executable, "-m", "experiments.cpu_choices", "--child", json.dumps([name, *choice, steps])]
+            ran = subprocess.run(asked, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+            if ran.returncode:
+                print(f"\npatchnets: {name} failed: {ran.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+                return 1
+            print(f"{json.loads(ran.stdout.splitlines()[-1]):>11,.0f}", end="", flush=True)
+        print()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv))

@@ -1,0 +1,77 @@
+"""What is chosen for a CPU: how many devices its cores make, and how many examples are worked through at a time.
+
+XLA takes the cores of a CPU for one device, runs products over a batch of matrices on one of them, and writes what a
+layer puts out for a whole batch to memory before the next layer reads it. A device for each core, each taking a few
+examples through the whole network and back before the next few, keeps all cores at work and the activations in their
+caches (docs/benchmarks.md says what that gives). Accelerators need none of it.
+"""
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+# With a device for each core, what a device does stays on its own thread. XLA reads this when JAX first looks for
+# devices.
+XLA_OPTIONS = "--xla_cpu_multi_thread_eigen=false"
+LARGEST = 2**20  # bytes of the largest activation of a group; about what a core's own cache holds
+FEWEST = 16  # examples of a group: with fewer, a network's weights pass through the cache too often
+MOST_DEVICES = 8  # more were not measured
+
+
+def split_cpu(config: ml_collections.ConfigDict) -> None:
+    """Makes a device of each core, as far as batches divide, before JAX first looks for devices.
+
+    Nothing is changed where XLA_FLAGS, JAX_NUM_CPU_DEVICES or config.mesh say how many there shall be. The devices are
+    not used where there is an accelerator.
+    """
+    told = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if told or jax.config.values["jax_num_cpu_devices"] > 0 or config.mesh.data != -1:
+        return
+    batches = {config.batch_size // config.accumulate, config.eval_batch_size or config.batch_size}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if (devices := devices_for(cores, batches)) > 1:
+        jax.config.update("jax_num_cpu_devices", devices)
+        os.environ["XLA_FLAGS"] = f"{XLA_OPTIONS} {os.environ.get('XLA_FLAGS', '')}".strip()
+
+
+def devices_for(cores: int, batches: Iterable[int]) -> int:
+    """The largest number of devices, at most one for each core, over which each of the batches divides."""
+    return max(n for n in range(1, min(cores, MOST_DEVICES) + 1) if not any(batch % n for batch in batches))
+
+
+def groups(model: nn.Module, params: Any, image_size: int, batch: int, devices: int) -> int:
+    """Into how many groups a training batch is split, each of which goes through the network and back by itself.
+
+    As many as keep a group's largest activation within `LARGEST`, with no fewer examples than `FEWEST`: the same on one
+    device and on several, unless they do not divide it; then, 1. With BatchNorm, which looks at all examples at once,
+    as many as there are devices. 1 on an accelerator.
+    """
+    if jax.default_backend() != "cpu":
+        return 1
+    if hasattr(model, "batch_norm_momentum"):  # which looks at all examples at once
+        return devices
+    examples = max(FEWEST, LARGEST // largest_activation(model, params, image_size))
+    count = max(d for d in range(1, batch + 1) if batch % d == 0 and (batch // d >= examples or d == 1))
+    return 1 if count % devices else count
+
+
+def largest_activation(model: nn.Module, params: Any, image_size: int) -> int:
+    """Bytes that the largest array of a forward pass takes for each example."""
+    examples = 7919  # a prime number, by which arrays with an axis for examples are told from others
+    channels = params["stem"]["kernel"].shape[-2]
+    images = jax.ShapeDtypeStruct((examples, image_size, image_size, channels), jnp.float32)
+    program = jax.make_jaxpr(lambda params, x: model.apply({"params": params}, x, train=False))(params, images)
+    arrays = [array for array in _arrays(program.jaxpr) if array.size % examples == 0]
+    return max(array.size * array.dtype.itemsize // examples for array in arrays)
+
+
+def _arrays(program: Any) -> Iterable[Any]:
+    for equation in program.eqns:
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from _arrays(inner)
+        yield from (variable.aval for variable in equation.outvars if hasattr(variable.aval, "size"))
