@@ -26,16 +26,20 @@ MOST_DEVICES = 8  # more were not measured
 def split_cpu(config: ml_collections.ConfigDict) -> None:
     """Makes a device of each core, as far as batches divide, before JAX first looks for devices.
 
-    Nothing is changed where XLA_FLAGS, JAX_NUM_CPU_DEVICES or config.mesh say how many there shall be. The devices are
-    not used where there is an accelerator.
+    As many as config.mesh asks for, where it does. Nothing is changed where XLA_FLAGS or JAX_NUM_CPU_DEVICES say how
+    many there shall be, or where JAX has looked already. The devices are not used where there is an accelerator.
     """
     told = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if told or jax.config.values["jax_num_cpu_devices"] > 0 or config.mesh.data != -1:
+    if told or jax.config.values["jax_num_cpu_devices"] > 0:
         return
     batches = {config.batch_size // config.accumulate, config.eval_batch_size or config.batch_size}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if (devices := devices_for(cores, batches)) > 1:
-        jax.config.update("jax_num_cpu_devices", devices)
+    devices = devices_for(cores, batches) if config.mesh.data == -1 else min(config.mesh.data, cores)
+    if devices > 1:
+        try:
+            jax.config.update("jax_num_cpu_devices", devices)
+        except RuntimeError:  # JAX has looked for devices: the caller's program has been at work before
+            return
         os.environ["XLA_FLAGS"] = f"{XLA_OPTIONS} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 
@@ -47,17 +51,17 @@ def devices_for(cores: int, batches: Iterable[int]) -> int:
 def groups(model: nn.Module, params: Any, image_size: int, batch: int, devices: int) -> int:
     """Into how many groups a training batch is split, each of which goes through the network and back by itself.
 
-    As many as keep a group's largest activation within `LARGEST`, with no fewer examples than `FEWEST`: the same on one
-    device and on several, unless they do not divide it; then, 1. With BatchNorm, which looks at all examples at once,
-    as many as there are devices. 1 on an accelerator.
+    As many as keep a group's largest activation within `LARGEST`, with no fewer examples than `FEWEST`, among those
+    that divide over the devices: where batch and devices are powers of two, the same on any number of them. With
+    BatchNorm, which looks at all examples at once, as many as there are devices. 1 on an accelerator.
     """
     if jax.default_backend() != "cpu":
         return 1
     if hasattr(model, "batch_norm_momentum"):  # which looks at all examples at once
         return devices
     examples = max(FEWEST, LARGEST // largest_activation(model, params, image_size))
-    count = max(d for d in range(1, batch + 1) if batch % d == 0 and (batch // d >= examples or d == 1))
-    return 1 if count % devices else count
+    counts = [d for d in range(devices, batch + 1, devices) if batch % d == 0 and batch // d >= examples]
+    return max(counts, default=1)
 
 
 def largest_activation(model: nn.Module, params: Any, image_size: int) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 
 from experiments.benchmark import workloads
 from experiments.benchmark.exchange import Child, Message
+from experiments.benchmark.machine import gpu_name
 from experiments.benchmark.workloads import EPOCH, PAPERS, TUTORIALS, WORKLOADS, Row
 from patchnets.errors import RunError
 
@@ -80,6 +81,8 @@ def environment(spec: Message) -> dict[str, str]:
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     }
     found.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if not gpu_name():  # nobody's, then
+        found |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"}
     if spec["work"] == "devices":
         found["JAX_PLATFORMS"] = "cpu"
         split = f"--xla_force_host_platform_device_count={spec.get('devices', 1)}"

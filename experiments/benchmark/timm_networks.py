@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+
 from experiments.benchmark.without_torchvision import stand_in
 from experiments.benchmark.workloads import WORKLOADS
 
@@ -18,6 +20,14 @@ class WideHeads(timm.models.vision_transformer.Attention):
         super().__init__(dim, num_heads, attn_head_dim=dim, **settings)
 
 
+def without(network: Any, kind: type, dropout: str) -> Any:
+    """The network without a dropout that the tutorial does not have, in each of its layers of that kind."""
+    for layer in network.modules():
+        if isinstance(layer, kind):
+            setattr(layer, dropout, torch.nn.Identity())
+    return network
+
+
 def mixer(**settings: Any) -> Any:
     """The MLP tutorial's sizes: 64 patches of 8 x 8 pixels, 4 blocks of 256 channels, dropout 0.2."""
     sizes = dict(img_size=64, patch_size=8, num_blocks=4, embed_dim=256, num_classes=100)
@@ -25,12 +35,14 @@ def mixer(**settings: Any) -> Any:
 
 
 def gmlp() -> Any:
-    return mixer(mlp_ratio=2, block_layer=timm.models.mlp_mixer.SpatialGatingBlock, mlp_layer=timm.layers.GatedMlp)
+    """Dropout after the GELU alone."""
+    kinds = dict(block_layer=timm.models.mlp_mixer.SpatialGatingBlock, mlp_layer=timm.layers.GatedMlp)
+    return without(mixer(mlp_ratio=2, **kinds), timm.layers.GatedMlp, "drop2")
 
 
 def vit() -> Any:
     """Mean of the patches and a linear head, where the tutorial has two dense layers more."""
-    return timm.models.VisionTransformer(
+    network = timm.models.VisionTransformer(
         img_size=72,
         patch_size=6,
         embed_dim=64,
@@ -44,10 +56,11 @@ def vit() -> Any:
         attn_drop_rate=0.1,
         num_classes=100,
     )
+    return without(network, WideHeads, "proj_drop")
 
 
 BUILT = {
-    "mixer": lambda: mixer(mlp_ratio=(0.25, 0.25)),
+    "mixer": lambda: without(mixer(mlp_ratio=(0.25, 0.25)), timm.layers.Mlp, "drop1"),
     "gmlp": gmlp,
     "vit": vit,
     "convmixer": lambda: timm.models.ConvMixer(256, 8, kernel_size=5, patch_size=2, num_classes=10),

@@ -26,7 +26,7 @@ class Turns(keras.callbacks.Callback):
         self.exchange, self.spec = exchange, spec
         self.steps: int | None = None  # of this turn; None before the first step was told
         self.until = self.spent = self.began = 0.0
-        self.ended = False
+        self.ended = self.cold = False
 
     def epoch_begins(self) -> None:
         self.began = time.perf_counter()
@@ -35,6 +35,11 @@ class Turns(keras.callbacks.Callback):
         self.spent += time.perf_counter() - self.began
 
     def batch_ends(self, logs: Any) -> None:
+        if self.cold:  # the first step of a turn is not counted
+            for value in (logs or {}).values():
+                float(value)
+            self.cold, self.steps, self.spent, self.began = False, 0, 0.0, time.perf_counter()
+            return
         if self.steps is not None:
             self.steps += 1
             if self.spent + time.perf_counter() - self.began < self.until:
@@ -52,6 +57,7 @@ class Turns(keras.callbacks.Callback):
         seconds = self.exchange.turn()
         self.ended = seconds is None
         self.model.stop_training = self.ended
+        self.cold = not self.ended
         self.steps, self.until, self.spent, self.began = 0, seconds or 0.0, 0.0, time.perf_counter()
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
@@ -198,8 +199,12 @@ def _decoded_bytes(source: sources.Source, parts: Mapping[str, list[splits.Part]
 
 
 def _allowed_bytes(config: ml_collections.ConfigDict, devices: int) -> float:
-    """The memory that resident images may take over all, where each device has room for `max_resident_gib`."""
-    return config.dataset.max_resident_gib * 2**30 * (devices if config.dataset.placement == "sharded" else 1)
+    """The memory that resident images may take over all, where each device has room for `max_resident_gib`; devices
+    that are a CPU's cores have it together."""
+    sharded, limit = config.dataset.placement == "sharded", config.dataset.max_resident_gib * 2**30
+    if jax.config.values["jax_num_cpu_devices"] > 0 and jax.default_backend() == "cpu":
+        return limit if sharded else limit / devices
+    return limit * devices if sharded else limit
 
 
 def _batch_size(config: ml_collections.ConfigDict, role: str) -> int:

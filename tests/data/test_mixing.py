@@ -134,7 +134,7 @@ def test_nothing_is_mixed_with_what_does_not_count(batch, per):
     for found, everything, given in zip(mixed, whole, batch):
         np.testing.assert_array_equal(found[np.array(partners)], given[np.array(partners)])
         others = np.setdiff1d(np.arange(MANY), partners)
-        np.testing.assert_allclose(found[others], everything[others], atol=1e-6)
+        np.testing.assert_allclose(found[others], everything[others], atol=1e-5)  # shares are drawn to about that
 
 
 def test_off_they_leave_the_batch_as_it_is(batch):
@@ -152,7 +152,7 @@ def test_eight_devices_mix_as_one_does(per, mesh8):
     expected = run(jax.random.key(5), images, targets)
     shared = jax.device_put((images, targets), NamedSharding(mesh8, PartitionSpec(sharding.BATCH_AXES)))
     for found, given in zip(run(jax.random.key(5), *shared), expected):
-        np.testing.assert_allclose(found, given, atol=1e-6)
+        np.testing.assert_allclose(found, given, atol=1e-5)
 
 
 def test_mixing_per_anything_else_is_refused(batch):
