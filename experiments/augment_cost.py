@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.command import carry_out
 from patchnets import console, models
 from patchnets.data.preprocess import Augment, Preprocess
 from patchnets.errors import UserError
@@ -120,16 +121,9 @@ def parse(arguments: list[str]) -> Asked:
     return asked
 
 
-def run(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
-    if {"--help", "-h"} & set(argv[1:]):
-        print(__doc__)
-        return 0
-    try:
-        asked = parse(argv[1:])
-    except UserError as error:
-        print(f"patchnets: {error}", file=sys.stderr)
-        return error.status
+def work(arguments: list[str]) -> int:
+    """All that is asked for, on the terminal and in a file; returns the exit status."""
+    asked = parse(arguments)
     print(f"jax {jax.__version__}, {console.device_name()}; medians of {asked.rounds} rounds")
     costs = of_operations(asked.rounds)
     found: dict[str, Any] = {"operations_128x64x64": costs, "tutorials": {}}
@@ -147,6 +141,11 @@ def run(argv: list[str]) -> int:
         asked.out.write_text(json.dumps(found, indent=2) + "\n")
         print(f"\nwritten to {asked.out}")
     return 0
+
+
+def run(argv: list[str]) -> int:
+    """Carries out a command line and returns the exit status."""
+    return carry_out(argv, __doc__, work)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from experiments.command import carry_out
 from patchnets import models
 from patchnets.errors import UserError
 from patchnets.models.published import PUBLISHED
@@ -54,17 +55,13 @@ def compile_step(name: str, variant: str, scan: bool) -> tuple[float, float]:
     return ready - began, time.perf_counter() - ready
 
 
-def run(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
-    if {"--help", "-h"} & set(argv[1:]):
-        print(__doc__)
-        return 0
-    asked = [tuple(argument.split(":", 1)) for argument in argv[1:] or ["vit:H/14", "mlp_mixer:H/14"]]
+def work(arguments: list[str]) -> int:
+    """Compiles what is asked for, each in both ways; returns the exit status."""
+    asked = [tuple(argument.split(":", 1)) for argument in arguments or ["vit:H/14", "mlp_mixer:H/14"]]
     for one in asked:
         if one not in PUBLISHED:
             known = ", ".join(f"{name}:{variant}" for name, variant in PUBLISHED)
-            print(f"patchnets: there is no {':'.join(one)!r}; known: {known}", file=sys.stderr)
-            return UserError.status
+            raise UserError(f"there is no {':'.join(one)!r}; known: {known}")
     jax.config.update("jax_enable_compilation_cache", False)
     print(f"{'network':<24}{'blocks':>10}{'trace':>10}{'compile':>10}{'together':>10}")
     for name, variant in asked:
@@ -78,6 +75,11 @@ def run(argv: list[str]) -> int:
             )
         print(f"{'':<24}{'ratio':>10}{'':>20}{totals[0] / totals[1]:>9.1f}x", flush=True)
     return 0
+
+
+def run(argv: list[str]) -> int:
+    """Carries out a command line and returns the exit status."""
+    return carry_out(argv, __doc__, work)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import time
 from typing import Any
 
 from experiments.benchmark.workloads import TUTORIALS
-from patchnets.errors import UserError
+from experiments.command import carry_out
+from patchnets.errors import RunError, UserError
 
 DISPATCHES = 5
 # (what, a device for each core, groups that stay in a cache, XLA's options for that)
@@ -71,20 +72,13 @@ def parse(arguments: list[str]) -> tuple[list[str], int]:
     return names, steps
 
 
-def run(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
-    if {"--help", "-h"} & set(argv[1:]):
-        print(__doc__)
-        return 0
-    if argv[1:2] == ["--child"]:
-        chosen: list[Any] = json.loads(argv[2])
+def work(arguments: list[str]) -> int:
+    """All choices for all networks, or one of them in a process of its own; returns the exit status."""
+    if arguments[:1] == ["--child"]:
+        chosen: list[Any] = json.loads(arguments[1])
         print(json.dumps(milliseconds(*chosen)))
         return 0
-    try:
-        names, steps = parse(argv[1:])
-    except UserError as error:
-        print(f"patchnets: {error}", file=sys.stderr)
-        return error.status
+    names, steps = parse(arguments)
     print(f"{'milliseconds a step':<50}" + "".join(f"{name:>11}" for name in names))
     for what, *choice in CHOICES:
         print(f"{what:<50}", end="", flush=True)
@@ -92,11 +86,16 @@ def run(argv: list[str]) -> int:
             asked = [sys.executable, "-m", "experiments.cpu_choices", "--child", json.dumps([name, *choice, steps])]
             ran = subprocess.run(asked, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
             if ran.returncode:
-                print(f"\npatchnets: {name} failed: {ran.stderr.strip().splitlines()[-1]}", file=sys.stderr)
-                return 1
+                print()
+                raise RunError(f"{name} failed: {ran.stderr.strip().splitlines()[-1]}")
             print(f"{json.loads(ran.stdout.splitlines()[-1]):>11,.0f}", end="", flush=True)
         print()
     return 0
+
+
+def run(argv: list[str]) -> int:
+    """Carries out a command line and returns the exit status."""
+    return carry_out(argv, __doc__, work)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.benchmark.workloads import DTYPES, EPOCH, TUTORIALS
+from experiments.command import carry_out
 from experiments.sprint import LEAN, ROOT, data_options
 from patchnets.errors import RunError, UserError
 
@@ -121,16 +122,9 @@ def write(rows: Sequence[dict[str, Any]], out: pathlib.Path) -> None:
     print("\n".join(lines), flush=True)
 
 
-def run(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
-    if {"--help", "-h"} & set(argv[1:]):
-        print(__doc__)
-        return 0
-    try:
-        given = parse(argv[1:])
-    except UserError as error:
-        print(f"patchnets: {error}", file=sys.stderr)
-        return error.status
+def work(arguments: list[str]) -> int:
+    """All parts that are asked for; returns the exit status."""
+    given = parse(arguments)
     pathlib.Path(given["out"]).mkdir(parents=True, exist_ok=True)
     status = 0
     for name, part in (("benchmark", benchmark), ("epochs", epochs), ("sprint", sprint)):
@@ -146,6 +140,11 @@ def run(argv: list[str]) -> int:
             print(f"patchnets: {name}: {error}; the rest goes on", file=sys.stderr)
             status = 1
     return status
+
+
+def run(argv: list[str]) -> int:
+    """Carries out a command line and returns the exit status."""
+    return carry_out(argv, __doc__, work)
 
 
 if __name__ == "__main__":

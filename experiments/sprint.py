@@ -33,7 +33,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments.benchmark import machine
+from experiments.command import carry_out
+from experiments.sprint_report import Row, markdown, write
 from patchnets import main
 from patchnets.errors import RunError, UserError
 
@@ -50,11 +51,6 @@ LEAN = {"tensorboard": "False", "plots": "False", "log_every_steps": "None", "ch
 FLAT = {"schedule.name": "constant"} | {
     f"schedule.{part}_{unit}": "None" for part in ("warmup", "cooldown", "step_every") for unit in ("steps", "epochs")
 }
-REMARK = (
-    "Seconds are from the start of a process to its end: imports, images, test and summary included. Compiling: how "
-    "much later the first step of the first pilot came, which found nothing compiled, nor perhaps any images decoded."
-)
-Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,54 +278,24 @@ def sprint(asked: Asked, runs: Runs, say: Callable[[str], None]) -> list[Row]:
     return rows
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The results as a table, with what they were measured on."""
-    heads = ("limit s", "took s", "epochs", "images/s", "first step s", "compiling s", "test top-1")
-    lines = ["|" + "|".join(heads) + "|", "|" + "-|" * len(heads)]
-    done = [row for row in rows if "failure" not in row]
-    for row in rows:
-        if "failure" in row:
-            lines.append(f"|{row['limit']:g}|{row['failure'].replace('|', '/')}|" + "|" * (len(heads) - 2))
-            continue
-        taken = f"{row['seconds']:.1f}" + (", over the limit" if row["over"] else "")
-        test = "no test split" if row["test_accuracy"] is None else f"{row['test_accuracy']:.2%}"
-        first, cold = row["first_step_seconds"], row["cold_first_step_seconds"]
-        cells = (f"{row['limit']:g}", taken, f"{row['epochs']:.1f}", f"{row['images_per_second']:,.0f}", f"{first:.1f}")
-        lines.append("|" + "|".join((*cells, f"{cold - first:+.1f}", test)) + "|")
-    if done:
-        found = ", ".join(f"{name} {value}" for name, value in {**machine.described(), **done[0]["versions"]}.items())
-        names = ", ".join(f"`{name}`" for name in dict.fromkeys(row["config"] for row in done))
-        changed = "".join(f" `{each}`" for each in done[0]["changed"])
-        lines += ["", f"{names}{changed}, on {done[0]['device']}; {found}.", "", REMARK]
-    return "\n".join(lines) + "\n"
-
-
-def write(rows: Sequence[Row], out: pathlib.Path) -> None:
-    """sprint.jsonl and sprint.md; so early, so that a sprint that is cut leaves what it has."""
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "sprint.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (out / "sprint.md").write_text(markdown(rows))
-
-
-def run(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
-    if {"--help", "-h"} & set(argv[1:]):
-        print(__doc__)
-        return 0
+def work(arguments: list[str]) -> int:
+    """Pilots, the runs of all limits and the table; returns the exit status."""
+    asked = parse(arguments)
+    config, _ = main.parse(["sprint", *asked.command(asked.pilot, 1000, pathlib.Path("."))])
     try:
-        asked = parse(argv[1:])
-        config, _ = main.parse(["sprint", *asked.command(asked.pilot, 1000, pathlib.Path("."))])
         with tempfile.TemporaryDirectory() as place:
             runs = Runs(asked, pathlib.Path(place), config.batch_size)
             rows = sprint(asked, runs, lambda text: print(text, flush=True))
-    except (UserError, RunError) as error:
-        print(f"patchnets: {error}", file=sys.stderr)
-        return error.status
     except KeyboardInterrupt:
         print("patchnets: interrupted; limits that were finished are written", file=sys.stderr)
         return 130
     print(f"\n{markdown(rows)}" + (f"\nwritten to {asked.out}/: sprint.jsonl, sprint.md" if asked.out else ""))
     return int(any("failure" in row or row["over"] for row in rows))
+
+
+def run(argv: list[str]) -> int:
+    """Carries out a command line and returns the exit status."""
+    return carry_out(argv, __doc__, work)
 
 
 if __name__ == "__main__":

@@ -94,19 +94,11 @@ def accumulated_gradient(
     """
     if parts == 1:
         return gradient(model, loss, params, batch_stats, inputs, dropout_key)
-    count = _examples(inputs.mask)
-
-    def one(carry: tuple[Any, Any], part: tuple[Inputs, Array]) -> tuple[tuple[Any, Any], tuple[Array, Array]]:
-        total, stats = carry
-        some, i = part
-        grads, measured = gradient(model, loss, params, stats, some, jax.random.fold_in(dropout_key, i), count)
-        return (jax.tree.map(jnp.add, total, grads), measured.batch_stats), (measured.losses, measured.logits)
-
     split = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, parts, *x.shape[1:]), 1, 0), inputs)
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    (grads, stats), seen = jax.lax.scan(one, (zeros, batch_stats), (split, jnp.arange(parts)))
-    losses, logits = (jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]) for x in seen)
-    return grads, Measured(losses, logits, stats)
+    keys = jax.vmap(lambda part: jax.random.fold_in(dropout_key, part))(jnp.arange(parts))
+    grads, seen = _part_after_part(model, loss, params, batch_stats, split, keys, _examples(inputs.mask))
+    losses, logits = (jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:]) for x in (seen.losses, seen.logits))
+    return grads, Measured(losses, logits, seen.batch_stats)
 
 
 def gradient_in_groups(
@@ -130,30 +122,43 @@ def gradient_in_groups(
     count = _examples(inputs.mask)
     whole, batch = PartitionSpec(), PartitionSpec(BATCH_AXES)
 
-    def of_device(params: Any, stats: Any, dropout_key: Array, held: Inputs, count: Array) -> tuple[Any, ...]:
+    def of_device(params: Any, stats: Any, dropout_key: Array, held: Inputs, count: Array) -> tuple[Any, Measured]:
         here = groups // mesh.size
-        first = jax.lax.axis_index(BATCH_AXES) * here
+        numbers = jax.lax.axis_index(BATCH_AXES) * here + jnp.arange(here)
         split = jax.tree.map(lambda x: x.reshape(here, -1, *x.shape[1:]), held)
-
-        def one(carry: tuple[Any, Any], group: tuple[Inputs, Array]) -> tuple[tuple[Any, Any], tuple[Array, Array]]:
-            total, stats = carry
-            some, i = group
-            grads, seen = gradient(model, loss, params, stats, some, jax.random.fold_in(dropout_key, first + i), count)
-            return (jax.tree.map(jnp.add, total, grads), seen.batch_stats), (seen.losses, seen.logits)
-
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        (grads, stats), seen = jax.lax.scan(one, (zeros, stats), (split, jnp.arange(here)))
-        losses, logits = (x.reshape(-1, *x.shape[2:]) for x in seen)
-        return jax.lax.psum(grads, BATCH_AXES), stats, losses, logits
+        keys = jax.vmap(lambda group: jax.random.fold_in(dropout_key, group))(numbers)
+        grads, seen = _part_after_part(model, loss, params, stats, split, keys, count)
+        losses, logits = (x.reshape(-1, *x.shape[2:]) for x in (seen.losses, seen.logits))
+        return jax.lax.psum(grads, BATCH_AXES), Measured(losses, logits, seen.batch_stats)
 
     spread = jax.shard_map(
         of_device,
         mesh=mesh,
         in_specs=(whole, whole, whole, batch, whole),
-        out_specs=(whole, whole, batch, batch),
+        out_specs=(whole, Measured(batch, batch, whole)),  # type: ignore[arg-type]  # places in place of arrays
         check_vma=False,
     )
-    grads, stats, losses, logits = spread(params, batch_stats, dropout_key, inputs, count)
+    return spread(params, batch_stats, dropout_key, inputs, count)
+
+
+def _part_after_part(
+    model: nn.Module,
+    loss: Callable[..., Array],
+    params: Any,
+    batch_stats: Any,
+    parts: Inputs,
+    dropout_keys: Array,
+    count: Array,
+) -> tuple[Any, Measured]:
+    """The sum of the parts' gradients; losses and logits with a first axis for the parts."""
+
+    def one(carry: tuple[Any, Any], part: tuple[Inputs, Array]) -> tuple[tuple[Any, Any], tuple[Array, Array]]:
+        total, stats = carry
+        grads, seen = gradient(model, loss, params, stats, *part, count)
+        return (jax.tree.map(jnp.add, total, grads), seen.batch_stats), (seen.losses, seen.logits)
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    (grads, stats), (losses, logits) = jax.lax.scan(one, (zeros, batch_stats), (parts, dropout_keys))
     return grads, Measured(losses, logits, stats)
 
 

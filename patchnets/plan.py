@@ -58,25 +58,32 @@ class Plan:
         return min(self.total_steps, *(step + period - step % period for period in periods))
 
 
-def make_plan(config: ml_collections.ConfigDict) -> Plan:
-    """Builds everything that `config` describes. Raises UserError for what cannot be built."""
+def make_plan(config: ml_collections.ConfigDict, data: Data | None = None) -> Plan:
+    """Builds everything that `config` describes, of `data` where they are at hand. Raises UserError for what cannot be
+    built."""
     mesh = sharding.make_mesh(config.mesh, (config.batch_size, config.eval_batch_size or config.batch_size))
     if (part := config.batch_size // config.accumulate) % mesh.size:
         raise UserError(
             f"config.accumulate={config.accumulate} makes parts of {part} examples, which cannot be split evenly over "
             f"{mesh.size} devices; lower it, or raise config.batch_size"
         )
-    opened = open_data(config, mesh.size)
-    per_epoch = -(-opened.train_examples // config.batch_size)
+    if data is None:
+        opened = open_data(config, mesh.size)
+        per_epoch, validates = -(-opened.train_examples // config.batch_size), "val" in opened.parts
+        classes, channels = len(opened.source.class_names), opened.source.channels
+    else:
+        per_epoch, validates = data.train.steps_per_epoch, data.val is not None
+        classes, channels = len(data.class_names), data.channels
     total_steps = max(1, steps_of(config, "total", per_epoch) or 0)
     eval_every = steps_of(config, "eval_every", per_epoch)
     eval_every = per_epoch if eval_every is None else max(1, eval_every)
-    patience = Patience.from_config(config, validates="val" in opened.parts)
-    model = models.create_model(config.model, len(opened.source.class_names))
+    patience = Patience.from_config(config, validates=validates)
+    model = models.create_model(config.model, classes)
     schedule = make_schedule(config, total_steps, per_epoch)
-    params = parameter_shapes(model, config.image_size, opened.source.channels)
+    params = parameter_shapes(model, config.image_size, channels)
     optimizer = make_optimizer(config.optimizer, schedule, params)
-    data = load_data(config, mesh, opened)  # last, for it may take minutes, and what is wrong should be told at once
+    # Last, for it may take minutes, and what is wrong should be told at once.
+    data = load_data(config, mesh, opened) if data is None else data
     task = make_task(config, model, optimizer, data.preprocess, params, mesh)
     eval_every = min(eval_every, total_steps)
     return Plan(config, mesh, data, model, optimizer, schedule, task, patience, total_steps, eval_every)

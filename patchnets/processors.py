@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from patchnets import host
+
 # With a device for each core, what a device does stays on its own thread. XLA reads this when JAX first looks for
 # devices.
 XLA_OPTIONS = "--xla_cpu_multi_thread_eigen=false"
@@ -33,7 +35,7 @@ def split_cpu(config: ml_collections.ConfigDict) -> None:
     if told or jax.config.values["jax_num_cpu_devices"] > 0:
         return
     batches = {config.batch_size // config.accumulate, config.eval_batch_size or config.batch_size}
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = host.cores()
     devices = devices_for(cores, batches) if config.mesh.data == -1 else min(config.mesh.data, cores)
     if devices > 1:
         try:

@@ -145,9 +145,9 @@ print(jax.device_count())
 @pytest.mark.parametrize(
     "change, flags, expected",
     [
-        ("processors.os.sched_getaffinity = lambda _: range(4)", "", 4),
-        ("processors.os.sched_getaffinity = lambda _: range(4); config.mesh.data = 1", "", 1),
-        ("processors.os.sched_getaffinity = lambda _: range(4)", "--xla_force_host_platform_device_count=3", 3),
+        ("processors.host.cores = lambda: 4", "", 4),
+        ("processors.host.cores = lambda: 4; config.mesh.data = 1", "", 1),
+        ("processors.host.cores = lambda: 4", "--xla_force_host_platform_device_count=3", 3),
     ],
 )
 def test_each_core_becomes_a_device_unless_told_otherwise(change, flags, expected):

@@ -37,6 +37,7 @@ from typing import Any
 from experiments.benchmark import machine, report, workloads
 from experiments.benchmark.measure import Settings, compare, starter
 from experiments.benchmark.workloads import PAPERS, Row
+from experiments.command import carry_out
 from patchnets.errors import UserError
 
 NUMBERS = {"rounds": int, "seconds": float, "batch": int, "images": int, "patience": float, "peak_tflops": float}
@@ -155,25 +156,23 @@ def without_folder(argument: str) -> str:
     return argument[: argument.rindex("=") + 1] + pathlib.Path(argument).name if named else argument
 
 
-def run(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
-    if {"--help", "-h"} & set(argv[1:]):
-        print(__doc__)
-        return 0
-    try:
-        asked = parse(argv[1:], machine.gpu_name())
-        if asked.out and asked.out.exists() and not asked.out.is_dir():
-            raise UserError(f"--out={asked.out} is a file; name a folder")
-    except UserError as error:
-        print(f"patchnets: {error}", file=sys.stderr)
-        return error.status
-    command = shlex.join(["python", "-m", "experiments.benchmark", *map(without_folder, argv[1:])])
+def work(arguments: list[str]) -> int:
+    """All that is asked for; returns the exit status."""
+    asked = parse(arguments, machine.gpu_name())
+    if asked.out and asked.out.exists() and not asked.out.is_dir():
+        raise UserError(f"--out={asked.out} is a file; name a folder")
+    command = shlex.join(["python", "-m", "experiments.benchmark", *map(without_folder, arguments)])
     try:
         with tempfile.TemporaryDirectory() as logs:
             return measure_all(asked, command, pathlib.Path(logs))
     except KeyboardInterrupt:
         print("patchnets: interrupted; comparisons that were finished are written", file=sys.stderr)
         return 130
+
+
+def run(argv: list[str]) -> int:
+    """Carries out a command line and returns the exit status."""
+    return carry_out(argv, __doc__, work)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import platform
 import shutil
 import subprocess
 
+from patchnets import host
+
 # Dense bfloat16 with float32 sums, in TFLOP/s, by a part of the device's name: the makers' data sheets.
 PEAK_TFLOPS = {
     "B200": 2250.0,
@@ -40,11 +42,6 @@ def cpu_name() -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def commit() -> str:
     """Of the source tree, with a + where it was changed since; "" outside of one."""
     place = pathlib.Path(__file__).parent
@@ -61,7 +58,7 @@ def described() -> dict[str, str | int | float]:
     found: dict[str, str | int | float] = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "cpu": cpu_name(),
-        "cores": cores(),
+        "cores": host.cores(),
         "memory_gib": round(memory, 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),

@@ -13,7 +13,6 @@ from typing import Any
 
 from experiments.benchmark import workloads
 from experiments.benchmark.exchange import Child, Message
-from experiments.benchmark.machine import gpu_name
 from experiments.benchmark.workloads import EPOCH, PAPERS, TUTORIALS, WORKLOADS, Row
 from patchnets.errors import RunError
 
@@ -70,8 +69,8 @@ def participants(row: Row, settings: Settings) -> dict[str, Message]:
     return found | {MATMUL: workloads.spec(row, MATMUL, **common)}
 
 
-def environment(spec: Message) -> dict[str, str]:
-    """Nothing compiled is kept or found, and a GPU is shared."""
+def environment(spec: Message, gpu: bool) -> dict[str, str]:
+    """Nothing compiled is kept or found; a GPU is shared, or nobody's."""
     found = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     paths = [str(ROOT), *filter(None, [found.get("PYTHONPATH")])]
     found |= {
@@ -81,7 +80,7 @@ def environment(spec: Message) -> dict[str, str]:
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     }
     found.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if not gpu_name():  # nobody's, then
+    if not gpu:
         found |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"}
     if spec["work"] == "devices":
         found["JAX_PLATFORMS"] = "cpu"
@@ -98,7 +97,7 @@ def starter(settings: Settings, logs: pathlib.Path) -> Start:
         python = settings.pythons.get(spec["competitor"]) or settings.pythons.get(family) or sys.executable
         command = [python, "-m", "experiments.benchmark.child", json.dumps(spec | {"spawned": time.time()})]
         log = logs / f"{spec['model']}-{spec['work']}-{name}.log".replace("/", "_").replace(" ", "_")
-        return Child(name, command, environment(spec), log)
+        return Child(name, command, environment(spec, settings.gpu), log)
 
     return start
 

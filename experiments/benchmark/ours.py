@@ -17,20 +17,16 @@ import numpy as np
 from configs import common
 from experiments.benchmark.exchange import Exchange, Message, peak_memory_mib
 from experiments.benchmark.workloads import WORKLOADS, Workload, examples
-from patchnets import __version__, console, keys, models, processors, sharding
+from patchnets import __version__, console, keys, processors, sharding
 from patchnets.data import Data
 from patchnets.data.preprocess import Augment, Preprocess, normalisation
 from patchnets.data.resident import ResidentFeed
 from patchnets.feeds import Feed
 from patchnets.metrics import EvalMetrics
 from patchnets.models.costs import cost
-from patchnets.optimizers import make_optimizer
 from patchnets.pace import Pace
-from patchnets.patience import Patience
-from patchnets.plan import Plan, make_task
-from patchnets.schedules import make_schedule, steps_of
+from patchnets.plan import Plan, make_plan
 from patchnets.steps import compile_eval_steps, compile_train_steps
-from patchnets.train_state import parameter_shapes
 
 Work = Callable[[float], int]  # for about so many seconds -> steps
 
@@ -69,16 +65,11 @@ def ready(images: jax.Array, key: jax.Array | None = None) -> jax.Array:
 
 
 def planned(config: ml_collections.ConfigDict, workload: Workload, images: np.ndarray, labels: np.ndarray) -> Plan:
-    """What `patchnets.plan.make_plan` gives for this configuration, of images that are at hand."""
+    """The plan of a run with this configuration, of images that are at hand."""
     mesh = sharding.make_mesh(config.mesh, (config.batch_size,))
     fed = dict(batch_size=config.batch_size, mesh=mesh)
     train = ResidentFeed(images, labels, shuffle_seed=config.seed if workload.config else None, **fed)
     test = ResidentFeed(images, labels, **fed)
-    total_steps = steps_of(config, "total", train.steps_per_epoch) or 1
-    model = models.create_model(config.model, workload.classes)
-    params = parameter_shapes(model, config.image_size, workload.channels)
-    schedule = make_schedule(config, total_steps, train.steps_per_epoch)
-    optimizer = make_optimizer(config.optimizer, schedule, params)
     mean, std = normalisation(config.normalize, images) if workload.config else ((0.0,), (1.0,))
     preprocess = Preprocess(config.image_size, mean, std, Augment(**config.augment.to_dict()), config.eval_crop)
     data = Data(
@@ -88,16 +79,14 @@ def planned(config: ml_collections.ConfigDict, workload: Workload, images: np.nd
         feed="resident",
         stored_size=images.shape[1],
         train=train,
-        val=None,
+        val=test,
         test=test,
         specs={},
         identity={},
         preprocess=preprocess,
     )
-    task = make_task(config, model, optimizer, preprocess, params, mesh)
-    task = task if workload.config else dataclasses.replace(task, preprocess=ready)
-    patience = Patience.from_config(config, validates=True)
-    return Plan(config, mesh, data, model, optimizer, schedule, task, patience, total_steps, train.steps_per_epoch)
+    plan = make_plan(config, data)
+    return plan if workload.config else dataclasses.replace(plan, task=dataclasses.replace(plan.task, preprocess=ready))
 
 
 def paced(dispatch: Callable[[int, Any, int], Any], feed: Feed) -> Work:

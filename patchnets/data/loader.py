@@ -5,7 +5,6 @@ import contextlib
 import functools
 import gc
 import itertools
-import os
 import pathlib
 import queue
 import re
@@ -20,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from patchnets import host
 from patchnets.data.chunks import Chunks
 from patchnets.errors import RunError, UserError, one_line
 from patchnets.feeds import Batch
@@ -151,7 +151,7 @@ def read(chunks: Chunks, numbers: range, workers: int) -> Generator[dict[str, An
     if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, which have their defaults here
         flags.FLAGS.mark_as_parsed()
     workers = min(workers, len(numbers))
-    threads = THREADS if workers else cores()
+    threads = THREADS if workers else host.cores()
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     # Grain never comes to its end, where its iterators would leave each other, and the last arrays, to Python's garbage
     # collection, which may not come to them before the program ends.
@@ -205,8 +205,3 @@ def worker_main() -> Iterator[None]:
             del main.__file__
             for name, value in kept.items():
                 setattr(main, name, value)
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

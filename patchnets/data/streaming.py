@@ -10,9 +10,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
-from patchnets import sharding
+from patchnets import host, sharding
 from patchnets.data.chunks import Chunks
-from patchnets.data.loader import FAR, Loader, Unreadable, cores
+from patchnets.data.loader import FAR, Loader, Unreadable
 from patchnets.data.sources import Records
 from patchnets.errors import RunError
 from patchnets.feeds import Batch
@@ -77,7 +77,7 @@ class StreamingFeed:
         )
         self.num_examples, self.batch_size = self._chunks.num_examples, batch_size
         self.steps_per_epoch = self._chunks.steps_per_epoch
-        self.workers = cores() if workers is None else workers
+        self.workers = host.cores() if workers is None else workers
         self.unreadable: set[str] = set()  # names of records that were skipped
         self._in_a_row: dict[str, str] = {}  # names of those since the last that could be read, and what is wrong
         self._loader: Loader | None = None

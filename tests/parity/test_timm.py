@@ -9,8 +9,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-from torchvision_stand_in import stand_in
 
+from experiments.benchmark.without_torchvision import stand_in
 from patchnets.errors import UserError
 from patchnets.models import convmixer, fnet, gmlp, mlp_mixer, timm_weights, vit
 from patchnets.models.timm_weights import from_timm
