@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from patchnets.models.blocks import row_of_blocks
-from patchnets.models.layers import GELU, ZERO, PatchEmbed, StochasticDepth, classify
+from patchnets.models.layers import GELU, ZERO, PatchEmbed, StochasticDepth, classify, mix_patches
 
 # Table 1: depth, model width d, d_ffn (before the split), survival probability of stochastic depth.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -34,7 +34,7 @@ class SpatialGatingUnit(nn.Module):
         kernel = self.param("kernel", nn.initializers.normal(1e-6), (patches, patches), jnp.float32)
         bias = self.param("bias", nn.initializers.ones_init(), (patches,), jnp.float32)
         self.sow("intermediates", "mixing", kernel)  # (patches in, patches out)
-        v = jnp.einsum("bnc,nm->bmc", v, kernel.astype(self.dtype)) + bias[:, None].astype(self.dtype)
+        v = mix_patches(v, kernel.astype(self.dtype)) + bias[:, None].astype(self.dtype)
         return u * v
 
 

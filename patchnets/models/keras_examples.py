@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from patchnets.models.blocks import row_of_blocks
 from patchnets.models.convmixer import ConvMixer
 from patchnets.models.fnet import dft_basis, fourier
-from patchnets.models.layers import GELU, GLOROT, TORCH, Dropout, Init, PatchEmbed, classify
+from patchnets.models.layers import GELU, GLOROT, TORCH, DenseOverPatches, Dropout, Init, PatchEmbed, classify
 from patchnets.models.mlp_mixer import MlpMixer
 from patchnets.models.vit import attention_weights
 
@@ -67,13 +67,11 @@ class KerasMixerBlock(nn.Module):
         del drop_rate
         patches, channels = x.shape[1:]
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=glorot)
+        over_patches = partial(DenseOverPatches, patches, dtype=self.dtype, kernel_init=glorot)
         shared_norm = norm(self.dtype, "norm")
 
-        y = shared_norm(x).swapaxes(1, 2)  # (batch, channels, patches)
-        y = gelu(dense(patches, name="token_expand")(y))
-        token_project = dense(patches, name="token_project")
-        y = Dropout(self.dropout_rate)(token_project(y), train=train)
-        x = x + y.swapaxes(1, 2)
+        y = gelu(over_patches(name="token_expand")(shared_norm(x)))
+        x = x + Dropout(self.dropout_rate)(over_patches(name="token_project")(y), train=train)
 
         y = gelu(dense(patches, name="channel_expand")(shared_norm(x)))  # (batch, patches, patches)
         y = dense(channels, name="channel_project")(y)
@@ -122,8 +120,9 @@ class KerasGmlpBlock(nn.Module):
         y = Dropout(self.dropout_rate)(gelu(dense(2 * channels, name="expand")(x)), train=train)
         u, v = jnp.split(y, 2, axis=-1)  # (batch, patches, channels) each
         v = norm(self.dtype, "gate_norm")(v)
-        spatial = dense(patches, bias_init=nn.initializers.ones_init(), name="spatial")
-        v = spatial(v.swapaxes(1, 2)).swapaxes(1, 2)
+        ones = nn.initializers.ones_init()
+        spatial = DenseOverPatches(patches, dtype=self.dtype, kernel_init=glorot, bias_init=ones, name="spatial")
+        v = spatial(v)
         self.sow("intermediates", "mixing", spatial.variables["params"]["kernel"])  # (patches in, patches out)
         return x + dense(channels, name="project")(u * v)
 
@@ -326,14 +325,14 @@ class BlogMixerKerasBlock(nn.Module):
         del drop_rate, train
         patches, channels = x.shape[1:]
         dense = partial(nn.Dense, dtype=self.dtype, kernel_init=glorot)
+        over_patches = partial(DenseOverPatches, dtype=self.dtype, kernel_init=glorot)
 
         def norm_patches(y: Array, name: str) -> Array:
             # Over the last axis, and back: (batch, channels, patches) in between.
             return nn.LayerNorm(epsilon=1e-3, dtype=self.dtype, name=name)(y.swapaxes(1, 2)).swapaxes(1, 2)
 
-        y = norm_patches(x, "token_norm").swapaxes(1, 2)  # (batch, channels, patches)
-        y = gelu(dense(self.tokens_mlp_dim, name="token_expand")(y))
-        x = x + dense(patches, name="token_project")(y).swapaxes(1, 2)
+        y = gelu(over_patches(self.tokens_mlp_dim, name="token_expand")(norm_patches(x, "token_norm")))
+        x = x + over_patches(patches, name="token_project")(y)
 
         y = gelu(dense(self.channels_mlp_dim, name="channel_expand")(norm_patches(x, "channel_norm")))
         weights = self.variables["params"]

@@ -132,22 +132,58 @@ class Dropout(nn.Module):
         return jnp.where(dropout_mask(self.make_rng("dropout"), keep, x.shape), x / keep, jnp.zeros_like(x))
 
 
+def mix_patches(
+    x: Float[Array, "batch patches channels"], kernel: Float[Array, "patches new"]
+) -> Float[Array, "batch new channels"]:
+    """Each new patch a weighted sum of all patches, channel by channel.
+
+    On a CPU as one small product for each example, W^T X, which reads and writes the channels in the order in which
+    they lie: with the axes exchanged instead, the copies take as long as the product.
+    """
+    if jax.default_backend() != "cpu":
+        return jnp.einsum("bnc,nm->bmc", x, kernel)
+    patches, new = kernel.shape
+    # The barrier keeps XLA from making one product of them all, which brings the copies back.
+    each = jax.lax.optimization_barrier(jnp.broadcast_to(kernel.T, (x.shape[0], new, patches)))
+    return each @ x
+
+
+class DenseOverPatches(nn.Module):
+    """A dense layer over the patches, the same for every channel: nn.Dense with the axes exchanged before and after,
+    and the parameters of that."""
+
+    features: int
+    dtype: Dtype = jnp.float32
+    kernel_init: Initializer = LECUN.kernel
+    bias_init: Initializer = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch patches channels"]) -> Float[Array, "batch features channels"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[1], self.features), jnp.float32)
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+        return mix_patches(x.astype(self.dtype), kernel.astype(self.dtype)) + bias[:, None].astype(self.dtype)
+
+
 class MlpBlock(nn.Module):
-    """dense -> GELU -> dense over the last axis, with dropout after each (ViT, arXiv 2010.11929, section 3.1)."""
+    """dense -> GELU -> dense, with dropout after each (ViT, arXiv 2010.11929, section 3.1).
+
+    Over the channels, or over the patches as in token mixing (MLP-Mixer, arXiv 2105.01601, equation 1).
+    """
 
     hidden_dim: int
     gelu: str = "tanh"
     dropout_rate: float = 0.0
     dtype: Dtype = jnp.float32
     init_with: Init = LECUN
+    over_patches: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch features"], *, train: bool) -> Float[Array, "*batch features"]:
-        features = x.shape[-1]
-        x = nn.Dense(self.hidden_dim, dtype=self.dtype, **self.init_with.dense(features))(x)
+    def __call__(self, x: Float[Array, "*batch channels"], *, train: bool) -> Float[Array, "*batch channels"]:
+        dense, features = (DenseOverPatches, x.shape[-2]) if self.over_patches else (nn.Dense, x.shape[-1])
+        x = dense(self.hidden_dim, dtype=self.dtype, **self.init_with.dense(features), name="Dense_0")(x)
         x = GELU[self.gelu](x)
         x = Dropout(self.dropout_rate)(x, train=train)
-        x = nn.Dense(features, dtype=self.dtype, **self.init_with.dense(self.hidden_dim))(x)
+        x = dense(features, dtype=self.dtype, **self.init_with.dense(self.hidden_dim), name="Dense_1")(x)
         return Dropout(self.dropout_rate)(x, train=train)
 
 

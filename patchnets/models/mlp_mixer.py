@@ -41,10 +41,8 @@ class MixerBlock(nn.Module):
         drop_branch = StochasticDepth()
 
         y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype)(x)  # (batch, patches, channels)
-        y = y.swapaxes(1, 2)  # (batch, channels, patches)
-        token_mixing = MlpBlock(self.tokens_mlp_dim, **mlp, name="token_mixing")
+        token_mixing = MlpBlock(self.tokens_mlp_dim, over_patches=True, **mlp, name="token_mixing")
         y = token_mixing(y, train=train)
-        y = y.swapaxes(1, 2)  # (batch, patches, channels)
         x = x + drop_branch(y, drop_rate, train=train)
 
         y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype)(x)

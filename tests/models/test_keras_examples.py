@@ -14,7 +14,7 @@ from test_convmixer import forward as convmixer_forward
 from test_convmixer import variables_of as convmixer_variables
 
 from patchnets.models import keras_examples as tutorials
-from patchnets.models.layers import Dropout
+from patchnets.models.layers import DenseOverPatches, Dropout
 
 # network: (variant, pixels a side, classes, trainable parameters)
 PUBLISHED = {
@@ -194,7 +194,7 @@ def test_dropout_sits_where_the_description_says(name):
     model, called = make(name), []
 
     def note(call, args, kwargs, context):
-        if context.method_name == "__call__" and isinstance(context.module, nn.Dense | nn.LayerNorm | Dropout):
+        if context.method_name == "__call__" and isinstance(context.module, nn.Dense | DenseOverPatches | nn.LayerNorm | Dropout):
             called.append("*" if isinstance(context.module, Dropout) else context.module.name)
         return call(*args, **kwargs)
 

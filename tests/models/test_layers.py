@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from patchnets import keys
-from patchnets.models.layers import GELU, Dropout, MlpBlock, PatchEmbed, StochasticDepth, dropout_mask
+from patchnets.models.layers import GELU, DenseOverPatches, Dropout, MlpBlock, PatchEmbed, StochasticDepth, dropout_mask
 
 SIDE = 1000
 MILLION = (SIDE, SIDE)
@@ -54,6 +54,24 @@ def test_gelu_forms_are_the_exact_one_and_its_tanh_approximation():
     np.testing.assert_allclose(GELU["exact"](x.astype(np.float32)), exact, atol=1e-6)
     np.testing.assert_allclose(GELU["tanh"](x.astype(np.float32)), tanh, atol=1e-6)
     assert np.abs(np.subtract(exact, tanh)).max() > 1e-4
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu"])  # each with its own form of the product
+def test_a_dense_layer_over_patches_is_one_over_the_last_axis_with_the_axes_exchanged(platform, monkeypatch):
+    x = np.random.default_rng(0).standard_normal((3, 5, 7)).astype(np.float32)
+    plain, over = nn.Dense(4), DenseOverPatches(4)
+    params = plain.init(jax.random.key(0), x.swapaxes(1, 2))
+    params = jax.tree.map(lambda p: p + 0.5, params)
+    assert jax.tree.map(jnp.shape, over.init(jax.random.key(0), x)) == jax.tree.map(jnp.shape, params)
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+
+    def loss(layer, exchange):
+        return lambda params, x: (jnp.sin(exchange(layer.apply(params, exchange(x)))) ** 2).sum()
+
+    found = jax.value_and_grad(loss(over, lambda x: x), argnums=(0, 1))(params, x)
+    expected = jax.value_and_grad(loss(plain, lambda x: x.swapaxes(1, 2)), argnums=(0, 1))(params, x)
+    assert over.apply(params, x).shape == (3, 4, 7)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
 
 
 def test_mlp_drops_hidden_units_and_outputs_independently():
