@@ -194,7 +194,9 @@ def test_dropout_sits_where_the_description_says(name):
     model, called = make(name), []
 
     def note(call, args, kwargs, context):
-        if context.method_name == "__call__" and isinstance(context.module, nn.Dense | DenseOverPatches | nn.LayerNorm | Dropout):
+        if context.method_name == "__call__" and isinstance(
+            context.module, nn.Dense | DenseOverPatches | nn.LayerNorm | Dropout
+        ):
             called.append("*" if isinstance(context.module, Dropout) else context.module.name)
         return call(*args, **kwargs)
 
