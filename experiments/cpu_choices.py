@@ -1,4 +1,4 @@
-"""What each choice of patchnets/processors.py gives on this CPU: the tutorials' training steps, with and without it.
+"""What the choices of processors.py and host.py give on this CPU: the tutorials' training steps, one choice at a time.
 
     python -m experiments.cpu_choices [--model=mixer,fnet,gmlp,vit,convmixer] [--steps=N]
 
@@ -17,16 +17,18 @@ from typing import Any
 
 from experiments.benchmark.workloads import TUTORIALS
 from experiments.command import carry_out
+from patchnets import host
 from patchnets.errors import RunError, UserError
 
 DISPATCHES = 5
-# (what, a device for each core, groups that stay in a cache, XLA's options for that)
+# (what, a device for each core, groups that stay in a cache, XLA's options for that), and whether in huge pages
 CHOICES = (
-    ("one device, the whole batch", False, False, False),
-    ("one device, groups", False, True, False),
-    ("a device for each core, the whole batch", True, False, False),
-    ("a device for each core, groups", True, True, False),
-    ("the same, each device on its own thread", True, True, True),
+    ("one device, the whole batch", (False, False, False), False),
+    ("one device, groups", (False, True, False), False),
+    ("a device for each core, the whole batch", (True, False, False), False),
+    ("a device for each core, groups", (True, True, False), False),
+    ("the same, each device on its own thread", (True, True, True), False),
+    ("the same, in huge pages", (True, True, True), True),
 )
 
 
@@ -80,11 +82,13 @@ def work(arguments: list[str]) -> int:
         return 0
     names, steps = parse(arguments)
     print(f"{'milliseconds a step':<50}" + "".join(f"{name:>11}" for name in names))
-    for what, *choice in CHOICES:
+    for what, choice, huge in CHOICES:
+        tunables = host.tunables() if huge else None
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"} | ({"GLIBC_TUNABLES": tunables} if tunables else {})
         print(f"{what:<50}", end="", flush=True)
         for name in names:
             asked = [sys.executable, "-m", "experiments.cpu_choices", "--child", json.dumps([name, *choice, steps])]
-            ran = subprocess.run(asked, capture_output=True, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"})
+            ran = subprocess.run(asked, capture_output=True, text=True, env=environment)
             if ran.returncode:
                 print()
                 raise RunError(f"{name} failed: {ran.stderr.strip().splitlines()[-1]}")

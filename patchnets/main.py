@@ -22,7 +22,7 @@ from typing import Any
 
 from absl import flags, logging
 
-from patchnets import STARTED
+from patchnets import STARTED, host
 from patchnets.errors import RunError, Stopped, UserError, one_line
 
 
@@ -143,7 +143,6 @@ def run(argv: list[str]) -> int:
         from patchnets import processors, trainer
 
         processors.split_cpu(config)
-
         trainer.train(config, workdir, began=STARTED)
     except (UserError, RunError, Stopped) as error:
         print(f"patchnets: {error}", file=sys.stderr)
@@ -165,4 +164,5 @@ def run(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    host.restart_with_huge_pages()
     sys.exit(run(sys.argv))

@@ -14,6 +14,7 @@ from typing import Any
 from experiments.benchmark import workloads
 from experiments.benchmark.exchange import Child, Message
 from experiments.benchmark.workloads import EPOCH, PAPERS, TUTORIALS, WORKLOADS, Row
+from patchnets import host
 from patchnets.errors import RunError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -80,6 +81,8 @@ def environment(spec: Message, gpu: bool) -> dict[str, str]:
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     }
     found.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if spec["competitor"] == OURS and (tunables := host.tunables()):  # as patchnets.main does for itself
+        found["GLIBC_TUNABLES"] = tunables
     if not gpu:
         found |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"}
     if spec["work"] == "devices":
