@@ -46,6 +46,19 @@ def default_config(**values: Any) -> ml_collections.ConfigDict:
     return config
 
 
+def saved(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The configuration of a work directory's config.json. Raises UserError where this version does not know it."""
+
+    def hashable(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: hashable(item) for name, item in value.items()}
+        return tuple(map(hashable, value)) if isinstance(value, list) else value
+
+    config = default_config(**hashable(values))
+    check(config)
+    return config
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a.b": value} for every leaf of a nested configuration; keys that are not set are left out."""
     flat: dict[str, Any] = {}

@@ -199,7 +199,7 @@ KEYS: dict[str, Key] = {
     ),
     "mesh.data": Key(-1, "devices that share each batch; -1 takes all", DEVICES),
     "tensorboard": Key(True, "write TensorBoard events (where TensorFlow is installed)"),
-    "plots": Key(True, "draw the learning curves into plots/ at the end"),
+    "plots": Key(True, "draw pictures of the run into plots/ at the end"),
     "model.name": Key("mlp_mixer", "the architecture"),
     "model.variant": Key(str, "a published size, e.g. S/16; fields below override it"),
     "claims.accuracy": Key(float, "published test top-1 accuracy that the configuration aims at", between(0, 1)),

@@ -295,13 +295,17 @@ class Run:
         )
 
     def draw(self) -> None:
-        """Pictures of the run; failing to draw is told and changes nothing."""
-        try:
-            from patchnets.plots import curves
+        """Pictures of the best checkpoint; failing to draw is told and changes nothing."""
 
-            curves.draw(self.place.path)
+        def say(text: str) -> None:
+            print(text, file=sys.stderr)
+
+        try:
+            from patchnets.plots import run
+
+            run.draw(self.plan, self.state, self.place.path, say, lambda: self.stop.number is not None)
         except Exception as error:
-            print(f"the learning curves could not be drawn: {one_line(error)}", file=sys.stderr)
+            say(f"the pictures could not be drawn: {one_line(error)}")
 
 
 def decimal(value: Any) -> float:

@@ -21,13 +21,18 @@ PEAK_TFLOPS = {
 }
 
 
-def gpu_name() -> str:
-    """The first NVIDIA GPU that JAX may use, or ""."""
+def gpus() -> list[str]:
+    """The names of the NVIDIA GPUs that JAX may use."""
     if os.environ.get("JAX_PLATFORMS") == "cpu" or shutil.which("nvidia-smi") is None:
-        return ""
+        return []
     asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     lines = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
-    return lines[0].strip() if lines else ""
+    return [line.strip() for line in lines if line.strip()]
+
+
+def gpu_name() -> str:
+    """The first of them, or ""."""
+    return next(iter(gpus()), "")
 
 
 def peak_tflops(gpu: str) -> float | None:

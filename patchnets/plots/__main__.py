@@ -1,16 +1,20 @@
 """Draws pictures.
 
-    python -m patchnets.plots WORKDIR
+    python -m patchnets.plots WORKDIR [--config.dataset.data_dir=DIR ...]
+    python -m patchnets.plots mixing WORKDIR WORKDIR ... [--out=FILE.png]
     python -m patchnets.plots augment --config=FILE[:ARGUMENT] [--out=FILE.png] [--config.KEY=VALUE ...]
 
-The first draws those of a run into WORKDIR/plots/. The second draws what augmentation does: training images beside
-samples as the configuration has them, and every operation by itself (default: augment.png).
+The first draws those of a run into WORKDIR/plots/: learning curves, an image and its patches, patch filters, position
+embeddings, depthwise kernels, how patches are mixed, confusion, accuracy by class, the most confident mistakes, and
+calibration. Keys say where the data lie now. The second draws how the networks of several runs mix patches, side by
+side (default: mixing.png). The third draws what augmentation does: training images beside samples as the configuration
+has them, and every operation by itself (default: augment.png).
 """
 
-import os
 import pathlib
 import sys
 
+from patchnets import host, main
 from patchnets.errors import RunError, UserError
 
 
@@ -19,8 +23,9 @@ def run(argv: list[str]) -> int:
     if len(argv) < 2 or {"-h", "--help"} & set(argv[1:]):
         print(__doc__)
         return 0 if len(argv) > 1 else 2
+    commands = {"augment": _augment, "mixing": _mixing}
     try:
-        print(_augment(argv) if argv[1] == "augment" else _curves(argv[1:]))
+        print(commands.get(argv[1], _run)(argv))
     except (UserError, RunError) as error:
         print(f"patchnets.plots: {error}", file=sys.stderr)
         return error.status
@@ -31,26 +36,62 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _curves(arguments: list[str]) -> pathlib.Path:
-    if len(arguments) != 1 or arguments[0].startswith("-"):
-        raise UserError(f"{arguments[-1]!r} is not understood; give one work directory, or augment --config=FILE")
+def _run(argv: list[str]) -> str:
+    """The pictures of a run; those that need neither data nor checkpoint also where these are gone."""
+    if argv[1].startswith("-"):
+        raise UserError(f"{argv[1]!r} is not understood; give one work directory, or augment --config=FILE")
     from patchnets.plots import curves
 
-    return curves.draw(pathlib.Path(arguments[0]))
+    place, changes = pathlib.Path(argv[1]), {}
+    for argument in argv[2:]:
+        key, equals, value = argument.removeprefix("--config.").partition("=")
+        if not argument.startswith("--config.dataset.") or not equals:
+            raise UserError(f"{argument!r} is not understood; expected --config.dataset.KEY=VALUE after the folder")
+        changes[key] = value
+    first = curves.draw(place)
+    if not (place / "config.json").exists():  # figures alone, without the run
+        return str(first)
+    main.quieten_tensorflow()
+    main.keep_compiled()
+    from patchnets.plots import run
+
+    try:
+        drawn = run.draw_saved(place, lambda text: print(f"patchnets.plots: {text}", file=sys.stderr), changes)
+    except (UserError, RunError) as error:
+        print(first)
+        raise type(error)(f"the other pictures could not be drawn: {error}") from error
+    return "\n".join(map(str, drawn))
+
+
+def _mixing(argv: list[str]) -> pathlib.Path:
+    out, places = _out(argv, "mixing.png"), [a for a in argv[2:] if not a.startswith("--out=")]
+    if not places or any(place.startswith("-") for place in places):
+        raise UserError("mixing: expected one or more work directories, and perhaps --out=FILE.png")
+    main.quieten_tensorflow()
+    main.keep_compiled()
+    from patchnets.plots import run
+
+    return run.draw_side_by_side([pathlib.Path(place) for place in places], out)
+
+
+def _out(argv: list[str], default: str) -> pathlib.Path:
+    """--out. Raises UserError unless it is the name of a PNG."""
+    out = next((a.split("=", 1)[1] for a in argv if a.startswith("--out=")), default)
+    if not out.endswith(".png"):
+        raise UserError(f"--out={out}: expected the name of a .png file")
+    return pathlib.Path(out)
 
 
 def _augment(argv: list[str]) -> pathlib.Path:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from patchnets import main
+    main.quieten_tensorflow()
     from patchnets.plots import augment
 
-    out = next((a.split("=", 1)[1] for a in argv if a.startswith("--out=")), "augment.png")
-    if not out.endswith(".png"):
-        raise UserError(f"--out={out}: expected the name of a .png file")
+    out = _out(argv, "augment.png")
     config, _ = main.parse([argv[0]] + [a for a in argv[2:] if not a.startswith("--out=")])
     main.keep_compiled()
-    return augment.draw(config, pathlib.Path(out))
+    return augment.draw(config, out)
 
 
 if __name__ == "__main__":
+    host.restart_with_huge_pages()
     sys.exit(run(sys.argv))

@@ -1,0 +1,1 @@
+"""Published tables, trained and reported: python -m experiments.reproduce."""

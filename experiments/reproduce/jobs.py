@@ -1,0 +1,201 @@
+"""The runs of a table's rows: what each is told, which are done, and carrying out the others."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from experiments.tables.row import Row
+from patchnets import config as config_lib
+from patchnets import main
+from patchnets.errors import UserError
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PROGRAM = (sys.executable, "-m", "patchnets.main")
+POLL = 0.2  # seconds between two looks at running processes
+GRACE = 120.0  # seconds that a run has to save what it trained, when all of them are to stop
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Job:
+    """One row with one seed.
+
+    Attributes:
+      arguments: the command line after `python -m patchnets.main`, less the work directory.
+      place: its work directory.
+      digest: what `config_hash` of its summary has to be.
+      changed: keys in which the command line makes another recipe of it.
+    """
+
+    row: Row
+    seed: int
+    arguments: tuple[str, ...]
+    place: pathlib.Path
+    digest: str
+    changed: tuple[str, ...]
+
+    @property
+    def command(self) -> str:
+        """What a person types to run it alone."""
+        return shlex.join(["python", "-m", "patchnets.main", *self.arguments])
+
+    @property
+    def log(self) -> pathlib.Path:
+        return self.place.with_name(self.place.name + ".log")
+
+    def summary(self) -> dict[str, Any] | None:
+        """That of the finished run, or None where there is none of this configuration."""
+        try:
+            found = json.loads((self.place / "summary.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return found if found.get("config_hash") == self.digest else None
+
+    def last_words(self) -> str:
+        """The last line that the run has put out, or its one-line error."""
+        try:
+            lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+        except OSError:
+            return ""
+        told = [line for line in lines if line.startswith("patchnets: ")]
+        return (told or lines or [""])[-1]
+
+
+def job(row: Row, seed: int, workdir: pathlib.Path, data: str | None, handed_on: Sequence[str]) -> Job:
+    """A row with a seed, on its own data set or on `data`: the name of one, or folder:PATH.
+
+    Raises:
+      UserError: the configuration cannot be had so.
+    """
+    own = [f"--config={row.config}", f"--config.seed={seed}", *(f"--config.{k}={v}" for k, v in row.changes.items())]
+    other = []
+    if data is not None:
+        name, _, path = data.partition(":")
+        other = [f"--config.dataset.{k}=None" for k in ("train_split", "val_split", "test_split")]
+        other += [f"--config.dataset.name={name}", *([f"--config.dataset.path={path}"] if path else [])]
+    arguments = (*own, *other, *handed_on)
+    with _at_root():
+        published = config_lib.flatten(main.parse(["reproduce", *own, *other])[0])
+        config = main.parse(["reproduce", *arguments])[0]
+    changed = config_lib.recipe_changes(published, config_lib.flatten(config))
+    return Job(row, seed, arguments, workdir / row.id / f"seed-{seed}", config_lib.digest(config), tuple(changed))
+
+
+@contextlib.contextmanager
+def _at_root() -> Iterator[None]:
+    """In the folder that holds configs/, from wherever the program was started."""
+    before = pathlib.Path.cwd()
+    os.chdir(ROOT)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@dataclasses.dataclass
+class Running:
+    """A process at work on a job, in one of the slots."""
+
+    job: Job
+    slot: int
+    process: subprocess.Popen
+
+
+class Stopping(Exception):
+    """SIGINT or SIGTERM came; `number` says which."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+
+def carry_out(jobs: Sequence[Job], parallel: int, gpus: int, show: Callable[[Job, str, str], None]) -> dict[Job, str]:
+    """Runs the jobs, `parallel` at a time, each on a GPU of its own where there are `gpus`.
+
+    `show` is told of (job, state, last words), where state is "running", "done" or "failed"; again and again while a
+    job runs. Returns what went wrong, by job.
+
+    Raises:
+      Stopping: a signal came; what ran has saved its state and ended.
+    """
+    waiting, failures = list(jobs), dict[Job, str]()
+    running: list[Running] = []
+    with _signals() as came:
+        try:
+            while waiting or running:
+                if came:
+                    raise Stopping(came[0])
+                while waiting and len(running) < parallel:
+                    slot = min(set(range(parallel)) - {r.slot for r in running})
+                    running.append(_start(waiting.pop(0), slot, gpus))
+                time.sleep(POLL)
+                for each in list(running):
+                    status = each.process.poll()
+                    if status is None:
+                        show(each.job, "running", each.job.last_words())
+                        continue
+                    running.remove(each)
+                    if status or each.job.summary() is None:
+                        said = each.job.last_words().removeprefix("patchnets: ")
+                        failures[each.job] = f"status {status}: {said}"[:300]
+                    show(each.job, "failed" if each.job in failures else "done", failures.get(each.job, ""))
+        finally:
+            _end(running)
+    return failures
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list to which the first of SIGINT and SIGTERM is added, in place of what they do otherwise."""
+    came: list[int] = []
+    handled = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, frame: came.append(number)) for number in handled]
+    try:
+        yield came
+    finally:
+        for number, handler in zip(handled, before):
+            signal.signal(number, handler)
+
+
+def _start(job: Job, slot: int, gpus: int) -> Running:
+    job.place.parent.mkdir(parents=True, exist_ok=True)
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {"PYTHONPATH": paths} | ({"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus else {})
+    with job.log.open("wb") as sink:
+        # In a session of its own: Ctrl-C reaches this program alone, which then tells each run once.
+        process = subprocess.Popen(
+            [*PROGRAM, *job.arguments, f"--workdir={job.place.absolute()}"],
+            cwd=ROOT,
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,
+        )
+    return Running(job, slot, process)
+
+
+def _end(running: Sequence[Running]) -> None:
+    """Asks processes to save and end, and waits for that; ends those that do not."""
+    for each in running:
+        each.process.terminate()
+    until = time.monotonic() + GRACE
+    for each in running:
+        try:
+            each.process.wait(timeout=max(POLL, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            each.process.kill()
+            each.process.wait()
+
+
+def check_place(workdir: pathlib.Path) -> None:
+    """Raises UserError where `workdir` is or lies in a file, or cannot be written to."""
+    place = next(place for place in (workdir, *workdir.absolute().parents) if place.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UserError(f"--workdir={workdir}: {place} is no folder that can be written to; give another --workdir")

@@ -1,0 +1,67 @@
+"""What all pictures share: a canvas without a screen, tiles of small images, and writing a PNG whole or not at all."""
+
+import os
+import pathlib
+import tempfile
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Num
+
+DPI = 110
+
+
+def pyplot() -> Any:
+    """Matplotlib, drawing into files."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def save(figure: Any, path: pathlib.Path) -> pathlib.Path:
+    """Writes a figure to `path`, a PNG, closes it, and returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".png")
+    os.close(handle)
+    try:
+        figure.savefig(partial, dpi=DPI)
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except BaseException:
+        os.unlink(partial)
+        raise
+    finally:
+        pyplot().close(figure)
+    return path
+
+
+def bare(axis: Any) -> None:
+    """An axis for an image: no ticks, no frame."""
+    axis.set(xticks=[], yticks=[])
+    axis.spines[:].set_visible(False)
+
+
+def tiles(
+    images: Num[np.ndarray, "count height width *channels"], columns: int, gap: float = 1.0
+) -> Float[np.ndarray, "rows_high columns_wide *channels"]:
+    """Images laid out in rows of `columns`, one pixel of `gap` between them."""
+    count, height, width, *channels = images.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, *channels), gap, np.float32)
+    for i, image in enumerate(images):
+        top, left = (i // columns) * (height + 1), (i % columns) * (width + 1)
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def spread(
+    images: Num[np.ndarray, "count height width *channels"],
+) -> Float[np.ndarray, "count height width *channels"]:
+    """Each image from its least value, 0, to its greatest, 1; 0.5 where all are equal."""
+    low = images.min(axis=tuple(range(1, images.ndim)), keepdims=True)
+    high = images.max(axis=tuple(range(1, images.ndim)), keepdims=True)
+    wide = np.where(high > low, high - low, 1.0)
+    return np.where(high > low, (images - low) / wide, 0.5).astype(np.float32)

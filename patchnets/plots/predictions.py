@@ -1,0 +1,141 @@
+"""Pictures of what a network says about the test images: confusion, classes, mistakes, calibration."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from patchnets.plots.figures import bare, pyplot
+
+NAMED = 25  # classes whose names fit beside a matrix
+BINS = 15
+
+
+@dataclasses.dataclass(frozen=True)
+class Predictions:
+    """Of so many examples: the class that is right, the one that is found most probable, and that probability.
+
+    `images` are those of the `mistaken` examples, the most confident mistakes, in their order.
+    """
+
+    labels: Int[np.ndarray, " examples"]
+    found: Int[np.ndarray, " examples"]
+    confidence: Float[np.ndarray, " examples"]
+    mistaken: Int[np.ndarray, " mistakes"]
+    images: UInt8[np.ndarray, "mistakes height width channels"]
+
+    @property
+    def accuracy(self) -> float:
+        return float((self.labels == self.found).mean())
+
+
+def confusion_matrix(seen: Predictions, classes: int) -> Int[np.ndarray, "right found"]:
+    """How many examples of each class were taken for each."""
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (seen.labels, seen.found), 1)
+    return counts
+
+
+def class_accuracy(counts: Int[np.ndarray, "right found"]) -> Float[np.ndarray, " classes"]:
+    """The share of each class that was found; NaN for one without examples."""
+    held = counts.sum(axis=1)
+    return np.where(held > 0, counts.diagonal() / np.maximum(held, 1), np.nan)
+
+
+def calibration_error(seen: Predictions, bins: int = BINS) -> tuple[float, list[tuple[int, float, float]]]:
+    """The expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 3), and of each of `bins` equal bins
+    of confidence: examples, mean confidence, accuracy."""
+    which = np.minimum((seen.confidence * bins).astype(int), bins - 1)
+    right = seen.labels == seen.found
+    rows, error = [], 0.0
+    for i in range(bins):
+        held = which == i
+        if count := int(held.sum()):
+            confidence, accuracy = float(seen.confidence[held].mean()), float(right[held].mean())
+            rows.append((count, confidence, accuracy))
+            error += count / len(which) * abs(confidence - accuracy)
+        else:
+            rows.append((0, (i + 0.5) / bins, float("nan")))
+    return error, rows
+
+
+def confusion(seen: Predictions, names: Sequence[str]) -> Any:
+    """The confusion matrix, each row in shares of its class; counts within it where there are few classes."""
+    counts = confusion_matrix(seen, len(names))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    plt = pyplot()
+    few = len(names) <= NAMED
+    side = 3.5 + 0.32 * len(names) if few else 9.0
+    figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
+    shown = axis.imshow(shares, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
+    if few:
+        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+        axis.set_yticks(range(len(names)), names, fontsize=8)
+        for i, j in zip(*np.nonzero(counts)):
+            colour = "black" if shares[i, j] > 0.6 else "white"
+            axis.text(j, i, counts[i, j], ha="center", va="center", fontsize=6, color=colour)
+    axis.set(xlabel="found" + ("" if few else " (class number)"), ylabel="right" + ("" if few else " (class number)"))
+    figure.colorbar(shown, ax=axis, label="share of the class", shrink=0.8)
+    figure.suptitle(f"Confusion over {len(seen.labels):,} test images: top-1 {seen.accuracy:.2%}", fontsize=10)
+    return figure
+
+
+def per_class(seen: Predictions, names: Sequence[str], shown: int = 20) -> Any:
+    """The accuracy of every class, or of the best and the worst where there are many, beside the mean of all."""
+    accuracy = class_accuracy(confusion_matrix(seen, len(names)))
+    order = [int(i) for i in np.argsort(-accuracy) if np.isfinite(accuracy[i])]
+    cut = len(order) > 2 * shown
+    chosen = order[:shown] + order[-shown:] if cut else order
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(8, 1.6 + 0.19 * len(chosen)), layout="constrained")
+    places = [i + (2 if cut and i >= shown else 0) for i in range(len(chosen))]
+    axis.barh(places, 100 * accuracy[chosen], color="tab:blue", height=0.75)
+    axis.set_yticks(places, [names[i] for i in chosen], fontsize=8)
+    axis.invert_yaxis()
+    axis.axvline(100 * seen.accuracy, color="tab:orange", linestyle="--", label=f"all images {seen.accuracy:.2%}")
+    axis.set(xlabel="top-1 accuracy (%)", xlim=(0, 100))
+    axis.legend(fontsize=8, loc="lower right")
+    words = f"the {shown} best and the {shown} worst of {len(order)} classes" if cut else f"{len(order)} classes"
+    figure.suptitle(f"Accuracy by class on {len(seen.labels):,} test images: {words}", fontsize=10)
+    return figure
+
+
+def mistakes(seen: Predictions, names: Sequence[str]) -> Any:
+    """The most confident mistakes with their images; None where there are none."""
+    if not len(seen.mistaken):
+        return None
+    plt = pyplot()
+    columns = min(8, len(seen.mistaken))
+    rows = -(-len(seen.mistaken) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.55 * columns, 2.15 * rows + 0.5), squeeze=False, layout="constrained"
+    )
+    for axis in axes.ravel():
+        bare(axis)
+    for axis, i, image in zip(axes.ravel(), seen.mistaken, seen.images):
+        axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+        right, found = names[seen.labels[i]], names[seen.found[i]]
+        axis.set_title(f"{found} {seen.confidence[i]:.0%}\nis {right}", fontsize=7.5)
+    figure.suptitle(f"The most confident mistakes on {len(seen.labels):,} test images", fontsize=10)
+    return figure
+
+
+def calibration(seen: Predictions) -> Any:
+    """Accuracy against confidence, how many examples there are at each, and the expected calibration error."""
+    error, rows = calibration_error(seen)
+    plt = pyplot()
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(5.4, 6.2), sharex=True, height_ratios=(3, 1), layout="constrained"
+    )
+    middles, width = (np.arange(BINS) + 0.5) / BINS, 1 / BINS
+    above.bar(middles, [row[2] for row in rows], width=0.94 * width, color="tab:blue", label="accuracy of the bin")
+    above.plot([0, 1], [0, 1], color="tab:gray", linestyle="--", label="perfectly calibrated")
+    above.plot(*zip(*[(row[1], row[2]) for row in rows if row[0]]), "o", color="tab:orange", markersize=4)
+    above.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    above.legend(fontsize=8, loc="upper left")
+    below.bar(middles, [row[0] for row in rows], width=0.94 * width, color="tab:gray")
+    below.set(xlabel="confidence: probability of the class that is found", ylabel="images")
+    figure.suptitle(f"Calibration on {len(seen.labels):,} test images: ECE {error:.2%}, {BINS} bins", fontsize=10)
+    return figure

@@ -1,0 +1,222 @@
+"""Every picture of a run: what is needed for them is computed here, and drawn by the modules beside."""
+
+import json
+import math
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from patchnets import config as config_lib
+from patchnets import console, processors
+from patchnets.checkpoints import Checkpoints
+from patchnets.errors import RunError, UserError, one_line
+from patchnets.feeds import Feed
+from patchnets.models.blocks import look
+from patchnets.plan import Plan, make_plan
+from patchnets.plots import curves, figures, network, patches, predictions
+from patchnets.plots.predictions import Predictions
+from patchnets.train_state import TrainState
+
+EXAMPLES = 16  # test images over which attention is averaged
+MISTAKES = 24
+
+
+def predict(plan: Plan, state: TrainState, feed: Feed, stopped: Callable[[], bool] = lambda: False) -> Predictions:
+    """What the network says of every example of a split. Raises RunError where `stopped` says so meanwhile."""
+    task, kept = plan.task, min(MISTAKES, feed.batch_size)
+
+    @jax.jit
+    def of_batch(variables: Any, operands: Any, step: jax.Array) -> tuple[jax.Array, ...]:
+        batch = feed.batch(operands, step)
+        logits = jnp.asarray(task.model.apply(variables, task.preprocess(batch["image"]), train=False))
+        probabilities = jax.nn.softmax(logits)
+        found, confidence = probabilities.argmax(axis=-1), probabilities.max(axis=-1)
+        wrong = (found != batch["label"]) & (batch["mask"] > 0)
+        worst = jax.lax.top_k(jnp.where(wrong, confidence, -1.0), kept)[1]
+        return batch["label"], found, confidence, batch["mask"] > 0, worst, batch["image"][worst]
+
+    columns: list[list[np.ndarray]] = [[], [], []]
+    mistaken: list[tuple[float, int, np.ndarray]] = []
+    done = 0
+    for step in range(feed.steps_per_epoch):
+        if stopped():
+            raise RunError("a signal came")
+        operands, _ = feed.operands(step)
+        label, found, confidence, counts, worst, images = map(np.asarray, of_batch(state.evaluated, operands, step))
+        row_of = np.cumsum(counts) - 1  # among the examples that count
+        mistaken += [
+            (float(confidence[i]), done + int(row_of[i]), image)
+            for i, image in zip(worst, images)
+            if counts[i] and found[i] != label[i]
+        ]
+        mistaken = sorted(mistaken, key=lambda one: -one[0])[:MISTAKES]
+        for column, values in zip(columns, (label, found, confidence)):
+            column.append(values[counts])
+        done += int(counts.sum())
+    label, found, confidence = (np.concatenate(column) for column in columns)
+    shape = (0, plan.data.stored_size, plan.data.stored_size, plan.data.channels)
+    shown = np.stack([image for *_, image in mistaken]) if mistaken else np.zeros(shape, np.uint8)
+    return Predictions(label, found, confidence, np.array([i for _, i, _ in mistaken], int), shown)
+
+
+def sample(plan: Plan, feed: Feed, count: int = EXAMPLES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first examples of a split: as the network gets them, the same in levels from 0 to 1, and their labels."""
+    preprocess = plan.data.preprocess
+
+    @jax.jit
+    def first(operands: Any) -> tuple[jax.Array, ...]:
+        batch = feed.batch(operands, jnp.int32(0))
+        return preprocess(batch["image"][:count]), batch["label"][:count]
+
+    images, labels = map(np.asarray, first(feed.operands(0)[0]))
+    levels = images * np.asarray(preprocess.std, np.float32) + np.asarray(preprocess.mean, np.float32)
+    return images, (levels / 255.0).clip(0.0, 1.0), labels
+
+
+def mixing_of(plan: Plan, state: TrainState, images: np.ndarray) -> list[Any]:
+    """How each block mixes patches, as arrays on the host: patchnets.models.blocks.look."""
+    seen = jax.jit(lambda variables, images: look(plan.model, variables, images))(state.evaluated, images)
+    found = {name: jax.device_get(value) for name, value in seen.items() if name.endswith("/mixing")}
+    return [found[f"block_{i}/mixing"] for i in range(len(found))]
+
+
+def grid_of(plan: Plan, params: Any) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    height, width, *_ = params["stem"]["kernel"].shape
+    return plan.config.image_size // height, plan.config.image_size // width
+
+
+def positions_of(params: Any, patches: int) -> np.ndarray | None:
+    """The learned position embeddings, (patches, channels), a class token's left out; None where there are none."""
+    for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
+        if re.search(r"pos(ition)?_embedding$", path):
+            return np.asarray(leaf).reshape(-1, leaf.shape[-1])[-patches:]
+    return None
+
+
+def pictures(
+    plan: Plan, state: TrainState, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """(name of the file, what makes the figure, or None for none) of every picture but the learning curves."""
+    params, names = jax.device_get(state.evaluated["params"]), plan.data.class_names
+    feed = plan.data.test or plan.data.val
+    grid, family = grid_of(plan, params), plan.config.model.name
+    kernel = np.asarray(params["stem"]["kernel"], np.float32)
+    yield "patch_filters", lambda: network.patch_filters(kernel)
+    positions = positions_of(params, math.prod(grid))
+    if positions is not None:
+        yield "position_similarity", lambda: network.position_similarity(positions, grid)
+    if feed is None:
+        return
+    seen: dict[str, Any] = {}
+
+    def once(what: str, make: Callable[[], Any]) -> Any:
+        if what not in seen:
+            seen[what] = make()
+        return seen[what]
+
+    def examples() -> Any:
+        return once("sample", lambda: sample(plan, feed))
+
+    def mixing() -> Any:
+        return once("mixing", lambda: mixing_of(plan, state, examples()[0]))
+
+    def said() -> Predictions:
+        return once("predictions", lambda: predict(plan, state, feed, stopped))
+
+    yield (
+        "patches",
+        lambda: patches.image_and_patches(examples()[1][0], kernel.shape[:2], names[int(examples()[2][0])]),
+    )
+    yield "token_mixing", lambda: network.token_mixing(mixing(), grid, family)
+    if "convmixer" in family:
+        yield "depthwise_kernels", lambda: network.depthwise_kernels(mixing())
+    yield "confusion", lambda: predictions.confusion(said(), names)
+    yield "class_accuracy", lambda: predictions.per_class(said(), names)
+    yield "mistakes", lambda: predictions.mistakes(said(), names)
+    yield "calibration", lambda: predictions.calibration(said())
+
+
+def draw(
+    plan: Plan,
+    state: TrainState,
+    place: pathlib.Path,
+    say: Callable[[str], None],
+    stopped: Callable[[], bool] = lambda: False,
+) -> list[pathlib.Path]:
+    """Draws all pictures of a run into `place`/plots; what cannot be drawn is told, and the others are."""
+    drawn = []
+
+    def attempt(name: str, make: Callable[[], pathlib.Path | None]) -> None:
+        try:
+            if (path := make()) is not None:
+                drawn.append(path)
+        except Exception as error:
+            say(f"plots/{name}.png could not be drawn: {one_line(error)}")
+
+    def into_file(name: str, figure: Callable[[], Any]) -> pathlib.Path | None:
+        made = figure()
+        return None if made is None else figures.save(made, place / "plots" / f"{name}.png")
+
+    attempt("learning_curves", lambda: curves.draw(place))
+    for name, figure in pictures(plan, state, stopped):
+        if stopped():
+            say("a signal came: the other pictures are left to python -m patchnets.plots")
+            break
+        attempt(name, lambda: into_file(name, figure))  # noqa: B023, for it is called at once
+    return drawn
+
+
+def opened(place: pathlib.Path, changes: dict[str, Any] | None = None) -> tuple[Plan, TrainState]:
+    """The plan of a work directory's run, and the state of its best checkpoint; `changes` are keys such as
+    dataset.data_dir, for data that lie elsewhere now.
+
+    Raises:
+      UserError: it is no work directory, or its data cannot be had.
+      RunError: it has no checkpoint that can be read.
+    """
+    try:
+        config = config_lib.saved(json.loads((place / "config.json").read_text()))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{place} is not a work directory: there is no config.json in it that can be read") from error
+    config.update_from_flattened_dict(changes or {})
+    config_lib.check(config)
+    processors.split_cpu(config)
+    plan = make_plan(config)
+    checkpoints = Checkpoints(place / "checkpoints", config.checkpoint)
+    try:
+        state = plan.initial_state()
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+        return plan, checkpoints.restore_best(like)[1]
+    finally:
+        checkpoints.close()
+
+
+def draw_saved(place: pathlib.Path, say: Callable[[str], None], changes: dict[str, Any]) -> list[pathlib.Path]:
+    """Draws all pictures of a work directory; what it raises, `opened` does."""
+    plan, state = opened(place, changes)
+    try:
+        return draw(plan, state, place, say)
+    finally:
+        plan.data.close()
+
+
+def draw_side_by_side(places: list[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
+    """How the networks of several runs mix patches, in one picture."""
+    found = {}
+    for place in places:
+        plan, state = opened(place)
+        try:
+            feed = plan.data.test or plan.data.val or plan.data.train
+            blocks = mixing_of(plan, state, sample(plan, feed)[0])
+            name = f"{plan.config.model.name}, {console.epochs(float(state.step / plan.data.train.steps_per_epoch))}"
+            found[name if name not in found else f"{name} ({place.name})"] = blocks, grid_of(plan, state.params)
+        finally:
+            plan.data.close()
+    return figures.save(network.side_by_side(found), out)
