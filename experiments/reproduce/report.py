@@ -86,7 +86,7 @@ def size_cells(size: Size) -> list[str]:
 
 def versions(results: Sequence[Result]) -> str:
     """Of the first row that ran."""
-    found = next((r["versions"] for r in results if r["versions"]), {})
+    found: dict[str, str] = next((r["versions"] for r in results if r["versions"]), {})
     return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
