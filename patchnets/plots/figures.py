@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Num
 
 DPI = 110
+APART = (0.62, 0.72, 0.86)  # the colour between tiles, which is that of no gray image
 
 
 def pyplot() -> Any:
@@ -45,7 +46,7 @@ def bare(axis: Any) -> None:
 
 
 def tiles(
-    images: Num[np.ndarray, "count height width *channels"], columns: int, gap: float = 1.0
+    images: Num[np.ndarray, "count height width *channels"], columns: int, gap: float | tuple[float, ...]
 ) -> Float[np.ndarray, "rows_high columns_wide *channels"]:
     """Images laid out in rows of `columns`, one pixel of `gap` between them."""
     count, height, width, *channels = images.shape
@@ -55,6 +56,11 @@ def tiles(
         top, left = (i // columns) * (height + 1), (i % columns) * (width + 1)
         sheet[top : top + height, left : left + width] = image
     return sheet
+
+
+def coloured(images: Num[np.ndarray, "*shape channels"]) -> Num[np.ndarray, "*shape 3"]:
+    """Levels of red, green and blue, of images with three channels or one; of others the mean over channels."""
+    return images if images.shape[-1] == 3 else np.repeat(images.mean(axis=-1, keepdims=True), 3, axis=-1)
 
 
 def spread(

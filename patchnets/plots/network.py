@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from patchnets.plots.figures import bare, pyplot, spread, tiles
+from patchnets.plots.figures import APART, bare, coloured, pyplot, spread, tiles
 
 SHOWN = 64  # filters or kernels of one picture
 Mixing = Any  # what patchnets.models.blocks.look gives as "block_i/mixing"
@@ -26,9 +26,7 @@ def patch_filters(kernel: Float[np.ndarray, "height width channels features"]) -
     plt = pyplot()
     columns = 16 if len(chosen) > 16 else max(1, len(chosen))
     figure, axis = plt.subplots(figsize=(9, 1.2 + 9 * -(-len(chosen) // columns) / columns), layout="constrained")
-    colour = shown.shape[-1] == 3
-    sheet = tiles(shown if colour else shown.mean(axis=-1), columns)
-    axis.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axis.imshow(tiles(coloured(shown), columns, gap=APART), interpolation="nearest")
     bare(axis)
     height, width, _, features = kernel.shape
     figure.suptitle(

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from patchnets.plots.figures import bare, pyplot
+from patchnets.plots.figures import APART, bare, coloured, pyplot
 
 
 def image_and_patches(image: Float[np.ndarray, "height width channels"], patch: tuple[int, int], name: str) -> Any:
@@ -17,10 +17,11 @@ def image_and_patches(image: Float[np.ndarray, "height width channels"], patch: 
     """
     height, width, _ = image.shape
     rows, columns = height // patch[0], width // patch[1]
+    image = coloured(image)
     cut = image[: rows * patch[0], : columns * patch[1]]
     gap = max(1, min(patch) // 4)
     high, wide = patch[0] + gap, patch[1] + gap
-    apart = np.ones((rows * high - gap, columns * wide - gap, image.shape[2]), np.float32)
+    apart = np.full((rows * high - gap, columns * wide - gap, 3), APART, np.float32)
     for i in range(rows):
         for j in range(columns):
             part = cut[i * patch[0] : (i + 1) * patch[0], j * patch[1] : (j + 1) * patch[1]]
@@ -29,8 +30,7 @@ def image_and_patches(image: Float[np.ndarray, "height width channels"], patch: 
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.8), layout="constrained")
     titles = (f"{name}, {height} x {width} pixels", f"{rows} x {columns} patches of {patch[0]} x {patch[1]} pixels")
     for axis, shown, title in zip(axes, (image, apart), titles):
-        gray = shown.shape[-1] == 1
-        axis.imshow(shown.squeeze(-1) if gray else shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.imshow(shown, interpolation="nearest")
         axis.set_title(title, fontsize=10)
         bare(axis)
     figure.suptitle("A test image as the network gets it", fontsize=10)

@@ -94,9 +94,8 @@ def per_class(seen: Predictions, names: Sequence[str], shown: int = 20) -> Any:
     axis.barh(places, 100 * accuracy[chosen], color="tab:blue", height=0.75)
     axis.set_yticks(places, [names[i] for i in chosen], fontsize=8)
     axis.invert_yaxis()
-    axis.axvline(100 * seen.accuracy, color="tab:orange", linestyle="--", label=f"all images {seen.accuracy:.2%}")
-    axis.set(xlabel="top-1 accuracy (%)", xlim=(0, 100))
-    axis.legend(fontsize=8, loc="lower right")
+    axis.axvline(100 * seen.accuracy, color="tab:orange", linestyle="--")
+    axis.set(xlabel=f"top-1 accuracy (%); dashed: all images, {seen.accuracy:.2%}", xlim=(0, 100))
     words = f"the {shown} best and the {shown} worst of {len(order)} classes" if cut else f"{len(order)} classes"
     figure.suptitle(f"Accuracy by class on {len(seen.labels):,} test images: {words}", fontsize=10)
     return figure
