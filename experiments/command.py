@@ -19,3 +19,10 @@ def carry_out(argv: list[str], explanation: str | None, work: Callable[[list[str
     except (UserError, RunError) as error:
         print(f"patchnets: {error}", file=sys.stderr)
         return error.status
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"patchnets: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("patchnets: interrupted", file=sys.stderr)
+        return 130

@@ -27,8 +27,9 @@ class Checkpoints:
     the ones before as they were.
     """
 
-    def __init__(self, directory: pathlib.Path, config: ml_collections.ConfigDict):
-        self.directory = directory.absolute()
+    def __init__(self, directory: pathlib.Path, config: ml_collections.ConfigDict, read_only: bool = False):
+        """`read_only` leaves the directory as it is, for a run may be writing there."""
+        self.directory, self._read_only = directory.absolute(), read_only
         self._set_aside_unranked()
         sign = -1.0 if config.best in LOWER_IS_BETTER else 1.0
         score = lambda metrics: sign * metrics[config.best]
@@ -43,7 +44,12 @@ class Checkpoints:
             self.directory,
             item_names=("state", "progress"),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policy, best_fn=score, cleanup_tmp_directories=True, enable_async_checkpointing=True
+                preservation_policy=policy,
+                best_fn=score,
+                cleanup_tmp_directories=not read_only,
+                enable_async_checkpointing=True,
+                read_only=read_only,
+                create=not read_only,
             ),
         )
 
@@ -162,6 +168,8 @@ class Checkpoints:
 
     def _set_aside(self, steps: list[int]) -> None:
         """Moves checkpoints to unreadable/, so that nothing is deleted and their steps can be saved anew."""
+        if self._read_only:
+            return
         aside = self.directory / "unreadable"
         for step in steps:
             aside.mkdir(exist_ok=True)

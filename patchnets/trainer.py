@@ -101,9 +101,9 @@ class Run:
         summary = self.test()
         summary |= claims.compared(self.plan.config, summary) | self.circumstances(params)
         self.board.close()  # which imports, in its thread, what drawing imports too
+        self.place.write_json("summary.json", summary)
         if self.plan.config.plots:
             self.draw()
-        self.place.write_json("summary.json", summary)
         console.conclude(summary, self.place.path)
         return summary
 

@@ -86,12 +86,7 @@ class Workdir:
             )
 
     def _read_json(self, name: str) -> dict[str, Any] | None:
-        try:
-            return json.loads((self.path / name).read_text())
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise UserError(f"{self.path / name} cannot be read ({error}); give another --workdir") from error
+        return read_json(self.path / name) if (self.path / name).exists() else None
 
     def _take_lock(self) -> None:
         self._lock = (self.path / ".lock").open("w")
@@ -146,6 +141,14 @@ class Workdir:
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A file of a work directory; raises UserError where it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); give another --workdir") from error
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:

@@ -22,12 +22,19 @@ PEAK_TFLOPS = {
 
 
 def gpus() -> list[str]:
-    """The names of the NVIDIA GPUs that JAX may use."""
+    """The names of this machine's NVIDIA GPUs; none where JAX is told to use the CPU."""
     if os.environ.get("JAX_PLATFORMS") == "cpu" or shutil.which("nvidia-smi") is None:
         return []
     asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     lines = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
     return [line.strip() for line in lines if line.strip()]
+
+
+def gpu_slots() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES may name, one GPU each: what it has now where it is set, else all GPUs by number."""
+    found = list(map(str, range(len(gpus()))))
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return found if given is None else [name.strip() for name in given.split(",") if name.strip()] if found else []
 
 
 def gpu_name() -> str:

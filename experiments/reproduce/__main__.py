@@ -14,7 +14,8 @@ Finished runs are kept: the same command does what is missing, and goes on where
 --config.dataset.data_dir=PATH, are handed to every run; keys that change the recipe leave its rows without a verdict.
 
 Writes report.md, report.html, report.json and curves.png into the folder, also when interrupted. Exit status: 0; 1
-where a run failed; 2 for a command that is not understood; 128 + N where signal N stopped it, all states saved.
+where a run failed; 2 for a command that is not understood; 128 + N where signal N stopped it, after runs were given two
+minutes to save.
 """
 
 import dataclasses
@@ -77,12 +78,12 @@ def parse(arguments: Sequence[str]) -> Asked:
     if unknown := [name for name in wanted if name not in rows]:
         raise UserError(f"--rows: {table} has no row {unknown[0]!r}; known: {', '.join(rows) or 'none'}")
     for name in ("seeds", "parallel"):
-        if name in given and not (given[name].isdigit() and int(given[name])):
+        if name in given and not (given[name].isascii() and given[name].isdigit() and int(given[name])):
             raise UserError(f"--{name}={given[name]}: expected a whole number above 0")
     return Asked(
         table,
         tuple(rows[name] for name in dict.fromkeys(wanted)),
-        pathlib.Path(given.get("workdir", f"runs/{table}")).expanduser(),
+        _home(given.get("workdir", f"runs/{table}")),
         int(given.get("seeds", 1)),
         _data(given.get("data")),
         int(given["parallel"]) if "parallel" in given else None,
@@ -92,12 +93,20 @@ def parse(arguments: Sequence[str]) -> Asked:
     )
 
 
+def _home(path: str) -> pathlib.Path:
+    """A path with its ~ resolved. Raises UserError where it names no user."""
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
 def _data(told: str | None) -> str | None:
     """--data with a whole path. Raises UserError where it names no folder."""
     name, _, path = (told or "").partition(":")
     if name != "folder":
         return told
-    place = pathlib.Path(path).expanduser()
+    place = _home(path)
     if not path or not place.is_dir():
         raise UserError(f"--data={told}: expected folder:PATH, where PATH is a folder with train/CLASS/ in it")
     return f"folder:{place.absolute()}"
@@ -114,9 +123,8 @@ class Lines:
             name: tqdm(
                 total=total,
                 initial=self._done[name],
-                desc=f"{name:<{wide}}",
                 position=i,
-                bar_format="{desc} {n_fmt}/{total_fmt} {postfix}",
+                bar_format="{desc}",
                 disable=None,
                 leave=True,
                 dynamic_ncols=True,
@@ -125,11 +133,15 @@ class Lines:
         }
         self._told: dict[Job, str] = {}
         self._plain = not sys.stderr.isatty()
-        for name, bar in self._bars.items():
-            bar.set_postfix_str("finished" if self._done[name] == self._total[name] else "waiting")
+        self._wide = wide
+        for name in self._bars:
+            self._say(name, "finished" if self._done[name] == self._total[name] else "waiting")
+
+    def _say(self, name: str, words: str) -> None:
+        self._bars[name].set_description_str(f"{name:<{self._wide}}  {self._done[name]}/{self._total[name]}  {words}")
 
     def show(self, job: Job, state: str, words: str) -> None:
-        bar, name = self._bars[job.row.id], job.row.id
+        name = job.row.id
         if state == "running":
             said = f"seed {job.seed}: {words}"
         elif state == "failed":
@@ -139,8 +151,8 @@ class Lines:
             figures = results.measured([summary])
             text = ", ".join(f"{results.METRICS[m]} {f['mean']:.2%}" for m, f in figures.items())
             said = f"seed {job.seed}: test {text or 'none'}, {duration(summary.get('wall_seconds', 0.0))}"
-            bar.update()
-        bar.set_postfix_str(said)
+            self._done[name] += 1
+        self._say(name, said)
         if self._plain and self._told.get(job) != state:
             print(f"{name} seed {job.seed}: started" if state == "running" else f"{name} {said}", flush=True)
         self._told[job] = state
@@ -170,7 +182,7 @@ def work(arguments: list[str]) -> int:
         print(listed(asked) or "every network of which something was published: python -m patchnets.models")
         return 0
     jobs_lib.check_place(asked.workdir)
-    command = shlex.join(["python", "-m", "experiments.reproduce", *_without_places(arguments)])
+    command = shlex.join(["python", "-m", "experiments.reproduce", *jobs_lib.without_places(arguments)])
     if asked.table == SIZES:
         from experiments.tables import sizes
 
@@ -184,13 +196,13 @@ def work(arguments: list[str]) -> int:
         for row in asked.rows
         for seed in range(asked.seeds)
     ]
-    gpus = len(machine.gpus())
+    gpus = machine.gpu_slots()
     missing = [] if asked.report_only else [job for job in jobs if job.summary() is None]
     failures: dict[Job, str] = {}
     status = 0
     lines = Lines(asked.rows, jobs)
     try:
-        failures = jobs_lib.carry_out(missing, asked.parallel or max(1, gpus), gpus, lines.show)
+        jobs_lib.carry_out(missing, asked.parallel or max(1, len(gpus)), gpus, lines.show, failures)
     except Stopping as stop:
         status = 128 + stop.number
     finally:
@@ -205,7 +217,7 @@ def work(arguments: list[str]) -> int:
     print("\n".join(_screen(found_rows)))
     print(f"written: {', '.join(map(str, files))}")
     if status:
-        print("patchnets: stopped; what was trained is saved, and the same command goes on", file=sys.stderr)
+        print("patchnets: stopped; the same command goes on from what was saved", file=sys.stderr)
     return status or int(bool(failures))
 
 
@@ -215,13 +227,6 @@ def _screen(found: Sequence[results.Result]) -> list[str]:
     wide = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, wide)).rstrip() for row in rows]
     return lines + [f"{result['id']}: {reason}" for result in found for reason in result["reasons"]]
-
-
-def _without_places(arguments: Sequence[str]) -> list[str]:
-    """The command line without folders of this machine."""
-    places = ("--workdir=", "--config.dataset.data_dir=", "--config.dataset.cache_dir=", "--config.dataset.path=")
-    kept = [argument for argument in arguments if not argument.startswith(places)]
-    return ["--data=folder:PATH" if argument.startswith("--data=folder:") else argument for argument in kept]
 
 
 def run(argv: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import pathlib
@@ -44,8 +45,8 @@ class Job:
 
     @property
     def command(self) -> str:
-        """What a person types to run it alone."""
-        return shlex.join(["python", "-m", "patchnets.main", *self.arguments])
+        """What a person types to run it alone, where the data lie where they look for them."""
+        return shlex.join(["python", "-m", "patchnets.main", *without_places(self.arguments)])
 
     @property
     def log(self) -> pathlib.Path:
@@ -66,7 +67,8 @@ class Job:
         except OSError:
             return ""
         told = [line for line in lines if line.startswith("patchnets: ")]
-        return (told or lines or [""])[-1]
+        said = (told or lines or [""])[-1]
+        return said.replace(f"{self.place.absolute().parents[1]}/", "").replace(f"{ROOT}/", "")
 
 
 def job(row: Row, seed: int, workdir: pathlib.Path, data: str | None, handed_on: Sequence[str]) -> Job:
@@ -75,6 +77,8 @@ def job(row: Row, seed: int, workdir: pathlib.Path, data: str | None, handed_on:
     Raises:
       UserError: the configuration cannot be had so.
     """
+    if seeded := [argument for argument in handed_on if argument.startswith("--config.seed=")]:
+        raise UserError(f"{seeded[0]}: each row is run with the seeds from 0 on; give --seeds=N")
     own = [f"--config={row.config}", f"--config.seed={seed}", *(f"--config.{k}={v}" for k, v in row.changes.items())]
     other = []
     if data is not None:
@@ -86,7 +90,24 @@ def job(row: Row, seed: int, workdir: pathlib.Path, data: str | None, handed_on:
         published = config_lib.flatten(main.parse(["reproduce", *own, *other])[0])
         config = main.parse(["reproduce", *arguments])[0]
     changed = config_lib.recipe_changes(published, config_lib.flatten(config))
-    return Job(row, seed, arguments, workdir / row.id / f"seed-{seed}", config_lib.digest(config), tuple(changed))
+    # A folder's path is no part of a configuration's digest: runs on other data have places of their own.
+    apart = f"-on-{hashlib.sha256(data.encode()).hexdigest()[:8]}" if data is not None else ""
+    place = workdir / f"{row.id}{apart}" / f"seed-{seed}"
+    return Job(row, seed, arguments, place, config_lib.digest(config), tuple(changed))
+
+
+def without_places(arguments: Sequence[str]) -> list[str]:
+    """A command line without folders of this machine."""
+    kept = []
+    for argument in arguments:
+        option, _, value = argument.partition("=")
+        if option == "--data" and value.startswith("folder:"):
+            kept.append("--data=folder:PATH")
+        elif option == "--config.dataset.path":
+            kept.append(f"{option}=PATH")
+        elif option not in ("--workdir", "--config.dataset.data_dir", "--config.dataset.cache_dir"):
+            kept.append(argument)
+    return kept
 
 
 @contextlib.contextmanager
@@ -110,22 +131,29 @@ class Running:
 
 
 class Stopping(Exception):
-    """SIGINT or SIGTERM came; `number` says which."""
+    """SIGINT, SIGTERM or SIGHUP came; `number` says which."""
 
     def __init__(self, number: int):
         self.number = number
 
 
-def carry_out(jobs: Sequence[Job], parallel: int, gpus: int, show: Callable[[Job, str, str], None]) -> dict[Job, str]:
-    """Runs the jobs, `parallel` at a time, each on a GPU of its own where there are `gpus`.
+def carry_out(
+    jobs: Sequence[Job],
+    parallel: int,
+    gpus: Sequence[str],
+    show: Callable[[Job, str, str], None],
+    failures: dict[Job, str],
+) -> None:
+    """Runs the jobs, `parallel` at a time, each on one of the `gpus` alone where there are any.
 
     `show` is told of (job, state, last words), where state is "running", "done" or "failed"; again and again while a
-    job runs. Returns what went wrong, by job.
+    job runs. What goes wrong is added to `failures`.
 
     Raises:
       Stopping: a signal came; what ran has saved its state and ended.
     """
-    waiting, failures = list(jobs), dict[Job, str]()
+    waiting = list(jobs)
+    parallel = min(parallel, len(gpus)) if gpus else parallel
     running: list[Running] = []
     with _signals() as came:
         try:
@@ -148,14 +176,13 @@ def carry_out(jobs: Sequence[Job], parallel: int, gpus: int, show: Callable[[Job
                     show(each.job, "failed" if each.job in failures else "done", failures.get(each.job, ""))
         finally:
             _end(running)
-    return failures
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list to which the first of SIGINT and SIGTERM is added, in place of what they do otherwise."""
+    """A list to which signals that end a program are added, in place of what they do otherwise."""
     came: list[int] = []
-    handled = (signal.SIGINT, signal.SIGTERM)
+    handled = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = [signal.signal(number, lambda number, frame: came.append(number)) for number in handled]
     try:
         yield came
@@ -164,10 +191,10 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _start(job: Job, slot: int, gpus: int) -> Running:
+def _start(job: Job, slot: int, gpus: Sequence[str]) -> Running:
     job.place.parent.mkdir(parents=True, exist_ok=True)
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": paths} | ({"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus else {})
+    environment = os.environ | {"PYTHONPATH": paths} | ({"CUDA_VISIBLE_DEVICES": gpus[slot]} if gpus else {})
     with job.log.open("wb") as sink:
         # In a session of its own: Ctrl-C reaches this program alone, which then tells each run once.
         process = subprocess.Popen(

@@ -4,6 +4,7 @@ import base64
 import html
 import json
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from experiments.reproduce import picture
 from experiments.reproduce.results import METRICS, Result
 from experiments.tables.sizes import Size
 from patchnets.console import duration
+from patchnets.errors import one_line
 
 HEADS = ("row", "data", "epochs", "", "published", "measured", "difference", "verdict", "wall time", "images/s")
 SIZE_HEADS = ("network", "parameters published", "counted", "GMACs published", "counted", "verdict")
@@ -147,7 +149,11 @@ def write(
 ) -> list[pathlib.Path]:
     """Writes report.md, report.html, report.json, and curves.png where there is something to draw; returns them."""
     place.mkdir(parents=True, exist_ok=True)
-    curves = picture.curves(results)
+    try:
+        curves = picture.curves(results)
+    except Exception as error:  # a report without its picture is one
+        print(f"the learning curves could not be drawn: {one_line(error)}", file=sys.stderr)
+        curves = None
     told = {"table": table, "command": command, "rows": list(results)}
     told |= {"sizes": [size._asdict() | {"verdict": size.verdict} for size in sizes]} if sizes else {}
     files: dict[str, bytes] = {

@@ -110,7 +110,7 @@ def result(
     if 0 < len(finished) < len(jobs):
         reasons.append(f"{len(finished)} of {len(jobs)} seeds finished: what is shown is not final")
     if data is not None and finished:
-        reasons.append(f"trained on {summaries[0]['dataset']}, not {row.dataset}")
+        reasons.append(f"trained on {data.partition(':')[0]} in place of the table's {row.dataset}")
 
     def mean(name: str) -> float | None:
         values = [s[name] for s in summaries if s.get(name)]

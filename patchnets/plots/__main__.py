@@ -17,6 +17,8 @@ import sys
 from patchnets import host, main
 from patchnets.errors import RunError, UserError
 
+PLACES = ("dataset.path", "dataset.data_dir", "dataset.cache_dir")  # which may have changed since a run
+
 
 def run(argv: list[str]) -> int:
     """Carries out a command line and returns the exit status."""
@@ -45,8 +47,8 @@ def _run(argv: list[str]) -> str:
     place, changes = pathlib.Path(argv[1]), {}
     for argument in argv[2:]:
         key, equals, value = argument.removeprefix("--config.").partition("=")
-        if not argument.startswith("--config.dataset.") or not equals:
-            raise UserError(f"{argument!r} is not understood; expected --config.dataset.KEY=VALUE after the folder")
+        if not argument.startswith("--config.") or key not in PLACES or not equals:
+            raise UserError(f"{argument!r} is not understood; expected --config.KEY=DIR, KEY being {', '.join(PLACES)}")
         changes[key] = value
     first = curves.draw(place)
     if not (place / "config.json").exists():  # figures alone, without the run

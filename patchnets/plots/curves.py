@@ -4,6 +4,7 @@ import pathlib
 
 from patchnets import workdir
 from patchnets.errors import UserError
+from patchnets.plots import figures
 
 
 def draw(path: pathlib.Path) -> pathlib.Path:
@@ -12,10 +13,7 @@ def draw(path: pathlib.Path) -> pathlib.Path:
     Raises:
       UserError: `path` is no work directory, or holds no figures yet.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    plt = figures.pyplot()
     from matplotlib.ticker import MaxNLocator
 
     rows = [row for row in workdir.read_metrics(path) if "train_loss" in row]
@@ -49,9 +47,5 @@ def draw(path: pathlib.Path) -> pathlib.Path:
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.xaxis.set_major_locator(MaxNLocator(integer=rows[-1]["epoch"] >= 3))
-    figure.suptitle(f"{path.name}: learning curves")
-    target = path / "plots" / "learning_curves.png"
-    target.parent.mkdir(exist_ok=True)
-    figure.savefig(target, dpi=110)
-    plt.close(figure)
-    return target
+    figure.suptitle(f"{path.absolute().name}: learning curves")
+    return figures.save(figure, path / "plots" / "learning_curves.png")

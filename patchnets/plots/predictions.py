@@ -25,6 +25,7 @@ class Predictions:
     confidence: Float[np.ndarray, " examples"]
     mistaken: Int[np.ndarray, " mistakes"]
     images: UInt8[np.ndarray, "mistakes height width channels"]
+    split: str = "test"
 
     @property
     def accuracy(self) -> float:
@@ -78,7 +79,7 @@ def confusion(seen: Predictions, names: Sequence[str]) -> Any:
             axis.text(j, i, counts[i, j], ha="center", va="center", fontsize=6, color=colour)
     axis.set(xlabel="found" + ("" if few else " (class number)"), ylabel="right" + ("" if few else " (class number)"))
     figure.colorbar(shown, ax=axis, label="share of the class", shrink=0.8)
-    figure.suptitle(f"Confusion over {len(seen.labels):,} test images: top-1 {seen.accuracy:.2%}", fontsize=10)
+    figure.suptitle(f"Confusion over {len(seen.labels):,} {seen.split} images: top-1 {seen.accuracy:.2%}", fontsize=10)
     return figure
 
 
@@ -97,7 +98,7 @@ def per_class(seen: Predictions, names: Sequence[str], shown: int = 20) -> Any:
     axis.axvline(100 * seen.accuracy, color="tab:orange", linestyle="--")
     axis.set(xlabel=f"top-1 accuracy (%); dashed: all images, {seen.accuracy:.2%}", xlim=(0, 100))
     words = f"the {shown} best and the {shown} worst of {len(order)} classes" if cut else f"{len(order)} classes"
-    figure.suptitle(f"Accuracy by class on {len(seen.labels):,} test images: {words}", fontsize=10)
+    figure.suptitle(f"Accuracy by class on {len(seen.labels):,} {seen.split} images: {words}", fontsize=10)
     return figure
 
 
@@ -117,7 +118,7 @@ def mistakes(seen: Predictions, names: Sequence[str]) -> Any:
         axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
         right, found = names[seen.labels[i]], names[seen.found[i]]
         axis.set_title(f"{found} {seen.confidence[i]:.0%}\nis {right}", fontsize=7.5)
-    figure.suptitle(f"The most confident mistakes on {len(seen.labels):,} test images", fontsize=10)
+    figure.suptitle(f"The most confident mistakes on {len(seen.labels):,} {seen.split} images", fontsize=10)
     return figure
 
 
@@ -136,5 +137,7 @@ def calibration(seen: Predictions) -> Any:
     above.legend(fontsize=8, loc="upper left")
     below.bar(middles, [row[0] for row in rows], width=0.94 * width, color="tab:gray")
     below.set(xlabel="confidence: probability of the class that is found", ylabel="images")
-    figure.suptitle(f"Calibration on {len(seen.labels):,} test images: ECE {error:.2%}, {BINS} bins", fontsize=10)
+    figure.suptitle(
+        f"Calibration on {len(seen.labels):,} {seen.split} images: ECE {error:.2%}, {BINS} bins", fontsize=10
+    )
     return figure

@@ -13,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from patchnets import config as config_lib
-from patchnets import console, processors
+from patchnets import console, processors, workdir
 from patchnets.checkpoints import Checkpoints
 from patchnets.errors import RunError, UserError, one_line
 from patchnets.feeds import Feed
@@ -35,7 +35,7 @@ def predict(plan: Plan, state: TrainState, feed: Feed, stopped: Callable[[], boo
     def of_batch(variables: Any, operands: Any, step: jax.Array) -> tuple[jax.Array, ...]:
         batch = feed.batch(operands, step)
         logits = jnp.asarray(task.model.apply(variables, task.preprocess(batch["image"]), train=False))
-        probabilities = jax.nn.softmax(logits)
+        probabilities = jax.nn.sigmoid(logits) if plan.config.loss == "sigmoid" else jax.nn.softmax(logits)
         found, confidence = probabilities.argmax(axis=-1), probabilities.max(axis=-1)
         wrong = (found != batch["label"]) & (batch["mask"] > 0)
         worst = jax.lax.top_k(jnp.where(wrong, confidence, -1.0), kept)[1]
@@ -62,7 +62,8 @@ def predict(plan: Plan, state: TrainState, feed: Feed, stopped: Callable[[], boo
     label, found, confidence = (np.concatenate(column) for column in columns)
     shape = (0, plan.data.stored_size, plan.data.stored_size, plan.data.channels)
     shown = np.stack([image for *_, image in mistaken]) if mistaken else np.zeros(shape, np.uint8)
-    return Predictions(label, found, confidence, np.array([i for _, i, _ in mistaken], int), shown)
+    split = "test" if feed is plan.data.test else "validation"
+    return Predictions(label, found, confidence, np.array([i for _, i, _ in mistaken], int), shown, split)
 
 
 def sample(plan: Plan, feed: Feed, count: int = EXAMPLES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -118,7 +119,12 @@ def pictures(
 
     def once(what: str, make: Callable[[], Any]) -> Any:
         if what not in seen:
-            seen[what] = make()
+            try:
+                seen[what] = make()
+            except Exception as error:  # what several pictures need is tried once
+                seen[what] = error
+        if isinstance(seen[what], Exception):
+            raise seen[what]
         return seen[what]
 
     def examples() -> Any:
@@ -183,13 +189,20 @@ def opened(place: pathlib.Path, changes: dict[str, Any] | None = None) -> tuple[
     """
     try:
         config = config_lib.saved(json.loads((place / "config.json").read_text()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{place} is not a work directory: there is no config.json in it that can be read") from error
     config.update_from_flattened_dict(changes or {})
     config_lib.check(config)
     processors.split_cpu(config)
     plan = make_plan(config)
-    checkpoints = Checkpoints(place / "checkpoints", config.checkpoint)
+    stored = workdir.read_json(place / "data.json")
+    if changed := [name for name in plan.data.identity if stored.get(name) != plan.data.identity[name]]:
+        plan.data.close()
+        raise UserError(f"these are not the data of {place} ({', '.join(changed)} differ from its data.json)")
+    if not (place / "checkpoints").is_dir():
+        plan.data.close()
+        raise RunError(f"{place} has no checkpoints")
+    checkpoints = Checkpoints(place / "checkpoints", config.checkpoint, read_only=True)
     try:
         state = plan.initial_state()
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
@@ -209,14 +222,15 @@ def draw_saved(place: pathlib.Path, say: Callable[[str], None], changes: dict[st
 
 def draw_side_by_side(places: list[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
     """How the networks of several runs mix patches, in one picture."""
-    found = {}
+    found: dict[str, Any] = {}
     for place in places:
         plan, state = opened(place)
         try:
             feed = plan.data.test or plan.data.val or plan.data.train
             blocks = mixing_of(plan, state, sample(plan, feed)[0])
             name = f"{plan.config.model.name}, {console.epochs(float(state.step / plan.data.train.steps_per_epoch))}"
-            found[name if name not in found else f"{name} ({place.name})"] = blocks, grid_of(plan, state.params)
+            again = sum(other.startswith(name) for other in found)
+            found[f"{name} ({again + 1})" if again else name] = blocks, grid_of(plan, state.params)
         finally:
             plan.data.close()
     return figures.save(network.side_by_side(found), out)

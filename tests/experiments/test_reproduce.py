@@ -54,6 +54,7 @@ def fake(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs.config_lib, "digest", lambda config: "hash")
     monkeypatch.setattr(jobs, "POLL", 0.02)
     monkeypatch.setattr(reproduce.machine, "gpus", list)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     notes = tmp_path / "notes"
     notes.touch()
     monkeypatch.setenv("NOTES", str(notes))
@@ -130,10 +131,15 @@ def test_another_data_set_or_recipe_gets_no_verdict(fake, tmp_path):
     assert start(place, "--rows=mixer-1", f"--data=folder:{tmp_path / 'images'}") == 0
     row = rows_of(place)["mixer-1"]
     assert (row["verdict"], row["dataset"]) == ("other data", "folder")
-    assert "trained on folder, not cifar100" in row["reasons"]
-    ((given, *_),) = fake()
+    assert "trained on folder in place of the table's cifar100" in row["reasons"]
+    ((given, *_), *_) = fake()
     assert given["config.dataset.path"] == str(tmp_path / "images") and given["config.dataset.train_split"] == "None"
     assert "--data=folder:PATH" in (place / "report.md").read_text().splitlines()[2]
+    for name in ("report.md", "report.html", "report.json"):
+        assert str(tmp_path) not in (place / name).read_text(), name
+    (tmp_path / "others").mkdir()
+    assert start(place, "--rows=mixer-1", f"--data=folder:{tmp_path / 'others'}") == 0
+    assert len(fake()) == 2, "other images are another run"
     assert start(tmp_path / "other", "--rows=mixer-1", "--config.batch_size=64") == 0
     row = rows_of(tmp_path / "other")["mixer-1"]
     assert row["verdict"] == "other recipe" and "changed: batch_size" in row["reasons"]
@@ -141,10 +147,22 @@ def test_another_data_set_or_recipe_gets_no_verdict(fake, tmp_path):
 
 def test_rows_run_at_the_same_time_each_on_a_gpu_of_its_own(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce.machine, "gpus", lambda: ["H200", "H200"])
-    monkeypatch.setenv("WORK", "1")
-    assert start(tmp_path / "out", "--rows=mixer-1,fnet-1") == 0
+    monkeypatch.setenv("WORK", "3")
+    assert start(tmp_path / "out", "--rows=mixer-1,fnet-1", "--parallel=5") == 0
     (_, one, began), (_, other, too) = fake()
-    assert {one, other} == {"0", "1"} and abs(began - too) < 1
+    assert {one, other} == {"0", "1"} and abs(began - too) < 3  # the second began before the first had ended
+
+
+def test_the_gpus_that_the_user_names_are_taken(fake, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce.machine, "gpus", lambda: ["H200"] * 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert start(tmp_path / "out", "--rows=mixer-1", "--seeds=2") == 0
+    assert [gpu for _, gpu, _ in fake()] == ["3", "3"]
+
+
+def test_seeds_are_the_programs_own(fake, tmp_path, capsys):
+    assert start(tmp_path / "out", "--rows=mixer-1", "--config.seed=5") == 2
+    assert "--config.seed=5" in capsys.readouterr().err and not fake()
 
 
 def test_stopped_it_tells_its_runs_to_save_and_reports_what_there_is(tmp_path):
@@ -167,7 +185,7 @@ def test_stopped_it_tells_its_runs_to_save_and_reports_what_there_is(tmp_path):
     out, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert (tmp_path / "out/mixer-1/seed-0/saved").exists()
-    assert "stopped; what was trained is saved, and the same command goes on" in error and "Traceback" not in error
+    assert "stopped; the same command goes on from what was saved" in error and "Traceback" not in error
     assert rows_of(tmp_path / "out")["mixer-1"]["verdict"] == "not run" and "not run (0/1)" in out
 
 
@@ -177,6 +195,8 @@ def test_stopped_it_tells_its_runs_to_save_and_reports_what_there_is(tmp_path):
         (["--table=imagnet"], "--table=imagnet is unknown; known: keras_examples, cifar, imagenet, sizes"),
         ([], "--table is not given"),
         (["--table=cifar", "--rows=mixer-1"], "cifar has no row 'mixer-1'; known: convmixer-paper"),
+        (["--table=cifar", "--seeds=²"], "--seeds=²: expected a whole number above 0"),
+        (["--table=cifar", "--workdir=~nobody-of-that-name/x"], "~nobody-of-that-name/x"),
         (["--table=cifar", "--seeds=0"], "--seeds=0: expected a whole number above 0"),
         (["--table=cifar", "--data=folder:nowhere"], "--data=folder:nowhere: expected folder:PATH"),
         (["--table=cifar", "--wokdir=x"], "'--wokdir=x' is not understood"),
