@@ -42,7 +42,9 @@ def curves(results: Sequence[dict[str, Any]]) -> bytes | None:
                 axis.plot(*zip(*told.items()), color=colours(i), linestyle="", marker="x", markersize=8)
         axis.set(xlabel="epoch", ylabel=label)
         axis.grid(alpha=0.3)
-        axis.margins(x=0.08)
+        axis.set_xlim(
+            0, 1.08 * max((found["curve"][name][-1][0] for found in drawn if found["curve"][name]), default=1.0)
+        )
     axes[0].legend(fontsize=8)
     crosses = "; crosses: published" if any(r["published_curve"] for r in drawn) else ""
     figure.suptitle(f"Means over seeds, from the least to the most of them{crosses}", fontsize=11)
