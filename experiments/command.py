@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from patchnets.errors import RunError, UserError
+from patchnets.errors import RunError, UserError, tell
 
 
 def carry_out(argv: list[str], explanation: str | None, work: Callable[[list[str]], int]) -> int:
@@ -16,13 +16,8 @@ def carry_out(argv: list[str], explanation: str | None, work: Callable[[list[str
         return 0
     try:
         return work(argv[1:])
-    except (UserError, RunError) as error:
-        print(f"patchnets: {error}", file=sys.stderr)
-        return error.status
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"patchnets: {where}{error.strerror or error}", file=sys.stderr)
-        return 1
+    except (UserError, RunError, OSError) as error:
+        return tell(error)
     except KeyboardInterrupt:
         print("patchnets: interrupted", file=sys.stderr)
         return 130

@@ -1,5 +1,7 @@
 """The ways in which a run ends that are not bugs, each one line on the terminal."""
 
+import sys
+
 
 class UserError(Exception):
     """The request cannot be carried out as given: exit status 2, the work directory is as it was."""
@@ -19,6 +21,15 @@ class Stopped(Exception):
     def __init__(self, signal_number: int, step: int):
         super().__init__(f"stopped by signal {signal_number} at step {step}; the same command continues from there")
         self.status = 128 + signal_number
+
+
+def tell(error: BaseException, program: str = "patchnets") -> int:
+    """Says in one line what ended a program, one of the above or an OSError, and returns the exit status."""
+    said = str(error)
+    if isinstance(error, OSError):
+        said = (f"{error.filename}: " if error.filename else "") + (error.strerror or said)
+    print(f"{program}: {said}", file=sys.stderr)
+    return getattr(error, "status", 1)
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:

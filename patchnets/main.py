@@ -23,7 +23,7 @@ from typing import Any
 from absl import flags, logging
 
 from patchnets import STARTED, host
-from patchnets.errors import RunError, Stopped, UserError, one_line
+from patchnets.errors import RunError, Stopped, UserError, one_line, tell
 
 
 def parse(argv: list[str]):
@@ -144,13 +144,8 @@ def run(argv: list[str]) -> int:
 
         processors.split_cpu(config)
         trainer.train(config, workdir, began=STARTED)
-    except (UserError, RunError, Stopped) as error:
-        print(f"patchnets: {error}", file=sys.stderr)
-        return error.status
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"patchnets: {where}{error.strerror or error}", file=sys.stderr)
-        return 1
+    except (UserError, RunError, Stopped, OSError) as error:
+        return tell(error)
     except RuntimeError as error:  # what JAX raises is one
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

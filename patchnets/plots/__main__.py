@@ -15,7 +15,7 @@ import pathlib
 import sys
 
 from patchnets import host, main
-from patchnets.errors import RunError, UserError
+from patchnets.errors import RunError, UserError, tell
 
 PLACES = ("dataset.path", "dataset.data_dir", "dataset.cache_dir")  # which may have changed since a run
 
@@ -28,13 +28,8 @@ def run(argv: list[str]) -> int:
     commands = {"augment": _augment, "mixing": _mixing}
     try:
         print(commands.get(argv[1], _run)(argv))
-    except (UserError, RunError) as error:
-        print(f"patchnets.plots: {error}", file=sys.stderr)
-        return error.status
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"patchnets.plots: {where}{error.strerror or error}", file=sys.stderr)
-        return 1
+    except (UserError, RunError, OSError) as error:
+        return tell(error, "patchnets.plots")
     return 0
 
 
@@ -50,9 +45,8 @@ def _run(argv: list[str]) -> str:
         if not argument.startswith("--config.") or key not in PLACES or not equals:
             raise UserError(f"{argument!r} is not understood; expected --config.KEY=DIR, KEY being {', '.join(PLACES)}")
         changes[key] = value
-    first = curves.draw(place)
     if not (place / "config.json").exists():  # figures alone, without the run
-        return str(first)
+        return str(curves.draw(place))
     main.quieten_tensorflow()
     main.keep_compiled()
     from patchnets.plots import run
@@ -60,7 +54,7 @@ def _run(argv: list[str]) -> str:
     try:
         drawn = run.draw_saved(place, lambda text: print(f"patchnets.plots: {text}", file=sys.stderr), changes)
     except (UserError, RunError) as error:
-        print(first)
+        print(curves.draw(place))
         raise type(error)(f"the other pictures could not be drawn: {error}") from error
     return "\n".join(map(str, drawn))
 
