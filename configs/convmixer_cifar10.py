@@ -13,7 +13,8 @@ any number N of epochs and 25 by default, is put together from them for the most
 `python -m experiments.sprint` fits its length to a wall-time limit.
 
 The example publishes 83.69 % after its 10 epochs, the paper 96.03 %, its authors' short recipes 92.6 % and more than
-94 %; nothing is published about the sprint, and it claims nothing. Not run to the end yet.
+94 %; nothing is published about the sprint, and it claims nothing. Not run to the end yet: after 2 of the
+example's 10 epochs, 25 min on two CPU cores, 73.00 % of the test split, and 72.54 % of validation, where it has 72.4 %.
 """
 
 import re

@@ -10,7 +10,7 @@ starts at zero.
 
 The example publishes 9.76 / 30.8 % (top-1 / top-5) after 1 epoch, and 47.58 / 77.18 % after 50 in an earlier edition.
 Measured with :one_epoch on two CPU cores, three seeds: 19.11 / 45.67 % of the test split in 2 min (Keras itself
-on a machine of this kind: 17.17 / 43.93 and 16.93 / 42.75 % with two seeds); the paper's network 18.28 / 46.13 %.
+on a machine of this kind: 19.29 / 45.33 and 18.38 / 44.24 % with two seeds); the paper's network 19.56 / 47.11 %.
 
 The fourth is Mixer-nano with the recipe of github.com/omihub777/MLP-Mixer-CIFAR, 300 epochs, which publishes 67.51 %.
 Not run to its end.

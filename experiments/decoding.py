@@ -213,8 +213,8 @@ def resident() -> tuple[float, list[float]]:
 def stream(place: pathlib.Path, minutes: float, workers: int | None) -> list[dict[str, Any]]:
     """Reads a folder of photographs through a StreamingFeed; one row each half minute."""
     import jax
-    from jax.sharding import Mesh
 
+    from patchnets import sharding
     from patchnets.data import folder, streaming
 
     for i, data in enumerate(photographs(512, 500, 375)):
@@ -226,7 +226,7 @@ def stream(place: pathlib.Path, minutes: float, workers: int | None) -> list[dic
     feed = streaming.StreamingFeed(
         [(records, 0, len(records))],
         batch_size=128,
-        mesh=Mesh(np.array(jax.devices()), ("data",)),
+        mesh=sharding.mesh_of(jax.devices(), (jax.device_count(), 1)),
         size=SIZE,
         channels=3,
         num_classes=8,

@@ -50,7 +50,7 @@ def parameters(config, num_classes: int, channels: int = 3) -> int:
 
 def test_the_published_configurations_are_there():
     small = {f"{family}_{data}" for family in FAMILIES for data in ("digits", "cifar10", "cifar100")}
-    assert set(NAMES) == small | set(IMAGENET)
+    assert set(NAMES) == small | set(IMAGENET) | {"compare"}
 
 
 @pytest.mark.parametrize(("name", "argument"), EVERY)
@@ -61,7 +61,7 @@ def test_configuration_passes_and_can_be_scheduled(name, argument):
     assert 0 < peak <= config.optimizer.learning_rate
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in IMAGENET])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in [*IMAGENET, "compare"]])
 def test_the_tutorial_is_the_default_and_the_paper_the_other(name):
     family = name.split("_")[0]
     assert get(name) == get(name, "tutorial") == load(name).get_config("")

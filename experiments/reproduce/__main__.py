@@ -24,16 +24,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
-from experiments.benchmark import machine
-from experiments.command import carry_out
+from experiments.command import carry_out, count, home, split_options
+from experiments.reproduce import files, report, results
 from experiments.reproduce import jobs as jobs_lib
-from experiments.reproduce import report, results
-from experiments.reproduce.jobs import Job, Stopping
+from experiments.reproduce.jobs import Job
+from experiments.reproduce.progress import train
 from experiments.tables import SIZES, TABLES
 from experiments.tables.row import Row
-from patchnets.console import duration
 from patchnets.errors import UserError
 
 
@@ -52,21 +49,8 @@ class Asked:
 
 def parse(arguments: Sequence[str]) -> Asked:
     """Raises UserError for what is not understood."""
-    given: dict[str, str] = {}
-    handed_on = []
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        name = option.removeprefix("--")
-        if name.startswith("config.") and option.startswith("--"):
-            handed_on.append(argument)
-        elif option.startswith("--") and name in ("list", "report") and not equals:
-            given[name] = "yes"
-        elif option.startswith("--") and name in ("table", "rows", "workdir", "seeds", "data", "parallel") and value:
-            given[name] = value
-        else:
-            raise UserError(
-                f"{argument!r} is not understood; options have the form --NAME=VALUE, and --help lists them"
-            )
+    options = ("table", "rows", "workdir", "seeds", "data", "parallel")
+    given, handed_on = split_options(arguments, options, switches=("list", "report"))
     known = ", ".join([*TABLES, SIZES])
     if "table" not in given:
         raise UserError(f"--table is not given; known: {known}")
@@ -77,89 +61,17 @@ def parse(arguments: Sequence[str]) -> Asked:
     wanted = given["rows"].split(",") if "rows" in given else list(rows)
     if unknown := [name for name in wanted if name not in rows]:
         raise UserError(f"--rows: {table} has no row {unknown[0]!r}; known: {', '.join(rows) or 'none'}")
-    for name in ("seeds", "parallel"):
-        if name in given and not (given[name].isascii() and given[name].isdigit() and int(given[name])):
-            raise UserError(f"--{name}={given[name]}: expected a whole number above 0")
     return Asked(
         table,
         tuple(rows[name] for name in dict.fromkeys(wanted)),
-        _home(given.get("workdir", f"runs/{table}")),
-        int(given.get("seeds", 1)),
-        _data(given.get("data")),
-        int(given["parallel"]) if "parallel" in given else None,
+        home(given.get("workdir", f"runs/{table}")),
+        count("seeds", given) or 1,
+        jobs_lib.data_option(given["data"]) if "data" in given else None,
+        count("parallel", given),
         "list" in given,
         "report" in given,
-        tuple(handed_on),
+        handed_on,
     )
-
-
-def _home(path: str) -> pathlib.Path:
-    """A path with its ~ resolved. Raises UserError where it names no user."""
-    try:
-        return pathlib.Path(path).expanduser()
-    except RuntimeError as error:
-        raise UserError(f"{path}: {error}") from error
-
-
-def _data(told: str | None) -> str | None:
-    """--data with a whole path. Raises UserError where it names no folder."""
-    name, _, path = (told or "").partition(":")
-    if name != "folder":
-        return told
-    place = _home(path)
-    if not path or not place.is_dir():
-        raise UserError(f"--data={told}: expected folder:PATH, where PATH is a folder with train/CLASS/ in it")
-    return f"folder:{place.absolute()}"
-
-
-class Lines:
-    """One line of progress for each row: a bar on a terminal; elsewhere a line when something happens."""
-
-    def __init__(self, rows: Sequence[Row], jobs: Sequence[Job]):
-        self._total = {row.id: sum(job.row.id == row.id for job in jobs) for row in rows}
-        self._done = {row.id: sum(job.row.id == row.id and job.summary() is not None for job in jobs) for row in rows}
-        wide = max(map(len, self._total))
-        self._bars = {
-            name: tqdm(
-                total=total,
-                initial=self._done[name],
-                position=i,
-                bar_format="{desc}",
-                disable=None,
-                leave=True,
-                dynamic_ncols=True,
-            )
-            for i, (name, total) in enumerate(self._total.items())
-        }
-        self._told: dict[Job, str] = {}
-        self._plain = not sys.stderr.isatty()
-        self._wide = wide
-        for name in self._bars:
-            self._say(name, "finished" if self._done[name] == self._total[name] else "waiting")
-
-    def _say(self, name: str, words: str) -> None:
-        self._bars[name].set_description_str(f"{name:<{self._wide}}  {self._done[name]}/{self._total[name]}  {words}")
-
-    def show(self, job: Job, state: str, words: str) -> None:
-        name = job.row.id
-        if state == "running":
-            said = f"seed {job.seed}: {words}"
-        elif state == "failed":
-            said = f"seed {job.seed} failed, {words}"
-        else:
-            summary = job.summary() or {}
-            figures = results.measured([summary])
-            text = ", ".join(f"{results.METRICS[m]} {f['mean']:.2%}" for m, f in figures.items())
-            said = f"seed {job.seed}: test {text or 'none'}, {duration(summary.get('wall_seconds', 0.0))}"
-            self._done[name] += 1
-        self._say(name, said)
-        if self._plain and self._told.get(job) != state:
-            print(f"{name} seed {job.seed}: started" if state == "running" else f"{name} {said}", flush=True)
-        self._told[job] = state
-
-    def close(self) -> None:
-        for bar in self._bars.values():
-            bar.close()
 
 
 def listed(asked: Asked) -> str:
@@ -175,6 +87,15 @@ def listed(asked: Asked) -> str:
     return "\n".join(lines)
 
 
+def jobs_of(asked: Asked) -> list[Job]:
+    """A run for each row and seed. Raises UserError where the configuration cannot be had so."""
+    return [
+        jobs_lib.job(row, seed, asked.workdir, asked.data, asked.handed_on)
+        for row in asked.rows
+        for seed in range(asked.seeds)
+    ]
+
+
 def work(arguments: list[str]) -> int:
     """Trains and reports; returns the exit status."""
     asked = parse(arguments)
@@ -187,35 +108,21 @@ def work(arguments: list[str]) -> int:
         from experiments.tables import sizes
 
         found = sizes.counted()
-        files = report.write(asked.workdir, SIZES, command, [], found)
+        written = report.write(asked.workdir, SIZES, command, [], found)
         wrong = [size.id for size in found if size.verdict != "reproduced"]
-        print(f"{len(found) - len(wrong)} of {len(found)} networks have their published size; {files[1]}")
+        print(f"{len(found) - len(wrong)} of {len(found)} networks have their published size; {written[1]}")
         return int(bool(wrong))
-    jobs = [
-        jobs_lib.job(row, seed, asked.workdir, asked.data, asked.handed_on)
-        for row in asked.rows
-        for seed in range(asked.seeds)
-    ]
-    gpus = machine.gpu_slots()
-    missing = [] if asked.report_only else [job for job in jobs if job.summary() is None]
-    failures: dict[Job, str] = {}
-    status = 0
-    lines = Lines(asked.rows, jobs)
-    try:
-        jobs_lib.carry_out(missing, asked.parallel or max(1, len(gpus)), gpus, lines.show, failures)
-    except Stopping as stop:
-        status = 128 + stop.number
-    finally:
-        lines.close()
+    jobs = jobs_of(asked)
+    status, failures = (0, {}) if asked.report_only else train(asked.rows, jobs, asked.parallel)
     table = TABLES[asked.table]
     noise = {metric: results.seed_noise(table, metric) for metric in results.METRICS}
     found_rows = [
         results.result(row, [job for job in jobs if job.row.id == row.id], failures, asked.data, noise)
         for row in asked.rows
     ]
-    files = report.write(asked.workdir, asked.table, command, found_rows)
+    written = report.write(asked.workdir, asked.table, command, found_rows)
     print("\n".join(_screen(found_rows)))
-    print(f"written: {', '.join(map(str, files))}")
+    print(f"written: {', '.join(map(str, written))}")
     if status:
         print("patchnets: stopped; the same command goes on from what was saved", file=sys.stderr)
     return status or int(bool(failures))
@@ -223,9 +130,7 @@ def work(arguments: list[str]) -> int:
 
 def _screen(found: Sequence[results.Result]) -> list[str]:
     """The table of the report, for a terminal."""
-    rows = [list(report.HEADS), *(row for result in found for row in report.cells(result))]
-    wide = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, wide)).rstrip() for row in rows]
+    lines = files.table(report.HEADS, [row for result in found for row in report.cells(result)])
     return lines + [f"{result['id']}: {reason}" for result in found for reason in result["reasons"]]
 
 

@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from experiments.command import home
 from experiments.tables.row import Row
 from patchnets import config as config_lib
-from patchnets import main
+from patchnets import main, workdir
 from patchnets.errors import UserError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -71,7 +72,7 @@ class Job:
         return said.replace(f"{self.place.absolute().parents[1]}/", "").replace(f"{ROOT}/", "")
 
 
-def job(row: Row, seed: int, workdir: pathlib.Path, data: str | None, handed_on: Sequence[str]) -> Job:
+def job(row: Row, seed: int, folder: pathlib.Path, data: str | None, handed_on: Sequence[str]) -> Job:
     """A row with a seed, on its own data set or on `data`: the name of one, or folder:PATH.
 
     Raises:
@@ -86,32 +87,56 @@ def job(row: Row, seed: int, workdir: pathlib.Path, data: str | None, handed_on:
         other = [f"--config.dataset.{k}=None" for k in ("train_split", "val_split", "test_split")]
         other += [f"--config.dataset.name={name}", *([f"--config.dataset.path={path}"] if path else [])]
     arguments = (*own, *other, *handed_on)
-    with _at_root():
+    with at_root():
         published = config_lib.flatten(main.parse(["reproduce", *own, *other])[0])
         config = main.parse(["reproduce", *arguments])[0]
     changed = config_lib.recipe_changes(published, config_lib.flatten(config))
     # A folder's path is no part of a configuration's digest: runs on other data have places of their own.
     apart = f"-on-{hashlib.sha256(data.encode()).hexdigest()[:8]}" if data is not None else ""
-    place = workdir / f"{row.id}{apart}" / f"seed-{seed}"
+    place = folder / f"{row.id}{apart}" / f"seed-{seed}"
     return Job(row, seed, arguments, place, config_lib.digest(config), tuple(changed))
 
 
+def data_option(told: str, option: str = "data") -> str:
+    """The value of --data, or of another option, with a whole path. Raises UserError where it names no folder."""
+    name, _, path = told.partition(":")
+    if name != "folder":
+        return told
+    place = home(path)
+    if not path or not place.is_dir():
+        raise UserError(f"--{option}={told}: expected folder:PATH, where PATH is a folder with train/CLASS/ in it")
+    return f"folder:{place.absolute()}"
+
+
+def check_unmixed(jobs: Sequence[Job]) -> None:
+    """Raises UserError where the place of one holds a run of another configuration."""
+    for job in jobs:
+        if not (job.place / "config.json").exists():
+            continue
+        there = config_lib.digest(config_lib.saved(workdir.read_json(job.place / "config.json")))
+        if there != job.digest:
+            raise UserError(
+                f"--workdir={job.place.parents[1]}: {job.row.id} was run there with another configuration "
+                f"({there}, not {job.digest}); give another --workdir"
+            )
+
+
 def without_places(arguments: Sequence[str]) -> list[str]:
-    """A command line without folders of this machine."""
+    """A command line by which others get the same: without this machine's folders, and with the runs reported on."""
     kept = []
     for argument in arguments:
         option, _, value = argument.partition("=")
-        if option == "--data" and value.startswith("folder:"):
-            kept.append("--data=folder:PATH")
+        if option in ("--data", "--dataset") and value.startswith("folder:"):
+            kept.append(f"{option}=folder:PATH")
         elif option == "--config.dataset.path":
             kept.append(f"{option}=PATH")
-        elif option not in ("--workdir", "--config.dataset.data_dir", "--config.dataset.cache_dir"):
+        elif option not in ("--workdir", "--config.dataset.data_dir", "--config.dataset.cache_dir", "--report"):
             kept.append(argument)
     return kept
 
 
 @contextlib.contextmanager
-def _at_root() -> Iterator[None]:
+def at_root() -> Iterator[None]:
     """In the folder that holds configs/, from wherever the program was started."""
     before = pathlib.Path.cwd()
     os.chdir(ROOT)
@@ -191,10 +216,14 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def environment() -> dict[str, str]:
+    """That of a process which imports patchnets from here, wherever it is at work."""
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": paths}
+
+
 def _start(job: Job, slot: int, gpus: Sequence[str]) -> Running:
     job.place.parent.mkdir(parents=True, exist_ok=True)
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": paths} | ({"CUDA_VISIBLE_DEVICES": gpus[slot]} if gpus else {})
     with job.log.open("wb") as sink:
         # In a session of its own: Ctrl-C reaches this program alone, which then tells each run once.
         process = subprocess.Popen(
@@ -202,7 +231,7 @@ def _start(job: Job, slot: int, gpus: Sequence[str]) -> Running:
             cwd=ROOT,
             stdout=sink,
             stderr=subprocess.STDOUT,
-            env=environment,
+            env=environment() | ({"CUDA_VISIBLE_DEVICES": gpus[slot]} if gpus else {}),
             start_new_session=True,
         )
     return Running(job, slot, process)
@@ -221,8 +250,8 @@ def _end(running: Sequence[Running]) -> None:
             each.process.wait()
 
 
-def check_place(workdir: pathlib.Path) -> None:
-    """Raises UserError where `workdir` is or lies in a file, or cannot be written to."""
-    place = next(place for place in (workdir, *workdir.absolute().parents) if place.exists())
+def check_place(folder: pathlib.Path) -> None:
+    """Raises UserError where `folder` is or lies in a file, or cannot be written to."""
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not place.is_dir() or not os.access(place, os.W_OK):
-        raise UserError(f"--workdir={workdir}: {place} is no folder that can be written to; give another --workdir")
+        raise UserError(f"--workdir={folder}: {place} is no folder that can be written to; give another --workdir")

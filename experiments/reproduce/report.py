@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments.reproduce import picture
+from experiments.reproduce import files, picture
 from experiments.reproduce.results import METRICS, Result
 from experiments.tables.sizes import Size
 from patchnets.console import duration
@@ -114,7 +114,7 @@ def page(table: str, command: str, results: Sequence[Result], sizes: Sequence[Si
     if results:
         remark = "Per cent of the test split; mean ± standard deviation over seeds. "
         parts.append(f'<p class="note">{remark}{html.escape(versions(results))}</p>')
-        parts.append(_table(HEADS, [(r["verdict"], row) for r in results for row in cells(r)], text=3))
+        parts.append(_table(HEADS, [(r["verdict"], row) for r in results for row in cells(r)], text=4))
         if curves:
             encoded = base64.b64encode(curves).decode()
             parts.append(f'<p><img alt="learning curves of all rows" src="data:image/png;base64,{encoded}"></p>')
@@ -135,7 +135,8 @@ def _table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], text
     def line(tag: str, values: Sequence[str], verdict: str = "") -> str:
         made = []
         for i, value in enumerate(values):
-            kind = "number" if i >= text and not (verdict and value.startswith(verdict)) else ""
+            words = i < text or value == "verdict" or (verdict and value.startswith(verdict))
+            kind = "" if words else "number"
             kind = verdict.replace(" ", "-") if verdict and value.startswith(verdict) else kind
             made.append(f'<{tag} class="{kind}">{html.escape(value)}</{tag}>')
         return f"<tr>{''.join(made)}</tr>"
@@ -156,15 +157,12 @@ def write(
         curves = None
     told = {"table": table, "command": command, "rows": list(results)}
     told |= {"sizes": [size._asdict() | {"verdict": size.verdict} for size in sizes]} if sizes else {}
-    files: dict[str, bytes] = {
+    written: dict[str, bytes] = {
         "report.json": (json.dumps(told, indent=1) + "\n").encode(),
         "report.md": markdown(table, command, results, sizes, curves is not None).encode(),
         "report.html": page(table, command, results, sizes, curves).encode(),
     }
     if curves:
-        files["curves.png"] = curves
-    for name, content in files.items():
-        partial = place / f".{name}.partial"
-        partial.write_bytes(content)
-        partial.replace(place / name)
-    return [place / name for name in files]
+        written["curves.png"] = curves
+    files.write(place, written)
+    return [place / name for name in written]

@@ -29,11 +29,11 @@ def seed_noise(rows: Iterable[Row], metric: str) -> float:
     return math.sqrt(statistics.fmean(squares)) if squares else 0.0
 
 
-def measured(summaries: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """{metric: its values, mean and standard deviation} of the test split, over the runs that have one."""
+def measured(summaries: Sequence[Mapping[str, Any]], split: str = "test") -> dict[str, dict[str, Any]]:
+    """{metric: its values, mean and standard deviation} of the test split or "val", over the runs that have one."""
     found = {}
     for metric in METRICS:
-        values = [s[f"test_{metric}"] for s in summaries if f"test_{metric}" in s]
+        values = [s[f"{split}_{metric}"] for s in summaries if f"{split}_{metric}" in s]
         if values:
             found[metric] = {"values": values, "mean": statistics.fmean(values), "deviation": spread(values)}
     return found

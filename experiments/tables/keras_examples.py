@@ -57,7 +57,7 @@ def _mlp(name: str, one: tuple[float, float], fifty: tuple[float, float], peer: 
 
 
 TABLE = (
-    *_mlp("mixer", (0.0976, 0.308), (0.4758, 0.7718), _keras((0.1717, 0.1693), (0.4393, 0.4275)), 3),
+    *_mlp("mixer", (0.0976, 0.308), (0.4758, 0.7718), _keras((0.1929, 0.1838), (0.4533, 0.4424)), 3),
     *_mlp("fnet", (0.1382, 0.3615), (0.4663, 0.7647), _keras((0.1401, 0.1373), (0.3625, 0.3653)), 3),
     *_mlp("gmlp", (0.1705, 0.4257), (0.5064, 0.7828), _keras((0.1678, 0.1619), (0.4239, 0.4165)), 4),
     Row(
@@ -102,12 +102,23 @@ TABLE = (
         "configs/convmixer_cifar10.py",
         "cifar10",
         {},
-        f"{CONVMIXER}, validation after 1 and 2 of 10 epochs",
+        f"{CONVMIXER}, validation after 2 of 10 epochs",
         Cost(2, SHORT, 30),
         tolerance=0.02,
         changes=dict(total_epochs=2.0),
-        curve={1: 0.154, 2: 0.724},
-        note="a constant learning rate: the first 2 of 10 epochs are a run of 2",
+        curve={2: 0.724},
+        note="a constant learning rate: the first 2 of 10 epochs are a run of 2. After 1 epoch 15.4 % is published, "
+        "and Keras is at chance on the same images: BatchNorm's running statistics, of momentum 0.99, lag behind",
+    ),
+    Row(
+        "convmixer-paper-2",
+        "configs/convmixer_cifar10.py",
+        "cifar10",
+        {},
+        f"{CONVMIXER}: nothing published for the paper's network",
+        Cost(2, SHORT, 30),
+        changes={"total_epochs": 2.0, "model.name": "convmixer", "model.variant": "256/8-k5-p2"},
+        note="the paper's 256/8 with kernels of 5 and patches of 2, as the tutorial's",
     ),
     Row(
         "convmixer-10",
@@ -117,6 +128,6 @@ TABLE = (
         f"{CONVMIXER}, 10 epochs",
         Cost(10, LONG),
         tolerance=0.02,
-        curve={1: 0.154, 2: 0.724, 3: 0.780, 10: 0.832},
+        curve={2: 0.724, 3: 0.780, 10: 0.832},
     ),
 )

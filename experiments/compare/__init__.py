@@ -1,0 +1,1 @@
+"""Families at equal cost, trained alike: python -m experiments.compare."""

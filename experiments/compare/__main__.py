@@ -1,0 +1,218 @@
+"""Trains networks of several families alike, at equal cost, and shows what each makes of it.
+
+    python -m experiments.compare --models=mlp_mixer,fnet,gmlp,convmixer,vit --match=params --dataset=cifar100 --seeds=3
+
+--models    families, of mlp_mixer, fnet, gmlp, convmixer, vit (default: all)
+--match     what is equal to within 5 %: params (parameters, default), flops (those of an image), or time (of a training
+            step on this machine, which is measured first)
+--target    how much of it: parameters, multiply-accumulates (half the FLOPs), or milliseconds a step; 300k, 1.5M;
+            several, with commas, give each family several sizes (default: that of the first family with 8 blocks of
+            128 channels)
+--dataset   digits, the name of a TFDS data set, or folder:PATH (default: cifar100)
+--epochs    length of every run (default: 10)
+--minutes   in place of it: as many steps for each as make so many minutes of training on this machine
+--seeds     runs of each network, with seeds 0 to N - 1, which fix the order of the images too (default: 3)
+--workdir   a folder for runs and report (default: runs/compare-MATCH)
+--parallel  runs at the same time (default: one for each GPU; 1 on a CPU)
+--report    writes the report of what is there, and trains and measures nothing
+--list      prints the networks, and trains none of them; for equal time, their speed is measured
+
+All are trained by configs/compare.py; other keys, such as --config.optimizer.learning_rate=3e-4, change it for all of
+them. Finished runs are kept: the same command does what is missing, and goes on where a run was cut.
+
+Writes compare.md, compare.json, compare.png and curves.png into the folder, also when interrupted. Exit status: 0; 1
+where a run failed; 2 for a command that is not understood; 128 + N where signal N stopped it.
+"""
+
+import dataclasses
+import pathlib
+import re
+import shlex
+import sys
+import types
+from collections.abc import Mapping, Sequence
+
+from experiments.command import carry_out, count, home, split_options
+from experiments.compare import report
+from experiments.compare.costs import Pilots, counted
+from experiments.compare.shapes import FAMILIES, Shape, matched
+from experiments.reproduce import jobs as jobs_lib
+from experiments.reproduce.jobs import Stopping
+from experiments.reproduce.progress import train
+from experiments.tables.row import Cost, Row
+from patchnets import main
+from patchnets.errors import UserError
+from patchnets.models import costs as models_cost
+
+# What may be equal, and to within which share of what is asked. Any two networks are then within 5 % of each other;
+# times are not measured that closely.
+MATCHES = {"params": 0.024, "flops": 0.024, "time": 0.05}
+ROWS = 8  # of patches in an image
+WARMUP = 0.1  # of a run
+VALIDATIONS = 10  # of a run whose length is told in minutes
+MOST = {"epochs": 1e6, "minutes": 1e6, "target": 1e15}
+OWN = {"model.name", "model.variant", "model.patch_size", "dataset.name", "dataset.path", "total_epochs", "total_steps"}
+OWN |= {f"model.{field}" for family in FAMILIES for field in Shape(family).fields}
+VARIANTS = ("cifar100", "cifar10", "digits")  # of configs/compare.py
+UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    families: tuple[str, ...]
+    match: str
+    targets: tuple[float, ...]  # empty: that of the first family's usual network
+    dataset: str
+    epochs: float | None
+    minutes: float | None
+    seeds: int
+    workdir: pathlib.Path
+    parallel: int | None
+    report_only: bool
+    listing: bool
+    handed_on: tuple[str, ...]
+
+    @property
+    def other_data(self) -> str | None:
+        """The data set as runs are told of it where the recipe has none of that name."""
+        return None if self.dataset in VARIANTS else self.dataset
+
+
+def parse(arguments: Sequence[str]) -> Asked:
+    """Raises UserError for what is not understood."""
+    options = ("models", "match", "target", "dataset", "epochs", "minutes", "seeds", "workdir", "parallel")
+    given, handed_on = split_options(arguments, options, switches=("report", "list"))
+    families = tuple(dict.fromkeys(given.get("models", ",".join(FAMILIES)).split(",")))
+    if unknown := [name for name in families if name not in FAMILIES]:
+        raise UserError(f"--models: {unknown[0]!r} is no family; known: {', '.join(FAMILIES)}")
+    match = given.get("match", "params")
+    if match not in MATCHES:
+        raise UserError(f"--match={match} is unknown; known: {', '.join(MATCHES)}")
+    if "epochs" in given and "minutes" in given:
+        raise UserError(f"--epochs={given['epochs']} and --minutes={given['minutes']} are both given; give one")
+    if told := [a for a in handed_on if a.removeprefix("--config.").partition("=")[0] in OWN]:
+        raise UserError(f"{told[0]}: give --models, --target, --dataset, --epochs or --minutes, from which it follows")
+    minutes = number("minutes", given["minutes"]) if "minutes" in given else None
+    return Asked(
+        families,
+        match,
+        tuple(number("target", each) for each in given["target"].split(",")) if "target" in given else (),
+        jobs_lib.data_option(given.get("dataset", "cifar100"), "dataset"),
+        None if minutes else number("epochs", given.get("epochs", "10")),
+        minutes,
+        count("seeds", given) or 3,
+        home(given.get("workdir", f"runs/compare-{match}")),
+        count("parallel", given),
+        "report" in given,
+        "list" in given,
+        handed_on,
+    )
+
+
+def number(option: str, text: str) -> float:
+    """ "1.5M" -> 1500000. Raises UserError for what is no number above 0."""
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d{0,12})?)([kMG]?)", text, re.ASCII)
+    value = float(found[1]) * UNITS[found[2]] if found else 0.0
+    if not 0 < value <= MOST[option]:
+        raise UserError(
+            f"--{option}={text}: expected a number above 0, such as 20, 300k or 1.5M, and at most {MOST[option]:,.0f}"
+        )
+    return value
+
+
+def row(asked: Asked, shape: Shape, length: Mapping[str, float] = types.MappingProxyType({})) -> Row:
+    """A network as a row of a table of which nothing was published; `length` has the keys that say how long it runs."""
+    config = "configs/compare.py" + ("" if asked.other_data else f":{asked.dataset}")
+    with jobs_lib.at_root():
+        size = main.parse(["compare", f"--config={config}", *asked.handed_on])[0].image_size
+    fields = shape.fields | {"patch_size": max(1, size // ROWS)}
+    changes = {f"model.{field}": value for field, value in fields.items()} | dict(length)
+    name = f"{shape.family}-{shape.width}-{shape.depth}"
+    epochs = float(length.get("total_epochs", 0))
+    dataset = asked.dataset.partition(":")[0]
+    return Row(name, config, dataset, {}, f"compared at equal {asked.match}", Cost(epochs, "any"), changes=changes)
+
+
+def run_length(asked: Asked, shape: Shape, pilots: Pilots) -> Mapping[str, float]:
+    """The keys that say how long a run takes, and how long it warms up where the command line does not."""
+    warms = any(argument.startswith("--config.schedule.warmup_") for argument in asked.handed_on)
+    if asked.epochs:
+        warmup = {} if warms else {"schedule.warmup_epochs": WARMUP * asked.epochs}
+        return {"total_epochs": asked.epochs} | warmup
+    assert asked.minutes is not None
+    steps = max(1, round(60_000 * asked.minutes / pilots.milliseconds(row(asked, shape))))
+    warmup = {} if warms else {"schedule.warmup_steps": round(WARMUP * steps)}
+    return {"total_steps": steps, "eval_every_steps": -(-steps // VALIDATIONS)} | warmup
+
+
+def counted_as(asked: Asked, shape: Shape) -> models_cost.Cost:
+    """What the network costs, counted."""
+    job = jobs_lib.job(row(asked, shape), 0, asked.workdir, asked.other_data, asked.handed_on)
+    return counted(job.arguments)
+
+
+def chosen(asked: Asked, pilots: Pilots) -> list[Shape]:
+    """The networks, of each family and for each target.
+
+    Raises:
+      UserError: a family has none that costs so much, or the data or the command line do not do.
+      RunError: a run that was to measure failed.
+    """
+
+    def cost_of(shape: Shape) -> float:
+        if asked.match == "time":
+            return pilots.milliseconds(row(asked, shape))
+        found = counted_as(asked, shape)
+        return float(found.params if asked.match == "params" else found.macs)
+
+    targets = asked.targets or (cost_of(Shape(asked.families[0])),)
+    found = [matched(family, target, MATCHES[asked.match], cost_of) for target in targets for family in asked.families]
+    return list(dict.fromkeys(found))
+
+
+def work(arguments: list[str]) -> int:
+    """Chooses, trains and reports; returns the exit status."""
+    asked = parse(arguments)
+    jobs_lib.check_place(asked.workdir)
+    pilots = Pilots(asked.workdir / "speeds", asked.other_data, asked.handed_on, not asked.report_only)
+    try:
+        shapes = chosen(asked, pilots)
+        rows = [row(asked, shape, run_length(asked, shape, pilots)) for shape in shapes]
+    except Stopping as stop:
+        print("patchnets: stopped; the same command goes on from what was saved", file=sys.stderr)
+        return 128 + stop.number
+    costs = [counted_as(asked, shape) for shape in shapes]
+    for each, found in zip(rows, costs):
+        print(f"{each.id} (family-width-depth): {found.params:,} parameters, {found.macs:,} MACs an image")
+    if asked.listing:
+        return 0
+    # Seed after seed, so that what is there early is there for all families.
+    jobs = [
+        jobs_lib.job(each, seed, asked.workdir, asked.other_data, asked.handed_on)
+        for seed in range(asked.seeds)
+        for each in rows
+    ]
+    jobs_lib.check_unmixed(jobs)
+    if asked.report_only and not any(job.summary() for job in jobs):
+        raise UserError(f"--workdir={asked.workdir}: none of these runs has finished there; leave out --report")
+    status, failures = (0, {}) if asked.report_only else train(rows, jobs, asked.parallel)
+    compared = [
+        report.compared(each, [job for job in jobs if job.row is each], failures, shape, cost)
+        for each, shape, cost in zip(rows, shapes, costs)
+    ]
+    command = shlex.join(["python", "-m", "experiments.compare", *jobs_lib.without_places(arguments)])
+    files = report.write(asked.workdir, command, asked.match, compared)
+    print("\n".join(report.screen(compared, asked.match)))
+    print(f"written: {', '.join(map(str, files))}")
+    if status:
+        print("patchnets: stopped; the same command goes on from what was saved", file=sys.stderr)
+    return status or int(bool(failures))
+
+
+def run(argv: list[str]) -> int:
+    """Carries out a command line and returns the exit status."""
+    return carry_out(argv, __doc__, work)
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv))

@@ -1,0 +1,85 @@
+"""What a network costs: counted, or measured by short runs of the training program, which are kept."""
+
+import dataclasses
+import pathlib
+import statistics
+from collections.abc import Sequence
+
+from experiments.benchmark import machine
+from experiments.reproduce import jobs as jobs_lib
+from experiments.reproduce.jobs import Job
+from experiments.tables.row import Row
+from patchnets import main, models
+from patchnets.data import open_data
+from patchnets.errors import RunError, UserError
+from patchnets.models.costs import Cost, cost
+
+RUNS = 3  # whose median is taken
+# Steps alone, at a rate that needs nothing to be known of the run to come.
+PILOT = {"total_steps": 50, "dataset.val_split": "none", "dataset.test_split": "none", "schedule.name": "constant"}
+PILOT |= {f"schedule.{part}_{unit}": None for part in ("warmup", "cooldown") for unit in ("steps", "epochs")}
+PILOT |= {"plots": False, "tensorboard": False}
+NOT_FOR_PILOTS = ("schedule.", "stop_patience", "eval_every_", "checkpoint.", "log_every_")
+
+
+def counted(arguments: Sequence[str]) -> Cost:
+    """That of the network that a command line of patchnets.main describes, with a head for the classes of its data.
+
+    Raises UserError where the command line is wrong, or its data cannot be had.
+    """
+    with jobs_lib.at_root():
+        config = main.parse(["compare", *arguments])[0]
+        source = open_data(config, 1).source
+    return cost(models.create_model(config.model, len(source.class_names)), config.image_size, source.channels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pilots:
+    """Short runs that measure how long a training step takes, alone on one device as in a run; kept in a folder.
+
+    Attributes:
+      place: that folder.
+      data: as in `jobs.job`.
+      handed_on: keys that all runs are told.
+      may_measure: whether a speed that is not known is measured, or refused.
+    """
+
+    place: pathlib.Path
+    data: str | None
+    handed_on: tuple[str, ...]
+    may_measure: bool = True
+
+    def milliseconds(self, row: Row) -> float:
+        """Of a training step of the network that `row` describes: the median of `RUNS` short runs.
+
+        Raises:
+          UserError: it is not known, and may not be measured.
+          RunError: a run failed.
+          Stopping: a signal came.
+        """
+        told = [a for a in self.handed_on if not a.removeprefix("--config.").startswith(NOT_FOR_PILOTS)]
+        pilot = dataclasses.replace(row, changes=dict(row.changes) | PILOT)
+        jobs = [jobs_lib.job(pilot, seed, self.place, self.data, told) for seed in range(RUNS)]
+        missing = [job for job in jobs if job.summary() is None]
+        if missing and not self.may_measure:
+            raise UserError(f"how fast {row.id} is was not measured in {self.place} yet; leave out --report")
+        failures: dict[Job, str] = {}
+        jobs_lib.carry_out(missing, 1, machine.gpu_slots()[:1], lambda *_: None, failures)
+        if failures:
+            raise RunError(f"a run that was to measure how fast {row.id} is: {next(iter(failures.values()))}")
+        found = statistics.median(step_milliseconds(job) for job in jobs)
+        if missing:
+            print(f"measured {row.id} (family-width-depth): {found:,.1f} ms a step", flush=True)
+        return found
+
+
+def step_milliseconds(job: Job) -> float:
+    """Of a finished run's training, evaluation apart."""
+    summary = job.summary()
+    assert summary is not None
+    return 1000 * batch_size(job) / summary["images_per_second"]
+
+
+def batch_size(job: Job) -> int:
+    with jobs_lib.at_root():
+        return main.parse(["compare", *job.arguments])[0].batch_size

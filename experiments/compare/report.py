@@ -1,0 +1,183 @@
+"""compare.md, compare.json and the pictures of a comparison."""
+
+import json
+import math
+import pathlib
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+
+from experiments.compare.costs import step_milliseconds
+from experiments.compare.shapes import Shape
+from experiments.reproduce import files, results
+from experiments.reproduce.jobs import Job
+from experiments.reproduce.report import percent, versions
+from experiments.reproduce.results import METRICS, Result
+from experiments.tables.row import Row
+from patchnets.console import duration
+from patchnets.models.costs import Cost
+from patchnets.plots import figures
+
+CONFIDENCE = 0.95
+HEADS = (
+    "network", "parameters", "MFLOPs an image", "epochs", "seeds", "top-1", "top-5", "training",
+    "images/s",
+)  # fmt: skip
+# What is laid out along an axis: (its label, from what is known of a network).
+COSTS: tuple[tuple[str, Callable[[Result], float | None]], ...] = (
+    ("parameters (thousands)", lambda r: r["params"] / 1e3),
+    ("FLOPs of an image (millions)", lambda r: 2 * r["macs"] / 1e6),
+    ("training time of a run (minutes)", lambda r: r["training_seconds"] and r["training_seconds"] / 60),
+)
+
+
+# What may be equal: its name, and the figure.
+EQUAL: dict[str, tuple[str, Callable[[Result], float | None]]] = {
+    "params": ("parameters", lambda r: r["params"]),
+    "flops": ("FLOPs of an image", lambda r: 2 * r["macs"]),
+    "time": ("milliseconds of a training step", lambda r: r["step_milliseconds"]),
+}
+
+
+def interval(values: Sequence[float]) -> float | None:
+    """Half the width of Student's confidence interval of the mean of a normal sample; None of a single value."""
+    if len(values) < 2:
+        return None
+    from scipy import stats
+
+    quantile = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)
+    return float(quantile * statistics.stdev(values) / math.sqrt(len(values)))
+
+
+def compared(row: Row, jobs: Sequence[Job], failures: Mapping[Job, str], shape: Shape, cost: Cost) -> Result:
+    """What is known of a network: `results.result` of its runs, with its cost and the means' confidence intervals."""
+    result = results.result(row, jobs, failures, None, dict.fromkeys(METRICS, 0.0))
+    finished = [(job, summary) for job in jobs if (summary := job.summary()) is not None]
+    steps = [step_milliseconds(job) for job, _ in finished]
+    seconds = [ms * summary["steps"] / 1000 for ms, (_, summary) in zip(steps, finished)]
+    for found in result["measured"].values():
+        found["interval"] = interval(found["values"])
+    told = ("id", "dataset", "measured", "curve", "verdict", "seeds", "seeds_asked", "epochs", "wall_seconds",
+            "images_per_second", "devices", "versions", "commands", "reasons", "published_curve")  # fmt: skip
+    return {name: result[name] for name in told} | {
+        "family": shape.family,
+        "width": shape.width,
+        "depth": shape.depth,
+        "params": cost.params,
+        "macs": cost.macs,
+        "step_milliseconds": statistics.fmean(steps) if steps else None,
+        "training_seconds": statistics.fmean(seconds) if seconds else None,
+    }
+
+
+def cells(found: Result) -> list[str]:
+    def accuracy(metric: str) -> str:
+        told = found["measured"].get(metric)
+        if told is None:
+            return "-"
+        return percent(told["mean"]) + ("" if told["interval"] is None else f" ± {percent(told['interval'])}")
+
+    seeds = f"{len(found['seeds'])}" + ("" if final(found) else f" of {found['seeds_asked']}, not final")
+    seconds, rate = found["training_seconds"], found["images_per_second"]
+    return [
+        found["id"],
+        f"{found['params']:,}",
+        f"{2 * found['macs'] / 1e6:,.1f}",
+        f"{found['epochs']:.3g}" if found["epochs"] else "-",
+        seeds,
+        *map(accuracy, METRICS),
+        duration(seconds) if seconds else "-",
+        f"{rate:,.0f}" if rate else "-",
+    ]
+
+
+def final(found: Result) -> bool:
+    return len(found["seeds"]) == found["seeds_asked"]
+
+
+def apart(networks: Sequence[Result], match: str) -> str:
+    """How far what is to be equal lies apart, in a sentence; times as the runs themselves had them."""
+    name, cost = EQUAL[match]
+    found = [value for each in networks if (value := cost(each))]
+    if len(found) < 2:
+        return ""
+    return f"{name}: from {_figure(min(found))} to {_figure(max(found))}, {max(found) / min(found) - 1:.1%} apart"
+
+
+def _figure(value: float) -> str:
+    """194604.0 -> "194,604"; 3.14159 -> "3.14"."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def screen(networks: Sequence[Result], match: str) -> list[str]:
+    """The table for a terminal, and what went wrong."""
+    lines = files.table(HEADS, [cells(found) for found in networks])
+    lines += [f"{found['id']}: {reason}" for found in networks for reason in found["reasons"]]
+    return [*lines, apart(networks, match)]
+
+
+def markdown(command: str, match: str, networks: Sequence[Result], drawn: Sequence[str]) -> str:
+    """The report as a document; `drawn` are the pictures that lie beside it."""
+    lines = [f"# {networks[0]['dataset']}: families at equal {EQUAL[match][0]}", "", f"`{command}`", ""]
+    lines += [
+        "A network's name is family-width-depth. Per cent of the test split, at the checkpoint that validated best; "
+        f"mean ± half the width of its {CONFIDENCE:.0%} confidence interval over seeds (Student's). FLOPs are twice "
+        "the multiply-accumulates of one evaluation; training is that of a run, start and evaluation apart. "
+        f"{apart(networks, match).capitalize()}. {versions(networks)}",
+        "",
+    ]
+    lines += ["|" + "|".join(HEADS) + "|", "|" + "-|" * len(HEADS)]
+    lines += ["|" + "|".join(cells(found)) + "|" for found in networks]
+    lines += [""] + [f"![{name.removesuffix('.png')}]({name})\n" for name in drawn]
+    for found in networks:
+        told = [*(f"on {device}" for device in found["devices"]), *found["reasons"]]
+        lines += [f"**{found['id']}** {'. '.join(told)}".rstrip(), "", "```sh", *found["commands"], "```", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def draw(networks: Sequence[Result], path: pathlib.Path) -> bool:
+    """Top-1 against each cost, a mark for each network with its confidence interval, a line through each family's;
+    false where no run was tested."""
+    if not any("accuracy" in found["measured"] for found in networks):
+        return False
+    plt = figures.pyplot()
+    figure, axes = plt.subplots(1, len(COSTS), figsize=(15, 4.6), layout="constrained", sharey=True)
+    colours = plt.get_cmap("tab10")
+    families = list(dict.fromkeys(found["family"] for found in networks))
+    for axis, (label, cost) in zip(axes, COSTS):
+        for i, family in enumerate(families):
+            own = [found for found in networks if found["family"] == family and "accuracy" in found["measured"]]
+            own = sorted((found for found in own if cost(found)), key=cost)  # type: ignore[arg-type]
+            told = [found["measured"]["accuracy"] for found in own]
+            unfinished = not all(final(found) for found in networks if found["family"] == family)
+            axis.errorbar(
+                [cost(found) for found in own],
+                [100 * each["mean"] for each in told],
+                yerr=[100 * each["interval"] for each in told] if all(each["interval"] for each in told) else None,
+                color=colours(i % 10),
+                marker="o",
+                linestyle="-" if len(own) > 1 else "",
+                capsize=4,
+                label=family + (" (not final)" if unfinished else ""),
+            )
+        axis.set_xlabel(label)
+        axis.grid(alpha=0.3)
+        axis.set_xlim(0, 1.12 * max((value for found in networks if (value := cost(found))), default=1.0))
+    axes[0].set_ylabel("test top-1 (%)")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=9)
+    dataset = networks[0]["dataset"]
+    figure.suptitle(f"{dataset}: mean over seeds and its {CONFIDENCE:.0%} confidence interval", fontsize=12)
+    figures.save(figure, path)
+    return True
+
+
+def write(place: pathlib.Path, command: str, match: str, networks: Sequence[Result]) -> list[pathlib.Path]:
+    """Writes compare.json, compare.md and, where there is something to draw, compare.png and curves.png."""
+    place.mkdir(parents=True, exist_ok=True)
+    drawn = files.draw(place, networks, {"compare.png": draw, "curves.png": files.curves})
+    told = {"command": command, "match": match, "confidence": CONFIDENCE, "apart": apart(networks, match)}
+    written: dict[str, bytes] = {
+        "compare.json": (json.dumps(told | {"networks": list(networks)}, indent=1) + "\n").encode(),
+        "compare.md": markdown(command, match, networks, drawn).encode(),
+    }
+    files.write(place, written)
+    return [place / name for name in [*written, *drawn]]

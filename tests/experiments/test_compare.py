@@ -1,0 +1,208 @@
+"""Families at equal cost: which networks are chosen, how they are trained, and what is told of them."""
+
+import json
+import re
+import statistics
+
+import jax
+import pytest
+
+from configs import common
+from experiments.compare import __main__ as compare
+from experiments.compare import report, shapes
+from experiments.compare.shapes import FAMILIES, Shape, matched
+from experiments.reproduce import jobs
+from patchnets import main, models
+from patchnets.errors import UserError
+from patchnets.train_state import parameter_shapes
+
+
+def parameters(shape):
+    """By the arrays that the network is initialised with."""
+    config = common.base(model={**shape.fields, "patch_size": 1})
+    model = models.create_model(config.model, 10)
+    return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(model, 8, 1)))
+
+
+def start(place, *options):
+    return compare.run(["compare", "--dataset=digits", f"--workdir={place}", *options])
+
+
+def networks(place):
+    return {found["id"]: found for found in json.loads((place / "compare.json").read_text())["networks"]}
+
+
+@pytest.mark.parametrize("target", [100_000, 300_000])
+def test_any_two_families_have_parameters_within_five_per_cent(target, capsys, tmp_path):
+    assert start(tmp_path, "--match=params", f"--target={target}", "--list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    counts = []
+    for line, family in zip(lines, FAMILIES, strict=True):
+        name, width, depth = line.split()[0].rsplit("-", 2)
+        assert name == family and int(depth) >= 5
+        counts.append(parameters(Shape(family, int(depth), int(width))))
+        assert f" {counts[-1]:,} parameters" in line
+    assert max(counts) / min(counts) < 1.05 and 0.97 * target < min(counts)
+
+
+@pytest.mark.parametrize("target, found", [(8 * 128**2, "128/8"), (8 * 128**2 * 1.03, "140/7"), (8 * 400**2, "400/8")])
+def test_the_usual_depth_is_kept_where_it_can_be(target, found):
+    asked = []
+
+    def cost(shape):
+        asked.append(shape)
+        return shape.depth * shape.width**2
+
+    assert str(matched("fnet", target, 0.02, cost)) == found
+    assert len(asked) == len(set(asked)) < 10
+
+
+def test_no_network_costs_so_little():
+    with pytest.raises(
+        UserError, match=r"vit has no network that costs 10 to within 0.02 of it; the nearest, 16/2 \(width/d"
+    ):
+        matched("vit", 10.0, 0.02, lambda shape: shape.depth * shape.width**2)
+
+
+@pytest.mark.parametrize("width, heads", [(64, 2), (112, 4), (52, 2), (16, 1), (768, 24)])
+def test_heads_are_about_as_wide_as_each_other(width, heads):
+    assert shapes.heads(width) == heads
+
+
+def test_the_interval_is_students():
+    # Of three values, the 97.5 % quantile of two degrees of freedom is 4.3027 (any table of it).
+    assert report.interval([1.0, 2.0, 3.0]) == pytest.approx(4.3027 / 3**0.5, rel=1e-4)
+    assert report.interval([1.0]) is None
+
+
+def test_families_are_trained_alike_and_shown_with_what_they_cost(fake, tmp_path, capsys):
+    place = tmp_path / "out"
+    options = ("--models=fnet,gmlp", "--target=50k,100k", "--seeds=2", "--epochs=5")
+    assert start(place, *options, "--config.batch_size=64") == 0
+    told = [given for given, *_ in fake()]
+    assert [given["config.seed"] for given in told] == ["0"] * 4 + ["1"] * 4  # seed after seed
+    assert [given["config.model.name"] for given in told] == ["fnet", "gmlp"] * 4
+    same = {tuple(v for k, v in sorted(given.items()) if "model" not in k and k != "workdir") for given in told[:4]}
+    assert len(same) == 1
+    first = told[0]
+    assert (first["config.total_epochs"], first["config.schedule.warmup_epochs"]) == ("5.0", "0.5")
+    assert (first["config"], first["config.batch_size"]) == ("configs/compare.py:digits", "64")
+    found = networks(place)
+    assert len(found) == 4 and {each["family"] for each in found.values()} == {"fnet", "gmlp"}
+    for name, each in found.items():
+        assert name == f"{each['family']}-{each['width']}-{each['depth']}"
+        assert each["params"] == parameters(Shape(each["family"], each["depth"], each["width"]))
+        assert each["measured"]["accuracy"]["mean"] == pytest.approx(statistics.fmean([0.10, 0.12]))
+        # 12.7062 is the 97.5 % quantile of Student's distribution with one degree of freedom.
+        assert each["measured"]["accuracy"]["interval"] == pytest.approx(12.7062 * 0.02 / 2, rel=1e-4)
+        assert each["training_seconds"] == pytest.approx(250 * 64 / 500)
+    written = (place / "compare.md").read_text()
+    assert written.count("|11.00 ± 12.71|32.00 ± 0.00|32.0 s|500|") == 4
+    assert (
+        written.startswith("# digits: families at equal parameters") and written.count("patchnets.main --config=") == 8
+    )
+    for name in ("compare.png", "curves.png"):
+        assert (place / name).read_bytes().startswith(b"\x89PNG")
+    assert "11.00 ± 12.71" in capsys.readouterr().out
+    assert start(place, *options, "--config.batch_size=64") == 0 and len(fake()) == 8  # nothing is done again
+    assert start(place, *options, "--config.batch_size=64", "--report") == 0
+    assert json.loads((place / "compare.json").read_text())["command"] in written  # as if it had been without --report
+
+
+def test_how_far_apart_they_are_is_told_in_whole_parameters():
+    shown = report.apart([{"params": 194_604.0}, {"params": 202_332.0}], "params")
+    assert shown == "parameters: from 194,604 to 202,332, 4.0% apart"
+
+
+@pytest.mark.parametrize(
+    "dataset, config", [("svhn_cropped", "configs/compare.py"), ("digits", "configs/compare.py:digits")]
+)
+def test_a_data_set_without_a_recipe_of_its_own_takes_that_of_cifar100(dataset, config, tmp_path):
+    asked = compare.parse([f"--dataset={dataset}"])
+    job = jobs.job(compare.row(asked, Shape("fnet")), 0, tmp_path, asked.other_data, ())
+    trained, *_ = main.parse(["main", *job.arguments])
+    assert job.arguments[0] == f"--config={config}"
+    assert (trained.dataset.name, trained.model.name) == (dataset, "fnet")
+
+
+def test_what_is_missing_is_not_final(fake, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FAIL", "1")
+    assert start(tmp_path / "out", "--models=fnet", "--target=50k", "--seeds=2") == 1
+    assert "1 of 2, not final" in (tmp_path / "out/compare.md").read_text()
+    assert ": seed 1 failed, status 1: no images" in capsys.readouterr().out
+
+
+def test_minutes_are_as_many_steps_as_short_runs_show_to_fit(fake, tmp_path, capsys):
+    place, options = tmp_path / "out", ("--models=gmlp", "--target=20k", "--seeds=1", "--minutes=2")
+    more = ("--config.stop_patience=3", "--config.schedule.warmup_epochs=1")
+    assert start(place, *options, "--report") == 2
+    assert "was not measured" in capsys.readouterr().err and not place.exists()
+    assert start(place, *options, *more) == 0
+    *pilots, run = (given for given, *_ in fake())
+    assert [pilot["config.seed"] for pilot in pilots] == ["0", "1", "2"]
+    for pilot in pilots:
+        assert (pilot["config.total_steps"], pilot["config.dataset.test_split"]) == ("50", "none")
+        assert "config.stop_patience" not in pilot and pilot["config.schedule.warmup_epochs"] == "None"
+    assert int(run["config.total_steps"]) == round(2 * 60 * 500 / 128)  # at the speed that the stand-in claims
+    assert (run["config.schedule.warmup_epochs"], run.get("config.schedule.warmup_steps")) == ("1", None)
+    assert start(place, *options, *more) == 0
+    assert len(fake()) == 4  # the speed is remembered
+    assert re.search(r"measured gmlp-\d+-\d+ \(family-width-depth\): 256.0 ms a step", capsys.readouterr().out)
+
+
+def test_equal_time_is_measured(fake, tmp_path):
+    assert start(tmp_path, "--models=gmlp,fnet", "--match=time", "--list") == 0
+    # Three times each; at once the one is as fast as the other.
+    assert [given["config.model.name"] for given, *_ in fake()] == ["gmlp"] * 3 + ["fnet"] * 3
+
+
+def test_another_comparison_wants_another_folder(fake, tmp_path, monkeypatch, capsys):
+    place, options = tmp_path / "out", ("--models=gmlp", "--target=20k", "--seeds=1")
+    assert start(place, *options) == 0
+    before = (place / "compare.md").read_text()
+    config = next(place.glob("gmlp-*/seed-0")) / "config.json"
+    config.write_text(common.base(total_epochs=1.0, model=dict(name="gmlp", variant="S/16")).to_json())
+    monkeypatch.setattr(jobs.config_lib, "digest", lambda config: f"{config.model.variant}")
+    assert start(place, *options) == 2
+    assert "was run there with another configuration (S/16, not None)" in capsys.readouterr().err
+    assert (place / "compare.md").read_text() == before
+
+
+def test_nothing_finished_is_nothing_to_report(fake, tmp_path, capsys):
+    assert start(tmp_path / "out", "--models=gmlp", "--target=20k", "--report") == 2
+    assert "none of these runs has finished there" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_report_without_its_picture_is_one(fake, tmp_path, monkeypatch, capsys):
+    place, options = tmp_path / "out", ("--models=gmlp", "--target=20k", "--seeds=1")
+    assert start(place, *options) == 0 and (place / "compare.png").exists()
+    monkeypatch.setattr(report.figures, "save", lambda figure, path: 1 / 0)
+    assert start(place, *options) == 0
+    assert "compare.png could not be drawn: " in capsys.readouterr().err
+    assert not (place / "compare.png").exists() and "compare.png" not in (place / "compare.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--models=mixer"], "--models: 'mixer' is no family; known: mlp_mixer, fnet, gmlp, convmixer, vit"),
+        (["--match=memory"], "--match=memory is unknown; known: params, flops, time"),
+        (["--target=-3"], "--target=-3: expected a number above 0, such as 20, 300k or 1.5M"),
+        (["--target=30k", "--dataset=folder:nowhere"], "--dataset=folder:nowhere: expected folder:PATH"),
+        (["--epochs=2", "--minutes=2"], "--epochs=2 and --minutes=2 are both given; give one"),
+        (["--config.total_steps=2"], "--config.total_steps=2: give --models, --target, --dataset, --epochs or"),
+        (["--config.model.hidden_dim=32"], "--config.model.hidden_dim=32: give --models, --target"),
+        (["--config.dataset.name=cifar10"], "--config.dataset.name=cifar10: give --models, --target, --dataset"),
+        (["--minutes=9999G"], "--minutes=9999G: expected a number above 0"),
+        (["--seeds=10000"], "--seeds=10000: expected a whole number above 0, and below 10,000"),
+        (["--config.seed=2", "--target=30k"], "--config.seed=2: each row is run with the seeds from 0 on"),
+        (["--seed=2"], "'--seed=2' is not understood"),
+        (["--target=3"], "has no network that costs 3 to within 0.024 of it"),
+    ],
+)
+def test_a_mistake_costs_one_line_and_writes_nothing(options, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert compare.run(["compare", "--dataset=digits", *options]) == 2
+    out, error = capsys.readouterr()
+    assert said in error and error.count("\n") == 1 and not out
+    assert not list(tmp_path.iterdir())

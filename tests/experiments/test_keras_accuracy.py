@@ -1,0 +1,41 @@
+"""Keras on the images that patchnets trains on: which those are, and mistakes. tests/parity runs it."""
+
+import numpy as np
+import pytest
+
+from experiments import keras_accuracy
+from patchnets.data import sources
+from patchnets.main import parse
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ([], "--model=None: expected one of mixer, fnet, gmlp, vit, convmixer"),
+        (["--model=vit-B/16"], "--model=vit-B/16: expected one of mixer, fnet, gmlp, vit, convmixer"),
+        (["--model=mixer", "--epochs=0"], "--epochs=0: expected a whole number above 0"),
+        (["--model=mixer", "--config.batch_size=3"], "--config.batch_size=3: the recipe is the example's"),
+    ],
+)
+def test_a_mistake_costs_one_line(options, said, capsys):
+    assert keras_accuracy.run(["keras_accuracy", *options]) == 2
+    out, error = capsys.readouterr()
+    assert said in error and error.count("\n") == 1 and not out
+
+
+def test_the_images_are_those_of_the_splits(tmp_path):
+    config, _ = parse(["x", "--config=configs/mixer_digits.py", f"--config.dataset.cache_dir={tmp_path}"])
+    found = keras_accuracy.arrays(config)
+    source = sources.open_source(config.dataset)
+    examples = source.sizes["train"]
+    assert {role: len(images) for role, (images, _) in found.items()} == {
+        "train": examples * 9 // 10,
+        "val": examples - examples * 9 // 10,
+        "test": source.sizes["test"],
+    }
+    (train, labels), (val, _) = found["train"], found["val"]
+    assert train.dtype == np.uint8 and train.shape[1:] == (8, 8, 1) and len(labels) == len(train)
+    # scikit-learn's own digits, of levels 0 to 16: no image is in two splits but for digits that are there twice.
+    assert len(np.unique(np.concatenate([train, val]), axis=0)) == len(np.unique(train, axis=0)) + len(
+        np.unique(val, axis=0)
+    )
