@@ -6,13 +6,16 @@ times faster than what XLA does with the former (docs/measurements.md). Products
 are formed in the type of the images, and summed in float32.
 """
 
-import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+
+from patchnets.platforms import platform
+
+FEWEST, MOST = 32, 128  # channels that are worked on at a time, where so many divide all of them (docs/benchmarks.md)
 
 
 def depthwise_conv(
@@ -29,7 +32,7 @@ def depthwise_shifts(
     x: Float[Array, "batch height width channels"], kernel: Float[Array, "k k 1 channels"]
 ) -> Float[Array, "batch height width channels"]:
     """The same as a sum of shifted products."""
-    return _sum_of_shifts(_pad(x, kernel.shape[:2]), kernel, x.shape)
+    return _convolved(x, kernel)
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
@@ -38,29 +41,60 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     """With respect to the images, the same convolution with the kernel turned round; with respect to the kernel, the
-    product of gradient and shifted image, summed over examples and places.
-
-    One image at a time, so that all taps find it in the processor's cache; the sums stay apart by place until the end,
-    because elementwise additions are fast where reductions over leading axes are not.
-    """
+    product of gradient and shifted image, summed over examples and places."""
     x, kernel = saved
-    size = kernel.shape[:2]
-    shape = _, height, width, _ = x.shape
-    turned_kernel = kernel[::-1, ::-1]
-
-    def one_image(sums: tuple[Array, ...], image: tuple[Array, ...]) -> tuple[tuple[Array, ...], Array]:
-        padded, padded_grad, grad = image  # (height + k - 1, width + k - 1, channels) twice, (height, width, channels)
-        products = (padded[i : i + height, j : j + width] * grad for i, j in np.ndindex(size))
-        sums = tuple(before + product for before, product in zip(sums, products))
-        return sums, _sum_of_shifts(padded_grad[None], turned_kernel, (1, *shape[1:]))[0]
-
-    sums = (jnp.zeros(shape[1:], jnp.float32),) * math.prod(size)
-    sums, image_grad = jax.lax.scan(one_image, sums, (_pad(x, size), _pad(grad, size, turned=True), grad))
-    kernel_grad = jnp.stack([s.sum((0, 1)) for s in sums]).reshape(kernel.shape)
-    return image_grad, kernel_grad.astype(kernel.dtype)
+    image_grad = _convolved(grad, kernel[::-1, ::-1], turned=True)
+    return image_grad, _kernel_gradient(x, grad, kernel.shape).astype(kernel.dtype)
 
 
 depthwise_shifts.defvjp(_forward, _backward)
+
+
+def _convolved(x: Array, kernel: Array, turned: bool = False) -> Array:
+    """Some channels of an image at a time, so that all taps find them in the processor's cache; and XLA, which would
+    compute one expression for all images anew in each place that reads it, does it once."""
+    batch, height, width, channels = x.shape
+    size, some = kernel.shape[:2], _at_a_time(channels)
+    padded = _pad(x, size, turned)
+
+    def of(place: tuple[Array, Array]) -> Array:
+        image, first = place
+        seen = jax.lax.dynamic_slice(padded, (image, 0, 0, first), (1, *padded.shape[1:3], some))[0]
+        weights = jax.lax.dynamic_slice_in_dim(kernel[:, :, 0], first, some, axis=2)
+        total = jnp.zeros((), jnp.float32)
+        for i, j in np.ndindex(size):
+            total = total + seen[i : i + height, j : j + width] * weights[i, j]
+        return total.astype(x.dtype)
+
+    images, parts = jnp.divmod(jnp.arange(batch * (channels // some)), channels // some)
+    found = jax.lax.map(of, (images, parts * some)).reshape(batch, -1, height, width, some)
+    return jnp.moveaxis(found, 1, 3).reshape(x.shape)
+
+
+def _kernel_gradient(x: Array, grad: Array, shape: tuple[int, ...]) -> Array:
+    """Row after row of some channels, so that the sums of all taps stay in the processor's cache. They are kept apart
+    by column until the end, because elementwise additions are fast where reductions over leading axes are not."""
+    k, taps = shape[0], list(np.ndindex(shape[:2]))
+    batch, height, width, channels = x.shape
+    some, padded = _at_a_time(channels), _pad(x, shape[:2])
+    images, rows = jnp.divmod(jnp.arange(batch * height), height)
+
+    def of_channels(first: Array) -> Array:
+        def add_row(sums: tuple[Array, ...], place: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
+            image, row = place
+            seen = jax.lax.dynamic_slice(padded, (image, row, 0, first), (1, k, width + k - 1, some))[0]
+            told = jax.lax.dynamic_slice(grad, (image, row, 0, first), (1, 1, width, some))[0, 0]
+            return tuple(s + seen[i, j : j + width] * told for s, (i, j) in zip(sums, taps)), None
+
+        sums, _ = jax.lax.scan(add_row, (jnp.zeros((width, some), jnp.float32),) * len(taps), (images, rows))
+        return jnp.stack([s.sum(axis=0) for s in sums])
+
+    parts = jax.lax.map(of_channels, jnp.arange(0, channels, some))  # (channels / some, taps, some)
+    return jnp.moveaxis(parts, 0, 1).reshape(shape)
+
+
+def _at_a_time(channels: int) -> int:
+    return max((some for some in range(FEWEST, MOST + 1) if channels % some == 0), default=channels)
 
 
 def _pad(x: Array, size: tuple[int, ...], turned: bool = False) -> Array:
@@ -68,14 +102,6 @@ def _pad(x: Array, size: tuple[int, ...], turned: bool = False) -> Array:
     high = [side - 1 - before for side, before in zip(size, low)]
     low, high = (high, low) if turned else (low, high)
     return jnp.pad(x, ((0, 0), (low[0], high[0]), (low[1], high[1]), (0, 0)))
-
-
-def _sum_of_shifts(padded: Array, kernel: Array, shape: tuple[int, ...]) -> Array:
-    _, height, width, _ = shape
-    total = jnp.zeros((), jnp.float32)
-    for i, j in np.ndindex(kernel.shape[:2]):
-        total = total + padded[:, i : i + height, j : j + width] * kernel[i, j, 0]
-    return total.astype(padded.dtype)
 
 
 DEPTHWISE: dict[str, Callable[[Array, Array], Array]] = {"conv": depthwise_conv, "shifts": depthwise_shifts}
@@ -87,4 +113,4 @@ def depthwise(
     x: Float[Array, "batch height width channels"], kernel: Float[Array, "k k 1 channels"], how: str
 ) -> Float[Array, "batch height width channels"]:
     """The convolution in one of its two ways, or, for `how` = "auto", in the platform's faster one."""
-    return DEPTHWISE[FASTER.get(jax.default_backend(), "conv") if how == "auto" else how](x, kernel)
+    return DEPTHWISE[FASTER.get(platform(), "conv") if how == "auto" else how](x, kernel)

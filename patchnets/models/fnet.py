@@ -7,13 +7,13 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from patchnets.models.blocks import row_of_blocks
 from patchnets.models.layers import GELU, ZERO, Dropout, Init, PatchEmbed, classify
+from patchnets.platforms import platform
 
 VARIANTS: dict[str, dict[str, Any]] = {
     f"{size}/{patch}": dict(patch_size=patch, depth=12, hidden_dim=width, mlp_dim=4 * width)
@@ -52,7 +52,7 @@ FASTER = {"cpu": "fft", "gpu": "fft", "tpu": "matrix"}
 
 def fourier(x: Float[Array, "batch patches channels"], how: str) -> Float[Array, "batch patches channels"]:
     """The transform in one of its two ways, or, for `how` = "auto", in the platform's faster one."""
-    return FOURIER[FASTER.get(jax.default_backend(), "fft") if how == "auto" else how](x)
+    return FOURIER[FASTER.get(platform(), "fft") if how == "auto" else how](x)
 
 
 class FnetBlock(nn.Module):

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt32
 
+from patchnets.platforms import platform
+
 Dtype = Any
 Initializer = Callable[..., Array]
 
@@ -140,7 +142,7 @@ def mix_patches(
     On a CPU as one small product for each example, W^T X, which reads and writes the channels in the order in which
     they lie: with the axes exchanged instead, the copies take as long as the product.
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return jnp.einsum("bnc,nm->bmc", x, kernel)
     patches, new = kernel.shape
     # The barrier keeps XLA from making one product of them all, which brings the copies back.

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from patchnets.models.blocks import row_of_blocks
 from patchnets.models.layers import XAVIER, ZERO, Dropout, MlpBlock, PatchEmbed, StochasticDepth, classify
+from patchnets.platforms import platform
 
 # Table 1 (B, L, H), and DeiT's two smaller ones (arXiv 2012.12877, table 1), each with every patch size.
 SIZES: dict[str, dict[str, Any]] = {
@@ -43,7 +44,7 @@ def attend_plainly(query: Array, key: Array, value: Array) -> Float[Array, "batc
 
 def attend_fused(query: Array, key: Array, value: Array) -> Float[Array, "batch queries heads width"]:
     """The same by JAX's own function; by cuDNN's kernel, which never stores the weights, where that takes the type."""
-    cudnn = jax.default_backend() == "gpu" and query.dtype == jnp.bfloat16
+    cudnn = platform() == "gpu" and query.dtype == jnp.bfloat16
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if cudnn else "xla")
 
 
@@ -95,7 +96,7 @@ class MultiHeadAttention(nn.Module):
             weights = Dropout(self.dropout_rate)(weights, train=train)
             mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         else:
-            training, evaluation = FASTER.get(jax.default_backend(), ("fused", "fused"))
+            training, evaluation = FASTER.get(platform(), ("fused", "fused"))
             faster = training if train else evaluation
             how = faster if self.attention == "auto" else self.attention
             mixed = ATTENTION[how](query, key, value)

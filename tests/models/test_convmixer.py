@@ -169,7 +169,7 @@ def test_logits_and_running_statistics_equal_a_numpy_forward_pass(options, shape
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 6, 9])
-@pytest.mark.parametrize("shape", [(3, 7, 4, 5), (2, 2, 9, 3)])
+@pytest.mark.parametrize("shape", [(3, 7, 4, 5), (2, 2, 9, 3), (2, 3, 4, 256)])
 def test_both_depthwise_convolutions_agree_in_value_and_gradient(k, shape):
     rng = np.random.default_rng(k)
     x, kernel, weights = (rng.standard_normal(s).astype(np.float32) for s in (shape, (k, k, 1, shape[-1]), shape))
