@@ -14,6 +14,7 @@ import ml_collections
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from patchnets import agree
 from patchnets.errors import RunError, one_line
 from patchnets.train_state import TrainState
 
@@ -30,7 +31,9 @@ class Checkpoints:
     def __init__(self, directory: pathlib.Path, config: ml_collections.ConfigDict, read_only: bool = False):
         """`read_only` leaves the directory as it is, for a run may be writing there."""
         self.directory, self._read_only = directory.absolute(), read_only
-        self._set_aside_unranked()
+        if agree.speaks():
+            self._set_aside_unranked()
+        agree.everywhere(True)  # nobody looks before that
         sign = -1.0 if config.best in LOWER_IS_BETTER else 1.0
         score = lambda metrics: sign * metrics[config.best]
         policy = checkpoint_managers.AnyPreservationPolicy(
@@ -130,12 +133,15 @@ class Checkpoints:
 
     def _try_restore(self, step: int, like: TrainState, broken: list[int]) -> tuple[TrainState, dict[str, Any]] | None:
         """A checkpoint; or, with a word on the terminal and its step added to `broken`, None if it cannot be read."""
+        restored = None
         try:
-            return self._restore(step, like)
+            restored = self._restore(step, like)
         except Exception as error:  # orbax and tensorstore raise many kinds for a broken file
             print(f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}", file=sys.stderr)
-            broken.append(step)
-            return None
+        if agree.everywhere(restored is not None):
+            return restored
+        broken.append(step)
+        return None
 
     def _restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         items = ocp.args.Composite(state=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore())
@@ -163,7 +169,9 @@ class Checkpoints:
 
     def _pass_over(self, steps: list[int]) -> None:
         if steps:
-            self._set_aside(steps)
+            if agree.speaks():
+                self._set_aside(steps)
+            agree.everywhere(True)
             self._manager.reload()
 
     def _set_aside(self, steps: list[int]) -> None:

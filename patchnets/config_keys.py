@@ -197,7 +197,12 @@ KEYS: dict[str, Key] = {
     "checkpoint.best": Key(
         "accuracy", "the validation metric that decides which is best", one_of("accuracy", "top5_accuracy", "loss")
     ),
-    "mesh.data": Key(-1, "devices that share each batch; -1 takes all", DEVICES),
+    "mesh.data": Key(-1, "devices that share each batch, with whole parameters; -1 takes the rest", DEVICES),
+    "mesh.fsdp": Key(1, "devices that share each batch and the parameters too; -1 takes the rest", DEVICES),
+    "mesh.fsdp_rules": Key(
+        tuple,
+        "which dimension fsdp splits, if not the largest: ((regex, number of the dimension, or -1 for none), ...)",
+    ),
     "tensorboard": Key(True, "write TensorBoard events (where TensorFlow is installed)"),
     "plots": Key(True, "draw pictures of the run into plots/ at the end"),
     "model.name": Key("mlp_mixer", "the architecture"),
@@ -213,7 +218,8 @@ WATCHING = {"log_every_steps", "eval_batch_size", "checkpoint.every_steps"}
 # Where things lie and the like: they may change when a run continues, for the figures do not hang on them.
 INCIDENTAL = {
     "dataset.path", "dataset.data_dir", "dataset.cache_dir", "dataset.max_resident_gib", "steps_per_dispatch",
-    "checkpoint.keep", "mesh.data", "tensorboard", "plots", "dataset.placement", "dataset.workers", "dataset.corrupt",
+    "checkpoint.keep", "mesh.data", "mesh.fsdp", "mesh.fsdp_rules", "tensorboard", "plots", "dataset.placement",
+    "dataset.workers", "dataset.corrupt",
     "claims.accuracy", "claims.top5_accuracy", "claims.tolerance", "claims.source", "claims.void",
 }  # fmt: skip
 ALTERNATIVES = [

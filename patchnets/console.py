@@ -36,6 +36,12 @@ def device_name() -> str:
     return device.platform if device.device_kind == device.platform else f"{device.device_kind} ({device.platform})"
 
 
+def devices(count: int) -> str:
+    """ "8 x NVIDIA H200 (gpu)", and over how many processes they are spread where those are several."""
+    processes = jax.process_count()
+    return f"{count} x {device_name()}" + (f" in {processes} processes" if processes > 1 else "")
+
+
 def patience(config: ml_collections.ConfigDict) -> str:
     """What a run does when validation stops getting better, as the end of a sentence."""
     schedule, text = config.schedule, ""
@@ -95,7 +101,7 @@ def introduce(
     data: Data,
     params: int,
     overview: str,
-    devices: int,
+    devices: str,
     total_steps: int,
     eval_every: int,
     model_fields: Mapping[str, Any],
@@ -110,7 +116,7 @@ def introduce(
     fields = ", ".join(f"{k} {v}" for k, v in model_fields.items())
     per_epoch = data.train.steps_per_epoch
     print(overview)
-    print(f"patchnets {__version__} on JAX {jax.__version__}, {devices} x {device_name()}")
+    print(f"patchnets {__version__} on JAX {jax.__version__}, {devices}")
     print(f"  data     {data.name}: {counts}; {len(data.class_names)} classes; {shown}, {data.channels} channel(s)")
     print(f"  model    {config.model.name}{variant}: {params:,} parameters; {fields}")
     print(

@@ -1,5 +1,6 @@
 """What the machine offers to this process."""
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -11,6 +12,16 @@ TUNABLE = "glibc.malloc.hugetlb"
 def cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory() -> float | None:
+    """Bytes that programs can still take without paging (Linux's own estimate, else all there are); None if unknown."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        return 1024.0 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return None
 
 
 def tunables() -> str | None:

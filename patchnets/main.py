@@ -5,6 +5,9 @@
 --config   a file of configs/, e.g. configs/mixer_cifar100.py
 --workdir  where results go (default: runs/, in a folder named after the configuration)
 
+Under SLURM, Open MPI, Kubernetes and on TPU pods the processes of a run find each other; elsewhere each is given
+--coordinator=HOST[:PORT] (where process 0 runs), --processes=N and --process=0 to N - 1 (docs/clusters.md).
+
 The same command continues a run that was cut, and says so where it is finished. Exit status: 0 finished; 1 the run had
 to stop; 2 the request cannot be carried out; 128 + N stopped by signal N (SIGTERM: 143, SIGINT: 130), state saved.
 """
@@ -14,15 +17,17 @@ import os
 import pathlib
 import re
 import runpy
+import signal
+import subprocess
 import sys
 import traceback
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import flags, logging
 
-from patchnets import STARTED, host
+from patchnets import STARTED, cluster, host, peers
 from patchnets.errors import RunError, Stopped, UserError, one_line, tell
 
 
@@ -75,18 +80,27 @@ def _load(path: str) -> dict[str, Any]:
     Returns it as a flat dictionary."""
     from patchnets import config as config_lib
 
-    file, *argument = path.split(":", 1)
-    if not pathlib.Path(file).is_file():
-        raise UserError(f"--config={path}: there is no such file")
     sys.modules.pop("config_config", None)  # the name under which the flag would find an earlier file again
+    file, *argument = path.split(":", 1)
+    return from_file("config", path, file, lambda names: config_lib.flatten(names["get_config"](*argument)))
+
+
+def from_file(option: str, told: str, file: str, work: Callable[[dict[str, Any]], Any]) -> Any:
+    """What `work` makes of the names that a Python file defines.
+
+    Raises:
+      UserError: the file, given as --`option`=`told`, is not there, or something in it fails; in one line.
+    """
+    if not pathlib.Path(file).is_file():
+        raise UserError(f"--{option}={told}: there is no such file")
     try:
-        return config_lib.flatten(runpy.run_path(file)["get_config"](*argument))
+        return work(runpy.run_path(file))
     except UserError:
         raise
     except Exception as error:  # anything that a file may do
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         where = f" (line {lines[-1]})" if lines else ""
-        raise UserError(f"--config={path} cannot be loaded: {type(error).__name__}: {_tidy(error)}{where}") from error
+        raise UserError(f"--{option}={told} cannot be loaded: {type(error).__name__}: {_tidy(error)}{where}") from error
 
 
 def _tidy(error: BaseException) -> str:
@@ -124,8 +138,9 @@ def keep_compiled() -> None:
     warnings.filterwarnings("ignore", message=".*persistent compilation cache.*")
 
 
-def quieten_tensorflow() -> None:
-    """Where TensorFlow is imported, to prepare data or write events, its remarks on the CPU help nobody."""
+def quieten() -> None:
+    """What matters is raised, and told in one line: libraries' remarks, as TensorFlow's on the CPU, help nobody."""
+    logging.set_verbosity(logging.FATAL)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
@@ -135,25 +150,68 @@ def run(argv: list[str]) -> int:
     if {"--help", "-h", "-help"} & set(argv[1:]):
         explain(argv)
         return 0
-    quieten_tensorflow()
-    logging.set_verbosity(logging.FATAL)  # what matters is raised, and told in one line
+    quieten()
+    if attached := peers.attach():
+        try:
+            status = _train(argv, *attached)
+        except Exception:  # a bug; the others must not wait for this process
+            traceback.print_exc()
+            status = 1
+        if status not in (0, 128 + signal.SIGTERM, 128 + signal.SIGINT):
+            peers.leave(status)
+        return status
+    try:
+        member, arguments = cluster.find(argv[1:])
+        if member is None:
+            return _train([argv[0], *arguments])
+        status = peers.supervise(member, arguments)
+        if status == 0 and member.index == 0:
+            _draw([argv[0], *arguments])
+    except (UserError, RunError, OSError) as error:
+        return tell(error)
+    return status
+
+
+def _jax_error() -> type[Exception]:
+    """What an exchange with a process that is gone raises, among others."""
+    import jax
+
+    return jax.errors.JaxRuntimeError
+
+
+def _draw(argv: list[str]) -> None:
+    """The pictures of a run of several processes, by one that has this machine's devices to itself; a failure to draw
+    is told and changes nothing."""
+    config, workdir = parse(argv)
+    if config.plots:
+        subprocess.run([sys.executable, "-m", "patchnets.plots", workdir], stdout=subprocess.DEVNULL, check=False)
+
+
+def _train(argv: list[str], member: cluster.Member | None = None, service: str = "") -> int:
+    """Carries out a run, in this process; returns the exit status."""
+    name = "patchnets" if member is None or member.index == 0 else f"patchnets: {member}"
     try:
         config, workdir = parse(argv)
         keep_compiled()
         from patchnets import processors, trainer
 
-        processors.split_cpu(config)
+        processors.split_cpu(config, *(() if member is None else (member.count, member.beside)))
+        if member is not None:
+            peers.connect(member, service)
         trainer.train(config, workdir, began=STARTED)
     except (UserError, RunError, Stopped, OSError) as error:
-        return tell(error)
+        return tell(error, name)
     except RuntimeError as error:  # what JAX raises is one
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if "RESOURCE_EXHAUSTED" in str(error):
+            said = f"out of memory ({one_line(error, 160)}); lower config.batch_size, or choose a smaller model"
+            print(f"{name}: {said}", file=sys.stderr)
+            return 1
+        if member is None or not isinstance(error, _jax_error()):
             raise
-        said = f"out of memory ({one_line(error, 160)}); lower config.batch_size, or choose a smaller model"
-        print(f"patchnets: {said}", file=sys.stderr)
-        return 1
+        peers.below(traceback.format_exc())
+        return peers.EXCHANGE_FAILED
     except KeyboardInterrupt:
-        print("patchnets: interrupted; what was saved stays, and the same command continues", file=sys.stderr)
+        print(f"{name}: interrupted; what was saved stays, and the same command continues", file=sys.stderr)
         return 130
     return 0
 

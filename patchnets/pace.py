@@ -4,8 +4,6 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-import jax
-
 # Long enough to hide what a dispatch costs (on a CPU, XLA maps its working memory anew each time: 0.1 to 0.4 s for a
 # step that needs half a GiB), short enough to move a bar and to stop on a signal.
 SECONDS_PER_DISPATCH = 2.0
@@ -20,8 +18,7 @@ class Pace:
         self.images, self.seconds = images, seconds
         self._lap_start = (images, seconds)
         self._dispatches = 0
-        # Processes that run one program together must cut it alike, which measured times would not.
-        self._fixed = fixed_steps or (1 if jax.process_count() > 1 else None)
+        self._fixed = fixed_steps
         self._step_seconds: float | None = None
         self._first_rate: float | None = None
 

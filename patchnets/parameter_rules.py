@@ -17,7 +17,15 @@ def name_of(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def match_rules(rules: Rules, params: Any, key: str, kind: type = float) -> Any:
+REQUIRED = object()
+EXPECTED = {
+    float: "a number of at least 0",
+    bool: "true or false",
+    int: "the number of a dimension, from 0, or -1 for none",
+}
+
+
+def match_rules(rules: Rules, params: Any, key: str, kind: type = float, otherwise: Any = REQUIRED) -> Any:
     """The value of the first rule whose regular expression matches the whole name, for every parameter.
 
     The parameters of blocks that are stacked for `model.scan` have one name, and so one value, for all blocks.
@@ -26,14 +34,16 @@ def match_rules(rules: Rules, params: Any, key: str, kind: type = float) -> Any:
       rules: ((regex, value), ...), of tuples or lists.
       params: tree of arrays, or of anything else, whose names count.
       key: what the rules are called in the configuration, for messages: "optimizer.lr_rules".
-      kind: float for values that are finite numbers of at least 0, bool for true and false.
+      kind: float for values that are finite numbers of at least 0, bool for true and false, int for whole numbers of at
+        least -1.
+      otherwise: the value where no rule matches; by default there has to be one.
 
     Returns:
       A tree like `params` of values of that kind.
 
     Raises:
       UserError: the rules are not such pairs; one matches no parameter, or only such as earlier ones took; or there is
-        a parameter that none matches.
+        a parameter that none matches, and no value for that.
     """
     pairs = _checked(rules, key, kind)
     paths, treedef = jax.tree_util.tree_flatten_with_path(params)
@@ -52,15 +62,15 @@ def match_rules(rules: Rules, params: Any, key: str, kind: type = float) -> Any:
             f"such as {matched}; move it further up"
         )
     for name, decides in zip(names, deciding):
-        if decides is None:
+        if decides is None and otherwise is REQUIRED:
             last = (".*", kind(kind is not bool))
             raise UserError(f"config.{key}: no rule matches the parameter {name}; end the list with {last}")
-    return jax.tree.unflatten(treedef, [pairs[i][1] for i in deciding if i is not None])
+    return jax.tree.unflatten(treedef, [otherwise if i is None else pairs[i][1] for i in deciding])
 
 
 def _checked(rules: Rules, key: str, kind: type) -> list[tuple[re.Pattern[str], Any]]:
     """The rules with their regular expressions compiled and their values of the right kind."""
-    expected = "true or false" if kind is bool else "a number of at least 0"
+    expected = EXPECTED[kind]
     if not isinstance(rules, (tuple, list)):
         raise UserError(f"config.{key}={rules!r} is not a list of rules; write ((regex, value), ...)")
     pairs = []
@@ -72,6 +82,8 @@ def _checked(rules: Rules, key: str, kind: type) -> list[tuple[re.Pattern[str], 
         pattern, value = rule
         if kind is bool:
             good = isinstance(value, bool)
+        elif kind is int:
+            good = isinstance(value, int) and not isinstance(value, bool) and value >= -1
         else:
             good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
         if not good:

@@ -2,7 +2,10 @@
 
 import signal
 import sys
+import time
 from types import FrameType, TracebackType
+
+AT_ONCE = 0.5  # seconds within which two signals are one
 
 
 class StopRequest:
@@ -10,13 +13,21 @@ class StopRequest:
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self) -> None:
+    def __init__(self, handed_on: bool = False) -> None:
+        """`handed_on`: a signal may come twice, by itself and from a parent that hands it on."""
         self.number: int | None = None
+        self._handed_on, self._noted = handed_on, 0.0
         self._before: dict[int, object] = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        self._restore()
+        if self.number is not None:
+            if time.monotonic() - self._noted > AT_ONCE:
+                self._restore()
+                signal.raise_signal(number)
+            return
+        self.number, self._noted = number, time.monotonic()
+        if not self._handed_on:
+            self._restore()
         print(f"{signal.Signals(number).name}: saving and stopping; once more to stop at once", file=sys.stderr)
 
     def _restore(self) -> None:

@@ -8,8 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Int32
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int, Int32, Shaped
 
 from patchnets import keys, sharding
 from patchnets.feeds import Batch
@@ -42,6 +42,7 @@ class Task:
       loss: of each example, from logits and soft targets; losses.py.
       accumulate: in how many parts a batch is worked through.
       groups: in how many groups each of which stays in a processor's cache (processors.py), over the devices of `mesh`.
+      eval_groups: the same, in evaluation.
       sam_radius: of sharpness-aware minimisation; None for the plain gradient.
       frozen: tree of those parameters that stay as they are, and whose gradient is not asked for; None for none.
       ema_decay: of the running mean of the parameters by which the network is evaluated; None for none.
@@ -57,6 +58,7 @@ class Task:
     loss: Callable[..., Array] = softmax_cross_entropy
     accumulate: int = 1
     groups: int = 1
+    eval_groups: int = 1
     mesh: Mesh | None = None
     sam_radius: float | None = None
     frozen: Any = None
@@ -75,6 +77,10 @@ class Task:
             images = self.erase(self.key(keys.Purpose.ERASE, step), images)
         return Inputs(images, targets, batch["mask"])
 
+    def loss_of_split(self, logits: Array, targets: Array) -> Array:
+        """`loss`, of logits that stay split by examples, where the head's parameters are split by classes."""
+        return self.loss(logits if self.mesh is None else sharding.shard_batch(logits, self.mesh), targets)
+
     def gradient(self, state: TrainState, inputs: Inputs) -> tuple[Any, Measured]:
         """The gradient of the mean loss over the examples that are not masked out."""
         dropout_key = self.key(keys.Purpose.DROPOUT, state.step)
@@ -85,9 +91,10 @@ class Task:
                     self.model, self.loss, params, state.batch_stats, inputs, dropout_key, self.groups, self.mesh
                 )
             else:
-                grads, measured = accumulated_gradient(
-                    self.model, self.loss, params, state.batch_stats, inputs, dropout_key, self.accumulate
-                )
+                with sharding.layers_split_by_examples(self.mesh, len(inputs.mask) // self.accumulate):
+                    grads, measured = accumulated_gradient(
+                        self.model, self.loss_of_split, params, state.batch_stats, inputs, dropout_key, self.accumulate
+                    )
             if self.frozen is not None:
                 grads = jax.tree.map(lambda grad, stays: jnp.zeros_like(grad) if stays else grad, grads, self.frozen)
             return grads, measured
@@ -141,7 +148,7 @@ def running_mean(mean: Any, new: Any, decay: float, step: Int[Array, ""]) -> Any
 
 def eval_step(task: Task, state: TrainState, batch: Batch) -> EvalMetrics:
     """Metrics of one batch, without anything random or smoothed; by the running mean where there is one."""
-    logits = jnp.asarray(task.model.apply(state.evaluated, task.preprocess(batch["image"]), train=False))
+    logits = eval_logits(task, state.evaluated, batch["image"])
     return EvalMetrics.single_from_model_output(
         loss=task.loss(logits, smoothed(batch["label"], logits.shape[-1])),
         top1=in_top_k(logits, batch["label"], 1),
@@ -150,15 +157,40 @@ def eval_step(task: Task, state: TrainState, batch: Batch) -> EvalMetrics:
     )
 
 
+def eval_logits(
+    task: Task, variables: Any, images: Shaped[Array, "batch height width channels"]
+) -> Float[Array, "batch classes"]:
+    """Of stored images, by the network as it is evaluated: at once, or group after group on each device."""
+
+    def logits_of(variables: Any, images: Array) -> Array:
+        return jnp.asarray(task.model.apply(variables, task.preprocess(images), train=False))
+
+    if task.eval_groups == 1 or task.mesh is None:
+        with sharding.layers_split_by_examples(task.mesh, len(images)):
+            logits = logits_of(variables, images)
+        return logits if task.mesh is None else sharding.shard_batch(logits, task.mesh)
+    here, whole, batch = task.eval_groups // task.mesh.size, PartitionSpec(), PartitionSpec(sharding.BATCH_AXES)
+
+    def of_device(variables: Any, held: Array) -> Array:
+        logits = jax.lax.map(lambda group: logits_of(variables, group), held.reshape(here, -1, *held.shape[1:]))
+        return logits.reshape(-1, logits.shape[-1])
+
+    spread = jax.shard_map(of_device, mesh=task.mesh, in_specs=(whole, batch), out_specs=batch, check_vma=False)
+    return spread(variables, images)
+
+
 def compile_train_steps(
-    task: Task, batch_of: BatchOf, mesh: Mesh
+    task: Task, batch_of: BatchOf, mesh: Mesh, where: Any = None
 ) -> Callable[[TrainState, Any, int, float], tuple[TrainState, Bool[Array, ""], Float[Array, ""]]]:
     """(state, operands, count, lr_scale) -> (state, finite, norm of the parameters), by `count` steps in one dispatch.
 
-    The state's buffers are donated. It stops right after a step whose loss or gradient is not finite. The number of
+    The state lives on the devices as `where` has it (sharding.state_sharding; None: whole on each), and comes back so.
+    Its buffers are donated. It stops right after a step whose loss or gradient is not finite. The number of
     steps is an argument of one compiled program, not part of it, so that however a run is cut into dispatches, by
     signals, evaluations or a restart, every step is computed by the same instructions: continuing is bit-exact.
     """
+
+    where = sharding.replicated(mesh) if where is None else where
 
     def train_steps(
         state: TrainState, operands: Any, count: Int32[Array, ""], lr_scale: Float[Array, ""]
@@ -170,20 +202,27 @@ def compile_train_steps(
             return (state.step < last) & finite
 
         def one(carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
-            state, _ = carry
-            return train_step(task, state, batch_of(operands, state.step), lr_scale)
+            state, finite = train_step(task, carry[0], batch_of(operands, carry[0].step), lr_scale)
+            return jax.lax.with_sharding_constraint(state, where), finite
 
         state, finite = jax.lax.while_loop(go_on, one, (state, jnp.array(True)))
         return state, finite, optax.global_norm(state.params)
 
     whole = sharding.replicated(mesh)
-    return jax.jit(train_steps, donate_argnums=0, in_shardings=(whole, None, whole, whole), out_shardings=whole)
+    return jax.jit(
+        train_steps,
+        donate_argnums=0,
+        in_shardings=(where, None, whole, whole),
+        out_shardings=(where, whole, whole),
+    )
 
 
 def compile_eval_steps(
-    task: Task, batch_of: BatchOf, mesh: Mesh
+    task: Task, batch_of: BatchOf, mesh: Mesh, where: Any = None
 ) -> Callable[[TrainState, EvalMetrics, Any, int, int], EvalMetrics]:
-    """(state, metrics, operands, first step, count) -> metrics with those of `count` batches merged in."""
+    """(state, metrics, operands, first step, count) -> metrics with those of `count` batches merged in.
+
+    `where` the state lives: as in `compile_train_steps`."""
 
     def eval_steps(
         state: TrainState, metrics: EvalMetrics, operands: Any, first: Int32[Array, ""], count: Int32[Array, ""]
@@ -194,4 +233,5 @@ def compile_eval_steps(
         return jax.lax.fori_loop(first, first + count, one, metrics)
 
     whole = sharding.replicated(mesh)
-    return jax.jit(eval_steps, in_shardings=(whole, whole, None, whole, whole), out_shardings=whole)
+    where = whole if where is None else where
+    return jax.jit(eval_steps, in_shardings=(where, whole, None, whole, whole), out_shardings=whole)

@@ -1,5 +1,6 @@
 """What a training step takes and gives back, and what a checkpoint holds."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ from jaxtyping import Array, Int32
 
 from patchnets import keys, sharding
 from patchnets.metrics import TrainMetrics
+from patchnets.parameter_rules import Rules
 
 # For a program that runs once, most of XLA's code generation takes longer than it gains; the values are the same.
 RUNS_ONCE = {"xla_backend_optimization_level": 1}
@@ -43,26 +45,54 @@ def create_train_state(
     mesh: Mesh,
     head_bias: float = 0.0,
     ema: bool = False,
+    fsdp_rules: Rules = (),
 ) -> TrainState:
-    """The state at step 0, made on the devices of `mesh`; the biases of the head start at `head_bias`."""
+    """The state at step 0, made where it lives on `mesh`; the biases of the head start at `head_bias`."""
+    make = functools.partial(_initial, model, optimizer, image_size, channels, head_bias, ema)
+    if mesh.shape[sharding.SPLIT] == 1:
+        return jax.jit(make, out_shardings=sharding.replicated(mesh), compiler_options=RUNS_ONCE)(seed)
+    where = sharding.state_sharding(jax.eval_shape(make, seed), mesh, fsdp_rules)
+    return jax.jit(make, out_shardings=where, compiler_options=RUNS_ONCE)(seed)
 
-    def init(seed: Int32[Array, ""]) -> TrainState:
-        variables = init_variables(model, keys.key(seed, keys.Purpose.INIT), image_size, channels)
-        params, batch_stats = variables["params"], variables["batch_stats"]
-        if head_bias:
-            head = params["head"]
-            params = params | {"head": head | {"bias": jnp.full_like(head["bias"], head_bias)}}
-        return TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=batch_stats,
-            ema={"params": params, "batch_stats": batch_stats} if ema else {},
-            opt_state=optimizer.init(params),
-            metrics=TrainMetrics.empty(),
-        )
 
-    made = jax.jit(init, out_shardings=sharding.replicated(mesh), compiler_options=RUNS_ONCE)
-    return made(seed)
+def state_shapes(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    image_size: int,
+    channels: int,
+    mesh: Mesh,
+    ema: bool = False,
+    fsdp_rules: Rules = (),
+) -> TrainState:
+    """The shape, type and place of every array of a state, without making them."""
+    shapes = jax.eval_shape(functools.partial(_initial, model, optimizer, image_size, channels, 0.0, ema), 0)
+    where = sharding.state_sharding(shapes, mesh, fsdp_rules)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, where)
+
+
+def _initial(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_size: int,
+    channels: int,
+    head_bias: float,
+    ema: bool,
+    seed: Int32[Array, ""],
+) -> TrainState:
+    variables = init_variables(model, keys.key(seed, keys.Purpose.INIT), image_size, channels)
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    if head_bias:
+        head = params["head"]
+        params = params | {"head": head | {"bias": jnp.full_like(head["bias"], head_bias)}}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        ema={"params": params, "batch_stats": batch_stats} if ema else {},
+        opt_state=optimizer.init(params),
+        metrics=TrainMetrics.empty(),
+    )
 
 
 def init_variables(model: nn.Module, key: Array, image_size: int, channels: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from clu import parameter_overview
 
-from patchnets import __version__, claims, console, models, sharding
+from patchnets import __version__, agree, claims, console, models, sharding
 from patchnets import config as config_lib
 from patchnets.checkpoints import Checkpoints
 from patchnets.errors import RunError, Stopped, one_line
@@ -44,24 +44,30 @@ def train(
       Stopped: a signal asked for it; the state was saved.
     """
     began = time.monotonic() if began is None else began
-    place = Workdir(workdir, config)
-    if summary := place.finished():
-        print(f"{place.path} holds a finished run of this configuration; nothing to do")
-        summary = summary | claims.compared(config, summary)  # which may have changed since
-        console.conclude(summary, place.path)
-        return summary
+    place = Workdir(workdir, config, writes=agree.speaks())
+    summary = place.finished()
+    if agree.same(summary is not None):
+        return _already(config, summary, place) if summary else {}
     plan = make_plan(config)
     place.claim(plan.data.identity)
     checkpoints = Checkpoints(place.checkpoints, config.checkpoint)
-    board = TensorBoard(place.path, config.tensorboard)
+    board = TensorBoard(place.path, config.tensorboard and agree.speaks())
     try:
-        with StopRequest() as stop:
+        with StopRequest(handed_on=jax.process_count() > 1) as stop:
             return Run(plan, place, checkpoints, board, stop, began).complete()
     finally:
         plan.data.close()
         board.close()
         checkpoints.close()
         place.release()
+
+
+def _already(config: ml_collections.ConfigDict, summary: dict[str, Any], place: Workdir) -> dict[str, Any]:
+    """Tells what came out of a finished run."""
+    print(f"{place.path} holds a finished run of this configuration; nothing to do")
+    summary = summary | claims.compared(config, summary)  # which may have changed since
+    console.conclude(summary, place.path)
+    return summary
 
 
 class Run:
@@ -81,6 +87,7 @@ class Run:
         self.first_step_seconds: float | None = None
         self.state = plan.initial_state()
         self.like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state)
+        self.where = jax.tree.map(lambda x: x.sharding, self.state)
         restored = checkpoints.restore_latest(self.like)
         progress: dict[str, Any] = {}
         if restored:
@@ -102,7 +109,7 @@ class Run:
         summary |= claims.compared(self.plan.config, summary) | self.circumstances(params)
         self.board.close()  # which imports, in its thread, what drawing imports too
         self.place.write_json("summary.json", summary)
-        if self.plan.config.plots:
+        if self.plan.config.plots and jax.process_count() == 1:  # several draw once they have ended (main)
             self.draw()
         console.conclude(summary, self.place.path)
         return summary
@@ -111,15 +118,19 @@ class Run:
         """Shows the first screen; returns the number of parameters."""
         plan, params = self.plan, self.state.params
         if not self.resumed_at:
-            self.place.write_text("parameters.txt", parameter_overview.get_parameter_overview(params) + "\n")
+            told = params if jax.process_count() == 1 else self.like.params  # no process has them all
+            overview = parameter_overview.get_parameter_overview(told, include_stats=jax.process_count() == 1)
+            self.place.write_text("parameters.txt", overview + "\n")
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         console.introduce(
             plan.config,
             workdir=self.place.path,
             data=plan.data,
             params=count,
-            overview=parameter_overview.get_parameter_overview(params, include_stats=False, max_lines=OVERVIEW_LINES),
-            devices=plan.mesh.size,
+            overview=parameter_overview.get_parameter_overview(
+                self.like.params, include_stats=False, max_lines=OVERVIEW_LINES
+            ),
+            devices=console.devices(plan.mesh.size),
             total_steps=plan.total_steps,
             eval_every=plan.eval_every,
             model_fields=models.settings(plan.config.model),
@@ -131,7 +142,7 @@ class Run:
     def fit(self) -> None:
         """Trains from the state's step to the last one."""
         plan = self.plan
-        train_steps = compile_train_steps(plan.task, plan.data.train.batch, plan.mesh)
+        train_steps = compile_train_steps(plan.task, plan.data.train.batch, plan.mesh, self.where)
         evaluate = self.evaluator(plan.data.val)
         batch_size = plan.config.batch_size
         progress = console.Progress(plan.total_steps, self.step, batch_size)
@@ -142,7 +153,7 @@ class Run:
                 until, asked = plan.next_stop(self.step), time.perf_counter()
                 with self.saving_if_unreadable():
                     operands, serves = plan.data.train.operands(self.step)
-                count = self.pace.steps(min(until - self.step, serves))
+                count = agree.same(self.pace.steps(min(until - self.step, serves)))
                 with self.pace.measure(count, count * batch_size, asked):
                     self.state, finite, param_norm = train_steps(self.state, operands, count, self.patience.scale)
                     healthy = bool(finite) and bool(np.isfinite(param_norm))
@@ -155,10 +166,10 @@ class Run:
                 progress.advance(count, self.pace, plan.total_steps - self.step)
                 if self.step == until:
                     self.look(param_norm, evaluate, progress)
-                if self.stop.number is not None:
+                if number := self.asked_to_stop():
                     self.save()
                     self.checkpoints.wait()
-                    raise Stopped(self.stop.number, self.step)
+                    raise Stopped(number, self.step)
         finally:
             progress.close()
         self.checkpoints.wait()
@@ -200,13 +211,18 @@ class Run:
         if validating or step % (plan.config.checkpoint.every_steps or plan.total_steps) == 0:
             self.save(val_metrics)
 
+    def asked_to_stop(self) -> int:
+        """The number of the signal that any process got, or 0: all of them stop at the same step."""
+        return agree.highest(self.stop.number or 0)
+
     @contextlib.contextmanager
     def saving_if_unreadable(self) -> Iterator[None]:
-        """Saves what was trained where images cannot be read: the same command goes on once they can."""
+        """Saves what was trained where images cannot be read: the same command goes on once they can. Not where only
+        one of several processes knows, for saving takes all of them."""
         try:
             yield
         except RunError:
-            if self.step and self.step != self.checkpoints.latest_step():
+            if jax.process_count() == 1 and self.step and self.step != self.checkpoints.latest_step():
                 self.save()
                 self.checkpoints.wait()
             raise
@@ -218,7 +234,7 @@ class Run:
             "seconds": self.pace.seconds,
             "patience": self.patience.seen(),
             "looked_at": self.looked_at,
-            "unreadable": sorted(self.unreadable | self.plan.data.unreadable),
+            "unreadable": sorted(agree.union(self.unreadable | self.plan.data.unreadable)),
         }
         self.checkpoints.save(self.step, self.state, progress, val_metrics)
 
@@ -229,19 +245,19 @@ class Run:
         """
         if feed is None:
             return None
-        eval_steps = compile_eval_steps(self.plan.task, feed.batch, self.plan.mesh)
+        eval_steps = compile_eval_steps(self.plan.task, feed.batch, self.plan.mesh, self.where)
         pace = Pace(self.plan.config.steps_per_dispatch)
 
         def evaluate() -> dict[str, float]:
             metrics, first = sharding.on_mesh(EvalMetrics.empty, self.plan.mesh), 0
             while first < feed.steps_per_epoch:
                 operands, serves = feed.operands(first)
-                count = pace.steps(min(serves, feed.steps_per_epoch - first))
+                count = agree.same(pace.steps(min(serves, feed.steps_per_epoch - first)))
                 with pace.measure(count, count * feed.batch_size):
                     metrics = jax.block_until_ready(eval_steps(self.state, metrics, operands, first, count))
                 first += count
-                if may_stop and self.stop.number is not None:
-                    raise Stopped(self.stop.number, self.step)
+                if may_stop and (number := self.asked_to_stop()):
+                    raise Stopped(number, self.step)
             return {name: decimal(value) for name, value in metrics.compute().items()}
 
         return evaluate
@@ -267,11 +283,11 @@ class Run:
             "steps": self.step,
             "epochs": round(self.step / plan.data.train.steps_per_epoch, 4),
             "params": params,
-            "skipped_records": len(self.unreadable | plan.data.unreadable),
+            "skipped_records": len(agree.union(self.unreadable | plan.data.unreadable)),
             "images_per_second": self.pace.images_per_second and round(self.pace.images_per_second, 1),
             "first_step_seconds": self.first_step_seconds,
             "wall_seconds": round(self.wall_seconds, 1),
-            "device": f"{plan.mesh.size} x {console.device_name()}, host with {os.cpu_count()} cores",
+            "device": console.devices(plan.mesh.size) + f", host with {os.cpu_count()} cores",
             "versions": {
                 "patchnets": __version__,
                 "python": platform.python_version(),

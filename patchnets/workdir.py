@@ -19,9 +19,11 @@ from patchnets.errors import UserError
 
 
 class Workdir:
-    """One run's folder. Nothing is written before `claim`."""
+    """One run's folder. Nothing is written before `claim`, and nothing at all without `writes`: one of the processes of
+    a run writes for all."""
 
-    def __init__(self, path: str | os.PathLike[str], config: ml_collections.ConfigDict):
+    def __init__(self, path: str | os.PathLike[str], config: ml_collections.ConfigDict, writes: bool = True):
+        self.writes = writes
         self.path = pathlib.Path(path).expanduser()
         self._config = config_lib.flatten(config)
         self._nested = json.loads(config.to_json_best_effort())
@@ -37,6 +39,8 @@ class Workdir:
         Raises:
           UserError: the folder belongs to a run with another configuration, is in use, or cannot be one.
         """
+        if not self.writes:
+            return None
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir={self.path} is a file; give a folder, or a path that does not exist yet")
         place = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
@@ -60,6 +64,8 @@ class Workdir:
           UserError: another process holds the folder, or it belongs to another configuration or other data.
           OSError: it cannot be written.
         """
+        if not self.writes:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         self._compare_configuration()
@@ -112,6 +118,8 @@ class Workdir:
         self.write_text(name, json.dumps(_without_none(content), indent=2) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
+        if not self.writes:
+            return
         handle, partial = tempfile.mkstemp(dir=self.path, prefix=f".{name}-")
         try:
             with os.fdopen(handle, "w") as file:
@@ -124,6 +132,8 @@ class Workdir:
 
     def rewind_metrics(self, step: int) -> None:
         """Drops the lines of metrics.jsonl past `step`, which a continued run writes again, and a torn last line."""
+        if not self.writes:
+            return
         try:
             lines = (self.path / "metrics.jsonl").read_text(errors="replace").splitlines()
         except FileNotFoundError:
@@ -139,6 +149,8 @@ class Workdir:
         self.write_text("metrics.jsonl", "".join(kept))
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
+        if not self.writes:
+            return
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
 

@@ -1,5 +1,6 @@
 """A CPU's devices and groups: what is chosen, and that a batch in groups has the gradient of the batch."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -8,12 +9,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from jax.sharding import Mesh
 from scipy import special
 
 from configs import convmixer_cifar10, mixer_cifar100, mixer_digits, vit_cifar100
-from patchnets import losses, models, processors
+from patchnets import losses, models, processors, sharding, steps
+from patchnets.data.preprocess import Preprocess
 from patchnets.models.layers import gelu_exact
 from patchnets.train_state import parameter_shapes
 
@@ -54,8 +56,30 @@ def test_the_largest_activation_of_a_vit_is_its_attention():
     assert found == 4 * 144 * 144 * 4  # heads, queries, keys, bytes
 
 
+@pytest.mark.parametrize("config, groups", [(mixer_cifar100.get_config(), 8), (convmixer_cifar10.get_config(), 8)])
+def test_evaluation_goes_in_groups_with_batch_norm_too(config, groups):
+    model = models.create_model(config.model, 10)
+    shapes = parameter_shapes(model, config.image_size, 3)
+    assert processors.groups(model, shapes, config.image_size, config.batch_size, 2, train=False) == groups
+
+
+@pytest.mark.parametrize("groups, devices", [(4, 1), (4, 2), (8, 8)])
+def test_a_batch_is_evaluated_in_groups_as_at_once(groups, devices):
+    network, _ = models.MODELS["convmixer"]
+    model = network(num_classes=5, patch_size=2, depth=1, hidden_dim=8, kernel_size=3)
+    variables = model.init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)), train=False)
+    images = np.random.default_rng(0).integers(0, 256, (BATCH, 8, 8, 3), np.uint8)
+    preprocess = Preprocess(8, (127.5,) * 3, (64.0,) * 3)
+    at_once = steps.Task(model, optax.identity(), preprocess, 0)
+    grouped = dataclasses.replace(at_once, eval_groups=groups, mesh=mesh_of(devices))
+    found, expected = (
+        jax.jit(steps.eval_logits, static_argnums=0)(task, variables, images) for task in (grouped, at_once)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
 def mesh_of(devices):
-    return Mesh(np.array(jax.devices()[:devices]), ("data",))
+    return sharding.mesh_of(jax.devices()[:devices], (devices, 1))
 
 
 def a_batch(rows=12, classes=5):

@@ -25,7 +25,7 @@ def complaint(data: int, batch_sizes: tuple[int, ...] = ()) -> str:
 @pytest.mark.parametrize("data", [1, 3, 8])
 def test_mesh_takes_the_first_devices_asked_for(data):
     mesh = mesh_of(data)
-    assert mesh.axis_names == ("data",) and list(mesh.devices.flat) == jax.devices()[:data]
+    assert mesh.axis_names == ("data", "fsdp") and list(mesh.devices.flat) == jax.devices()[:data]
 
 
 def test_mesh_takes_all_devices_with_minus_one():

@@ -103,7 +103,7 @@ class Opened:
 
     @property
     def train_examples(self) -> int:
-        return sum(high - low for _, low, high in self.parts["train"])
+        return splits.examples(self.parts["train"])
 
 
 def open_data(config: ml_collections.ConfigDict, devices: int) -> Opened:
@@ -120,7 +120,7 @@ def open_data(config: ml_collections.ConfigDict, devices: int) -> Opened:
     parts = {role: splits.parse(spec, source.sizes) for role, spec in specs.items() if spec}
     feed = config.dataset.feed
     if feed == "auto":
-        fits = _decoded_bytes(source, parts, _stored_size(config)) <= _allowed_bytes(config, devices)
+        fits = decoded_bytes(source, parts, stored_size(config)) <= allowed_bytes(config, devices)
         feed = "resident" if fits or not source.encoded else "streaming"
     if feed == "streaming" and importlib.util.find_spec("grain") is None:
         raise UserError(
@@ -176,29 +176,30 @@ class Made:
     identity: dict[str, Any]
 
 
-def _names(parts: Mapping[str, list[splits.Part]]) -> list[str]:
+def names(parts: Mapping[str, list[splits.Part]]) -> list[str]:
     """The splits that are read, each once."""
     return list(dict.fromkeys(name for some in parts.values() for name, _, _ in some))
 
 
-def _stored_size(config: ml_collections.ConfigDict) -> int:
+def stored_size(config: ml_collections.ConfigDict) -> int:
     """The largest side in pixels at which images are kept: so that evaluation crops `image_size` pixels out of it."""
     return round(config.image_size / config.eval_crop)
 
 
-def _decoded_bytes(source: sources.Source, parts: Mapping[str, list[splits.Part]], largest: int) -> int:
+def decoded_bytes(source: sources.Source, parts: Mapping[str, list[splits.Part]], largest: int) -> int:
     """The memory that resident images of at most this side take, as far as one can tell without reading them all."""
-    total = 0
-    for name in _names(parts):
-        native = None
-        with contextlib.suppress(RunError):  # the first image is broken, which shows when its turn comes
-            native = source.records(name).native_size()
-        native = native or largest
-        total += source.sizes[name] * min(native, largest) ** 2 * source.channels
-    return total
+    return sum(source.sizes[name] * side(source, name, largest) ** 2 * source.channels for name in names(parts))
 
 
-def _allowed_bytes(config: ml_collections.ConfigDict, devices: int) -> float:
+def side(source: sources.Source, split: str, largest: int) -> int:
+    """At which side in pixels resident images of a split are kept, `largest` at most; by the first image."""
+    native = None
+    with contextlib.suppress(RunError):  # the first image is broken, which shows when its turn comes
+        native = source.records(split).native_size()
+    return min(native or largest, largest)
+
+
+def allowed_bytes(config: ml_collections.ConfigDict, devices: int) -> float:
     """The memory that resident images may take over all, where each device has room for `max_resident_gib`; devices
     that are a CPU's cores have it together."""
     sharded, limit = config.dataset.placement == "sharded", config.dataset.max_resident_gib * 2**30
@@ -219,14 +220,14 @@ def _seed(config: ml_collections.ConfigDict, role: str) -> int | None:
 def _resident(config: ml_collections.ConfigDict, mesh: Mesh, opened: Opened) -> Made:
     """Decodes what is not in the cache, tells how much memory is taken, and takes it."""
     source, parts = opened.source, opened.parts
-    root, max_bytes = cache.cache_root(config.dataset.cache_dir), _allowed_bytes(config, mesh.size)
+    root, max_bytes = cache.cache_root(config.dataset.cache_dir), allowed_bytes(config, mesh.size)
     sharded = config.dataset.placement == "sharded"
 
     def load_whole(keep_native: bool) -> dict[str, cache.Decoded]:
         found: dict[str, cache.Decoded] = {}
-        for name in _names(parts):
+        for name in names(parts):
             held = sum(images.nbytes for images, _ in found.values())
-            found[name] = cache.load_split(source, name, _stored_size(config), root, max_bytes, held, keep_native)
+            found[name] = cache.load_split(source, name, stored_size(config), root, max_bytes, held, keep_native)
         return found
 
     whole = load_whole(keep_native=True)
@@ -298,6 +299,6 @@ def _streaming(config: ml_collections.ConfigDict, mesh: Mesh, opened: Opened) ->
         normalisation=normalisation(config.normalize, np.empty((0, 1, 1, source.channels), np.uint8)),
         identity={
             "examples": {role: feed.num_examples for role, feed in feeds.items()},
-            "records_crc32": {name: source.records(name).fingerprint() for name in _names(parts)},
+            "records_crc32": {name: source.records(name).fingerprint() for name in names(parts)},
         },
     )

@@ -5,6 +5,7 @@ that it is either whole or absent, and its checksums are compared whenever it is
 """
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Int32, UInt8
@@ -58,25 +60,57 @@ def load_split(
     """
     key = f"{source.name}-{source.version}-{split}-{'at-most' if keep_native else 'at'}-{image_size}px"
     entry = root / "data" / "".join(c if c.isalnum() or c in "-._" else "_" for c in key)
-    decoded = _open_entry(entry)
-    if decoded is not None:
-        _refuse_too_large(source, split, decoded[0].shape[1], max_bytes, held_bytes)
+
+    def opened() -> Decoded | None:
+        decoded = _open_entry(entry)
+        if decoded is not None:
+            _refuse_too_large(source, split, decoded[0].shape[1], max_bytes, held_bytes)
         return decoded
+
+    if found := opened():
+        return found
     records = source.records(split)
     native = records.native_size()
     if native is None or native > image_size or not keep_native:
         native = None
     side = native or image_size
     _refuse_too_large(source, split, side, max_bytes, held_bytes)
-    try:
-        _write_entry(records, (len(records), side, side, source.channels), None if native else side, entry)
-    except UnevenSizes:  # only reading them all could tell
-        _refuse_too_large(source, split, image_size, max_bytes, held_bytes)
-        _write_entry(records, (len(records), image_size, image_size, source.channels), image_size, entry)
+    with _one_at_a_time(entry):
+        if found := opened():
+            return found
+        try:
+            _write_entry(records, (len(records), side, side, source.channels), None if native else side, entry)
+        except UnevenSizes:  # only reading them all could tell
+            _refuse_too_large(source, split, image_size, max_bytes, held_bytes)
+            _write_entry(records, (len(records), image_size, image_size, source.channels), image_size, entry)
     decoded = _open_entry(entry)
     if decoded is None:
         raise RunError(f"{entry} does not read back as it was written; is the disk sound?")
     return decoded
+
+
+@contextlib.contextmanager
+def _one_at_a_time(entry: pathlib.Path) -> Iterator[None]:
+    """Of processes that want the same entry, on a machine or a shared disk, one decodes while the others wait.
+
+    Where the system or the disk has no locks, each decodes for itself.
+    """
+    lock = entry.with_name(f".{entry.name}.lock")
+    try:
+        import fcntl
+
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = lock.open("w")
+    except (ImportError, OSError):  # what cannot be written shows when an entry is
+        yield
+        return
+    with held:
+        with contextlib.suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
 
 
 def _refuse_too_large(source: Source, split: str, side: int, max_bytes: float, held_bytes: int) -> None:

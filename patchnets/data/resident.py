@@ -69,16 +69,22 @@ class ResidentFeed:
 
     def batch(self, operands: Operands, step: Int[Array, ""]) -> Batch:
         """The batch of one step; traced into the compiled step."""
-        start = (step % self.steps_per_epoch) * self.batch_size
-        position = start + jnp.arange(self.batch_size, dtype=jnp.int32)
-        index = operands.order[position % self.num_examples]
-        mask: Float[Array, " batch"] = (position < self.num_examples).astype(jnp.float32)
-        take = sharding.take_split if self.sharded else lambda images, index, mesh: images[index]
-        batch = {"image": take(operands.images, index, self._mesh), "label": operands.labels[index], "mask": mask}
-        return sharding.shard_batch(batch, self._mesh)
+        return take_batch(operands, step, self.batch_size, self._mesh, self.sharded)
 
     def close(self) -> None:
         """Nothing runs beside the steps."""
+
+
+def take_batch(operands: Operands, step: Int[Array, ""], batch_size: int, mesh: Mesh, sharded: bool) -> Batch:
+    """The batch of one step, split over the mesh, of images that are there whole on every device or `sharded`."""
+    examples = operands.labels.shape[0]
+    start = (step % -(-examples // batch_size)) * batch_size
+    position = start + jnp.arange(batch_size, dtype=jnp.int32)
+    index = operands.order[position % examples]
+    mask: Float[Array, " batch"] = (position < examples).astype(jnp.float32)
+    take = sharding.take_split if sharded else lambda images, index, mesh: images[index]
+    batch = {"image": take(operands.images, index, mesh), "label": operands.labels[index], "mask": mask}
+    return sharding.shard_batch(batch, mesh)
 
 
 def epoch_order(seed: Any, epoch: Any, *, size: int) -> Int32[Array, " examples"]:

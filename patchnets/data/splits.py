@@ -63,6 +63,11 @@ def parse(spec: str, sizes: Mapping[str, int]) -> list[Part]:
     return parts
 
 
+def examples(parts: list[Part]) -> int:
+    """How many a parsed split holds."""
+    return sum(high - low for _, low, high in parts)
+
+
 def overlap(one: list[Part], other: list[Part]) -> int:
     """How many examples two parsed splits share."""
     return sum(

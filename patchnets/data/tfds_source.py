@@ -178,6 +178,27 @@ def open_tfds(name: str, data_dir: str | None) -> TfdsSource:
     Raises:
       UserError: TFDS has no such data set, it is not for image classification, or it cannot be downloaded.
     """
+    builder = _builder(name, data_dir)
+    _check_kind(builder, name)
+    if not builder.info.splits:
+        builder.info.set_file_format("array_record", override=True)
+        _prepare(builder, name)
+        _check_kind(builder, name)
+    if "array_record" not in {form.value for form in builder.info.available_file_formats()}:
+        raise UserError(
+            f"{name} lies in {builder.data_dir} as {builder.info.file_format.value} files, and training reads "
+            "array_record; choose another config.dataset.data_dir, and it is prepared there"
+        )
+    return TfdsSource(builder)
+
+
+def is_prepared(name: str, data_dir: str | None) -> bool:
+    """Whether opening the data set downloads and prepares nothing. Raises UserError where TFDS has no such data set."""
+    return bool(_builder(name, data_dir).info.splits)
+
+
+def _builder(name: str, data_dir: str | None) -> Any:
+    """TFDS's own object for a data set, prepared or not. Raises UserError where there is none."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -191,20 +212,9 @@ def open_tfds(name: str, data_dir: str | None) -> TfdsSource:
         hint = f"did you mean {' or '.join(near)}?" if near else "expected digits, folder, or a TFDS name"
         raise UserError(f"config.dataset.name={name!r} is no data set that TFDS knows; {hint}")
     try:
-        builder = tfds.builder(name, data_dir=data_dir)
+        return tfds.builder(name, data_dir=data_dir)
     except (AssertionError, ValueError, RuntimeError, ImportError, OSError) as error:
         raise UserError(f"config.dataset.name={name!r} cannot be opened by TFDS: {one_line(error)}") from error
-    _check_kind(builder, name)
-    if not builder.info.splits:
-        builder.info.set_file_format("array_record", override=True)
-        _prepare(builder, name)
-        _check_kind(builder, name)
-    if "array_record" not in {form.value for form in builder.info.available_file_formats()}:
-        raise UserError(
-            f"{name} lies in {builder.data_dir} as {builder.info.file_format.value} files, and training reads "
-            "array_record; choose another config.dataset.data_dir, and it is prepared there"
-        )
-    return TfdsSource(builder)
 
 
 def _check_kind(builder: Any, name: str) -> None:

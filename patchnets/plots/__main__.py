@@ -47,7 +47,7 @@ def _run(argv: list[str]) -> str:
         changes[key] = value
     if not (place / "config.json").exists():  # figures alone, without the run
         return str(curves.draw(place))
-    main.quieten_tensorflow()
+    main.quieten()
     main.keep_compiled()
     from patchnets.plots import run
 
@@ -63,7 +63,7 @@ def _mixing(argv: list[str]) -> pathlib.Path:
     out, places = _out(argv, "mixing.png"), [a for a in argv[2:] if not a.startswith("--out=")]
     if not places or any(place.startswith("-") for place in places):
         raise UserError("mixing: expected one or more work directories, and perhaps --out=FILE.png")
-    main.quieten_tensorflow()
+    main.quieten()
     main.keep_compiled()
     from patchnets.plots import run
 
@@ -79,7 +79,7 @@ def _out(argv: list[str], default: str) -> pathlib.Path:
 
 
 def _augment(argv: list[str]) -> pathlib.Path:
-    main.quieten_tensorflow()
+    main.quieten()
     from patchnets.plots import augment
 
     out = _out(argv, "augment.png")

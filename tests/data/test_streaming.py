@@ -19,10 +19,10 @@ from multiprocessing import shared_memory
 import jax
 import numpy as np
 import pytest
-from jax.sharding import Mesh
 from PIL import Image
 from sklearn import datasets
 
+from patchnets import sharding
 from patchnets.data import chunks, decode, digits, folder, loader
 from patchnets.data.chunks import Chunks, epoch_order, random_crop
 from patchnets.data.streaming import StreamingFeed
@@ -449,11 +449,11 @@ import numpy as np
 if count > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator_address=f"localhost:{port}", num_processes=count, process_id=index)
-from jax.sharding import Mesh
+from patchnets import sharding
 from patchnets.data import folder
 from patchnets.data.streaming import StreamingFeed
 records = folder.Folder(sys.argv[1]).records("train")
-mesh = Mesh(np.array(jax.devices()), ("data",))
+mesh = sharding.mesh_of(jax.devices(), (jax.device_count(), 1))
 feed = StreamingFeed([(records, 0, 24)], mesh=mesh, batch_size=8, size=16, channels=3, num_classes=2, seed=0,
                      crop_area=0.1, workers=int(sys.argv[5]))
 shards, sums = [], []
@@ -485,7 +485,7 @@ def test_two_processes_share_the_batches_of_one(make, photos):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     running = [start(photos, i, 2, 2, port=port) for i in range(2)]
-    alone = make(mesh=Mesh(np.array(jax.devices()[:4]), ("data",)), records=photo_parts(photos), crop_area=0.1, **TINY)
+    alone = make(mesh=sharding.mesh_of(jax.devices()[:4], (4, 1)), records=photo_parts(photos), crop_area=0.1, **TINY)
     expected = [host(alone, step)["image"].astype(int).sum(axis=(1, 2, 3)) for step in range(6)]
     found = []
     for process in running:

@@ -1,0 +1,145 @@
+"""Jobs of experiments.launch on a SLURM cluster of this machine: make cluster."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+import slurm
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+NODES = (1, 2)
+SHORT = ("--config.batch_size=64", "--config.plots=False", "--config.stop_patience=None")
+DIGITS = ("--config=configs/mixer_digits.py", *SHORT)
+LENGTH = "--config.total_epochs=12"
+PATIENCE = 900  # seconds for a job, on a machine that has other things to do
+QUICK = {"XLA_FLAGS": "--xla_backend_optimization_level=0"}  # to compile; not the many devices of other tests
+
+pytestmark = pytest.mark.skipif(bool(slurm.why_not()), reason=slurm.why_not() or "-")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slurm")
+    try:
+        slurm.up(folder, max(NODES))
+        yield Cluster(folder)
+    finally:
+        slurm.down(folder)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The folder of a run of LENGTH that knows of no cluster."""
+    place = tmp_path_factory.mktemp("plain") / "run"
+    program = [sys.executable, "-m", "patchnets.main", *DIGITS, LENGTH, f"--workdir={place}"]
+    subprocess.run(program, cwd=ROOT, env=os.environ | QUICK, check=True, timeout=PATIENCE)
+    return place
+
+
+class Cluster:
+    def __init__(self, folder):
+        self.environ = slurm.environment(folder) | QUICK
+
+    def tell(self, *command):
+        return subprocess.run(
+            command, cwd=ROOT, env=self.environ, check=True, capture_output=True, text=True, timeout=PATIENCE
+        ).stdout
+
+    def submit(self, place, *arguments):
+        """Launches, and returns the number of the job."""
+        command = [sys.executable, "-m", "experiments.launch", "slurm", *arguments, f"--workdir={place}"]
+        said = self.tell(*command, f"--out={place.parent / 'job.sbatch'}", "--submit")
+        (line,) = [line for line in said.splitlines() if line.startswith("Submitted batch job ")]
+        return line.split()[-1]
+
+    def about(self, job):
+        """What SLURM says of a job, or of each of an array."""
+        told = self.tell("scontrol", "show", "job", "--oneliner", job).splitlines()
+        return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in told]
+
+    def wait(self, job):
+        """The job or those of an array, ended; SLURM remembers them for five minutes."""
+        for _ in waiting():
+            found = self.about(job)
+            if all(each["JobState"] not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED") for each in found):
+                break
+        return found
+
+
+def waiting():
+    until = time.monotonic() + PATIENCE
+    while time.monotonic() < until:
+        yield
+        time.sleep(0.5)
+    pytest.fail(f"not within {PATIENCE} s")
+
+
+def rows(place):
+    """Those of metrics.jsonl, less what depends on the clock."""
+    lines = (place / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines]
+
+
+def figures(place):
+    summary = json.loads((place / "summary.json").read_text())
+    return {k: v for k, v in summary.items() if k.startswith(("test_", "val_", "best_")) or k in ("steps", "epochs")}
+
+
+def logged(place):
+    return "".join(file.read_text() for file in sorted(place.glob("slurm-*.out")))
+
+
+@pytest.mark.parametrize("nodes", NODES)
+def test_a_job_trains_as_a_run_without_a_cluster(nodes, cluster, uninterrupted, tmp_path):
+    place = tmp_path / "a run"
+    (ended,) = cluster.wait(cluster.submit(place, *DIGITS, LENGTH, f"--nodes={nodes}"))
+    assert (ended["JobState"], ended["NumNodes"]) == ("COMPLETED", str(nodes)), logged(place)
+    assert ("in 2 processes" in logged(place)) == (nodes == 2)
+    tolerance = 0 if nodes == 1 else 1e-3  # sums in another order
+    for row, expected in zip(rows(place), rows(uninterrupted), strict=True):
+        assert row == pytest.approx(expected, rel=tolerance, abs=0)
+
+
+@pytest.mark.parametrize("nodes", NODES)
+@pytest.mark.parametrize("how", [("scancel", "--signal=TERM"), ("scontrol", "requeue")], ids=["SIGTERM", "requeue"])
+def test_a_job_that_is_cut_ends_as_if_it_had_not_been(how, nodes, cluster, uninterrupted, tmp_path):
+    place = tmp_path / "run"
+    job = cluster.submit(place, *DIGITS, LENGTH, f"--nodes={nodes}")
+    for _ in waiting():
+        if (place / "metrics.jsonl").exists() and len(rows(place)) >= 2:
+            break
+    cluster.tell(*how, job)
+    (ended,) = cluster.wait(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), logged(place)
+    assert "going on from" in logged(place)
+    assert ("stopped by signal 15" in logged(place)) == (how[0] == "scancel")  # SLURM's own requeue does not wait
+    tolerance = 0 if nodes == 1 else 1e-3
+    for row, expected in zip(rows(place), rows(uninterrupted), strict=True):
+        assert row == pytest.approx(expected, rel=tolerance, abs=0)
+    assert figures(place) == pytest.approx(figures(uninterrupted), rel=tolerance, abs=0)
+
+
+def test_a_request_that_cannot_be_carried_out_is_not_tried_again(cluster, tmp_path):
+    place = tmp_path / "run"
+    script = cluster.submit(place, *DIGITS, "--config.total_epochs=1", "--setup=exit 2")
+    (ended,) = cluster.wait(script)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
+
+
+def test_a_sweep_is_an_array_whose_report_is_gathered(cluster, tmp_path):
+    place = tmp_path / "sweep"
+    sweep = ("--sweep=experiments/sweeps/mixer_digits_lr.py", *SHORT, "--config.total_epochs=1")
+    ended = cluster.wait(cluster.submit(place, *sweep))
+    assert [each["JobState"] for each in ended] == ["COMPLETED"] * 4, logged(place)
+    cluster.tell(sys.executable, "-m", "experiments.sweep", *sweep, f"--workdir={place}", "--report")
+    found = json.loads((place / "sweep.json").read_text())["entries"]
+    assert [entry["changes"]["optimizer.learning_rate"] for entry in found] == [5e-4, 1.5e-3, 5e-3, 1.5e-2]
+    for entry in found:
+        summary = json.loads((place / entry["id"] / "seed-0/summary.json").read_text())
+        assert entry["measured"]["test"]["accuracy"]["values"] == [summary["test_accuracy"]]
+    assert len({entry["measured"]["test"]["accuracy"]["mean"] for entry in found}) > 1
+    assert (place / "sweep.md").exists() and (place / "sweep.png").read_bytes().startswith(b"\x89PNG")
