@@ -1,10 +1,15 @@
-"""All that a run is made of, built from its configuration before the first step."""
+"""All that a run is made of, built from its configuration before the first step.
+
+`python -m patchnets.plan` tells what it will take; that program is in the modules beside, which a run does not import.
+"""
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
 import ml_collections
 import optax
 from jax.sharding import Mesh
@@ -50,6 +55,7 @@ class Plan:
             mesh=self.mesh,
             head_bias=self.config.head_bias,
             ema=self.config.ema_decay is not None,
+            fsdp_rules=self.config.mesh.get("fsdp_rules") or (),
         )
 
     def next_stop(self, step: int) -> int:
@@ -61,12 +67,7 @@ class Plan:
 def make_plan(config: ml_collections.ConfigDict, data: Data | None = None) -> Plan:
     """Builds everything that `config` describes, of `data` where they are at hand. Raises UserError for what cannot be
     built."""
-    mesh = sharding.make_mesh(config.mesh, (config.batch_size, config.eval_batch_size or config.batch_size))
-    if (part := config.batch_size // config.accumulate) % mesh.size:
-        raise UserError(
-            f"config.accumulate={config.accumulate} makes parts of {part} examples, which cannot be split evenly over "
-            f"{mesh.size} devices; lower it, or raise config.batch_size"
-        )
+    mesh = make_mesh(config)
     if data is None:
         opened = open_data(config, mesh.size)
         per_epoch, validates = -(-opened.train_examples // config.batch_size), "val" in opened.parts
@@ -74,6 +75,57 @@ def make_plan(config: ml_collections.ConfigDict, data: Data | None = None) -> Pl
     else:
         per_epoch, validates = data.train.steps_per_epoch, data.val is not None
         classes, channels = len(data.class_names), data.channels
+    outline = make_outline(config, mesh, per_epoch=per_epoch, classes=classes, channels=channels, validates=validates)
+    # Last, for it may take minutes, and what is wrong should be told at once.
+    data = load_data(config, mesh, opened) if data is None else data
+    task = make_task(config, outline.model, outline.optimizer, data.preprocess, outline.params, mesh)
+    return Plan(
+        config,
+        mesh,
+        data,
+        outline.model,
+        outline.optimizer,
+        outline.schedule,
+        task,
+        outline.patience,
+        outline.total_steps,
+        outline.eval_every,
+    )
+
+
+def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The devices that share a batch, of those given or all. Raises UserError where the batches do not divide."""
+    mesh = sharding.make_mesh(config.mesh, (config.batch_size, config.eval_batch_size or config.batch_size), devices)
+    if (part := config.batch_size // config.accumulate) % mesh.size:
+        raise UserError(
+            f"config.accumulate={config.accumulate} makes parts of {part} examples, which cannot be split evenly over "
+            f"{mesh.size} devices; lower it, or raise config.batch_size"
+        )
+    return mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Outline:
+    """What a run is made of besides its data.
+
+    Attributes:
+      params: tree of shapes.
+    """
+
+    model: nn.Module
+    params: Any
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    patience: Patience
+    total_steps: int
+    eval_every: int
+
+
+def make_outline(
+    config: ml_collections.ConfigDict, mesh: Mesh, *, per_epoch: int, classes: int, channels: int, validates: bool
+) -> Outline:
+    """All that can be built knowing only so much of the data: steps in an epoch, classes, channels, and whether a part
+    is for validation. Raises UserError for what cannot be built."""
     total_steps = max(1, steps_of(config, "total", per_epoch) or 0)
     eval_every = steps_of(config, "eval_every", per_epoch)
     eval_every = per_epoch if eval_every is None else max(1, eval_every)
@@ -82,11 +134,8 @@ def make_plan(config: ml_collections.ConfigDict, data: Data | None = None) -> Pl
     schedule = make_schedule(config, total_steps, per_epoch)
     params = parameter_shapes(model, config.image_size, channels)
     optimizer = make_optimizer(config.optimizer, schedule, params)
-    # Last, for it may take minutes, and what is wrong should be told at once.
-    data = load_data(config, mesh, opened) if data is None else data
-    task = make_task(config, model, optimizer, data.preprocess, params, mesh)
-    eval_every = min(eval_every, total_steps)
-    return Plan(config, mesh, data, model, optimizer, schedule, task, patience, total_steps, eval_every)
+    sharding.split_dimensions(params, mesh, config.mesh.get("fsdp_rules") or ())
+    return Outline(model, params, optimizer, schedule, patience, total_steps, min(eval_every, total_steps))
 
 
 def make_task(
@@ -98,9 +147,11 @@ def make_task(
     mesh: Mesh | None = None,
 ) -> Task:
     """What a step does, as `config` has it; with a `mesh`, a batch may go over its devices in groups."""
-    groups = 1
-    if mesh is not None and config.accumulate == 1:
-        groups = processors.groups(model, params, config.image_size, config.batch_size, mesh.size)
+    groups = eval_groups = 1
+    if mesh is not None:
+        size, evaluated = config.image_size, config.eval_batch_size or config.batch_size
+        groups = processors.groups(model, params, size, config.batch_size, mesh.size) if config.accumulate == 1 else 1
+        eval_groups = processors.groups(model, params, size, evaluated, mesh.size, train=False)
     return Task(
         model,
         optimizer,
@@ -112,6 +163,7 @@ def make_task(
         loss=LOSSES[config.loss],
         accumulate=config.accumulate,
         groups=groups,
+        eval_groups=eval_groups,
         mesh=mesh,
         sam_radius=config.optimizer.sam_rho,
         frozen=frozen_parameters(config.optimizer, params) if config.optimizer.freeze_rules else None,

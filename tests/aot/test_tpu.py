@@ -1,0 +1,89 @@
+"""The training step of every family, compiled for a slice of eight TPU v5e chips that need not be there: make aot."""
+
+import jax
+import pytest
+
+from configs import common
+from patchnets.models.published import PUBLISHED
+from patchnets.plan import compiled
+from patchnets.plan.examples import find_examples
+from patchnets.plan.topology import GIB, find_target
+
+pytest.importorskip("libtpu", reason="pip install 'patchnets[tpu-aot]'")
+
+# The smallest of each at 224 pixels with patches of 16 (ConvMixer: 14); the paper's optimizer, AdamW with clipping.
+FAMILIES = {
+    "mlp_mixer": "S/16",
+    "fnet": "Ti/16",
+    "gmlp": "Ti/16",
+    "convmixer": "1024/20",
+    "vit": "Ti/16",
+}
+BATCH, CHIPS = 128, 8
+IMAGES = BATCH // CHIPS * 224 * 224 * 3  # bytes on a chip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compile_anew():
+    """XLA's own figures, and not those of a program that was kept."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
+def config(name, data, fsdp):
+    return common.imagenet(
+        augment={},
+        model=dict(name=name, variant=FAMILIES[name], scan=True, dtype="bfloat16"),
+        batch_size=BATCH,
+        total_steps=1000,
+        optimizer=dict(clip_norm=1.0),
+        mesh=dict(data=data, fsdp=fsdp),
+    )
+
+
+def compile_for(name, data, fsdp):
+    target = find_target("v5e:2x4", None)
+    asked = config(name, data, fsdp)
+    blueprint = compiled.make_blueprint(asked, target, find_examples(asked, CHIPS, 1_281_167, 1000))
+    return blueprint, blueprint.compile()
+
+
+def state_bytes(blueprint):
+    return sum(part.here for part in compiled.held(blueprint.state).values())
+
+
+def split_by_hand(params):
+    """Numbers on a chip where all that can be divided by 8 is; the axis of stacked blocks never is."""
+    numbers = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        shape = leaf.shape[1:] if "Blocks" in jax.tree_util.keystr(path) else leaf.shape
+        numbers += leaf.size // (CHIPS if any(length % CHIPS == 0 for length in shape) else 1)
+    return numbers
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_compiles_whole_and_split_and_fits(name):
+    whole, copied = compile_for(name, CHIPS, 1)
+    split, shared = compile_for(name, 1, CHIPS)
+    expected = PUBLISHED[name, FAMILIES[name]].params
+    found = sum(leaf.size for leaf in jax.tree.leaves(whole.outline.params))
+    assert found == expected or expected is None
+    for program in (copied, shared):
+        assert program.memory.needed < 16 * GIB
+        assert program.memory.arguments > IMAGES
+    # Adam keeps two numbers beside each parameter; all are of 4 bytes, and a few counters come besides.
+    assert state_bytes(whole) == pytest.approx(3 * 4 * found, rel=0.02)
+    assert state_bytes(split) == pytest.approx(3 * 4 * split_by_hand(whole.outline.params), rel=0.01)
+    # A network whose patches are mixed by matrices of 196 x 196 keeps these whole, for 196 does not divide by 8.
+    assert state_bytes(split) < state_bytes(whole) * (0.31 if name == "gmlp" else 0.14)
+    saved = state_bytes(whole) - state_bytes(split)
+    assert copied.memory.arguments - shared.memory.arguments == pytest.approx(saved, rel=0.1)
+    # Every gradient is summed over the chips, as bfloat16 or float32. XLA does not write every program down.
+    if copied.collectives is not None:
+        reduced = sum(one.bytes for one in copied.collectives if one.kind in ("all-reduce", "reduce-scatter"))
+        assert 0.9 * 2 * found < reduced < 1.2 * 4 * found
+    if shared.collectives is not None:
+        assert {one.kind for one in shared.collectives} & {"all-gather", "collective-permute"}
+    # Activations are those of a chip's own images, or little more, where parameters are split.
+    assert shared.memory.temporaries < 1.3 * copied.memory.temporaries + 4 * 4 * found
