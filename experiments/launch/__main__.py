@@ -1,0 +1,81 @@
+"""Writes a job that trains on a cluster, and submits it where that is asked.
+
+    python -m experiments.launch slurm --config=FILE[:ARGUMENT] --nodes=N [--config.KEY=VALUE ...] [--submit]
+    python -m experiments.launch k8s   --config=FILE[:ARGUMENT] --nodes=N --image=IMAGE --volume-claim=NAME
+    python -m experiments.launch tpu   --config=FILE[:ARGUMENT] --tpu-type=v5litepod-16 --zone=ZONE --workdir=DIR
+
+--workdir   the run's folder, which all nodes see as the same path (default: runs/NAME; k8s: /runs/NAME)
+--name      of the job (default: after the configuration)
+--out       the file that is written (default: jobs/NAME.sbatch, .yaml or .sh)
+--dry-run   prints it, and writes nothing
+--submit    hands it to sbatch, kubectl or bash
+
+slurm: --nodes, --tasks-per-node (default: 1), --gpus-per-node, --cpus-per-task, --mem, --time, --partition, --account;
+--max-requeues (default: 100) after the time limit or a preemption; --setup=COMMAND before the run; --python (default:
+this one). In place of --config an array of runs: --table=NAME [--rows=ID,ID...] [--data=DATA] (experiments.reproduce)
+or --sweep=FILE (experiments.sweep), with --seeds=N; the command that reports is told.
+
+k8s: a JobSet. --nodes, --gpus-per-node, --cpus-per-task, --mem, --namespace, --max-restarts (default: 100), --python;
+--tpu-type=tpu-v5-lite-podslice --tpu-topology=4x4 --tpus-per-node=4 on GKE.
+
+tpu: a script of gcloud commands. --project, --runtime=VERSION, --setup=COMMAND on every host (such as a mount).
+
+The configuration is checked before anything is written. Exit status: 0; 1 where it could not be submitted; 2 for a
+command that is not understood.
+"""
+
+import pathlib
+import shlex
+import shutil
+import subprocess
+import sys
+
+from experiments.command import carry_out
+from experiments.launch import asked as asked_lib
+from experiments.launch import k8s, slurm, tpu
+from experiments.reproduce import files
+from patchnets.errors import RunError, UserError, one_line
+
+ENGINES = {"slurm": slurm, "k8s": k8s, "tpu": tpu}
+
+
+def work(arguments: list[str]) -> int:
+    """Writes, and submits where asked; returns the exit status."""
+    asked = asked_lib.parse(arguments)
+    engine = ENGINES[asked.engine]
+    text = engine.write(asked)
+    if "dry-run" in asked.given:
+        print(text, end="")
+        return 0
+    command = engine.submit(asked)
+    if "submit" in asked.given and shutil.which(command[0]) is None:
+        raise UserError(f"--submit: {command[0]} is not installed here; leave it out, and run it where {command[0]} is")
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    if asked.engine == "slurm":
+        pathlib.Path(asked.workdir).mkdir(parents=True, exist_ok=True)  # sbatch makes no folder for its output
+    files.replace(asked.out, text.encode())
+    print(f"written: {asked.out}")
+    if "submit" in asked.given:
+        _submit(command)
+    else:
+        print(f"submit:  {shlex.join(command)}")
+    if asked.report:
+        print(f"report:  {shlex.join(['python', *asked.report])}")
+    return 0
+
+
+def _submit(command: list[str]) -> None:
+    """Raises RunError where it was refused."""
+    try:
+        subprocess.run(command, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise RunError(f"{shlex.join(command)} failed: {one_line(error)}") from error
+
+
+def run(argv: list[str]) -> int:
+    """Carries out a command line and returns the exit status."""
+    return carry_out(argv, __doc__, work)
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv))

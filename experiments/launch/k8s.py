@@ -1,0 +1,97 @@
+"""A JobSet of Kubernetes."""
+
+import pathlib
+from typing import Any
+
+import yaml
+
+from experiments.launch.asked import Asked
+from patchnets.cluster import PORT
+from patchnets.errors import UserError
+
+MAX_RESTARTS = 100
+GRACE = 120  # seconds that a pod has to save what it trained
+GKE = "cloud.google.com/gke-tpu-"
+
+
+def write(asked: Asked) -> str:
+    """The manifest: an indexed Job with a pod for each node, all started again where one of them is lost."""
+    for option, why in (("image", "an image with patchnets in it"), ("volume-claim", "where runs outlive their pods")):
+        if option not in asked.given:
+            raise UserError(f"--{option} is not given; a JobSet needs {why}")
+    told = yaml.safe_dump(_manifest(asked), sort_keys=False, width=120, allow_unicode=True)
+    return "# Needs the JobSet controller: https://jobset.sigs.k8s.io\n" + told
+
+
+def _manifest(asked: Asked) -> dict[str, Any]:
+    job = {
+        "parallelism": asked.nodes,
+        "completions": asked.nodes,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        # What cannot be carried out (status 2) is not tried again.
+        "podFailurePolicy": {
+            "rules": [{"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2]}}],
+        },
+        "template": {"spec": _pod(asked)},
+    }
+    rules = [{"name": "refused", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]
+    namespace = {"namespace": asked.given["namespace"]} if "namespace" in asked.given else {}
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {"name": asked.name, **namespace},
+        "spec": {
+            "failurePolicy": {"maxRestarts": asked.count("max-restarts") or MAX_RESTARTS, "rules": rules},
+            "replicatedJobs": [{"name": "run", "replicas": 1, "template": {"spec": job}}],
+        },
+    }
+
+
+def _pod(asked: Asked) -> dict[str, Any]:
+    container: dict[str, Any] = {
+        "name": "patchnets",
+        "image": asked.given["image"],
+        "command": [asked.python, "-m", "patchnets.main", *asked.runs[0]],
+    }
+    if asked.nodes > 1:
+        # Each pod's number is in JOB_COMPLETION_INDEX, which Kubernetes sets by itself.
+        coordinator = f"{asked.name}-run-0-0.{asked.name}:{PORT}"
+        told = {"PATCHNETS_COORDINATOR": coordinator, "PATCHNETS_PROCESSES": str(asked.nodes)}
+        container["env"] = [{"name": name, "value": value} for name, value in told.items()]
+    if limits := _limits(asked):
+        container["resources"] = {"limits": limits}
+    # Images that are read while training are handed over in shared memory, of which a pod has 64 MiB by itself.
+    mounts = {"runs": str(_mount(asked.workdir)), "shared-memory": "/dev/shm"}
+    container["volumeMounts"] = [{"name": name, "mountPath": path} for name, path in mounts.items()]
+    pod: dict[str, Any] = {"restartPolicy": "Never", "terminationGracePeriodSeconds": GRACE}
+    if "tpu-type" in asked.given:
+        pod["nodeSelector"] = {f"{GKE}accelerator": asked.given["tpu-type"]}
+        if "tpu-topology" in asked.given:
+            pod["nodeSelector"][f"{GKE}topology"] = asked.given["tpu-topology"]
+    volumes = [
+        {"name": "runs", "persistentVolumeClaim": {"claimName": asked.given["volume-claim"]}},
+        {"name": "shared-memory", "emptyDir": {"medium": "Memory"}},
+    ]
+    return pod | {"containers": [container], "volumes": volumes}
+
+
+def _limits(asked: Asked) -> dict[str, Any]:
+    if "tpu-type" in asked.given and "tpus-per-node" not in asked.given:
+        raise UserError(f"--tpus-per-node is not given; pods with --tpu-type={asked.given['tpu-type']} ask for chips")
+    names = {"gpus-per-node": "nvidia.com/gpu", "tpus-per-node": "google.com/tpu", "cpus-per-task": "cpu"}
+    limits: dict[str, Any] = {name: count for option, name in names.items() if (count := asked.count(option))}
+    return limits | ({"memory": asked.given["mem"]} if "mem" in asked.given else {})
+
+
+def _mount(workdir: pathlib.PurePath) -> pathlib.PurePath:
+    """Where the volume lies: the first folder of the path."""
+    if len(workdir.parts) < 3:
+        raise UserError(
+            f"--workdir={workdir}: expected a folder within one, such as /runs/NAME; the volume lies at /runs"
+        )
+    return pathlib.PurePosixPath(*workdir.parts[:2])
+
+
+def submit(asked: Asked) -> list[str]:
+    return ["kubectl", "apply", "-f", str(asked.out)]

@@ -1,0 +1,1 @@
+"""Variations of a configuration, named in a file: python -m experiments.sweep."""

@@ -1,0 +1,69 @@
+"""The entries of a sweep, read from its file."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments.reproduce import jobs
+from experiments.tables.row import Cost, Row
+from patchnets import config as config_lib
+from patchnets import main
+from patchnets.errors import UserError
+
+NAME = r"(?!\d+$)[A-Za-z0-9][A-Za-z0-9_.+=-]{0,99}"  # not a number, which counts entries
+
+
+def rows(sweep: str, config: str | None, handed_on: Sequence[str]) -> tuple[Row, ...]:
+    """A row, of which nothing was published, for each of the overrides that a file's `get_sweep` yields.
+
+    They change `config` (FILE[:ARG]), or else what the file's CONFIG names, or the file's own configuration.
+
+    Raises:
+      UserError: the file cannot be used so, or the command line sets what the sweep does.
+    """
+    with jobs.at_root():
+        named, is_one, entries = main.from_file("sweep", sweep, sweep, _read)
+    config = config or named or (sweep if is_one else None)
+    if config is None:
+        raise UserError(f"--sweep={sweep} has neither CONFIG nor get_config(); give --config=FILE[:ARGUMENT]")
+    _check(sweep, entries)
+    swept = {key for _, overrides in entries for key in overrides}
+    if told := [a for a in handed_on if a.removeprefix("--config.").partition("=")[0] in swept]:
+        raise UserError(f"{told[0]}: --sweep={sweep} sets it; leave it out")
+    return tuple(_row(sweep, config, name, overrides, handed_on) for name, overrides in entries)
+
+
+def _read(names: Mapping[str, Any]) -> tuple[str | None, bool, list[Any]]:
+    """(the configuration that a file names, whether it is one itself, its entries)."""
+    return names.get("CONFIG"), "get_config" in names, list(names["get_sweep"]())
+
+
+def _check(sweep: str, entries: Sequence[Any]) -> None:
+    """Raises UserError for the first entry that is no (name, overrides) of its own."""
+    if not entries:
+        raise UserError(f"--sweep={sweep}: get_sweep() has no entries; it yields (name, {{key: value}})")
+    seen = set()
+    for entry in entries:
+        if not isinstance(entry, tuple) or len(entry) != 2 or not isinstance(entry[1], Mapping):
+            raise UserError(f"--sweep={sweep}: get_sweep() yields {str(entry)[:80]}; expected (name, {{key: value}})")
+        name, overrides = entry
+        if not isinstance(name, str) or not re.fullmatch(NAME, name):
+            raise UserError(
+                f"--sweep={sweep}: {str(name)[:120]!r} is no name; expected letters, digits and _.+=-, not a number"
+            )
+        if name in seen:
+            raise UserError(f"--sweep={sweep}: {name!r} is the name of two entries; give each its own")
+        seen.add(name)
+        if unknown := [key for key in overrides if key not in config_lib.known_keys()]:
+            raise config_lib.unknown_key(str(unknown[0]))
+
+
+def _row(sweep: str, config: str, name: str, overrides: Mapping[str, Any], handed_on: Sequence[str]) -> Row:
+    changes = [f"--config.{key}={value}" for key, value in overrides.items()]
+    try:
+        with jobs.at_root():
+            found = main.parse(["sweep", f"--config={config}", *changes, *handed_on])[0]
+    except UserError as error:
+        raise UserError(f"{name} of --sweep={sweep}: {error}") from error
+    return Row(name, config, found.dataset.name, {}, sweep, Cost(found.get("total_epochs") or 0.0, "any"),
+               changes=dict(overrides))  # fmt: skip

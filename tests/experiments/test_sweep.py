@@ -1,0 +1,147 @@
+"""Sweeps: which runs there are, and what is told of them."""
+
+import json
+
+import pytest
+
+from configs import common
+from experiments.reproduce import jobs
+from experiments.sweep import __main__ as sweep
+from experiments.sweep import report
+from patchnets import main
+
+LR = "experiments/sweeps/mixer_digits_lr.py"
+TWO = "CONFIG = 'configs/mixer_digits.py'\ndef get_sweep():\n    yield 'a', {'batch_size': 64}\n    yield 'b', %s\n"
+
+
+def start(place, *options, file=LR):
+    return sweep.run(["sweep", f"--sweep={file}", f"--workdir={place}", *options])
+
+
+def test_entries_are_trained_with_each_seed_and_gathered(fake, tmp_path, capsys):
+    place = tmp_path / "out"
+    assert start(place, "--seeds=2", "--config.total_epochs=3") == 0
+    told = [(given["config.optimizer.learning_rate"], given["config.seed"]) for given, *_ in fake()]
+    rates = ["0.0005", "0.0015", "0.005", "0.015"]
+    assert told == [(rate, seed) for seed in "01" for rate in rates]
+    assert {(given["config"], given["config.total_epochs"]) for given, *_ in fake()} == {
+        ("configs/mixer_digits.py", "3")
+    }
+    written = json.loads((place / "sweep.json").read_text())
+    for found, rate in zip(written["entries"], rates, strict=True):
+        assert found["changes"] == {"optimizer.learning_rate": float(rate)}
+        assert found["measured"]["test"]["accuracy"]["values"] == pytest.approx(
+            [0.10, 0.12]
+        )  # what the stand-in claims
+    text = (place / "sweep.md").read_text()
+    assert "|lr-0.005|optimizer.learning_rate=0.005|1|2|-|-|11.00 ± 1.41|32.00 ± 0.00|1 min|" in text
+    assert text.count("python -m patchnets.main --config=configs/mixer_digits.py") == 8
+    for name in ("sweep.png", "curves.png"):
+        assert (place / name).read_bytes().startswith(b"\x89PNG")
+    assert "11.00 ± 1.41" in capsys.readouterr().out
+    assert start(place, "--seeds=2", "--config.total_epochs=3") == 0 and len(fake()) == 8  # nothing is done again
+
+
+@pytest.mark.parametrize("told", ["2", "lr-0.005"])
+def test_one_entry_alone_leaves_the_report_to_whoever_gathers(told, fake, tmp_path, capsys):
+    place = tmp_path / "out"
+    assert start(place, f"--only={told}") == 0
+    assert [given["config.optimizer.learning_rate"] for given, *_ in fake()] == ["0.005"]
+    assert not (place / "sweep.md").exists()
+    assert start(place, "--report") == 0 and len(fake()) == 1
+    found = {each["id"]: each for each in json.loads((place / "sweep.json").read_text())["entries"]}
+    assert [name for name, each in found.items() if each["seeds"]] == ["lr-0.005"]
+    assert "0 of 1, not final" in (place / "sweep.md").read_text()
+
+
+def test_a_run_that_fails_is_told(fake, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FAIL", "1")
+    assert start(tmp_path / "out", "--seeds=2") == 1
+    assert "lr-0.0005: seed 1 failed, status 1: no images" in capsys.readouterr().out
+    assert start(tmp_path / "out", "--only=0", "--seeds=2") == 1
+    assert capsys.readouterr().err == "lr-0.0005: seed 1 failed, status 1: no images\n"
+
+
+def test_a_configuration_may_name_its_own_sweep(tmp_path, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text("from configs.mixer_digits import get_config\n" + (TWO % "{'model.depth': 2}").split("\n", 1)[1])
+    assert start(tmp_path, "--list", file=file) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["0", "a", "batch_size=64"],
+        ["1", "b", "model.depth=2"],
+    ]
+    asked = sweep.parse([f"--sweep={file}", f"--workdir={tmp_path}"])
+    first, second = (main.parse(["main", *job.arguments])[0] for job in sweep.jobs_of(asked))
+    assert (first.batch_size, second.model.depth) == (64, 2)
+    assert start(tmp_path, "--list", "--config=configs/gmlp_digits.py", file=file) == 0
+
+
+def entry(**changes):
+    return {"changes": changes}
+
+
+@pytest.mark.parametrize(
+    "entries, key",
+    [
+        ([entry(a=1), entry(a=2.5)], "a"),
+        ([entry(a=1), entry(a=1)], None),
+        ([entry(a=1)], None),
+        ([entry(a=True), entry(a=False)], None),
+        ([entry(a="x"), entry(a="y")], None),
+        ([entry(a=1), entry(a=2, b=1)], None),
+        ([entry(a=1), entry()], None),
+    ],
+)
+def test_a_line_is_drawn_against_the_one_number_in_which_all_differ(entries, key):
+    assert report.axis_of(entries) == key
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        (TWO % "{'batch_sise': 32}", "unknown key config.batch_sise; did you mean config.batch_size?"),
+        (TWO % "{'batch_size': 'x'}", "b of --sweep="),
+        ((TWO % "{}").replace("'b'", "'a'"), "'a' is the name of two entries"),
+        ((TWO % "{}").replace("'b'", "'../b'"), "'../b' is no name; expected letters, digits and"),
+        ((TWO % "{}").replace("'b'", "'7'"), "'7' is no name"),
+        ((TWO % "{}").replace("yield 'b', ", "yield "), "yields {}; expected (name, {key: value})"),
+        ("CONFIG = 'configs/mixer_digits.py'\ndef get_sweep():\n    return []\n", "get_sweep() has no entries"),
+        ("def get_sweep():\n    return [('a', {})]\n", "has neither CONFIG nor get_config()"),
+        (TWO % "1 / 0", "cannot be loaded: ZeroDivisionError: division by zero (line 4)"),
+        ("CONFIG = ''\n", "cannot be loaded: KeyError: 'get_sweep'"),
+    ],
+)
+def test_a_file_that_does_not_do_costs_one_line(text, said, tmp_path, capsys):
+    (tmp_path / "bad.py").write_text(text)
+    assert start(tmp_path / "out", file=tmp_path / "bad.py") == 2
+    out, error = capsys.readouterr()
+    assert said in error and error.count("\n") == 1 and not out
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--only=4"], "--only=4 is no entry; there are 0 to 3: lr-0.0005, lr-0.0015"),
+        (["--only=1", "--report"], "--only=1 and --report are both given"),
+        (["--config.optimizer.learning_rate=1"], "--config.optimizer.learning_rate=1: --sweep="),
+        (["--report"], "none of these runs has finished there"),
+        (["--seeds=0"], "--seeds=0: expected a whole number above 0"),
+    ],
+)
+def test_a_mistake_costs_one_line_and_writes_nothing(options, said, tmp_path, capsys):
+    assert start(tmp_path / "out", *options) == 2
+    out, error = capsys.readouterr()
+    assert said in error and error.count("\n") == 1 and not out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_sweep_is_refused(fake, tmp_path, monkeypatch, capsys):
+    place = tmp_path / "out"
+    assert start(place, "--only=1") == 0
+    (place / "lr-0.0015/seed-0/config.json").write_text(
+        common.base(total_epochs=1.0, model=dict(name="fnet", variant="S/16")).to_json()
+    )
+    monkeypatch.setattr(jobs.config_lib, "digest", lambda config: config.model.name)
+    assert start(place) == 2 and len(fake()) == 1
+    assert "lr-0.0015 was run there with another configuration (fnet, not keras_mixer)" in capsys.readouterr().err
