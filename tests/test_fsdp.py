@@ -171,16 +171,16 @@ def test_activations_stay_split_by_examples_where_parameters_are_split(tiny_conf
 
 
 def test_a_checkpoint_fits_every_mesh_bit_for_bit(tiny_config, tmp_path):
-    def state(mesh, seed):
-        return create_train_state(network(), OPTIMIZER, image_size=8, channels=1, seed=seed, mesh=mesh)
+    def states(seed):
+        sizes = dict(image_size=8, channels=1, seed=seed)
+        return {m: create_train_state(network(depth=1), OPTIMIZER, mesh=mesh_of(*m), **sizes) for m in MESHES}
 
-    for written in MESHES:
-        saved = state(mesh_of(*written), seed=1)
+    others = states(seed=2)
+    for written, saved in states(seed=1).items():
         checkpoints = Checkpoints(tmp_path / str(written), tiny_config.checkpoint)
         checkpoints.save(1, saved, {}, None)
         checkpoints.wait()
-        for read in MESHES:
-            other = state(mesh_of(*read), seed=2)
+        for other in others.values():
             like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), other)
             restored, _ = checkpoints.restore_latest(like)
             jax.tree.map(np.testing.assert_array_equal, restored, saved)

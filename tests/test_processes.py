@@ -116,8 +116,8 @@ def test_two_processes_measure_what_one_does(alone, together):
 
 
 def test_four_processes_that_split_the_parameters_measure_what_one_does(alone, tmp_path):
-    options = ("--config.mesh.data=2", "--config.mesh.fsdp=4")
-    found = finish(crew(tmp_path / "run", 4, options=options))
+    options = ("--config.mesh.data=2", "--config.mesh.fsdp=2")
+    found = finish(crew(tmp_path / "run", 4, devices=1, options=options))
     assert [status for status, *_ in found] == [0] * 4, found
     assert_alike(figures(tmp_path / "run"), figures(alone))
 
