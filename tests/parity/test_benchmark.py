@@ -44,7 +44,7 @@ def test_keras_is_trained_and_tested_on_the_images_of_the_splits(monkeypatch, ca
         return images.astype(np.uint8), labels
 
     monkeypatch.setattr(
-        keras_accuracy, "arrays", lambda config: {"train": some(256), "val": some(16), "test": some(64)}
+        keras_accuracy, "arrays", lambda config: {"train": some(64), "val": some(64), "test": some(64)}
     )
     assert keras_accuracy.run(["keras_accuracy", "--model=mixer", "--epochs=4"]) == 0
     lines = capsys.readouterr().out.splitlines()
