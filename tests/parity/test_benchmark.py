@@ -43,9 +43,7 @@ def test_keras_is_trained_and_tested_on_the_images_of_the_splits(monkeypatch, ca
         images = rng.integers(0, 50, (count, 32, 32, 3)) + 200 * labels[:, None, None, None]
         return images.astype(np.uint8), labels
 
-    monkeypatch.setattr(
-        keras_accuracy, "arrays", lambda config: {"train": some(64), "val": some(64), "test": some(64)}
-    )
+    monkeypatch.setattr(keras_accuracy, "arrays", lambda config: {"train": some(64), "val": some(64), "test": some(64)})
     assert keras_accuracy.run(["keras_accuracy", "--model=mixer", "--epochs=4"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[1:]] == [*(f"seed 0, epoch {n}" for n in (1, 2, 3, 4)), "seed 0"]
