@@ -20,7 +20,7 @@ from patchnets.models.convmixer import ConvMixer
 from patchnets.models.fnet import dft_basis, fourier
 from patchnets.models.layers import GELU, GLOROT, TORCH, DenseOverPatches, Dropout, Init, PatchEmbed, classify
 from patchnets.models.mlp_mixer import MlpMixer
-from patchnets.models.vit import attention_weights
+from patchnets.models.vit import attention_weights, weighted_mean
 
 # The sizes at which each was published.
 MLP_VARIANTS: dict[str, dict[str, Any]] = {"cifar100": dict(patch_size=8, depth=4, hidden_dim=256, dropout_rate=0.2)}
@@ -213,7 +213,7 @@ class KerasAttention(nn.Module):
         weights = attention_weights(query, key)  # (batch, heads, tokens, tokens)
         self.sow("intermediates", "mixing", weights)
         weights = Dropout(self.dropout_rate)(weights, train=train)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        mixed = weighted_mean(weights, value)  # (batch, tokens, heads, channels)
         kernel = self.param("out_kernel", glorot, (*shape, channels), jnp.float32)
         bias = self.param("out_bias", zeros, (channels,), jnp.float32)
         return jnp.einsum("bnhd,hdc->bnc", mixed, kernel.astype(self.dtype)) + bias.astype(self.dtype)

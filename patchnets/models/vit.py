@@ -33,13 +33,29 @@ def attention_weights(
     query: Float[Array, "batch queries heads width"], key: Float[Array, "batch tokens heads width"]
 ) -> Float[Array, "batch heads queries tokens"]:
     """softmax(q k' / sqrt(width)) (appendix A, equation 6), the softmax in float32."""
-    scores = jnp.einsum("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key)
+    scores = heads_exchanged(query * query.shape[-1] ** -0.5) @ heads_exchanged(key).swapaxes(2, 3)
     return nn.softmax(scores.astype(jnp.float32)).astype(query.dtype)
 
 
+def weighted_mean(
+    weights: Float[Array, "batch heads queries tokens"], value: Float[Array, "batch tokens heads width"]
+) -> Float[Array, "batch queries heads width"]:
+    """Of the values, under the attention weights (appendix A, equation 7)."""
+    return heads_exchanged(weights @ heads_exchanged(value))
+
+
+def heads_exchanged(x: Float[Array, "batch a b width"]) -> Float[Array, "batch b a width"]:
+    """Tokens and heads in each other's place, so that every head's tokens lie together.
+
+    On a CPU as a step of its own: XLA would otherwise exchange the axes anew in each product that reads them.
+    """
+    x = x.swapaxes(1, 2)
+    return jax.lax.optimization_barrier(x) if platform() == "cpu" else x
+
+
 def attend_plainly(query: Array, key: Array, value: Array) -> Float[Array, "batch queries heads width"]:
-    """The definition: the mean of the values under the attention weights (appendix A, equation 7)."""
-    return jnp.einsum("bhqk,bkhd->bqhd", attention_weights(query, key), value)
+    """The definition: the mean of the values under the attention weights."""
+    return weighted_mean(attention_weights(query, key), value)
 
 
 def attend_fused(query: Array, key: Array, value: Array) -> Float[Array, "batch queries heads width"]:
@@ -94,7 +110,7 @@ class MultiHeadAttention(nn.Module):
             self.sow("intermediates", "mixing", weights)
         if dropping:
             weights = Dropout(self.dropout_rate)(weights, train=train)
-            mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+            mixed = weighted_mean(weights, value)
         else:
             training, evaluation = FASTER.get(platform(), ("fused", "fused"))
             faster = training if train else evaluation
