@@ -67,17 +67,19 @@ class Pilots:
         jobs_lib.carry_out(missing, 1, machine.gpu_slots()[:1], lambda *_: None, failures)
         if failures:
             raise RunError(f"a run that was to measure how fast {row.id} is: {next(iter(failures.values()))}")
-        found = statistics.median(step_milliseconds(job) for job in jobs)
+        speeds = [ms for job in jobs if (ms := step_milliseconds(job)) is not None]
+        if not speeds:
+            raise RunError(f"no run in {self.place} says how fast {row.id} is; remove that folder and try again")
+        found = statistics.median(speeds)
         if missing:
             print(f"measured {row.id} (family-width-depth): {found:,.1f} ms a step", flush=True)
         return found
 
 
-def step_milliseconds(job: Job) -> float:
-    """Of a finished run's training, evaluation apart."""
-    summary = job.summary()
-    assert summary is not None
-    return 1000 * batch_size(job) / summary["images_per_second"]
+def step_milliseconds(job: Job) -> float | None:
+    """Of a finished run's training, evaluation apart; None where it was too short for its speed to be told."""
+    rate = (job.summary() or {}).get("images_per_second")
+    return 1000 * batch_size(job) / rate if rate else None
 
 
 def batch_size(job: Job) -> int:

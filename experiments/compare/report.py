@@ -18,6 +18,7 @@ from patchnets.models.costs import Cost
 from patchnets.plots import figures
 
 CONFIDENCE = 0.95
+WITHIN = 0.05  # how far apart two networks of a target may lie
 HEADS = (
     "network", "parameters", "MFLOPs an image", "epochs", "seeds", "top-1", "top-5", "training",
     "images/s",
@@ -48,12 +49,16 @@ def interval(values: Sequence[float]) -> float | None:
     return float(quantile * statistics.stdev(values) / math.sqrt(len(values)))
 
 
-def compared(row: Row, jobs: Sequence[Job], failures: Mapping[Job, str], shape: Shape, cost: Cost) -> Result:
-    """What is known of a network: `results.result` of its runs, with its cost and the means' confidence intervals."""
+def compared(
+    row: Row, jobs: Sequence[Job], failures: Mapping[Job, str], shape: Shape, cost: Cost, targets: Sequence[float]
+) -> Result:
+    """What is known of a network: `results.result` of its runs, with its cost, the targets for which it was chosen, and
+    the means' confidence intervals."""
     result = results.result(row, jobs, failures, None, dict.fromkeys(METRICS, 0.0))
     finished = [(job, summary) for job in jobs if (summary := job.summary()) is not None]
-    steps = [step_milliseconds(job) for job, _ in finished]
-    seconds = [ms * summary["steps"] / 1000 for ms, (_, summary) in zip(steps, finished)]
+    timed = [(ms, summary) for job, summary in finished if (ms := step_milliseconds(job)) is not None]
+    steps = [ms for ms, _ in timed]
+    seconds = [ms * summary["steps"] / 1000 for ms, summary in timed]
     for found in result["measured"].values():
         found["interval"] = interval(found["values"])
     told = ("id", "dataset", "measured", "curve", "verdict", "seeds", "seeds_asked", "epochs", "wall_seconds",
@@ -62,6 +67,7 @@ def compared(row: Row, jobs: Sequence[Job], failures: Mapping[Job, str], shape: 
         "family": shape.family,
         "width": shape.width,
         "depth": shape.depth,
+        "targets": list(targets),
         "params": cost.params,
         "macs": cost.macs,
         "step_milliseconds": statistics.fmean(steps) if steps else None,
@@ -94,13 +100,25 @@ def final(found: Result) -> bool:
     return len(found["seeds"]) == found["seeds_asked"]
 
 
-def apart(networks: Sequence[Result], match: str) -> str:
-    """How far what is to be equal lies apart, in a sentence; times as the runs themselves had them."""
+def apart(networks: Sequence[Result], match: str) -> dict[str, float]:
+    """{a sentence: a share} of how far what is to be equal lies apart, for each target; times as the runs had them."""
     name, cost = EQUAL[match]
-    found = [value for each in networks if (value := cost(each))]
-    if len(found) < 2:
-        return ""
-    return f"{name}: from {_figure(min(found))} to {_figure(max(found))}, {max(found) / min(found) - 1:.1%} apart"
+    targets = list(dict.fromkeys(target for each in networks for target in each["targets"]))
+    told = {}
+    for target in targets:
+        found = [value for each in networks if target in each["targets"] and (value := cost(each))]
+        if len(found) > 1:
+            share = max(found) / min(found) - 1
+            at = f" at --target={_figure(target)}" if len(targets) > 1 else ""
+            least, most = _figure(min(found)), _figure(max(found))
+            beyond = f", where at most {WITHIN:.0%} was asked for" if share > WITHIN else ""
+            told[f"{name}{at}: from {least} to {most}, {share:.1%} apart{beyond}"] = share
+    return told
+
+
+def unequal(networks: Sequence[Result], match: str) -> list[str]:
+    """Those sentences of `apart` that tell of more than `WITHIN`."""
+    return [sentence for sentence, share in apart(networks, match).items() if share > WITHIN]
 
 
 def _figure(value: float) -> str:
@@ -112,7 +130,7 @@ def screen(networks: Sequence[Result], match: str) -> list[str]:
     """The table for a terminal, and what went wrong."""
     lines = files.table(HEADS, [cells(found) for found in networks])
     lines += [f"{found['id']}: {reason}" for found in networks for reason in found["reasons"]]
-    return [*lines, apart(networks, match)]
+    return [*lines, *apart(networks, match)]
 
 
 def markdown(command: str, match: str, networks: Sequence[Result], drawn: Sequence[str]) -> str:
@@ -122,7 +140,8 @@ def markdown(command: str, match: str, networks: Sequence[Result], drawn: Sequen
         "A network's name is family-width-depth. Per cent of the test split, at the checkpoint that validated best; "
         f"mean ± half the width of its {CONFIDENCE:.0%} confidence interval over seeds (Student's). FLOPs are twice "
         "the multiply-accumulates of one evaluation; training is that of a run, start and evaluation apart. "
-        f"{apart(networks, match).capitalize()}. {versions(networks)}",
+        + "".join(f"{sentence[0].upper()}{sentence[1:]}. " for sentence in apart(networks, match))
+        + versions(networks),
         "",
     ]
     lines += ["|" + "|".join(HEADS) + "|", "|" + "-|" * len(HEADS)]
@@ -132,6 +151,13 @@ def markdown(command: str, match: str, networks: Sequence[Result], drawn: Sequen
         told = [*(f"on {device}" for device in found["devices"]), *found["reasons"]]
         lines += [f"**{found['id']}** {'. '.join(told)}".rstrip(), "", "```sh", *found["commands"], "```", ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def bars(intervals: Sequence[float | None]) -> list[float] | None:
+    """Intervals as Matplotlib takes them, in per cent: NaN for a network without one; None where none has one."""
+    if all(interval is None for interval in intervals):
+        return None
+    return [math.nan if interval is None else 100 * interval for interval in intervals]
 
 
 def draw(networks: Sequence[Result], path: pathlib.Path) -> bool:
@@ -152,7 +178,7 @@ def draw(networks: Sequence[Result], path: pathlib.Path) -> bool:
             axis.errorbar(
                 [cost(found) for found in own],
                 [100 * each["mean"] for each in told],
-                yerr=[100 * each["interval"] for each in told] if all(each["interval"] for each in told) else None,
+                yerr=bars([each["interval"] for each in told]),
                 color=colours(i % 10),
                 marker="o",
                 linestyle="-" if len(own) > 1 else "",
@@ -174,7 +200,8 @@ def write(place: pathlib.Path, command: str, match: str, networks: Sequence[Resu
     """Writes compare.json, compare.md and, where there is something to draw, compare.png and curves.png."""
     place.mkdir(parents=True, exist_ok=True)
     drawn = files.draw(place, networks, {"compare.png": draw, "curves.png": files.curves})
-    told = {"command": command, "match": match, "confidence": CONFIDENCE, "apart": apart(networks, match)}
+    told = {"command": command, "match": match, "confidence": CONFIDENCE, "apart": list(apart(networks, match))}
+    told |= {"equal": not unequal(networks, match)}
     written: dict[str, bytes] = {
         "compare.json": (json.dumps(told | {"networks": list(networks)}, indent=1) + "\n").encode(),
         "compare.md": markdown(command, match, networks, drawn).encode(),

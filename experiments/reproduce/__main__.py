@@ -6,32 +6,36 @@
 --rows      ids of the table's rows (default: all); --list prints them with what each takes
 --workdir   a folder for runs and report (default: runs/TABLE)
 --seeds     runs of each row, with seeds 0 to N - 1 (default: 1)
---data      in place of the table's own data set: folder:PATH, or the name of another; no verdict then
+--data      in place of the rows' own data sets: folder:PATH, or the name of another; no verdict then
 --parallel  runs at the same time (default: one for each GPU; 1 on a CPU)
 --report    writes the report of what is there, and trains nothing
 
 Finished runs are kept: the same command does what is missing, and goes on where a run was cut. Other keys, such as
 --config.dataset.data_dir=PATH, are handed to every run; keys that change the recipe leave its rows without a verdict.
 
-Writes report.md, report.html, report.json and curves.png into the folder, also when interrupted. Exit status: 0; 1
-where a run failed; 2 for a command that is not understood; 128 + N where signal N stopped it, after runs were given two
-minutes to save.
+Writes report.md, report.html, report.json and curves.png into the folder, also when interrupted: of the rows that were
+asked for, and of the table's others of which there are runs in the folder. Exit status: 0; 1 where a run failed; 2 for
+a command that is not understood; 128 + N where signal N stopped it, after runs were given two minutes to save.
 """
 
 import dataclasses
 import pathlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from experiments.command import carry_out, count, home, split_options
+from experiments.reproduce import data as data_lib
 from experiments.reproduce import files, report, results
 from experiments.reproduce import jobs as jobs_lib
+from experiments.reproduce.earlier import earlier, strangers
 from experiments.reproduce.jobs import Job
 from experiments.reproduce.progress import train
 from experiments.tables import SIZES, TABLES
 from experiments.tables.row import Row
 from patchnets.errors import UserError
+
+DATA = ("dataset.name", "dataset.path")  # keys that --data sets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +49,10 @@ class Asked:
     listing: bool
     report_only: bool
     handed_on: tuple[str, ...]
+
+    def data_of(self, row: Row) -> str | None:
+        """What takes the place of a row's own data set; None where that is what it is run on."""
+        return None if self.data == row.dataset else self.data
 
 
 def parse(arguments: Sequence[str]) -> Asked:
@@ -61,12 +69,14 @@ def parse(arguments: Sequence[str]) -> Asked:
     wanted = given["rows"].split(",") if "rows" in given else list(rows)
     if unknown := [name for name in wanted if name not in rows]:
         raise UserError(f"--rows: {table} has no row {unknown[0]!r}; known: {', '.join(rows) or 'none'}")
+    if told := [a for a in handed_on if a.removeprefix("--config.").partition("=")[0] in DATA]:
+        raise UserError(f"{told[0]}: give --data=NAME or --data=folder:PATH, from which it follows")
     return Asked(
         table,
         tuple(rows[name] for name in dict.fromkeys(wanted)),
         home(given.get("workdir", f"runs/{table}")),
         count("seeds", given) or 1,
-        jobs_lib.data_option(given["data"]) if "data" in given else None,
+        data_lib.checked(given["data"]) if "data" in given else None,
         count("parallel", given),
         "list" in given,
         "report" in given,
@@ -79,18 +89,14 @@ def listed(asked: Asked) -> str:
     lines = []
     for row in asked.rows:
         told = ", ".join(f"{results.METRICS[m]} {value:.2%}" for m, value in row.published.items())
-        minutes = "" if row.cost.minutes is None else f", about {row.cost.minutes:g} min a seed"
-        lines.append(
-            f"{row.id:<18} {row.dataset:<12} {told or 'no test figure':<30} {row.cost.epochs:g} epochs on "
-            f"{row.cost.device}{minutes}; {row.source}"
-        )
+        lines.append(f"{row.id:<18} {row.dataset:<12} {told or 'no test figure':<30} {row.cost}; {row.source}")
     return "\n".join(lines)
 
 
 def jobs_of(asked: Asked) -> list[Job]:
     """A run for each row and seed. Raises UserError where the configuration cannot be had so."""
     return [
-        jobs_lib.job(row, seed, asked.workdir, asked.data, asked.handed_on)
+        jobs_lib.job(row, seed, asked.workdir, asked.data_of(row), asked.handed_on)
         for row in asked.rows
         for seed in range(asked.seeds)
     ]
@@ -114,18 +120,28 @@ def work(arguments: list[str]) -> int:
         return int(bool(wrong))
     jobs = jobs_of(asked)
     status, failures = (0, {}) if asked.report_only else train(asked.rows, jobs, asked.parallel)
-    table = TABLES[asked.table]
-    noise = {metric: results.seed_noise(table, metric) for metric in results.METRICS}
-    found_rows = [
-        results.result(row, [job for job in jobs if job.row.id == row.id], failures, asked.data, noise)
-        for row in asked.rows
-    ]
+    found_rows = reported(asked, jobs, failures)
     written = report.write(asked.workdir, asked.table, command, found_rows)
     print("\n".join(_screen(found_rows)))
     print(f"written: {', '.join(map(str, written))}")
     if status:
         print("patchnets: stopped; the same command goes on from what was saved", file=sys.stderr)
     return status or int(bool(failures))
+
+
+def reported(asked: Asked, jobs: Sequence[Job], failures: Mapping[Job, str]) -> list[results.Result]:
+    """The rows that were asked for, with their jobs, and after them those of earlier commands in the folder."""
+    table = TABLES[asked.table]
+    noise = {metric: results.seed_noise(table, metric) for metric in results.METRICS}
+    runs = [[job for job in jobs if job.row is row] for row in asked.rows]
+    others = [row for row in table if row.id not in {row.id for row in asked.rows}]
+    runs += [earlier(row, asked.workdir, asked.data_of(row), asked.handed_on) for row in others]
+    found = []
+    for own in filter(None, runs):
+        result = results.result(own[0].row, own, failures, own[0].data, noise)
+        result["reasons"] += strangers([job for job in own if job not in failures])
+        found.append(result)
+    return found
 
 
 def _screen(found: Sequence[results.Result]) -> list[str]:

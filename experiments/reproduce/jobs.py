@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shlex
 import signal
 import subprocess
@@ -14,11 +15,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from experiments.command import home
+from experiments.reproduce import places
 from experiments.tables.row import Row
 from patchnets import config as config_lib
 from patchnets import main, workdir
-from patchnets.errors import UserError
+from patchnets.errors import UserError, one_line
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = (sys.executable, "-m", "patchnets.main")
@@ -35,6 +36,7 @@ class Job:
       place: its work directory.
       digest: what `config_hash` of its summary has to be.
       changed: keys in which the command line makes another recipe of it.
+      data: what it is run on in place of the row's own data set, as in `job`.
     """
 
     row: Row
@@ -43,30 +45,40 @@ class Job:
     place: pathlib.Path
     digest: str
     changed: tuple[str, ...]
+    data: str | None = None
 
     @property
     def command(self) -> str:
-        """What a person types to run it alone, where the data lie where they look for them."""
-        return shlex.join(["python", "-m", "patchnets.main", *without_places(self.arguments)])
+        """What a person types to run it alone, where the data lie where they look for them: each run in a folder of its
+        own below runs/, which by default is `place`."""
+        *_, folder, row, seed = pathlib.Path(os.path.abspath(self.place)).parts
+        told = [*without_places(self.arguments), f"--workdir=runs/{folder}/{row}/{seed}"]
+        return shlex.join(["python", "-m", "patchnets.main", *told])
+
+    @property
+    def name(self) -> str:
+        """ "ROW/seed-N": its work directory, less where that lies on this machine."""
+        return f"{self.place.parent.name}/{self.place.name}"
 
     @property
     def log(self) -> pathlib.Path:
         return self.place.with_name(self.place.name + ".log")
 
     def summary(self) -> dict[str, Any] | None:
-        """That of the finished run, or None where there is none of this configuration."""
+        """That of the finished run, or None where there is none of this configuration that can be used."""
         try:
             found = json.loads((self.place / "summary.json").read_text())
         except (OSError, ValueError):
             return None
-        return found if found.get("config_hash") == self.digest else None
+        return found if places.usable(found) and found["config_hash"] == self.digest else None
 
-    def last_words(self) -> str:
-        """The last line that the run has put out, or its one-line error."""
+    def last_words(self, since: int = 0) -> str:
+        """The last line that the run has put out, or its one-line error; `since` is where in the log it began."""
         try:
-            lines = [line.strip() for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
+            text = self.log.read_bytes()[since:].decode(errors="replace")
         except OSError:
             return ""
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
         told = [line for line in lines if line.startswith("patchnets: ")]
         said = (told or lines or [""])[-1]
         return said.replace(f"{self.place.absolute().parents[1]}/", "").replace(f"{ROOT}/", "")
@@ -91,30 +103,41 @@ def job(row: Row, seed: int, folder: pathlib.Path, data: str | None, handed_on: 
         published = config_lib.flatten(main.parse(["reproduce", *own, *other])[0])
         config = main.parse(["reproduce", *arguments])[0]
     changed = config_lib.recipe_changes(published, config_lib.flatten(config))
-    # A folder's path is no part of a configuration's digest: runs on other data have places of their own.
+    place = _folder_of(row, folder, data) / f"seed-{seed}"
+    return Job(row, seed, arguments, place, config_lib.digest(config), tuple(changed), data)
+
+
+def _folder_of(row: Row, folder: pathlib.Path, data: str | None) -> pathlib.Path:
+    """A folder's path is no part of a configuration's digest: runs on other data have places of their own."""
     apart = f"-on-{hashlib.sha256(data.encode()).hexdigest()[:8]}" if data is not None else ""
-    place = folder / f"{row.id}{apart}" / f"seed-{seed}"
-    return Job(row, seed, arguments, place, config_lib.digest(config), tuple(changed))
+    return folder / f"{row.id}{apart}"
 
 
-def data_option(told: str, option: str = "data") -> str:
-    """The value of --data, or of another option, with a whole path. Raises UserError where it names no folder."""
-    name, _, path = told.partition(":")
-    if name != "folder":
-        return told
-    place = home(path)
-    if not path or not place.is_dir():
-        raise UserError(f"--{option}={told}: expected folder:PATH, where PATH is a folder with train/CLASS/ in it")
-    return f"folder:{place.absolute()}"
+def seeds_begun(row: Row, folder: pathlib.Path, data: str | None) -> list[int]:
+    """The seeds of the runs of a row that lie in `folder`, finished or not."""
+    places = (place for place in _folder_of(row, folder, data).glob("seed-*") if place.is_dir())
+    return sorted(int(found[1]) for p in places if (found := re.fullmatch(r"seed-(0|[1-9]\d{0,3})", p.name)))
+
+
+def digest_there(job: Job) -> str | None:
+    """That of the configuration with which a run was begun in its place; None where none was.
+
+    Raises UserError where it cannot be read.
+    """
+    path = job.place / "config.json"
+    if not path.exists():
+        return None
+    try:
+        return config_lib.digest(config_lib.saved(workdir.read_json(path)))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read ({one_line(error)}); give another --workdir") from error
 
 
 def check_unmixed(jobs: Sequence[Job]) -> None:
     """Raises UserError where the place of one holds a run of another configuration."""
     for job in jobs:
-        if not (job.place / "config.json").exists():
-            continue
-        there = config_lib.digest(config_lib.saved(workdir.read_json(job.place / "config.json")))
-        if there != job.digest:
+        there = digest_there(job)
+        if there not in (None, job.digest):
             raise UserError(
                 f"--workdir={job.place.parents[1]}: {job.row.id} was run there with another configuration "
                 f"({there}, not {job.digest}); give another --workdir"
@@ -148,11 +171,12 @@ def at_root() -> Iterator[None]:
 
 @dataclasses.dataclass
 class Running:
-    """A process at work on a job, in one of the slots."""
+    """A process at work on a job, in one of the slots; its log begins where those of earlier processes end."""
 
     job: Job
     slot: int
     process: subprocess.Popen
+    began: int
 
 
 class Stopping(Exception):
@@ -186,17 +210,25 @@ def carry_out(
                 if came:
                     raise Stopping(came[0])
                 while waiting and len(running) < parallel:
+                    job = waiting.pop(0)
+                    if places.held(job.place):
+                        failures[job] = (
+                            f"another process is at work in {job.name}: wait for it, or end it "
+                            f"(pgrep -f {job.name} tells which), and give the same command again"
+                        )
+                        show(job, "failed", failures[job])
+                        continue
                     slot = min(set(range(parallel)) - {r.slot for r in running})
-                    running.append(_start(waiting.pop(0), slot, gpus))
+                    running.append(_start(job, slot, gpus))
                 time.sleep(POLL)
                 for each in list(running):
                     status = each.process.poll()
                     if status is None:
-                        show(each.job, "running", each.job.last_words())
+                        show(each.job, "running", each.job.last_words(each.began))
                         continue
                     running.remove(each)
                     if status or each.job.summary() is None:
-                        said = each.job.last_words().removeprefix("patchnets: ")
+                        said = each.job.last_words(each.began).removeprefix("patchnets: ")
                         failures[each.job] = f"status {status}: {said}"[:300]
                     show(each.job, "failed" if each.job in failures else "done", failures.get(each.job, ""))
         finally:
@@ -224,7 +256,9 @@ def environment() -> dict[str, str]:
 
 def _start(job: Job, slot: int, gpus: Sequence[str]) -> Running:
     job.place.parent.mkdir(parents=True, exist_ok=True)
-    with job.log.open("wb") as sink:
+    places.set_damaged_aside(job.place)
+    with job.log.open("ab") as sink:
+        began = sink.seek(0, os.SEEK_END)
         # In a session of its own: Ctrl-C reaches this program alone, which then tells each run once.
         process = subprocess.Popen(
             [*PROGRAM, *job.arguments, f"--workdir={job.place.absolute()}"],
@@ -234,7 +268,7 @@ def _start(job: Job, slot: int, gpus: Sequence[str]) -> Running:
             env=environment() | ({"CUDA_VISIBLE_DEVICES": gpus[slot]} if gpus else {}),
             start_new_session=True,
         )
-    return Running(job, slot, process)
+    return Running(job, slot, process, began)
 
 
 def _end(running: Sequence[Running]) -> None:

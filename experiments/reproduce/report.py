@@ -10,6 +10,7 @@ from typing import Any
 
 from experiments.reproduce import files, picture
 from experiments.reproduce.results import METRICS, Result
+from experiments.tables.row import Cost
 from experiments.tables.sizes import Size
 from patchnets.console import duration
 from patchnets.errors import one_line
@@ -62,8 +63,8 @@ def cells(result: Result) -> list[list[str]]:
 
 
 def peers(result: Result) -> list[str]:
-    """What the origin's own program gives, in a sentence; none where nobody ran it."""
-    if not result["peer"]:
+    """What the origin's own program gives, in a sentence; none where nobody ran it on these images."""
+    if not result["peer"] or not result["own_data"]:
         return []
     runs = result["peer"]["runs"]
     said = ", ".join(f"{METRICS[m]} {' and '.join(map(percent, values))} %" for m, values in runs.items())
@@ -71,12 +72,13 @@ def peers(result: Result) -> list[str]:
 
 
 def details(result: Result) -> list[str]:
-    """What a reader has to know besides: where from, why not, on what."""
+    """What a reader has to know besides: where from, why not, what it takes, on what."""
     found: list[str] = [
         result["source"],
         *peers(result),
         *([result["note"]] if result["note"] else []),
         *result["reasons"],
+        *([f"needs {Cost(**result['cost'])}"] if result["verdict"] == "not run" else []),
     ]
     return found + [f"on {device}" for device in result["devices"]]
 

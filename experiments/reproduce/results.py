@@ -5,12 +5,13 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from experiments.reproduce import data as data_lib
 from experiments.reproduce.jobs import Job
+from experiments.reproduce.places import METRICS, is_number
 from experiments.tables.row import Row
 from patchnets import workdir
 from patchnets.errors import UserError
 
-METRICS = {"accuracy": "top-1", "top5_accuracy": "top-5"}
 Result = dict[str, Any]
 
 
@@ -44,12 +45,13 @@ def curve(jobs: Sequence[Job]) -> dict[str, list[list[float]]]:
     runs = []
     for job in jobs:
         try:
-            runs.append([row for row in workdir.read_metrics(job.place) if "epoch" in row])
+            rows = [row for row in workdir.read_metrics(job.place) if isinstance(row, dict)]
         except UserError:
             continue
+        runs.append([row for row in rows if is_number(row.get("epoch"))])
     found = {}
     for name in ("val_accuracy", "val_top5_accuracy", "val_loss", "train_loss", "train_accuracy"):
-        columns = [{row["epoch"]: row[name] for row in run if name in row} for run in runs]
+        columns = [{row["epoch"]: row[name] for row in run if is_number(row.get(name))} for run in runs]
         shared = sorted(set.intersection(*map(set, columns))) if columns else []
         values = [[column[epoch] for column in columns] for epoch in shared]
         found[name] = [[e, statistics.fmean(v), min(v), max(v)] for e, v in zip(shared, values)]
@@ -87,7 +89,8 @@ def result(
     data: str | None,
     noise: Mapping[str, float],
 ) -> Result:
-    """All that a report says of a row. `noise` is `seed_noise` of its table, by metric."""
+    """All that a report says of a row, run on `data` where that is not None. `noise` is `seed_noise` of its table, by
+    metric."""
     finished = [(job, summary) for job in jobs if (summary := job.summary()) is not None]
     summaries = [summary for _, summary in finished]
     figures, curves = measured(summaries), curve([job for job, _ in finished])
@@ -109,8 +112,8 @@ def result(
     reasons += [f"seed {job.seed} failed, {said}" for job, said in failures.items() if job.row.id == row.id]
     if 0 < len(finished) < len(jobs):
         reasons.append(f"{len(finished)} of {len(jobs)} seeds finished: what is shown is not final")
-    if data is not None and finished:
-        reasons.append(f"trained on {data.partition(':')[0]} in place of the table's {row.dataset}")
+    if data is not None:
+        reasons.append(f"on {data_lib.name_of(data)} in place of the table's {row.dataset}")
 
     def mean(name: str) -> float | None:
         values = [s[name] for s in summaries if s.get(name)]
@@ -119,7 +122,8 @@ def result(
     return {
         "id": row.id,
         "source": row.source,
-        "dataset": row.dataset if data is None else data.partition(":")[0],
+        "dataset": row.dataset if data is None else data_lib.name_of(data),
+        "own_data": data is None,
         "published": dict(row.published),
         "tolerance": row.tolerance,
         "peer": {"name": row.peer.name, "runs": dict(row.peer.runs)} if row.peer else None,

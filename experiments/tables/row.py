@@ -12,6 +12,11 @@ class Cost(NamedTuple):
     device: str
     minutes: float | None = None
 
+    def __str__(self) -> str:
+        """ "300 epochs on a cluster"; "1 epoch on 2 CPU cores, about 3 min a seed"."""
+        minutes = "" if self.minutes is None else f", about {self.minutes:g} min a seed"
+        return f"{self.epochs:g} epoch{'' if self.epochs == 1 else 's'} on {self.device}{minutes}"
+
 
 class Peer(NamedTuple):
     """What the program of a row's origin gives on the same images, on a machine of our own.

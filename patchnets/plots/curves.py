@@ -1,10 +1,37 @@
 """Learning curves of a run, from its metrics.jsonl."""
 
+import json
 import pathlib
+from typing import Any
 
 from patchnets import workdir
 from patchnets.errors import UserError
 from patchnets.plots import figures
+
+TICKS = 5  # intervals between labels of an axis, at most
+
+
+def figures_of(path: pathlib.Path) -> list[dict[str, float]]:
+    """The rows of a work directory's metrics.jsonl, less what is no number; raises UserError where there is none."""
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    rows = [row for row in workdir.read_metrics(path) if isinstance(row, dict)]
+    return [{name: value for name, value in row.items() if is_number(value)} for row in rows]
+
+
+def title(path: pathlib.Path) -> str:
+    """ "mlp_mixer S/16 on cifar100 (seed-0)", the folder's name last, or that alone where there is no config.json."""
+    folder = path.absolute().name
+    try:
+        config = json.loads((path / "config.json").read_text())
+        model, data = config["model"], config["dataset"]
+        network = " ".join(filter(None, (model["name"], model.get("variant"))))
+        below = f":{pathlib.Path(data['path']).name}" if data.get("path") else ""
+        return f"{network} on {data['name']}{below} ({folder})"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return folder
 
 
 def draw(path: pathlib.Path) -> pathlib.Path:
@@ -16,10 +43,11 @@ def draw(path: pathlib.Path) -> pathlib.Path:
     plt = figures.pyplot()
     from matplotlib.ticker import MaxNLocator
 
-    rows = [row for row in workdir.read_metrics(path) if "train_loss" in row]
+    found_rows = figures_of(path)
+    rows = [row for row in found_rows if {"epoch", "train_loss"} <= row.keys()]
     if not rows:
         raise UserError(f"{path} holds no figures to draw yet")
-    test = next((row for row in workdir.read_metrics(path) if "test_loss" in row), None)
+    test = next((row for row in found_rows if "test_loss" in row), {})
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
     panels = [
         ("loss", "cross-entropy", 1),
@@ -32,20 +60,19 @@ def draw(path: pathlib.Path) -> pathlib.Path:
             if found:
                 marker = "o" if len(found) < 30 else None
                 axis.plot(*zip(*found), color=colour, marker=marker, markersize=3, label=role)
-        if test:
+        if f"test_{name}" in test:
             value = scale * test[f"test_{name}"]
             axis.axhline(value, color="tab:green", linestyle="--", linewidth=1, label=f"test {value:.4g}")
         axis.set(xlabel="epoch", ylabel=label)
         axis.legend()
-    axes[3].plot(
-        [row["epoch"] for row in rows],
-        [row["learning_rate"] for row in rows],
-        color="tab:gray",
-        marker="." if len(rows) < 30 else None,
-    )
+    rates = [(row["epoch"], row["learning_rate"]) for row in rows if "learning_rate" in row]
+    if rates:
+        axes[3].plot(*zip(*rates), color="tab:gray", marker="." if len(rates) < 30 else None)
     axes[3].set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
+    last = max(row["epoch"] for row in rows)
     for axis in axes:
         axis.grid(alpha=0.3)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=rows[-1]["epoch"] >= 3))
-    figure.suptitle(f"{path.absolute().name}: learning curves")
+        axis.set_xlim(0, 1.04 * last or 1)
+        axis.xaxis.set_major_locator(MaxNLocator(TICKS, integer=last >= TICKS))
+    figure.suptitle(f"{title(path)}: learning curves")
     return figures.save(figure, path / "plots" / "learning_curves.png")

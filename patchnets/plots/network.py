@@ -55,7 +55,9 @@ def depthwise_kernels(kernels: Sequence[Float[np.ndarray, "k k channels"]], coun
     return figure
 
 
-def position_similarity(embedding: Float[np.ndarray, "patches channels"], grid: tuple[int, int]) -> Any:
+def position_similarity(
+    embedding: Float[np.ndarray, "patches channels"], grid: tuple[int, int], name: str = "Position embeddings"
+) -> Any:
     """The cosine of each patch's position embedding with all others', as maps (arXiv 2010.11929, figure 7)."""
     x = embedding.astype(np.float64)
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
@@ -66,7 +68,7 @@ def position_similarity(embedding: Float[np.ndarray, "patches channels"], grid: 
     bare(axis)
     axis.set(xlabel="column of the patch", ylabel="row of the patch")
     figure.colorbar(shown, ax=axis, label="cosine similarity", shrink=0.8)
-    figure.suptitle(f"Position embeddings of {grid[0]} x {grid[1]} patches: each one's similarity to all", fontsize=10)
+    figure.suptitle(f"{name} of {grid[0]} x {grid[1]} patches: each one's similarity to all", fontsize=10)
     return figure
 
 
@@ -121,25 +123,31 @@ def maps(mixing: Mixing, grid: tuple[int, int], count: int) -> tuple[Float[np.nd
 
 
 def token_mixing(blocks: Sequence[Mixing], grid: tuple[int, int], family: str) -> Any:
-    """Every block: the matrix from patch to patch, and maps over the image below it."""
+    """Every block: the matrix from patch to patch, and maps over the image below it, with the ends of their scales."""
     plt = pyplot()
     shown = sorted({round(i) for i in np.linspace(0, len(blocks) - 1, min(8, len(blocks)))})
     figure, axes = plt.subplots(
-        2, len(shown), figsize=(max(6.0, 2.3 * len(shown)), 5.4), squeeze=False, layout="constrained"
+        2, len(shown), figsize=(max(6.4, 2.3 * len(shown)), 5.8), squeeze=False, layout="constrained"
     )
     for column, i in enumerate(shown):
         values, words = matrix(blocks[i], grid)
-        _signed(axes[0, column], values)
-        axes[0, column].set_title(f"block {i + 1}", fontsize=9)
+        limit = _signed(axes[0, column], values)
+        axes[0, column].set_title(f"block {i + 1}: ±{limit:.2g}", fontsize=9)
         found, what = maps(blocks[i], grid, 16)
         limits = np.abs(found).max(axis=(1, 2), keepdims=True)
         scaled = found / np.where(limits > 0, limits, 1.0)
         side = math.ceil(math.sqrt(len(found)))
         axes[1, column].imshow(tiles(scaled, side, gap=np.nan), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
         bare(axes[1, column])
+        least, most = f"±{limits.min():.2g}", f"±{limits.max():.2g}"
+        axes[1, column].set_xlabel(least if least == most else f"{least} to {most}", fontsize=9)
     axes[0, 0].set(xlabel="to patch", ylabel="from patch")
     axes[1, 0].set_ylabel("maps over the image", fontsize=9)
-    figure.suptitle(f"{family}: how patches are mixed\nabove: {words}; below: {what}", fontsize=10)
+    figure.suptitle(
+        f"{family}: how patches are mixed\nabove: {words}\nbelow: {what}, each scaled by itself\n"
+        "red: positive, blue: negative, up to what is written after ±",
+        fontsize=10,
+    )
     return figure
 
 
@@ -152,17 +160,20 @@ def side_by_side(networks: Mapping[str, tuple[Sequence[Mixing], tuple[int, int]]
     for column, (name, (blocks, grid)) in enumerate(networks.items()):
         for axis, i in zip(axes[:, column], (0, len(blocks) - 1)):
             values, words = matrix(blocks[i], grid)
-            _signed(axis, values)
-            axis.set_title(f"{name}\nblock {i + 1} of {len(blocks)}\n{words}", fontsize=8)
+            limit = _signed(axis, values)
+            axis.set_title(f"{name}\nblock {i + 1} of {len(blocks)}, ±{limit:.2g}\n{words}", fontsize=8)
     axes[1, 0].set(xlabel="to patch", ylabel="from patch")
     figure.suptitle(
-        "How patches are mixed, each block on a scale of its own (blue: negative, red: positive)", fontsize=11
+        "How patches are mixed, each block on a scale of its own\n"
+        "red: positive, blue: negative, up to what is written after ±",
+        fontsize=10,
     )
     return figure
 
 
-def _signed(axis: Any, values: Float[np.ndarray, "rows columns"]) -> None:
-    """A matrix in blue and red, white at 0, up to its 99.5th percentile."""
+def _signed(axis: Any, values: Float[np.ndarray, "rows columns"]) -> float:
+    """A matrix in blue and red, white at 0, up to its 99.5th percentile, which is returned."""
     limit = float(np.quantile(np.abs(values), 0.995)) or 1.0
     axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest", aspect="equal")
     axis.tick_params(labelsize=7)
+    return limit

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from patchnets.plots.figures import bare, pyplot
+from patchnets.plots.figures import bare, coloured, pyplot
 
 NAMED = 25  # classes whose names fit beside a matrix
 BINS = 15
@@ -110,12 +110,12 @@ def mistakes(seen: Predictions, names: Sequence[str]) -> Any:
     columns = min(8, len(seen.mistaken))
     rows = -(-len(seen.mistaken) // columns)
     figure, axes = plt.subplots(
-        rows, columns, figsize=(1.55 * columns, 2.15 * rows + 0.5), squeeze=False, layout="constrained"
+        rows, columns, figsize=(max(4.5, 1.55 * columns), 2.15 * rows + 0.5), squeeze=False, layout="constrained"
     )
     for axis in axes.ravel():
         bare(axis)
     for axis, i, image in zip(axes.ravel(), seen.mistaken, seen.images):
-        axis.imshow(image.squeeze(-1) if image.shape[-1] == 1 else image, cmap="gray", vmin=0, vmax=255)
+        axis.imshow(coloured(image / 255.0))
         right, found = names[seen.labels[i]], names[seen.found[i]]
         axis.set_title(f"{found} {seen.confidence[i]:.0%}\nis {right}", fontsize=7.5)
     figure.suptitle(f"The most confident mistakes on {len(seen.labels):,} {seen.split} images", fontsize=10)

@@ -1,7 +1,6 @@
 """Every picture of a run: what is needed for them is computed here, and drawn by the modules beside."""
 
 import json
-import math
 import pathlib
 import re
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from patchnets import console, processors, workdir
 from patchnets.checkpoints import Checkpoints
 from patchnets.errors import RunError, UserError, one_line
 from patchnets.feeds import Feed
+from patchnets.models import vit
 from patchnets.models.blocks import look
 from patchnets.plan import Plan, make_plan
 from patchnets.plots import curves, figures, network, patches, predictions
@@ -93,11 +93,15 @@ def grid_of(plan: Plan, params: Any) -> tuple[int, int]:
     return plan.config.image_size // height, plan.config.image_size // width
 
 
-def positions_of(params: Any, patches: int) -> np.ndarray | None:
-    """The learned position embeddings, (patches, channels), a class token's left out; None where there are none."""
+def positions_of(plan: Plan, params: Any) -> tuple[np.ndarray, str] | None:
+    """The position embeddings, (patches, channels), a class token's left out, and what they are called; None where
+    there are none."""
+    rows, columns = grid_of(plan, params)
+    if getattr(plan.model, "position", None) == "sincos2d":
+        return vit.sincos2d(rows, columns, params["stem"]["kernel"].shape[-1]), "Fixed position embeddings"
     for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
         if re.search(r"pos(ition)?_embedding$", path):
-            return np.asarray(leaf).reshape(-1, leaf.shape[-1])[-patches:]
+            return np.asarray(leaf).reshape(-1, leaf.shape[-1])[-rows * columns :], "Learned position embeddings"
     return None
 
 
@@ -110,9 +114,8 @@ def pictures(
     grid, family = grid_of(plan, params), plan.config.model.name
     kernel = np.asarray(params["stem"]["kernel"], np.float32)
     yield "patch_filters", lambda: network.patch_filters(kernel)
-    positions = positions_of(params, math.prod(grid))
-    if positions is not None:
-        yield "position_similarity", lambda: network.position_similarity(positions, grid)
+    if positions := positions_of(plan, params):
+        yield "position_similarity", lambda: network.position_similarity(positions[0], grid, positions[1])
     if feed is None:
         return
     seen: dict[str, Any] = {}

@@ -1,7 +1,9 @@
 """Families at equal cost: which networks are chosen, how they are trained, and what is told of them."""
 
 import json
+import math
 import re
+import shlex
 import statistics
 
 import jax
@@ -96,7 +98,11 @@ def test_families_are_trained_alike_and_shown_with_what_they_cost(fake, tmp_path
         # 12.7062 is the 97.5 % quantile of Student's distribution with one degree of freedom.
         assert each["measured"]["accuracy"]["interval"] == pytest.approx(12.7062 * 0.02 / 2, rel=1e-4)
         assert each["training_seconds"] == pytest.approx(250 * 64 / 500)
+    assert [each["targets"] for each in found.values()] == [[50e3], [50e3], [100e3], [100e3]]
+    folders = {shlex.split(command)[-1] for each in found.values() for command in each["commands"]}
+    assert len(folders) == 8 and all(folder.startswith("--workdir=runs/out/") for folder in folders)
     written = (place / "compare.md").read_text()
+    assert written.count("% apart.") == 2 and "40% apart" not in written
     assert written.count("|11.00 ± 12.71|32.00 ± 0.00|32.0 s|500|") == 4
     assert (
         written.startswith("# digits: families at equal parameters") and written.count("patchnets.main --config=") == 8
@@ -110,8 +116,58 @@ def test_families_are_trained_alike_and_shown_with_what_they_cost(fake, tmp_path
 
 
 def test_how_far_apart_they_are_is_told_in_whole_parameters():
-    shown = report.apart([{"params": 194_604.0}, {"params": 202_332.0}], "params")
-    assert shown == "parameters: from 194,604 to 202,332, 4.0% apart"
+    networks = [{"params": 194_604.0, "targets": [199e3]}, {"params": 202_332.0, "targets": [199e3]}]
+    assert list(report.apart(networks, "params")) == ["parameters: from 194,604 to 202,332, 4.0% apart"]
+    assert not report.unequal(networks, "params")
+
+
+def test_how_far_apart_they_are_is_told_for_each_target():
+    sizes = {100e3: (99e3, 101e3), 300e3: (290e3, 310e3)}
+    networks = [{"params": size, "targets": [target]} for target, pair in sizes.items() for size in pair]
+    first, second = report.apart(networks, "params")
+    assert first == "parameters at --target=100,000: from 99,000 to 101,000, 2.0% apart"
+    assert second.startswith(
+        "parameters at --target=300,000: from 290,000 to 310,000, 6.9% apart, where at most 5% was"
+    )
+    assert report.unequal(networks, "params") == [second]
+    both = [
+        {"params": 1.0, "targets": [1.0, 1.01]},
+        {"params": 1.02, "targets": [1.0]},
+        {"params": 1.03, "targets": [1.01]},
+    ]
+    assert [round(share, 3) for share in report.apart(both, "params").values()] == [0.02, 0.03]
+
+
+def test_families_of_equal_time_are_as_close_as_any_others(monkeypatch):
+    """Whatever the two networks of a target are, both lie within the tolerance, on either side."""
+    assert (1 + compare.TOLERANCE) / (1 - compare.TOLERANCE) < 1 + report.WITHIN
+    seen = []
+
+    def noting(family, target, tolerance, cost_of):
+        seen.append(tolerance)
+        return Shape(family)
+
+    monkeypatch.setattr(compare, "matched", noting)
+    compare.chosen(compare.parse(["--dataset=digits", "--match=time", "--target=3"]), None)
+    assert seen == [compare.TOLERANCE] * 5
+
+
+def test_times_that_turned_out_unequal_are_told(fake, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "step_milliseconds", lambda job: {"gmlp": 10.0, "fnet": 12.0}[job.row.id.split("-")[0]])
+    assert start(tmp_path / "out", "--models=gmlp,fnet", "--match=time", "--seeds=1") == 0
+    out, error = capsys.readouterr()
+    told = "illiseconds of a training step: from 10 to 12, 20.0% apart, where at most 5% was asked for"
+    assert told in out and f"patchnets: --match=time does not hold: m{told}" in error
+    assert told in (tmp_path / "out/compare.md").read_text()
+    written = json.loads((tmp_path / "out/compare.json").read_text())
+    assert written["equal"] is False and len(written["apart"]) == 1
+
+
+def test_bars_are_drawn_where_there_are_intervals():
+    assert report.bars([0.0, 0.1]) == [0.0, 10.0]
+    known, missing = report.bars([0.2, None])
+    assert known == 20.0 and math.isnan(missing)
+    assert report.bars([None, None]) is None
 
 
 @pytest.mark.parametrize(
@@ -189,6 +245,8 @@ def test_a_report_without_its_picture_is_one(fake, tmp_path, monkeypatch, capsys
         (["--match=memory"], "--match=memory is unknown; known: params, flops, time"),
         (["--target=-3"], "--target=-3: expected a number above 0, such as 20, 300k or 1.5M"),
         (["--target=30k", "--dataset=folder:nowhere"], "--dataset=folder:nowhere: expected folder:PATH"),
+        (["--dataset=digits:x"], "--dataset=digits:x: expected the name of a data set, or folder:PATH"),
+        (["--dataset=cifar1000"], "--dataset=cifar1000: config.dataset.name='cifar1000' is no data set"),
         (["--epochs=2", "--minutes=2"], "--epochs=2 and --minutes=2 are both given; give one"),
         (["--config.total_steps=2"], "--config.total_steps=2: give --models, --target, --dataset, --epochs or"),
         (["--config.model.hidden_dim=32"], "--config.model.hidden_dim=32: give --models, --target"),

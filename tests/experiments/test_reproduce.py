@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
@@ -49,9 +50,12 @@ def test_each_row_is_trained_with_each_seed_and_reported_beside_what_was_publish
     assert mixer["verdict"] == "not reproduced"
     assert any("top-1: 11.00 % is below" in reason.replace("%", " %") for reason in mixer["reasons"])
     assert fnet["verdict"] == "nothing to compare with" and fnet["published"] == {}
-    assert mixer["commands"][1].startswith(
-        "python -m patchnets.main --config=configs/mixer_cifar100.py:one_epoch --config.seed=1"
+    assert mixer["commands"][1] == (
+        "python -m patchnets.main --config=configs/mixer_cifar100.py:one_epoch --config.seed=1 "
+        "--workdir=runs/out/mixer-1/seed-1"
     )
+    told = [shlex.split(command)[-1] for row in (mixer, fnet) for command in row["commands"]]
+    assert all(word.startswith("--workdir=runs/") for word in told) and len(set(told)) == 4
     screen = capsys.readouterr().out
     assert "mixer-1 seed 1: test top-1 12.00%, top-5 32.00%, 1 min" in screen
     written = (place / "report.md").read_text()
@@ -87,22 +91,34 @@ def test_a_run_that_fails_costs_its_row_and_no_other(fake, tmp_path, monkeypatch
 
 def test_another_data_set_or_recipe_gets_no_verdict(fake, tmp_path):
     place = tmp_path / "out"
-    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "train").mkdir(parents=True)
     assert start(place, "--rows=mixer-1", f"--data=folder:{tmp_path / 'images'}") == 0
     row = rows_of(place)["mixer-1"]
-    assert (row["verdict"], row["dataset"]) == ("other data", "folder")
-    assert "trained on folder in place of the table's cifar100" in row["reasons"]
+    assert (row["verdict"], row["dataset"]) == ("other data", "folder:images")
+    assert "on folder:images in place of the table's cifar100" in row["reasons"]
+    assert not report.peers(row)
     ((given, *_), *_) = fake()
     assert given["config.dataset.path"] == str(tmp_path / "images") and given["config.dataset.train_split"] == "None"
     assert "--data=folder:PATH" in (place / "report.md").read_text().splitlines()[2]
     for name in ("report.md", "report.html", "report.json"):
-        assert str(tmp_path) not in (place / name).read_text(), name
-    (tmp_path / "others").mkdir()
+        text = (place / name).read_text()
+        assert str(tmp_path) not in text and "on the same images" not in text, name
+    (tmp_path / "others" / "train").mkdir(parents=True)
     assert start(place, "--rows=mixer-1", f"--data=folder:{tmp_path / 'others'}") == 0
     assert len(fake()) == 2, "other images are another run"
     assert start(tmp_path / "other", "--rows=mixer-1", "--config.batch_size=64") == 0
     row = rows_of(tmp_path / "other")["mixer-1"]
     assert row["verdict"] == "other recipe" and "changed: batch_size" in row["reasons"]
+
+
+def test_a_tables_own_data_set_by_its_name_is_none_other(fake, tmp_path):
+    place = tmp_path / "out"
+    assert start(place, "--rows=mixer-1") == 0
+    assert start(place, "--rows=mixer-1,convmixer-2", "--data=cifar100") == 0
+    assert [given.get("config.dataset.name") for given, *_ in fake()] == [None, "cifar100"]  # and of the Mixer no more
+    mixer, convmixer = rows_of(place).values()
+    assert (mixer["verdict"], mixer["dataset"], len(report.peers(mixer))) == ("not reproduced", "cifar100", 1)
+    assert (convmixer["verdict"], convmixer["dataset"]) == ("other data", "cifar100")
 
 
 def test_rows_run_at_the_same_time_each_on_a_gpu_of_its_own(fake, tmp_path, monkeypatch):
@@ -160,6 +176,15 @@ def test_stopped_it_tells_its_runs_to_save_and_reports_what_there_is(tmp_path):
         (["--table=cifar", f"--seeds={'9' * 5000}"], "expected a whole number above 0, and below 10,000"),
         (["--table=cifar", "--seeds=0"], "--seeds=0: expected a whole number above 0"),
         (["--table=cifar", "--data=folder:nowhere"], "--data=folder:nowhere: expected folder:PATH"),
+        (
+            ["--table=cifar", "--data=folder:/"],
+            "--data=folder:/: expected folder:PATH, where PATH is a folder with train/",
+        ),
+        (["--table=cifar", "--data=:x"], "--data=:x: expected the name of a data set, or folder:PATH"),
+        (["--table=cifar", "--data=digits:x"], "--data=digits:x: expected the name of a data set, or folder:PATH"),
+        (["--table=cifar", "--data=cifar1000"], "--data=cifar1000: config.dataset.name='cifar1000' is no data set"),
+        (["--table=cifar", "--config.dataset.name=digits"], "--config.dataset.name=digits: give --data=NAME or"),
+        (["--table=cifar", "--config.dataset.path=/x"], "--config.dataset.path=/x: give --data=NAME or --data=folder:"),
         (["--table=cifar", "--wokdir=x"], "'--wokdir=x' is not understood"),
         (["--table=cifar", "--rows=convmixer-25", "--config.batch=3"], "batch"),
     ],
@@ -176,6 +201,17 @@ def test_rows_are_listed_with_what_they_take(capsys):
     assert reproduce.run(["reproduce", "--table=imagenet", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(TABLES["imagenet"]) and all("epochs on a cluster" in line for line in lines)
+
+
+def test_a_row_that_was_not_run_says_what_it_needs(tmp_path):
+    place = tmp_path / "out"
+    assert reproduce.run(["r", "--table=imagenet", f"--workdir={place}", "--report"]) == 0
+    for name in ("report.md", "report.html"):
+        text = (place / name).read_text()
+        assert (
+            text.count("needs 300 epochs on a cluster") + text.count("needs 150 epochs") + text.count("needs 90 ") == 16
+        )
+    assert str(TABLES["keras_examples"][0].cost) == "1 epoch on 2 CPU cores, about 3 min a seed"
 
 
 def test_sizes_need_no_training(tmp_path, capsys):

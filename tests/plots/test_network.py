@@ -77,3 +77,13 @@ def test_tiles_keep_every_image_apart():
 def test_jax_arrays_are_taken_too():
     mixing = jax.numpy.eye(12)
     assert network.matrix(mixing, GRID)[0].trace() == 12
+
+
+def test_scales_are_written_beside_how_patches_are_mixed():
+    weights = np.full((12, 12), 0.25)
+    figure = network.token_mixing([weights, -2 * weights], GRID, "gmlp")
+    above, below = figure.axes[:2], figure.axes[2:]
+    assert [axis.get_title() for axis in above] == ["block 1: ±0.25", "block 2: ±0.5"]
+    assert [axis.get_xlabel() for axis in below] == ["±0.25", "±0.5"]
+    figure = network.side_by_side({"gmlp": ([weights], GRID)})
+    assert "block 1 of 1, ±0.25" in figure.axes[0].get_title()

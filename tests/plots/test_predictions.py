@@ -1,5 +1,7 @@
 """What the pictures of predictions show, against counts by hand and scikit-learn."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from sklearn import metrics
@@ -75,3 +77,14 @@ def test_of_very_many_classes_the_best_and_the_worst_are_shown():
         seen_of(labels, np.where(right, labels, 0), np.ones(2000)), list(map(str, range(200)))
     )
     assert len(figure.axes[0].get_yticklabels()) == 40 and "20 best and the 20 worst of 200" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
+def test_mistakes_are_shown_whatever_their_channels(channels, tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (1, 4, 4, channels)).astype(np.uint8)
+    seen = dataclasses.replace(seen_of([0, 1], [1, 1], [0.9, 0.8], mistaken=[0]), images=images)
+    figure = predictions.mistakes(seen, ["a", "b"])
+    shown = figure.axes[0].get_images()[0].get_array()
+    expected = images[0] if channels == 3 else images[0].mean(axis=-1, keepdims=True).repeat(3, axis=-1)
+    np.testing.assert_allclose(shown, expected / 255)
+    predictions.pyplot().close(figure)

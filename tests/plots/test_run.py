@@ -98,6 +98,19 @@ def test_every_family_has_its_pictures(name, tmp_path):
         assert made[what]() is not None
 
 
+@pytest.mark.parametrize("position", ["sincos2d", "none"])
+def test_fixed_positions_are_shown_as_learned_ones_are(position, tmp_path):
+    config = config_of("vit", tmp_path)
+    config.model.position = position
+    plan = make_plan(config)
+    made = dict(run.pictures(plan, plan.initial_state()))
+    assert ("position_similarity" in made) == (position == "sincos2d")
+    if position == "sincos2d":
+        figure = made["position_similarity"]()
+        assert figure.get_suptitle().startswith("Fixed position embeddings of 2 x 2 patches")
+        assert figure.axes[0].get_images()[0].get_array()[0, 0] == pytest.approx(1.0)
+
+
 def test_what_fails_to_be_drawn_is_told_and_the_rest_is_drawn(trained, tmp_path, monkeypatch, capsys):
     def broken(*_):
         raise ValueError("no ink")
