@@ -6,11 +6,13 @@ import math
 import pathlib
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import topologies
 from jax.sharding import PartitionSpec
 
 from configs import common
@@ -314,7 +316,16 @@ def test_numbers_are_told_with_units():
         ([DIGITS, "--config.mesh.data=1", "--config.mesh.fsdp=7", "--config.batch_size=56"], ["no parameter is split"]),
         ([DIGITS, "--config.dataset.name=cifar100"], ["'cifar100' is not at hand", "--examples=N", "--classes=K"]),
         ([DIGITS, "--json=nowhere/plan.json"], ["--json=nowhere/plan.json", "no folder nowhere"]),
+        ([DIGITS, "--json=."], ["--json=. is a folder", "give a file"]),
         ([DIGITS, "--topology=v5e"], ["'v5e' is not understood", "v5e:2x4"]),
+        ([DIGITS, "--topology=v5e:0x0"], ["v5e:0x0 is no slice", "two numbers from 1 to 16", "v5e:2x4"]),
+        ([DIGITS, "--topology=v5e:2x4x8"], ["v5e:2x4x8 is no slice", "two numbers from 1 to 16"]),
+        ([DIGITS, "--topology=v5e:32x32"], ["v5e:32x32 is no slice", "two numbers from 1 to 16"]),
+        ([DIGITS, "--topology=v6e:2x4x2"], ["v6e:2x4x2 is no slice", "two numbers from 1 to 16", "v6e:2x4"]),
+        ([DIGITS, "--topology=v4:2x2"], ["v4:2x2 is no slice", "three numbers from 1 to 32", "v4:2x2x1"]),
+        ([DIGITS, "--topology=v5p:2x2x33"], ["v5p:2x2x33 is no slice", "three numbers from 1 to 32"]),
+        ([DIGITS, "--topology=v9:1x0"], ["v9:1x0 is no slice", "expected numbers from 1 to 32"]),
+        ([DIGITS, "--topology=v5e:1x9999999999"], ["is not understood"]),
     ],
 )
 def test_a_mistake_costs_one_line(arguments, words, capsys, monkeypatch, tmp_path):
@@ -324,6 +335,14 @@ def test_a_mistake_costs_one_line(arguments, words, capsys, monkeypatch, tmp_pat
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.startswith("patchnets: ")
     assert all(word in printed.err for word in words), printed.err
+
+
+@pytest.mark.parametrize("name", [*topology.WORKING, "v5e:1x1", "v4:2x2x16", "v9:2x2", "v9:2x2x1"])
+def test_slices_that_may_exist_are_libtpus_to_judge(name, monkeypatch):
+    monkeypatch.setattr(topology, "has_libtpu", lambda: True)
+    monkeypatch.setattr(topologies, "get_topology_desc", lambda **told: types.SimpleNamespace(devices=[told]))
+    (told,) = topology.topology_devices(name)
+    assert told["topology_name"] == name
 
 
 def test_without_libtpu_the_extra_is_named(capsys, monkeypatch):

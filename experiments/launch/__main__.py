@@ -10,15 +10,18 @@
 --dry-run   prints it, and writes nothing
 --submit    hands it to sbatch, kubectl or bash
 
-slurm: --nodes, --tasks-per-node (default: 1), --gpus-per-node, --cpus-per-task, --mem, --time, --partition, --account;
---max-requeues (default: 100) after the time limit or a preemption; --setup=COMMAND before the run; --python (default:
-this one). In place of --config an array of runs: --table=NAME [--rows=ID,ID...] [--data=DATA] (experiments.reproduce)
-or --sweep=FILE (experiments.sweep), with --seeds=N; the command that reports is told.
+In place of --config several runs: --sweep=FILE (experiments.sweep), with --seeds=N; the command that reports is told.
 
-k8s: a JobSet. --nodes, --gpus-per-node, --cpus-per-task, --mem, --namespace, --max-restarts (default: 100), --python;
---tpu-type=tpu-v5-lite-podslice --tpu-topology=4x4 --tpus-per-node=4 on GKE.
+slurm: --nodes, --tasks-per-node (default: 1, with all GPUs of its node), --gpus-per-node, --cpus-per-task, --mem,
+--time, --partition, --account; --max-requeues (default: 100) after the time limit or a preemption; --setup=COMMAND
+before the run; --python (default: this one). Several runs are an array, and may be the rows of a table too:
+--table=NAME [--rows=ID,ID...] [--data=DATA] (experiments.reproduce).
 
-tpu: a script of gcloud commands. --project, --runtime=VERSION, --setup=COMMAND on every host (such as a mount).
+k8s: a JobSet for each run. --nodes, --gpus-per-node, --cpus-per-task, --mem, --namespace, --max-restarts (default:
+100), --python; --tpu-type=tpu-v5-lite-podslice --tpu-topology=4x4 --tpus-per-node=4 on GKE.
+
+tpu: a script of gcloud commands; several runs follow each other. --project, --runtime=VERSION, --setup=COMMAND on
+every host (such as a mount).
 
 The configuration is checked before anything is written. Exit status: 0; 1 where it could not be submitted; 2 for a
 command that is not understood.

@@ -3,10 +3,12 @@
 import dataclasses
 import pathlib
 import re
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
 from experiments.command import count, home, split_options
+from experiments.launch import devices as devices_lib
 from experiments.reproduce import __main__ as reproduce
 from experiments.reproduce import jobs as jobs_lib
 from experiments.sweep import __main__ as sweep
@@ -19,12 +21,12 @@ OPTIONS = {
     "slurm": ("nodes", "tasks-per-node", "gpus-per-node", "cpus-per-task", "mem", "time", "partition", "account",
               "max-requeues", "setup", "python", "table", "rows", "data", "sweep", "seeds"),
     "k8s": ("nodes", "image", "volume-claim", "gpus-per-node", "tpu-type", "tpu-topology", "tpus-per-node", "mem",
-            "cpus-per-task", "namespace", "max-restarts", "python"),
-    "tpu": ("tpu-type", "zone", "project", "runtime", "setup"),
+            "cpus-per-task", "namespace", "max-restarts", "python", "sweep", "seeds"),
+    "tpu": ("tpu-type", "zone", "project", "runtime", "setup", "sweep", "seeds"),
 }  # fmt: skip
 SUFFIX = {"slurm": ".sbatch", "k8s": ".yaml", "tpu": ".sh"}
 WORD = r"[A-Za-z0-9][A-Za-z0-9_.,-]{0,99}"
-LABEL = r"[a-z]([a-z0-9-]{0,48}[a-z0-9])?"  # of which Kubernetes makes names of at most 63 characters
+LABEL = r"[a-z](?:[a-z0-9-]{0,48}[a-z0-9])?"
 RULES: dict[str, tuple[str, str]] = {
     "name": (WORD, "a word"),
     "partition": (WORD, "a word"),
@@ -51,8 +53,8 @@ class Asked:
 
     Attributes:
       given: the options as they were given.
-      runs: for each run the arguments of `python -m patchnets.main`; several make an array.
-      report: the command that gathers what an array leaves; empty where there is one run.
+      runs: for each run the arguments of `python -m patchnets.main`, --config first; of a table or sweep several.
+      report: the command that gathers what these leave; empty where one run was asked for.
     """
 
     engine: str
@@ -86,15 +88,24 @@ def parse(arguments: Sequence[str]) -> Asked:
     if engine != "slurm":
         name = name.lower().replace("_", "-").replace(".", "-")
         _hold("name", name, LABEL, "small letters, digits and -, at most 50, from a letter on")
+    gpus = count("gpus-per-node", given)
+    if gpus and tasks not in (1, gpus):
+        raise UserError(f"--tasks-per-node={tasks}: a task uses one GPU or all; give 1, or {gpus} as --gpus-per-node")
     workdir = _workdir(engine, given, name)
-    runs, report = _runs(given, workdir, handed_on)
+    runs, report = _runs(engine, given, workdir, handed_on)
+    if engine == "k8s":
+        _check_pods(name, nodes, len(runs))
+    devices = devices_lib.known(engine, given, nodes)
+    processes = devices_lib.hosts(devices) if engine == "tpu" else nodes * tasks
     for run in runs:
         with jobs_lib.at_root():
-            batch = main.parse(["launch", *run])[0].batch_size
-        if batch % (nodes * tasks):
-            raise UserError(
-                f"config.batch_size={batch} does not divide over {nodes * tasks} processes; choose one that does"
-            )
+            config = main.parse(["launch", *run])[0]
+        file = run[0].removeprefix("--config=").partition(":")[0]
+        if engine != "slurm":
+            _check_inside(file)
+        if engine == "tpu":
+            _check_committed(file)
+        devices_lib.check(config, processes, devices)
     out = home(given.get("out", f"jobs/{name}{SUFFIX[engine]}"))
     if out.is_dir():
         raise UserError(f"--out={out} is a folder; give a file")
@@ -152,7 +163,34 @@ def _workdir(engine: str, given: Mapping[str, str], name: str) -> pathlib.PurePa
     return place
 
 
-def _runs(given: Mapping[str, str], workdir: pathlib.PurePath, handed_on: Sequence[str]):
+def _check_pods(name: str, nodes: int, runs: int) -> None:
+    """Raises UserError where JobSet would refuse the names that pods get, NAME-run-0-POD-XXXXX, for one is longer than
+    63 characters. Of several runs each has its number behind NAME."""
+    most = 63 - len(f"-run-0-{nodes - 1}-XXXXX") - (len(f"-{runs - 1}") if runs > 1 else 0)
+    if len(name) > most:
+        of = f"--nodes={nodes}" + (f" and {runs} runs" if runs > 1 else "")
+        raise UserError(f"--name={name}: expected at most {most} characters with {of}, of which pods get their names")
+
+
+def _check_inside(file: str) -> None:
+    """Raises UserError where a configuration is none of this repository's, which is what the hosts have."""
+    path = pathlib.PurePath(file)
+    if path.is_absolute() or ".." in path.parts:
+        raise UserError(f"--config={file}: the hosts have this repository alone; give a path in it, as configs/FILE")
+
+
+def _check_committed(file: str) -> None:
+    """Raises UserError where a file is not in HEAD."""
+    command = ["git", "-C", str(jobs_lib.ROOT), "ls-tree", "--name-only", "HEAD", "--", file]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"{jobs_lib.ROOT} is no git repository, of which the hosts get HEAD; clone it") from error
+    if not found:
+        raise UserError(f"--config={file} is not committed, and the hosts get HEAD by git archive; commit it")
+
+
+def _runs(engine: str, given: Mapping[str, str], workdir: pathlib.PurePath, handed_on: Sequence[str]):
     """(the arguments of each run, the command that reports)."""
     if "table" not in given and "sweep" not in given:
         return ((f"--config={given['config']}", *handed_on, f"--workdir={workdir}"),), ()
@@ -165,6 +203,7 @@ def _runs(given: Mapping[str, str], workdir: pathlib.PurePath, handed_on: Sequen
     )
     if not jobs:
         raise UserError(f"--table={given['table']} needs no training: python -m experiments.reproduce does it at once")
-    jobs_lib.check_unmixed(jobs)
+    if engine == "slurm":
+        jobs_lib.check_unmixed(jobs)
     runs = tuple((*job.arguments, f"--workdir={job.place}") for job in jobs)
     return runs, ("-m", f"experiments.{program}", *command, "--report")

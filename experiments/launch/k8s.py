@@ -1,6 +1,7 @@
 """A JobSet of Kubernetes."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import yaml
@@ -15,15 +16,18 @@ GKE = "cloud.google.com/gke-tpu-"
 
 
 def write(asked: Asked) -> str:
-    """The manifest: an indexed Job with a pod for each node, all started again where one of them is lost."""
+    """The manifest: an indexed Job with a pod for each node, all started again where one of them is lost; of several
+    runs one for each, NAME-0 and so on."""
     for option, why in (("image", "an image with patchnets in it"), ("volume-claim", "where runs outlive their pods")):
         if option not in asked.given:
             raise UserError(f"--{option} is not given; a JobSet needs {why}")
-    told = yaml.safe_dump(_manifest(asked), sort_keys=False, width=120, allow_unicode=True)
+    names = [f"{asked.name}-{i}" for i in range(len(asked.runs))] if len(asked.runs) > 1 else [asked.name]
+    manifests = [_manifest(asked, name, run) for name, run in zip(names, asked.runs)]
+    told = yaml.safe_dump_all(manifests, sort_keys=False, width=120, allow_unicode=True)
     return "# Needs the JobSet controller: https://jobset.sigs.k8s.io\n" + told
 
 
-def _manifest(asked: Asked) -> dict[str, Any]:
+def _manifest(asked: Asked, name: str, run: Sequence[str]) -> dict[str, Any]:
     job = {
         "parallelism": asked.nodes,
         "completions": asked.nodes,
@@ -33,14 +37,14 @@ def _manifest(asked: Asked) -> dict[str, Any]:
         "podFailurePolicy": {
             "rules": [{"action": "FailJob", "onExitCodes": {"operator": "In", "values": [2]}}],
         },
-        "template": {"spec": _pod(asked)},
+        "template": {"spec": _pod(asked, name, run)},
     }
     rules = [{"name": "refused", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}]
     namespace = {"namespace": asked.given["namespace"]} if "namespace" in asked.given else {}
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
-        "metadata": {"name": asked.name, **namespace},
+        "metadata": {"name": name, **namespace},
         "spec": {
             "failurePolicy": {"maxRestarts": asked.count("max-restarts") or MAX_RESTARTS, "rules": rules},
             "replicatedJobs": [{"name": "run", "replicas": 1, "template": {"spec": job}}],
@@ -48,22 +52,22 @@ def _manifest(asked: Asked) -> dict[str, Any]:
     }
 
 
-def _pod(asked: Asked) -> dict[str, Any]:
+def _pod(asked: Asked, name: str, run: Sequence[str]) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": "patchnets",
         "image": asked.given["image"],
-        "command": [asked.python, "-m", "patchnets.main", *asked.runs[0]],
+        "command": [asked.python, "-m", "patchnets.main", *run],
     }
     if asked.nodes > 1:
         # Each pod's number is in JOB_COMPLETION_INDEX, which Kubernetes sets by itself.
-        coordinator = f"{asked.name}-run-0-0.{asked.name}:{PORT}"
+        coordinator = f"{name}-run-0-0.{name}:{PORT}"
         told = {"PATCHNETS_COORDINATOR": coordinator, "PATCHNETS_PROCESSES": str(asked.nodes)}
-        container["env"] = [{"name": name, "value": value} for name, value in told.items()]
+        container["env"] = [{"name": variable, "value": value} for variable, value in told.items()]
     if limits := _limits(asked):
         container["resources"] = {"limits": limits}
     # Images that are read while training are handed over in shared memory, of which a pod has 64 MiB by itself.
     mounts = {"runs": str(_mount(asked.workdir)), "shared-memory": "/dev/shm"}
-    container["volumeMounts"] = [{"name": name, "mountPath": path} for name, path in mounts.items()]
+    container["volumeMounts"] = [{"name": volume, "mountPath": path} for volume, path in mounts.items()]
     pod: dict[str, Any] = {"restartPolicy": "Never", "terminationGracePeriodSeconds": GRACE}
     if "tpu-type" in asked.given:
         pod["nodeSelector"] = {f"{GKE}accelerator": asked.given["tpu-type"]}

@@ -1,4 +1,4 @@
-"""A shell script that makes a TPU slice, runs on all its hosts, and deletes it."""
+"""A shell script that makes a TPU slice, runs on all its hosts (of a sweep one run after another), and deletes it."""
 
 import shlex
 
@@ -20,7 +20,7 @@ def write(asked: Asked) -> str:
     where = [f"--zone={asked.given['zone']}"]
     where += [f"--project={asked.given['project']}"] if "project" in asked.given else []
     setup = [asked.given["setup"]] if "setup" in asked.given else []
-    run = shlex.join([".venv/bin/python", "-m", "patchnets.main", *asked.runs[0]])
+    runs = [shlex.join([".venv/bin/python", "-m", "patchnets.main", *run]) for run in asked.runs]
     name = asked.name
     lines = [
         "#!/bin/bash",
@@ -34,7 +34,10 @@ def write(asked: Asked) -> str:
         f"trap 'tpu delete {name} --quiet' EXIT",
         'archive=$(mktemp) && git archive --output="$archive" --format=tar HEAD',
         f'tpu scp "$archive" {name}:patchnets.tar --worker=all && rm "$archive"',
-        *(f"on_all {shlex.quote(command)}" for command in [*setup, INSTALL, run]),
+        *(f"on_all {shlex.quote(command)}" for command in [*setup, INSTALL]),
+        "status=0",
+        *(f"on_all {shlex.quote(run)} || status=$?" for run in runs),
+        "exit $status",
     ]
     return "\n".join(lines) + "\n"
 

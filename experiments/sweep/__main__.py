@@ -12,7 +12,7 @@
 --list      prints the entries, and trains none of them
 
 Finished runs are kept: the same command does what is missing, and goes on where a run was cut. Other keys, such as
---config.total_epochs=5, are handed to every run. python -m experiments.launch slurm --sweep=FILE makes an array job.
+--config.total_epochs=5, are handed to every run. python -m experiments.launch makes jobs of a sweep for clusters.
 
 Writes sweep.md, sweep.json, sweep.png and curves.png into the folder, also when interrupted. Exit status: 0; 1 where a
 run failed; 2 for a command that is not understood; 128 + N where signal N stopped it.

@@ -4,7 +4,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from experiments.reproduce import jobs
+from experiments.sweep.report import FILES
 from experiments.tables.row import Cost, Row
 from patchnets import config as config_lib
 from patchnets import main
@@ -22,11 +25,12 @@ def rows(sweep: str, config: str | None, handed_on: Sequence[str]) -> tuple[Row,
       UserError: the file cannot be used so, or the command line sets what the sweep does.
     """
     with jobs.at_root():
-        named, is_one, entries = main.from_file("sweep", sweep, sweep, _read)
+        named, is_one, found = main.from_file("sweep", sweep, sweep, _read)
     config = config or named or (sweep if is_one else None)
     if config is None:
         raise UserError(f"--sweep={sweep} has neither CONFIG nor get_config(); give --config=FILE[:ARGUMENT]")
-    _check(sweep, entries)
+    _check(sweep, found)
+    entries = [(name, _plain(f"{name} of --sweep={sweep}", overrides)) for name, overrides in found]
     swept = {key for _, overrides in entries for key in overrides}
     if told := [a for a in handed_on if a.removeprefix("--config.").partition("=")[0] in swept]:
         raise UserError(f"{told[0]}: --sweep={sweep} sets it; leave it out")
@@ -51,11 +55,36 @@ def _check(sweep: str, entries: Sequence[Any]) -> None:
             raise UserError(
                 f"--sweep={sweep}: {str(name)[:120]!r} is no name; expected letters, digits and _.+=-, not a number"
             )
+        if name in FILES:
+            raise UserError(f"--sweep={sweep}: {name!r} is a file of the report; give the entry another name")
         if name in seen:
             raise UserError(f"--sweep={sweep}: {name!r} is the name of two entries; give each its own")
         seen.add(name)
         if unknown := [key for key in overrides if key not in config_lib.known_keys()]:
             raise config_lib.unknown_key(str(unknown[0]))
+        if "seed" in overrides:
+            raise UserError(
+                f"{name} of --sweep={sweep}: seed={overrides['seed']}, and each entry is run with the seeds from 0 on; "
+                "leave it out, and give --seeds=N"
+            )
+
+
+def _plain(entry: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What an entry changes, as JSON can hold it. Raises UserError for what it cannot."""
+
+    def plain(key: str, value: Any) -> Any:
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, tuple | list):
+            return (tuple if isinstance(value, tuple) else list)(plain(key, item) for item in value)
+        if value is not None and not isinstance(value, bool | int | float | str):
+            raise UserError(
+                f"{entry}: {key}={' '.join(str(value).split())[:80]} is of type {type(value).__name__}; expected a "
+                "number, a word, a truth value, None, or a tuple of these"
+            )
+        return value
+
+    return {key: plain(key, value) for key, value in overrides.items()}
 
 
 def _row(sweep: str, config: str, name: str, overrides: Mapping[str, Any], handed_on: Sequence[str]) -> Row:

@@ -12,6 +12,7 @@ from experiments.tables.row import Row
 from patchnets.console import duration
 from patchnets.plots import figures
 
+FILES = ("sweep.json", "sweep.md", "sweep.png", "curves.png")  # beside the folders of the entries
 SPLITS = {"val": "validation", "test": "test"}
 HEADS = ("entry", "changes", "epochs", "seeds", "val top-1", "val top-5", "test top-1", "test top-5", "wall time")
 

@@ -82,6 +82,8 @@ def work(argv: list[str]) -> int:
     path = pathlib.Path(given["json"]).expanduser() if "json" in given else None
     if path and not path.parent.is_dir():
         raise UserError(f"--json={path}: there is no folder {path.parent}; make it, or name another")
+    if path and path.is_dir():
+        raise UserError(f"--json={path} is a folder; give a file")
     config, _ = main.parse([argv[0], *rest])
     if topology:
         jax.config.update("jax_platforms", "cpu")  # nothing is computed, and no accelerator is to be taken for it

@@ -17,6 +17,10 @@ GIB = 2**30
 # GiB of memory for each device of a kind, as Google Cloud's pages on TPU versions give them for a chip.
 MEMORY_GIB = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32}
 WORKING = ("v4:2x2x1", "v4:2x2x4", "v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v6e:2x4", "v6e:16x16")
+# Of slices of a kind: along how many dimensions chips lie, and how many at most along each. Of two-dimensional kinds no
+# slice is larger, and libtpu plans what does not exist, or aborts this program; of the others libtpu knows so many.
+SHAPES = {"v4": (3, 32), "v5e": (2, 16), "v5p": (3, 32), "v6e": (2, 16)}
+OTHERS = (None, 32)
 # A chip of v4 has two cores, which JAX takes for one device only if it is told so; so they are used.
 CHIPS = {"v4": "megacore"}
 # What libtpu would else ask a metadata server for, and complain of on the terminal where there is none.
@@ -77,8 +81,7 @@ def topology_devices(name: str) -> list[jax.Device]:
             f"--topology={name} is compiled for by libtpu, which is not installed; pip install 'patchnets[tpu-aot]' "
             "(no TPU is needed)"
         )
-    if not re.fullmatch(r"\w+:\d+(x\d+){1,2}", name):
-        raise UserError(f"--topology={name[:60]!r} is not understood; known to work: {', '.join(WORKING)}")
+    _check(name)
     from jax.experimental import topologies
 
     for variable, value in ENVIRONMENT.items():
@@ -93,6 +96,21 @@ def topology_devices(name: str) -> list[jax.Device]:
             f"--topology={name} is none that libtpu knows ({one_line(error, 120)}); known to work: {', '.join(WORKING)}"
         ) from error
     return list(described.devices)
+
+
+def _check(name: str) -> None:
+    """Raises UserError for what libtpu must not be asked."""
+    if not re.fullmatch(r"\w+:\d{1,9}(x\d{1,9}){1,2}", name, re.ASCII):
+        raise UserError(f"--topology={name[:60]!r} is not understood; known to work: {', '.join(WORKING)}")
+    kind, _, told = name.partition(":")
+    lengths = [int(length) for length in told.split("x")]
+    dimensions, most = SHAPES.get(kind, OTHERS)
+    if dimensions not in (None, len(lengths)) or not all(1 <= length <= most for length in lengths):
+        count = {2: "two numbers", 3: "three numbers", None: "numbers"}[dimensions]
+        fits = [known for known in WORKING if known.startswith(f"{kind}:")] or WORKING
+        raise UserError(
+            f"--topology={name} is no slice; expected {count} from 1 to {most}; known to work: {', '.join(fits)}"
+        )
 
 
 def has_libtpu() -> bool:

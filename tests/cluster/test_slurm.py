@@ -125,9 +125,21 @@ def test_a_job_that_is_cut_ends_as_if_it_had_not_been(how, nodes, cluster, unint
 
 def test_a_request_that_cannot_be_carried_out_is_not_tried_again(cluster, tmp_path):
     place = tmp_path / "run"
-    script = cluster.submit(place, *DIGITS, "--config.total_epochs=1", "--setup=exit 2")
-    (ended,) = cluster.wait(script)
-    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
+    nowhere = ("--config.dataset.name=folder", f"--config.dataset.path={tmp_path / 'nowhere'}")
+    (ended,) = cluster.wait(cluster.submit(place, *DIGITS, *nowhere))
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0"), logged(place)
+    assert "patchnets: " in logged(place) and "nowhere" in logged(place)
+
+
+def test_a_job_that_is_cancelled_has_ended_for_good(cluster, tmp_path):
+    place = tmp_path / "run"
+    job = cluster.submit(place, *DIGITS, "--config.total_epochs=10000")
+    for _ in waiting():
+        if (place / "metrics.jsonl").exists() and rows(place):
+            break
+    cluster.tell("scancel", job)
+    (ended,) = cluster.wait(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), logged(place)
 
 
 def test_a_sweep_is_an_array_whose_report_is_gathered(cluster, tmp_path):

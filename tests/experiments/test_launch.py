@@ -8,10 +8,12 @@ import pytest
 import yaml
 
 from experiments.launch import __main__ as launch
-from experiments.launch import slurm
+from experiments.launch import asked, devices, slurm
+from experiments.reproduce.jobs import ROOT
 from patchnets import cluster
 
 DIGITS = "--config=configs/mixer_digits.py"
+GKE = ("--tpu-type=tpu-v5-lite-podslice", "--tpu-topology=4x4", "--tpus-per-node=4")
 K8S = ("k8s", DIGITS, "--image=registry/patchnets:1", "--volume-claim=runs")
 TPU = ("tpu", DIGITS, "--tpu-type=v5litepod-16", "--zone=us-west4-a", "--workdir=/mnt/share/it's mine")
 
@@ -220,11 +222,40 @@ def test_one_pod_looks_for_no_others(capsys):
     assert "PATCHNETS_" not in capsys.readouterr().out
 
 
+def test_of_a_sweep_there_is_a_jobset_for_each_run(capsys):
+    sweep = "--sweep=experiments/sweeps/mixer_digits_lr.py"
+    assert start("k8s", sweep, *K8S[2:], "--seeds=2", "--nodes=2", "--dry-run") == 0
+    manifests = list(yaml.safe_load_all(capsys.readouterr().out))
+    assert len(manifests) == 8
+    for i, manifest in enumerate(manifests):
+        held(manifest, JOBSET)
+        name = manifest["metadata"]["name"]
+        assert name == f"mixer-digits-lr-{i}"
+        (container,) = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+        told = dict(word[2:].split("=", 1) for word in container["command"][3:])
+        rate, seed = ("0.0005", "0.0015", "0.005", "0.015")[i % 4], str(i // 4)
+        assert (told["config.optimizer.learning_rate"], told["config.seed"]) == (rate, seed)
+        assert told["workdir"] == f"/runs/mixer-digits-lr/lr-{rate}/seed-{seed}"
+        assert container["env"][0]["value"] == f"{name}-run-0-0.{name}:{cluster.PORT}"
+
+
+@pytest.mark.parametrize("nodes, sweep, most", [(1, False, 49), (10, False, 49), (11, False, 48), (11, True, 46)])
+def test_the_names_of_pods_are_not_too_long(nodes, sweep, most, capsys):
+    """JobSet refuses what makes of them NAME-run-0-POD-XXXXX of more than 63 characters."""
+    what = "--sweep=experiments/sweeps/mixer_digits_lr.py" if sweep else DIGITS
+    told = ("k8s", what, *K8S[2:], "--config.batch_size=110", f"--nodes={nodes}", "--dry-run")
+    assert start(*told, f"--name={'a' * most}") == 0
+    name = list(yaml.safe_load_all(capsys.readouterr().out))[-1]["metadata"]["name"]
+    assert len(f"{name}-run-0-{nodes - 1}-abcde") == 63
+    assert start(*told, f"--name={'a' * (most + 1)}") == 2
+    assert f"expected at most {most} characters with --nodes={nodes}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_tpu_slice_is_made_used_and_deleted(fails, stand_in, tmp_path):
     script = tmp_path / "job.sh"
+    stand_in("git", "echo configs/mixer_digits.py")
     assert start(*TPU, "--setup=mount '/mnt'", "--project=mine", f"--out={script}") == 0
-    stand_in("git")
     called = stand_in("gcloud", 'case "$*" in *patchnets.main*) exit 1 ;; esac' if fails else "")
     assert carried_out(script).returncode == int(fails)
     calls = called()
@@ -234,6 +265,46 @@ def test_a_tpu_slice_is_made_used_and_deleted(fails, stand_in, tmp_path):
     commands = [word.removeprefix("--command=") for call in calls for word in call if word.startswith("--command=")]
     assert commands[0] == "mount '/mnt'"
     assert shlex.split(commands[2])[1:] == ["-m", "patchnets.main", DIGITS, "--workdir=/mnt/share/it's mine"]
+
+
+def test_on_a_tpu_slice_the_runs_of_a_sweep_follow_each_other(stand_in, tmp_path):
+    script = tmp_path / "job.sh"
+    stand_in("git", "echo configs/mixer_digits.py")
+    assert start("tpu", "--sweep=experiments/sweeps/mixer_digits_lr.py", *TPU[2:], f"--out={script}") == 0
+    called = stand_in("gcloud", 'case "$*" in *learning_rate=0.0015*) exit 3 ;; esac')
+    assert carried_out(script).returncode == 3  # that of a run which failed, and the others were carried out
+    runs = [call for call in called() if any("patchnets.main" in word for word in call)]
+    assert [call[3] for call in called()][-5:] == ["ssh"] * 4 + ["delete"]
+    for run, rate in zip(runs, ("0.0005", "0.0015", "0.005", "0.015"), strict=True):
+        assert f"lr-{rate}/seed-0" in " ".join(run)
+
+
+def test_a_tpu_slice_gets_what_is_committed(stand_in, tmp_path, capsys):
+    looked = stand_in("git")  # which finds nothing
+    assert start(*TPU, f"--out={tmp_path / 'job.sh'}") == 2
+    assert "configs/mixer_digits.py is not committed, and the hosts get HEAD" in capsys.readouterr().err
+    assert looked()[0][2:] == ["ls-tree", "--name-only", "HEAD", "--", "configs/mixer_digits.py"]
+    stand_in("git", "exit 128")
+    assert start(*TPU, f"--out={tmp_path / 'job.sh'}") == 2
+    assert "is no git repository, of which the hosts get HEAD" in capsys.readouterr().err
+    assert not (tmp_path / "job.sh").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments, found",
+    [
+        (("slurm", {"gpus-per-node": "8"}, 2), 16),
+        (("slurm", {}, 2), None),
+        (("k8s", {"tpu-type": "tpu-v5-lite-podslice", "tpu-topology": "4x4", "tpus-per-node": "4"}, 4), 16),
+        (("k8s", {"tpu-type": "tpu-v3-slice", "tpus-per-node": "4"}, 1), None),  # of two cores a chip
+        (("tpu", {"tpu-type": "v5litepod-16"}, 1), 16),
+        (("tpu", {"tpu-type": "v6e-8"}, 1), 8),
+        (("tpu", {"tpu-type": "v5p-8"}, 1), 4),  # which counts cores, of which JAX takes two for a device
+        (("tpu", {"tpu-type": "v9-8"}, 1), None),
+    ],
+)
+def test_devices_are_counted_where_they_can_be(arguments, found):
+    assert devices.known(*arguments) == found
 
 
 @pytest.mark.parametrize(
@@ -246,6 +317,20 @@ def test_a_tpu_slice_is_made_used_and_deleted(fails, stand_in, tmp_path):
         (["slurm", DIGITS, "--image=a"], "'--image=a' is not understood"),
         (["slurm", DIGITS, "--nodes=none"], "--nodes=none: expected a whole number above 0"),
         (["slurm", DIGITS, "--nodes=3"], "config.batch_size=128 does not divide over 3 processes"),
+        (
+            ["slurm", DIGITS, "--nodes=2", "--config.eval_batch_size=7"],
+            "config.eval_batch_size=7 does not divide over 2",
+        ),
+        (["slurm", DIGITS, "--nodes=2", "--config.accumulate=128"], "config.accumulate=1 does not divide over 2"),
+        (["slurm", DIGITS, "--nodes=2", "--gpus-per-node=3"], "config.batch_size=128 does not divide over 6 devices"),
+        (["slurm", DIGITS, "--nodes=2", "--gpus-per-node=2", "--config.mesh.data=2"], "asks for 2 of 4 devices"),
+        (["slurm", DIGITS, "--gpus-per-node=2", "--config.mesh.fsdp=3"], "config.mesh.fsdp=3 does not divide the 2"),
+        (["slurm", DIGITS, "--gpus-per-node=2", "--config.mesh.data=4"], "config.mesh.data=4, and there are 2 devices"),
+        (["slurm", DIGITS, "--nodes=2", "--config.mesh.data=1"], "config.mesh asks for 1 devices, which cannot be"),
+        (
+            ["slurm", DIGITS, "--gpus-per-node=8", "--tasks-per-node=2"],
+            "--tasks-per-node=2: a task uses one GPU or all",
+        ),
         (["slurm", DIGITS, "--partition=a b"], "--partition='a b': expected a word"),
         (["slurm", DIGITS, "--time=tomorrow"], "--time='tomorrow': expected minutes"),
         (["slurm", DIGITS, "--time=4:30"], "--time=4:30 is too short: every task is told to save 120 s ahead"),
@@ -262,9 +347,20 @@ def test_a_tpu_slice_is_made_used_and_deleted(fails, stand_in, tmp_path):
         (["k8s", DIGITS, "--volume-claim=runs"], "--image is not given; a JobSet needs an image with patchnets in it"),
         (["k8s", DIGITS, "--image=a"], "--volume-claim is not given; a JobSet needs where runs outlive their pods"),
         ([*K8S, "--name=1st"], "--name='1st': expected small letters"),
+        (["k8s", "--config=/a/b.py", *K8S[2:]], "--config=/a/b.py: there is no such file"),
+        (["k8s", f"--config={ROOT}/configs/mixer_digits.py", *K8S[2:]], "the hosts have this repository alone"),
+        ([*K8S, "--config.eval_batch_size=6", "--gpus-per-node=4"], "config.eval_batch_size=6 does not divide over 4"),
+        (
+            [*K8S, *GKE, "--nodes=2"],
+            "--tpu-topology=4x4 has 16 chips, and --nodes=2 with --tpus-per-node=4 8; let them",
+        ),
+        ([*K8S, *GKE, "--nodes=4", "--config.batch_size=24"], "config.batch_size=24 does not divide over 16 devices"),
         ([*K8S, "--workdir=runs"], "--workdir=runs: expected a whole path on the hosts"),
         ([*K8S, "--workdir=/runs"], "--workdir=/runs: expected a folder within one"),
         ([*K8S, "--tpu-type=tpu-v5p-slice"], "--tpus-per-node is not given"),
+        ([*K8S, "--gpus-per-node=4", "--tpus-per-node=4"], "--gpus-per-node=4 and --tpus-per-node=4 are both given"),
+        ([*TPU, "--config.batch_size=24"], "config.batch_size=24 does not divide over 16 devices"),
+        ([*TPU, "--config.mesh.data=8"], "config.mesh asks for 8 of 16 devices; with several processes use all"),
         ([*TPU[:3], "--workdir=/mnt/a"], "--zone is not given; for example --zone=us-west4-a"),
         ([*TPU[:4]], "--workdir is not given: a path that all hosts share"),
         ([*TPU[:4], "--workdir=gs://bucket/a"], "--workdir=gs://bucket/a: expected a whole path"),
@@ -273,6 +369,7 @@ def test_a_tpu_slice_is_made_used_and_deleted(fails, stand_in, tmp_path):
 )
 def test_a_mistake_costs_one_line_and_writes_nothing(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(asked, "_check_committed", lambda file: None)
     assert start(*arguments) == 2
     out, error = capsys.readouterr()
     assert said in error and error.count("\n") == 1 and not out

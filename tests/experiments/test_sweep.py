@@ -36,6 +36,7 @@ def test_entries_are_trained_with_each_seed_and_gathered(fake, tmp_path, capsys)
     text = (place / "sweep.md").read_text()
     assert "|lr-0.005|optimizer.learning_rate=0.005|1|2|-|-|11.00 ± 1.41|32.00 ± 0.00|1 min|" in text
     assert text.count("python -m patchnets.main --config=configs/mixer_digits.py") == 8
+    assert {file.name for file in place.iterdir() if file.is_file()} == set(report.FILES)
     for name in ("sweep.png", "curves.png"):
         assert (place / name).read_bytes().startswith(b"\x89PNG")
     assert "11.00 ± 1.41" in capsys.readouterr().out
@@ -76,6 +77,30 @@ def test_a_configuration_may_name_its_own_sweep(tmp_path, capsys):
     assert start(tmp_path, "--list", "--config=configs/gmlp_digits.py", file=file) == 0
 
 
+NUMPY = """
+import numpy as np
+CONFIG = "configs/mixer_digits.py"
+def get_sweep():
+    for batch in np.array([32, 64]):
+        rules = (("head/.*", np.float64(2)), (".*", 1.0))
+        rate = np.float32(0.5)
+        yield f"b{batch}", {"batch_size": batch, "optimizer.learning_rate": rate, "optimizer.lr_rules": rules}
+"""
+
+
+def test_numbers_of_numpy_are_numbers(fake, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(NUMPY)
+    assert start(tmp_path / "out", file=file) == 0
+    assert [given["config.batch_size"] for given, *_ in fake()] == ["32", "64"]
+    assert fake()[0][0]["config.optimizer.lr_rules"] == "(('head/.*', 2.0), ('.*', 1.0))"
+    written = json.loads((tmp_path / "out/sweep.json").read_text())["entries"]
+    rules = [["head/.*", 2.0], [".*", 1.0]]
+    assert [found["changes"] for found in written] == [
+        {"batch_size": batch, "optimizer.learning_rate": 0.5, "optimizer.lr_rules": rules} for batch in (32, 64)
+    ]
+
+
 def entry(**changes):
     return {"changes": changes}
 
@@ -104,6 +129,14 @@ def test_a_line_is_drawn_against_the_one_number_in_which_all_differ(entries, key
         ((TWO % "{}").replace("'b'", "'a'"), "'a' is the name of two entries"),
         ((TWO % "{}").replace("'b'", "'../b'"), "'../b' is no name; expected letters, digits and"),
         ((TWO % "{}").replace("'b'", "'7'"), "'7' is no name"),
+        ((TWO % "{}").replace("'b'", "'sweep.md'"), "'sweep.md' is a file of the report; give the entry another name"),
+        ((TWO % "{}").replace("'b'", "'curves.png'"), "'curves.png' is a file of the report"),
+        (
+            TWO % "{'seed': 3}",
+            "seed=3, and each entry is run with the seeds from 0 on; leave it out, and give --seeds=N",
+        ),
+        (TWO % "{'model.name': b'vit'}", "model.name=b'vit' is of type bytes; expected a number, a word"),
+        (TWO % "{'batch_size': __import__('numpy').ones((9, 9))}", "is of type ndarray; expected a number"),
         ((TWO % "{}").replace("yield 'b', ", "yield "), "yields {}; expected (name, {key: value})"),
         ("CONFIG = 'configs/mixer_digits.py'\ndef get_sweep():\n    return []\n", "get_sweep() has no entries"),
         ("def get_sweep():\n    return [('a', {})]\n", "has neither CONFIG nor get_config()"),
