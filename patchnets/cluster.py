@@ -22,17 +22,23 @@ TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """One of the processes of a run. `local` is its number among those `beside` it on its machine."""
+    """One of the processes of a run. `local` is its number among those on its machine that see the same GPUs, None
+    where it has some of its own; `beside` is how many are on its machine, 0 where no engine says so."""
 
     index: int
     count: int
     host: str
     port: int
-    local: int = 0
-    beside: int = 1
+    local: int | None = 0
+    beside: int = 0
 
     def __str__(self) -> str:
         return f"process {self.index} of {self.count}"
+
+    def address(self, port: int | None = None) -> str:
+        """Where process 0 is to be found, at its own port or another."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port if port is None else port}"
 
 
 def find(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> tuple[Member | None, list[str]]:
@@ -45,13 +51,19 @@ def find(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> t
     for name in FLAGS:
         if value := environ.get(f"PATCHNETS_{name.upper()}"):
             told.setdefault(name, value)
-    engines = [_told, _slurm, _open_mpi, _tpu_pod]
+    # In a job of SLURM, mpirun starts one task on each other machine, whose variables its own processes inherit.
+    engines = [_told, _open_mpi, _slurm, _tpu_pod]
     if set(told) == {"coordinator"}:  # an engine has to say the rest
-        engines = [_slurm, _open_mpi, _told, _tpu_pod]
+        engines = [_open_mpi, _slurm, _told, _tpu_pod]
     for engine in engines:
         member = engine(told, environ)
         if member is None:
             continue
+        if member.index >= member.count:
+            raise UserError(
+                f"the cluster's variables say process {member.index} of {member.count}, and numbers from 0 are below "
+                "how many there are; start every process through its engine"
+            )
         if "coordinator" in told:
             host, port = _address(told["coordinator"], member.port)
             member = dataclasses.replace(member, host=host, port=port)
@@ -86,18 +98,21 @@ def _told(told: Mapping[str, str], environ: Mapping[str, str]) -> Member | None:
             "several processes needs --coordinator=HOST[:PORT], --processes=N, and --process=0 to N - 1 in each of them"
         )
     count, index = (_whole(told[name], f"--{name}") for name in ("processes", "process"))
-    if not 0 <= index < count:
+    if count == 0:
+        raise UserError("--processes=0: expected how many there are, a whole number from 1 on")
+    if index >= count:
         raise UserError(f"--process={index} is not one of 0 to {count - 1}, which --processes={count} makes")
     return Member(index, count, "", PORT)  # where it is told in `find`
 
 
 def _slurm(told: Mapping[str, str], environ: Mapping[str, str]) -> Member | None:
     """A task of srun: what srun did not start, as the job script itself, is alone."""
-    if "SLURM_STEP_NODELIST" not in environ or "SLURM_PROCID" not in environ:
+    if "SLURM_STEP_NODELIST" not in environ:
         return None
-    names = ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-    if environ.get("SLURM_STEP_NUM_TASKS"):
-        names = ("SLURM_JOB_ID", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")
+    tasks = "SLURM_STEP_NUM_TASKS" if environ.get("SLURM_STEP_NUM_TASKS") else "SLURM_NTASKS"
+    if "SLURM_PROCID" not in environ and environ.get(tasks, "1") == "1":
+        return None
+    names = ("SLURM_JOB_ID", tasks, "SLURM_PROCID", "SLURM_LOCALID")
     job, count, index, local = (_variable(environ, name) for name in names)
     first = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\]([^,\[]*))?", environ["SLURM_STEP_NODELIST"])
     if first is None:
@@ -119,7 +134,7 @@ def _tasks_here(environ: Mapping[str, str], count: int) -> int:
 
 
 def _open_mpi(told: Mapping[str, str], environ: Mapping[str, str]) -> Member | None:
-    if "OMPI_COMM_WORLD_SIZE" not in environ:
+    if not {"OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"} & environ.keys():
         return None
     names = ("SIZE", "RANK", "LOCAL_RANK", "LOCAL_SIZE")
     count, index, local, beside = (_variable(environ, f"OMPI_COMM_WORLD_{name}") for name in names)

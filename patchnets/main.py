@@ -29,6 +29,7 @@ from absl import flags, logging
 
 from patchnets import STARTED, cluster, host, peers
 from patchnets.errors import RunError, Stopped, UserError, one_line, tell
+from patchnets.signals import StopRequest
 
 
 def parse(argv: list[str]):
@@ -152,11 +153,12 @@ def run(argv: list[str]) -> int:
         return 0
     quieten()
     if attached := peers.attach():
-        try:
-            status = _train(argv, *attached)
-        except Exception:  # a bug; the others must not wait for this process
-            traceback.print_exc()
-            status = 1
+        with StopRequest(handed_on=True) as stop:
+            try:
+                status = _train(argv, *attached, stop)
+            except Exception:  # a bug; the others must not wait for this process
+                traceback.print_exc()
+                status = 1
         if status not in (0, 128 + signal.SIGTERM, 128 + signal.SIGINT):
             peers.leave(status)
         return status
@@ -180,14 +182,23 @@ def _jax_error() -> type[Exception]:
 
 
 def _draw(argv: list[str]) -> None:
-    """The pictures of a run of several processes, by one that has this machine's devices to itself; a failure to draw
-    is told and changes nothing."""
+    """The pictures of a run of several processes, by one that has this machine's devices to itself, where it has none
+    since its end; a failure to draw is told and changes nothing."""
     config, workdir = parse(argv)
-    if config.plots:
-        subprocess.run([sys.executable, "-m", "patchnets.plots", workdir], stdout=subprocess.DEVNULL, check=False)
+    place = pathlib.Path(workdir).expanduser()
+    if config.plots and not _drawn(place):
+        subprocess.run([sys.executable, "-m", "patchnets.plots", str(place)], stdout=subprocess.DEVNULL, check=False)
 
 
-def _train(argv: list[str], member: cluster.Member | None = None, service: str = "") -> int:
+def _drawn(place: pathlib.Path) -> bool:
+    """Whether pictures were drawn after the summary was written: earlier ones are of a run under way."""
+    ended = (place / "summary.json").stat().st_mtime_ns
+    return any(picture.stat().st_mtime_ns >= ended for picture in (place / "plots").glob("*.png"))
+
+
+def _train(
+    argv: list[str], member: cluster.Member | None = None, service: str = "", stop: StopRequest | None = None
+) -> int:
     """Carries out a run, in this process; returns the exit status."""
     name = "patchnets" if member is None or member.index == 0 else f"patchnets: {member}"
     try:
@@ -198,7 +209,7 @@ def _train(argv: list[str], member: cluster.Member | None = None, service: str =
         processors.split_cpu(config, *(() if member is None else (member.count, member.beside)))
         if member is not None:
             peers.connect(member, service)
-        trainer.train(config, workdir, began=STARTED)
+        trainer.train(config, workdir, began=STARTED, stop=stop)
     except (UserError, RunError, Stopped, OSError) as error:
         return tell(error, name)
     except RuntimeError as error:  # what JAX raises is one

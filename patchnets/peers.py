@@ -4,13 +4,16 @@ Each machine's `python -m patchnets.main` keeps a connection to that of process 
 child. XLA leaves a process that has lost another hanging in an exchange, or aborts it with a page of stack; from here
 it is one line that says which was lost, and an exit status.
 
-What comes on a connection are lines of JSON: {"hello": index, "count": N}, {"start": "HOST:PORT"} of JAX's own service,
+What comes on a connection are lines of JSON: {"hello": index, "count": N, ...} with its arguments and where it runs,
+{"refused": why}, {"start": "HOST:PORT", ...} of JAX's own service and with who is on the same machine,
 {"ended": status, "process": index}, {"lost": index}.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
+import pathlib
 import queue
 import signal
 import socket
@@ -18,11 +21,11 @@ import subprocess
 import sys
 import threading
 import time
-from types import FrameType
 from typing import Any
 
 from patchnets.cluster import Member
 from patchnets.errors import RunError, UserError
+from patchnets.signals import HandedOn
 
 WAIT_SECONDS = 300.0  # for the others to come; PATCHNETS_WAIT_SECONDS
 SILENT_SECONDS = 30.0  # within which a machine that does not answer counts as lost
@@ -32,6 +35,7 @@ EXCHANGE_FAILED = 75  # status of a child that lost touch with the others, or an
 SUSPICIOUS = (EXCHANGE_FAILED, -signal.SIGABRT)
 ENVIRONMENT = "PATCHNETS_MEMBER"  # set for the child: what `attach` reads
 KEPT_LINES = 60  # of what is said below Python
+BOOT = pathlib.Path("/proc/sys/kernel/random/boot_id")
 
 
 class Line:
@@ -72,11 +76,11 @@ def supervise(member: Member, arguments: list[str]) -> int:
 
     Raises:
       RunError: the others did not come, or were not of this run.
-      UserError: process 0 cannot listen where it should.
+      UserError: process 0 cannot listen where it should, or has other arguments than this process.
     """
-    seconds = _wait_seconds()
-    with _Signals() as signals:
-        lines, service = (_gather if member.index == 0 else _join)(member, seconds, signals)
+    seconds, hello = _wait_seconds(), _hello(member, arguments)
+    with HandedOn() as signals:
+        member, lines, service = (_gather if member.index == 0 else _join)(member, hello, seconds, signals)
         try:
             return _Watch(member, lines, signals).run(arguments, service)
         finally:
@@ -95,39 +99,21 @@ def _wait_seconds() -> float:
     return seconds
 
 
-class _Signals:
-    """Signals as they come, until the child can be told of them."""
-
-    def __init__(self) -> None:
-        self.child: subprocess.Popen[bytes] | None = None
-        self.came: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_Signals":
-        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.came = number
-        if self.child is not None:
-            self.child.send_signal(number)
-
-    def check(self) -> None:
-        """Raises RunError, with the status of the signal, where one came before there was anything to stop."""
-        if self.came is not None:
-            error = RunError(f"stopped by signal {self.came} before the run began")
-            error.status = 128 + self.came
-            raise error
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+def _hello(member: Member, arguments: list[str]) -> dict[str, Any]:
+    """What a process says of itself."""
+    machine, gpus = socket.gethostname(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    with contextlib.suppress(OSError):
+        machine += " " + BOOT.read_text().strip()  # for machines that were set up alike may have one name
+    return {"hello": member.index, "count": member.count, "arguments": arguments, "machine": machine, "gpus": gpus}
 
 
-def _gather(member: Member, seconds: float, signals: _Signals) -> tuple[dict[int, Line], str]:
-    """Process 0: the connections of all others, and where JAX's own service shall be."""
-    until = time.monotonic() + seconds
+def _gather(
+    member: Member, hello: dict[str, Any], seconds: float, signals: HandedOn
+) -> tuple[Member, dict[int, Line], str]:
+    """Process 0: itself among them, the connections of all others, and where JAX's own service shall be."""
+    until, refused = time.monotonic() + seconds, ""
     lines: dict[int, Line] = {}
+    hellos = {0: hello}
     try:
         dual = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
         listening = socket.create_server(("", member.port), backlog=member.count, **dual)  # type: ignore[arg-type]
@@ -145,36 +131,62 @@ def _gather(member: Member, seconds: float, signals: _Signals) -> tuple[dict[int
                 _tell_all(lines, {"refused": f"{_named(missing)} did not come within {seconds:g} s"})
                 raise RunError(
                     f"{_named(missing)} of {member.count} did not come within {seconds:g} s; start all of them, each "
-                    f"with what leads it to {member.host}:{member.port}"
+                    f"with what leads it to {member.address()}{refused}"
                 )
             with contextlib.suppress(TimeoutError):
                 line = Line(listening.accept()[0])
-                if why := _welcome(line, member, lines):
-                    line.send({"refused": why})
+                line.connection.settimeout(5.0)
+                said = line.receive() or {}
+                line.connection.settimeout(None)
+                if refusal := _refusal(said, hellos):
+                    refused = f" (one came and was refused: {refusal['refused']})"
+                    line.send(refusal)
                     line.close()
-    service = f"{member.host}:{_free_port()}"
-    _tell_all(lines, {"start": service})
-    return lines, service
+                else:
+                    lines[said["hello"]], hellos[said["hello"]] = line, said
+    service = member.address(_free_port())
+    for index, line in lines.items():
+        line.send({"start": service} | _place(index, hellos))
+    return _placed(member, _place(0, hellos)), lines, service
 
 
-def _welcome(line: Line, member: Member, lines: dict[int, Line]) -> str | None:
-    """Takes in one that has come; or says why not."""
-    line.connection.settimeout(5.0)
-    said = line.receive() or {}
-    line.connection.settimeout(None)
-    index = said.get("hello")
-    if not isinstance(index, int) or not 0 < index < member.count or said.get("count") != member.count:
-        return f"process 0 runs with {member.count} processes, and this one said it was {index} of {said.get('count')}"
-    if index in lines:
-        return f"there is a process {index} already; each needs a number of its own"
-    lines[index] = line
+def _refusal(said: dict[str, Any], hellos: dict[int, dict[str, Any]]) -> dict[str, Any] | None:
+    """Why one that has come is not taken in beside those that have said these; None where it is."""
+    index, count, ours = said.get("hello"), hellos[0]["count"], hellos[0]["arguments"]
+    if not isinstance(index, int) or not 0 < index < count or said.get("count") != count:
+        why = f"process 0 runs with {count} processes, and this one said it was {index} of {said.get('count')}"
+        return {"refused": why}
+    if index in hellos:
+        return {"refused": f"there is a process {index} already; each needs a number of its own"}
+    theirs = said.get("arguments")
+    theirs = [str(argument) for argument in theirs] if isinstance(theirs, list) else []
+    if sorted(theirs) != sorted(ours):
+        here, there = (
+            " ".join(a for a in one if a not in other)[:200] for one, other in ((theirs, ours), (ours, theirs))
+        )
+        why = f"process {index} was started with {here or 'less'}, and process 0 with {there or 'less'}"
+        return {"refused": f"{why}; start all by the same command", "status": UserError.status}
     return None
 
 
-def _join(member: Member, seconds: float, signals: _Signals) -> tuple[dict[int, Line], str]:
-    """Another process: its connection to process 0, and where JAX's own service is."""
-    until = time.monotonic() + seconds
-    address = f"{member.host}:{member.port}"
+def _place(index: int, hellos: dict[int, dict[str, Any]]) -> dict[str, int | None]:
+    """A process among those on its machine, as the fields of `Member`."""
+    mine = hellos[index]
+    here = [i for i in sorted(hellos) if hellos[i].get("machine") == mine.get("machine")]
+    alike = [i for i in here if hellos[i].get("gpus") == mine.get("gpus")]
+    return {"local": alike.index(index) if len(alike) > 1 else None, "beside": len(here)}
+
+
+def _placed(member: Member, said: dict[str, Any]) -> Member:
+    """As the engine has it, else as process 0 says."""
+    return member if member.beside else dataclasses.replace(member, local=said["local"], beside=said["beside"])
+
+
+def _join(
+    member: Member, hello: dict[str, Any], seconds: float, signals: HandedOn
+) -> tuple[Member, dict[int, Line], str]:
+    """Another process: itself among them, its connection to process 0, and where JAX's own service is."""
+    until, address = time.monotonic() + seconds, member.address()
     while True:
         signals.check()
         try:
@@ -188,7 +200,7 @@ def _join(member: Member, seconds: float, signals: _Signals) -> tuple[dict[int, 
                 ) from error
             time.sleep(0.5)
     line = Line(connection)
-    line.send({"hello": member.index, "count": member.count})
+    line.send(hello)
     answers: queue.Queue[dict[str, Any] | None] = queue.Queue()
     threading.Thread(target=lambda: answers.put(line.receive()), daemon=True).start()
     while True:
@@ -202,8 +214,9 @@ def _join(member: Member, seconds: float, signals: _Signals) -> tuple[dict[int, 
     if said is None:
         raise RunError(f"{member}: process 0 at {address} went away before the run began")
     if "start" not in said:
-        raise RunError(f"{member}: {said.get('refused', 'process 0 did not answer as one of patchnets')}")
-    return {0: line}, str(said["start"])
+        kind = UserError if said.get("status") == UserError.status else RunError
+        raise kind(f"{member}: {said.get('refused', 'process 0 did not answer as one of patchnets')}")
+    return _placed(member, said), {0: line}, str(said["start"])
 
 
 def _tell_all(lines: dict[int, Line], message: dict[str, Any]) -> None:
@@ -225,7 +238,7 @@ def _free_port() -> int:
 class _Watch:
     """The child's end and the others', whichever comes first."""
 
-    def __init__(self, member: Member, lines: dict[int, Line], signals: _Signals):
+    def __init__(self, member: Member, lines: dict[int, Line], signals: HandedOn):
         self.member, self.lines, self.signals = member, lines, signals
         self.events: queue.Queue[tuple[str, int, Any]] = queue.Queue()
         self.said_below: list[str] = []
@@ -246,7 +259,7 @@ class _Watch:
         told["alive"] = alive
         below, said = os.pipe()
         handed = [*told["streams"], alive]
-        child = subprocess.Popen(
+        child = self.signals.start(
             [sys.executable, *sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1], *arguments],
             env=os.environ | {ENVIRONMENT: json.dumps(told)},
             stdout=said,
@@ -257,9 +270,6 @@ class _Watch:
         for handle in [*handed, said]:
             os.close(handle)
         threading.Thread(target=self._below, args=(below,), daemon=True).start()
-        self.signals.child = child
-        if self.signals.came is not None:
-            child.send_signal(self.signals.came)
         return child
 
     def _below(self, handle: int) -> None:
@@ -280,8 +290,8 @@ class _Watch:
             with contextlib.suppress(queue.Empty):
                 kind, index, what = self.events.get(timeout=0.2)
                 if kind == "child":
-                    ended[me] = what
-                    self._tell({"ended": what, "process": me})
+                    ended[me] = self.signals.status(what)
+                    self._tell({"ended": ended[me], "process": me})
                 elif kind == "said" and "ended" in what:
                     ended[int(what["process"])] = int(what["ended"])
                     if me == 0:
@@ -314,16 +324,18 @@ class _Watch:
         if self.signals.came is not None and code == 1:
             code = 128 + self.signals.came
         self._tell({"ended": code, "process": self.member.index})
-        print(
-            f"patchnets: {self.member} ended, for {why}; what was saved stays, and the same command continues",
-            file=sys.stderr,
-        )
+        kept = "what was saved stays, and the same command continues"
+        then = "it said what has to change first" if code == UserError.status else kept
+        print(f"patchnets: {self.member} ended, for {why}; {then}", file=sys.stderr)
         return code
 
     def _conclude(self, status: int) -> int:
         """The child's own end; what killed it is told here, for it could not."""
         if status >= 0 and status != EXCHANGE_FAILED:
             return status
+        if self.signals.twice:
+            print(f"patchnets: {self.member} was stopped at once; the same command continues", file=sys.stderr)
+            return 128 + (self.signals.came or 0)
         if status != -signal.SIGKILL:
             sys.stderr.writelines(line for line in self.said_below if not line.startswith("[Gloo]"))
         why = "; a system does so to what takes too much memory" if status == -signal.SIGKILL else ""
@@ -368,11 +380,13 @@ def connect(member: Member, service: str) -> None:
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     apart = member.beside > 1 and (visible is None or "," in visible)  # several on a machine, which see all its GPUs
+    gpu = member.local if apart else None
+    jax.config.update("jax_enable_preemption_service", False)  # which would take SIGTERM for itself, and tell nobody
     jax.distributed.initialize(
         service,
         member.count,
         member.index,
-        local_device_ids=[member.local] if apart else None,
+        local_device_ids=None if gpu is None else [gpu],
         cluster_detection_method="deactivate",
         initialization_timeout=120,
         heartbeat_timeout_seconds=600,  # the parents are quicker

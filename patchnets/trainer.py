@@ -32,11 +32,15 @@ OVERVIEW_LINES = 20
 
 
 def train(
-    config: ml_collections.ConfigDict, workdir: str | os.PathLike[str], began: float | None = None
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike[str],
+    began: float | None = None,
+    stop: StopRequest | None = None,
 ) -> dict[str, Any]:
     """Trains what `config` describes, or goes on where an earlier run in `workdir` was cut, and returns the summary.
 
-    `began` is the time.monotonic() from which the run's seconds are counted, where that is before the call.
+    `began` is the time.monotonic() from which the run's seconds are counted, where that is before the call; `stop`
+    notes signals, where that began before it too.
 
     Raises:
       UserError: the configuration, the data or the work directory cannot be used; nothing was written.
@@ -44,17 +48,19 @@ def train(
       Stopped: a signal asked for it; the state was saved.
     """
     began = time.monotonic() if began is None else began
+    agree.on_configuration(config)
     place = Workdir(workdir, config, writes=agree.speaks())
     summary = place.finished()
     if agree.same(summary is not None):
         return _already(config, summary, place) if summary else {}
     plan = make_plan(config)
+    agree.on_folder(place)
     place.claim(plan.data.identity)
     checkpoints = Checkpoints(place.checkpoints, config.checkpoint)
     board = TensorBoard(place.path, config.tensorboard and agree.speaks())
     try:
-        with StopRequest(handed_on=jax.process_count() > 1) as stop:
-            return Run(plan, place, checkpoints, board, stop, began).complete()
+        with contextlib.nullcontext(stop) if stop else StopRequest() as noted:
+            return Run(plan, place, checkpoints, board, noted, began).complete()
     finally:
         plan.data.close()
         board.close()
@@ -141,6 +147,8 @@ class Run:
 
     def fit(self) -> None:
         """Trains from the state's step to the last one."""
+        if number := self.asked_to_stop():  # meanwhile; compiling may take longer than there is time
+            raise Stopped(number, self.step)
         plan = self.plan
         train_steps = compile_train_steps(plan.task, plan.data.train.batch, plan.mesh, self.where)
         evaluate = self.evaluator(plan.data.val)

@@ -4,18 +4,22 @@ config.json (the configuration), data.json (which examples), metrics.jsonl (one 
 figures), checkpoints/, plots/, parameters.txt and TensorBoard events: whoever receives the folder needs nothing else.
 """
 
+import contextlib
 import json
 import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 import ml_collections
 
 from patchnets import config as config_lib
 from patchnets.errors import UserError
+
+SHOWS_SECONDS = 10.0  # within which what one machine writes has to show on the others
 
 
 class Workdir:
@@ -79,6 +83,37 @@ class Workdir:
             )
         if not (self.path / "config.json").exists():
             self.write_json("config.json", self._nested)
+
+    @contextlib.contextmanager
+    def marked(self, token: int) -> Iterator[None]:
+        """Meanwhile there is a file in the folder, by which other processes know it (`shows`). Where this ends in an
+        error, folders that were made for it are gone too."""
+        if not self.writes:
+            yield
+            return
+        made = [place for place in (self.path, *self.path.parents) if not place.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / f".run-{token}"
+        file.touch()
+        try:
+            yield
+            made = []
+        finally:
+            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                for place in made:
+                    place.rmdir()
+
+    def shows(self, token: int, seconds: float = SHOWS_SECONDS) -> bool:
+        """Whether the folder is, or within so many seconds becomes, the one that another process has `marked`."""
+        until = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(OSError):
+                if f".run-{token}" in os.listdir(self.path):  # shared file systems list anew, where they remember names
+                    return True
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.1)
 
     def _compare_configuration(self) -> None:
         stored = self._read_json("config.json")

@@ -1,33 +1,37 @@
-"""A program under `peers.supervise`, which ends as its first argument says: tests/test_peers.py starts several."""
+"""A program under `peers.supervise`, which ends as its last argument says: tests/test_peers.py starts several, and
+tells each its number in PEER."""
 
 import os
-import signal
 import sys
 import time
 
 from patchnets import peers
 from patchnets.cluster import Member
 from patchnets.errors import RunError, UserError, tell
+from patchnets.signals import StopRequest
 
 
 def child(member: Member, what: str) -> int:
-    """ "end:INDEX:STATUS" and the others run on, "signal:INDEX:NUMBER" likewise, "wait", or "say"."""
+    """ "end:INDEX:STATUS" and the others run on, "signal:INDEX:NUMBER" likewise, "wait" for a signal and then so many
+    seconds, or "say"."""
     name, *numbers = what.split(":")
     if name == "say":
-        print(f"{member.index} speaks", flush=True)
+        print(f"{member.index} speaks, {member.local} of {member.beside}", flush=True)
         print(f"{member.index} errs", file=sys.stderr, flush=True)
         os.write(1, b"and below\n")
         return 0
     print("began", flush=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if name in ("end", "signal") and member.index == int(numbers[0]):
         if name == "signal":
             os.kill(os.getpid(), int(numbers[1]))
         return int(numbers[1])
     if name == "all":
         return int(numbers[0])
-    time.sleep(60)
-    return 0
+    with StopRequest(handed_on=True) as stop:
+        while stop.number is None:
+            time.sleep(0.05)
+    time.sleep(float(numbers[0]) if numbers else 0)
+    return 128 + stop.number
 
 
 def run(index: int, count: int, port: int, what: str) -> int:
@@ -40,4 +44,4 @@ def run(index: int, count: int, port: int, what: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]))
+    sys.exit(run(int(os.environ["PEER"]), int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))

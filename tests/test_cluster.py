@@ -79,6 +79,8 @@ def test_a_task_of_slurm_knows_those_beside_it():
 def test_the_script_of_a_slurm_job_is_no_task():
     script = {name: value for name, value in SLURM.items() if not name.startswith("SLURM_STEP")}
     assert find([], script) == (None, [])
+    alone = {name: value for name, value in SLURM.items() if name != "SLURM_PROCID"}
+    assert find([], alone | {"SLURM_STEP_NUM_TASKS": "1"}) == (None, [])
 
 
 def test_processes_of_open_mpi_meet_on_their_machine_or_where_it_was_started():
@@ -86,9 +88,18 @@ def test_processes_of_open_mpi_meet_on_their_machine_or_where_it_was_started():
     assert find([], alone)[0] == Member(1, 3, "127.0.0.1", cluster.PORT, 1, 3)
     told = OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://10.96.0.1,10.148.0.1:34911"}
     assert find([], told)[0].host == "10.96.0.1"
+    orted = SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}  # which mpirun starts by srun, one a machine
+    assert find([], orted | told)[0] == find([], told)[0]
+    assert find(["--coordinator=a:77"], orted | OPEN_MPI)[0] == Member(1, 3, "a", 77, 1, 2)
     with pytest.raises(UserError, match="give --coordinator=HOST, the first of them"):
         find([], OPEN_MPI)
     assert find(["--coordinator=a:77"], OPEN_MPI)[0] == Member(1, 3, "a", 77, 1, 2)
+
+
+def test_an_address_of_ip_version_6_keeps_its_brackets():
+    member = find(["--coordinator=[::1]:99", "--processes=2", "--process=0"], {})[0]
+    assert (member.host, member.address(), member.address(7)) == ("::1", "[::1]:99", "[::1]:7")
+    assert Member(0, 2, "10.0.0.1", 99).address() == "10.0.0.1:99"
 
 
 def test_an_engine_numbers_the_processes_where_only_the_place_is_told():
@@ -124,6 +135,7 @@ def test_a_tpu_of_one_machine_has_no_metadata_server_to_ask(monkeypatch, tmp_pat
         (["--processes=2"], {}, r"--coordinator \(or PATCHNETS_COORDINATOR\) is not given, and --processes is"),
         (["--coordinator=h", "--processes=2"], {}, r"--process \(or PATCHNETS_PROCESS\) is not given"),
         (["--coordinator=h", "--processes=2", "--process=2"], {}, "--process=2 is not one of 0 to 1"),
+        (["--coordinator=h", "--processes=0", "--process=0"], {}, "--processes=0: expected how many there are"),
         (["--coordinator=h", "--processes=x", "--process=0"], {}, "--processes=x: expected a whole number"),
         (
             ["--coordinator=h:99999", "--processes=2", "--process=0"],
@@ -134,7 +146,11 @@ def test_a_tpu_of_one_machine_has_no_metadata_server_to_ask(monkeypatch, tmp_pat
         (["--coordinator", "h"], {}, "--coordinator: expected --coordinator=VALUE"),
         ([], {k: v for k, v in SLURM.items() if k != "SLURM_LOCALID"}, "SLURM_LOCALID is not set"),
         ([], SLURM | {"SLURM_PROCID": "-1"}, "SLURM_PROCID=-1: expected a whole number"),
+        ([], {k: v for k, v in SLURM.items() if k != "SLURM_PROCID"}, "SLURM_PROCID is not set"),
+        ([], SLURM | {"SLURM_PROCID": "4"}, "say process 4 of 4, and numbers from 0 are below"),
         ([], {"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_RANK is not set"),
+        ([], {"OMPI_COMM_WORLD_RANK": "1"}, "OMPI_COMM_WORLD_SIZE is not set"),
+        ([], OPEN_MPI | {"OMPI_COMM_WORLD_RANK": "3", "OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.96.0.1:34"}, "3 of 3"),
     ],
 )
 def test_what_is_not_complete_is_told_in_one_line(arguments, environ, said):

@@ -1,5 +1,6 @@
 """The command line: what is wrong with a request is told in one line, before anything is written or compiled."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -119,7 +120,7 @@ def parsed(monkeypatch):
 
     def run(*arguments: str):
         caught = []
-        monkeypatch.setattr(trainer, "train", lambda *given, began: caught.append(given))
+        monkeypatch.setattr(trainer, "train", lambda *given, **_: caught.append(given))
         assert main.run(["patchnets.main", *arguments]) == 0
         return caught[0]
 
@@ -241,3 +242,18 @@ for place, board in (("without", "--noconfig.tensorboard"), ("with", "--config.t
     assert [row[0] for row in loaded] == ["first", "last", "first", "last"]
     assert loaded[:3] == [["first"], ["last"], ["first"]]
     assert "tensorflow" in loaded[3]
+
+
+def test_pictures_of_several_processes_are_drawn_once_after_the_end(monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr(main.subprocess, "run", lambda command, **_: drawn.append(command[-1]))
+    argv = ["patchnets.main", DIGITS, f"--workdir={tmp_path}"]
+    (tmp_path / "plots").mkdir()
+    picture, summary = tmp_path / "plots" / "curves.png", tmp_path / "summary.json"
+    for path in (picture, summary):
+        path.touch()
+    os.utime(summary, (2e9, 2e9))  # after the picture, which somebody drew of a run under way
+    main._draw(argv)
+    os.utime(picture, (2e9 + 1, 2e9 + 1))
+    main._draw(argv)
+    assert drawn == [str(tmp_path)]

@@ -10,6 +10,9 @@ import time
 
 import pytest
 
+from patchnets import peers
+from patchnets.cluster import Member
+
 PROGRAM = pathlib.Path(__file__).with_name("peer.py")
 ROOT = PROGRAM.parents[1]
 
@@ -21,8 +24,8 @@ def free_port() -> int:
 
 
 def start(index, count, port, what, wait="20"):
-    command = [sys.executable, str(PROGRAM), str(index), str(count), str(port), what]
-    environ = os.environ | {"PATCHNETS_WAIT_SECONDS": wait, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(PROGRAM), str(count), str(port), what]
+    environ = os.environ | {"PATCHNETS_WAIT_SECONDS": wait, "PYTHONPATH": str(ROOT), "PEER": str(index)}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environ, text=True)
 
 
@@ -55,7 +58,8 @@ def under_way(processes):
 def test_process_0_speaks_for_all_and_errors_come_from_each():
     (status0, out0, err0), (status1, out1, err1) = finish(crew(2, "say"))
     assert (status0, status1) == (0, 0)
-    assert (out0, err0) == ("0 speaks\n", "0 errs\n")  # what is written below Python is kept back
+    # Both are on this machine, and see the same GPUs. What is written below Python is kept back.
+    assert (out0, err0) == ("0 speaks, 0 of 2\n", "0 errs\n")
     assert (out1, err1) == ("", "1 errs\n")
 
 
@@ -68,7 +72,7 @@ def test_an_error_of_one_ends_the_others_with_its_status():
     found = finish(crew(3, "end:1:2"))
     assert [status for status, *_ in found] == [2, 2, 2]
     for _, _, err in (found[0], found[2]):
-        assert err.count("\n") == 1 and "process 1 ended with status 2" in err
+        assert err.count("\n") == 1 and "process 1 ended with status 2; it said what has to change first" in err
     assert found[1][2] == ""  # it told its own
 
 
@@ -92,11 +96,32 @@ def test_a_process_that_is_gone_is_named_by_the_others_and_its_child_is_gone_too
         assert "the same command continues" in err
 
 
-def test_a_signal_reaches_the_child():
-    processes = under_way(crew(2, "wait"))
+def children(process):
+    told = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout
+    return [int(pid) for pid in told.split()]
+
+
+def test_a_signal_reaches_the_child_and_counts_once_however_often_and_late_the_child_itself_gets_it():
+    processes = under_way(crew(2, "wait:2"))
     for process in processes:
         process.terminate()
+    for _ in range(2):
+        time.sleep(0.6)
+        for process in processes:
+            for pid in children(process):
+                os.kill(pid, signal.SIGTERM)
     assert [status for status, *_ in finish(processes)] == [143, 143]
+
+
+def test_a_second_signal_stops_at_once():
+    processes = under_way(crew(2, "wait:60"))
+    for _ in range(2):
+        processes[1].terminate()
+        time.sleep(0.3)
+    (status0, _, err0), (status1, _, err1) = finish(processes, seconds=15)
+    assert (status0, status1) == (1, 143)
+    assert "process 1 of 2 was stopped at once; the same command continues" in err1.splitlines()[-1]
+    assert err0.count("\n") == 1 and "process 1 was ended by signal 15" in err0
 
 
 def test_who_never_comes_is_named_after_the_time_to_wait():
@@ -136,6 +161,49 @@ def test_processes_that_count_otherwise_are_refused():
     [(status, _, err)] = finish([start(1, 3, port, "all:0")])
     assert status == 1 and "process 0 runs with 2 processes, and this one said it was 1 of 3" in err
     assert [status for status, *_ in finish([first, start(1, 2, port, "all:0")])] == [0, 0]
+
+
+def test_processes_with_another_command_are_refused_and_the_last_is_told_where_nobody_else_comes():
+    port = free_port()
+    first = start(0, 2, port, "all:0", wait="3")
+    [(status, _, err)] = finish([start(1, 2, port, "all:1")])
+    assert status == 2 and err.count("\n") == 1
+    why = "process 1 was started with all:1, and process 0 with all:0; start all by the same command"
+    assert err == f"patchnets: process 1 of 2: {why}\n"
+    [(status, _, err)] = finish([first])
+    assert status == 1 and err.count("\n") == 1 and f"(one came and was refused: {why})" in err
+
+
+def test_those_on_one_machine_share_it_and_those_that_see_the_same_gpus_take_one_each():
+    def member(index, machine, gpus=None):
+        return {"hello": index, "machine": machine, "gpus": gpus}
+
+    def places(*hellos):
+        return [tuple(peers._place(index, dict(enumerate(hellos))).values()) for index in range(len(hellos))]
+
+    assert places(member(0, "a"), member(1, "b")) == [(None, 1), (None, 1)]
+    assert places(member(0, "a"), member(1, "b"), member(2, "a")) == [(0, 2), (None, 1), (1, 2)]
+    assert places(member(0, "a", "0,1"), member(1, "a", "2,3")) == [(None, 2), (None, 2)]
+
+
+@pytest.mark.parametrize(
+    ("local", "beside", "visible", "taken"),
+    [(1, 2, None, [1]), (1, 2, "4,5", [1]), (0, 2, "4", None), (None, 2, "0,1", None), (0, 1, None, None)],
+)
+def test_connecting_takes_a_gpu_where_several_see_them_all_and_leaves_signals_alone(
+    monkeypatch, local, beside, visible, taken
+):
+    import jax
+
+    asked = {}
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **options: asked.update(options))
+    monkeypatch.setattr(jax.config, "update", lambda name, value: asked.update({name: value}))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    peers.connect(Member(1, 2, "h", 1, local, beside), "h:2")
+    assert asked["local_device_ids"] == taken
+    assert asked["jax_enable_preemption_service"] is False  # JAX's own takes SIGTERM until the first step
 
 
 def test_a_port_that_is_taken_is_told():

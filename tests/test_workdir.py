@@ -3,8 +3,11 @@
 import json
 import os
 
+import jax
+import numpy as np
 import pytest
 
+from patchnets import agree
 from patchnets.errors import UserError
 from patchnets.workdir import Workdir, read_metrics
 
@@ -28,6 +31,34 @@ def test_only_one_at_a_time_may_have_it(tiny_config, tmp_path):
             attempt()
     first.release()
     second.claim(DATA)
+
+
+def test_processes_know_the_folder_by_a_mark_in_it_which_leaves_nothing(tiny_config, tmp_path):
+    first, second, other = (
+        Workdir(tmp_path / name, tiny_config, writes=name == "a/b") for name in ("a/b", "a/../a/b", "c")
+    )
+    with first.marked(7), second.marked(7):
+        assert second.shows(7, seconds=0) and not second.shows(8, seconds=0) and not other.shows(7, seconds=0)
+    assert list((tmp_path / "a" / "b").iterdir()) == [] and not other.path.exists()
+    with pytest.raises(UserError), Workdir(tmp_path / "d" / "e", tiny_config).marked(7):
+        raise UserError("it is not the same")
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("theirs", ["the same", "another"])
+def test_processes_agree_on_their_folder_and_configuration_or_all_are_told(tiny_config, tmp_path, monkeypatch, theirs):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(agree, "_all", lambda value: np.array([value, value if theirs == "the same" else 0]))
+    place = Workdir(tmp_path / "run", tiny_config)
+    if theirs == "the same":
+        agree.on_folder(place)
+        agree.on_configuration(tiny_config)
+        return
+    with pytest.raises(UserError, match=f"--workdir={tmp_path}/run is not the same folder in process 1"):
+        agree.on_folder(place)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match="gives process 1 another configuration than process 0"):
+        agree.on_configuration(tiny_config)
 
 
 def test_a_claim_compares_again_what_another_run_wrote_in_the_meantime(tiny_config, tmp_path):
