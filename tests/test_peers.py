@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from patchnets import peers
+from patchnets import meeting, peers
 from patchnets.cluster import Member
 
 PROGRAM = pathlib.Path(__file__).with_name("peer.py")
@@ -179,7 +179,7 @@ def test_those_on_one_machine_share_it_and_those_that_see_the_same_gpus_take_one
         return {"hello": index, "machine": machine, "gpus": gpus}
 
     def places(*hellos):
-        return [tuple(peers._place(index, dict(enumerate(hellos))).values()) for index in range(len(hellos))]
+        return [tuple(meeting._place(index, dict(enumerate(hellos))).values()) for index in range(len(hellos))]
 
     assert places(member(0, "a"), member(1, "b")) == [(None, 1), (None, 1)]
     assert places(member(0, "a"), member(1, "b"), member(2, "a")) == [(0, 2), (None, 1), (1, 2)]

@@ -1,10 +1,13 @@
 """The training step of a configuration, compiled for the devices it shall run on, and what XLA says of it."""
 
+import contextlib
 import dataclasses
 import math
+import os
 import re
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -97,9 +100,25 @@ class Blueprint:
 
 def _sent(program: Any) -> list[Collective] | None:
     try:
-        return collectives(program.as_text())
+        with _unheard():
+            text = program.as_text()
     except jax.errors.JaxRuntimeError:  # XLA cannot write down every program that it compiles
         return None
+    return collectives(text)
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """What XLA itself writes to the terminal meanwhile, such as a stack of its own, goes nowhere."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @dataclasses.dataclass(frozen=True)
