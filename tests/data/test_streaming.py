@@ -335,10 +335,16 @@ def test_an_interrupt_while_closing_is_raised_when_all_is_closed(make):
     busy, done = threading.Event(), threading.Event()
     made = loader.Loader(make()._chunks, 0, 9, 0, place)
     assert busy.wait(10)
-    interrupts = [threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT)) for delay in (0.1, 0.2, 0.3)]
-    for timer in [*interrupts, threading.Timer(0.5, done.set)]:
-        timer.start()
+
+    def interrupt_thrice():  # one after the other, however busy the machine is, and only then is `place` done
+        for _ in range(3):
+            time.sleep(0.2)
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        done.set()
+
     with pytest.raises(KeyboardInterrupt):
+        threading.Thread(target=interrupt_thrice).start()
         made.close()
     assert done.is_set() and made._ended.is_set()
 
