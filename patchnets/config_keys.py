@@ -203,7 +203,7 @@ KEYS: dict[str, Key] = {
         tuple,
         "which dimension fsdp splits, if not the largest: ((regex, number of the dimension, or -1 for none), ...)",
     ),
-    "tensorboard": Key(True, "write TensorBoard events (where TensorFlow is installed)"),
+    "tensorboard": Key(True, "write TensorBoard events (where tensorboard is installed)"),
     "plots": Key(True, "draw pictures of the run into plots/ at the end"),
     "model.name": Key("mlp_mixer", "the architecture"),
     "model.variant": Key(str, "a published size, e.g. S/16; fields below override it"),

@@ -8,13 +8,14 @@ caches (docs/benchmarks.md says what that gives). Accelerators need none of it.
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
+from jax.extend import core
 
 from patchnets import host
 from patchnets.platforms import platform
@@ -25,6 +26,7 @@ XLA_OPTIONS = "--xla_cpu_multi_thread_eigen=false"
 LARGEST = 2**20  # bytes of the largest activation of a group; about what a core's own cache holds
 FEWEST = 16  # examples of a group: with fewer, a network's weights pass through the cache too often
 MOST_DEVICES = 8  # more were not measured
+PROGRAMS = (core.Jaxpr, core.ClosedJaxpr)
 
 
 def split_cpu(config: ml_collections.ConfigDict, processes: int = 1, beside: int = 1) -> None:
@@ -35,7 +37,7 @@ def split_cpu(config: ml_collections.ConfigDict, processes: int = 1, beside: int
     how many there shall be, or where JAX has looked already. The devices are not used where there is an accelerator.
     """
     told = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if told or jax.config.values["jax_num_cpu_devices"] > 0:
+    if told or jax.config.jax_num_cpu_devices > 0:
         return
     batches = {config.batch_size // config.accumulate, config.eval_batch_size or config.batch_size}
     cores = host.cores()
@@ -92,8 +94,10 @@ def largest_activation(model: nn.Module, params: Any, image_size: int) -> int:
     return max(array.size * array.dtype.itemsize // examples for array in arrays)
 
 
-def _arrays(program: Any) -> Iterable[Any]:
+def _arrays(program: core.Jaxpr) -> Iterator[Any]:
+    """The abstract arrays that a program computes, those of the programs inside of it included."""
     for equation in program.eqns:
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            yield from _arrays(inner)
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, PROGRAMS)):
+            if isinstance(inner, PROGRAMS):
+                yield from _arrays(inner.jaxpr if isinstance(inner, core.ClosedJaxpr) else inner)
         yield from (variable.aval for variable in equation.outvars if hasattr(variable.aval, "size"))

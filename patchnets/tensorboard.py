@@ -1,52 +1,58 @@
-"""TensorBoard events through clu, written by a thread so that importing TensorFlow delays no step."""
+"""TensorBoard events, written with TensorBoard's own record writer, which needs no TensorFlow."""
 
-import importlib.util
+import os
 import pathlib
-import queue
+import socket
 import sys
-import threading
+import time
 from collections.abc import Mapping
+from typing import Any
 
 from patchnets.errors import one_line
 
 
 class TensorBoard:
-    """Takes scalars at once and writes them when it can. Failing to write is told once and stops no run."""
+    """Writes scalars to an event file in `directory`, which is made with the first of them. Failing to write is told
+    once and stops no run."""
 
     def __init__(self, directory: pathlib.Path, enabled: bool):
-        self._directory = directory
-        self._queue: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue()
-        self._thread: threading.Thread | None = None
-        self._enabled = enabled and all(importlib.util.find_spec(name) for name in ("tensorflow", "tensorboard", "clu"))
-        if enabled and not self._enabled:
-            print("TensorBoard events are not written: tensorflow or tensorboard is not installed", file=sys.stderr)
+        self._directory, self._enabled = directory, enabled
+        self._records: Any = None
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes one event with all the `scalars` of a step, and flushes it."""
         if not self._enabled:
             return
-        self._queue.put((step, dict(scalars)))
-        if self._thread is None:  # only now: the import must not compete with the start of the run
-            self._thread = threading.Thread(target=self._work, name="tensorboard", daemon=True)
-            self._thread.start()
+        try:
+            # Here, not above: the import takes half a second. EventFileWriter beside it would import TensorFlow too,
+            # where that is installed, to open its file.
+            from tensorboard.compat.proto import event_pb2, summary_pb2
+
+            if self._records is None:
+                self._records = self._open()
+                self._records.write(
+                    event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString()
+                )
+            values = [summary_pb2.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+            event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values))
+            self._records.write(event.SerializeToString())
+            self._records.flush()
+        except ImportError:
+            self._stop("TensorBoard events are not written: tensorboard is not installed")
+        except Exception as error:
+            self._stop(f"TensorBoard events are no longer written: {one_line(error)}")
 
     def close(self) -> None:
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join()
-            self._thread = None
+        if self._records is not None:
+            self._records.close()
+            self._records = None
 
-    def _work(self) -> None:
-        try:
-            import tensorflow as tf
+    def _open(self) -> Any:
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-            tf.config.set_visible_devices([], "GPU")  # writing events must not take an accelerator's memory
-            from clu import metric_writers
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        return RecordWriter((self._directory / name).open("ab"))
 
-            writer = metric_writers.SummaryWriter(str(self._directory))
-            while (item := self._queue.get()) is not None:
-                writer.write_scalars(*item)
-                writer.flush()
-            writer.close()
-        except Exception as error:
-            self._enabled = False
-            print(f"TensorBoard events are no longer written: {one_line(error)}", file=sys.stderr)
+    def _stop(self, why: str) -> None:
+        self._enabled = False
+        print(why, file=sys.stderr)

@@ -27,6 +27,7 @@ from patchnets.feeds import Batch
 AHEAD = 2  # batches that lie ready on the devices
 THREADS = 2  # of a worker: one waits for the disk while the other decodes
 CLOSE_SECONDS = 30.0  # to wait for workers that wait for a disk
+UNLINK_SECONDS = 1.0  # to wait for shared memory to be unlinked
 FAR = 2**40  # steps, more than any run has
 WORKER = str(pathlib.Path(__file__).with_name("worker.py"))
 Unreadable = list[tuple[int, str, str]]  # rows of a batch, names of their records, and what is wrong with them
@@ -45,6 +46,7 @@ class Loader:
         # At exit in good order: what is registered later runs earlier, and Grain's import registers its own end.
         import grain  # noqa: F401
 
+        wait_for_unlinking_at_exit()
         atexit.register(self._close_at_exit)
         self._thread.start()
 
@@ -168,16 +170,19 @@ def read(chunks: Chunks, numbers: range, workers: int) -> Generator[dict[str, An
         yield from itertools.islice(made, len(numbers) - workers)
     finally:
         made.close()
-        wait_for_unlinking()
 
 
-def wait_for_unlinking() -> None:
-    """Waits for the thread in which Grain unlinks shared memory, whose work would be lost if the program ended now."""
-    with contextlib.suppress(ImportError, AttributeError, ValueError, TimeoutError):
-        from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
+@functools.cache
+def wait_for_unlinking_at_exit() -> None:
+    """Has the end of the program wait for the thread in which Grain unlinks shared memory, whose work would be lost."""
 
-        if (pool := SharedMemoryArray._del_thread_pool) is not None:
-            pool.apply_async(int).get(CLOSE_SECONDS)  # one thread: it takes its turn
+    def wait() -> None:
+        until = time.monotonic() + UNLINK_SECONDS
+        with contextlib.suppress(OSError):  # no /proc: not Linux
+            while "/dev/shm/psm_" in pathlib.Path("/proc/self/maps").read_text() and time.monotonic() < until:
+                time.sleep(0.002)
+
+    atexit.register(wait)
 
 
 def leave_signals_to_the_main_thread() -> None:
