@@ -1,5 +1,6 @@
 # make train    sets up .venv and trains an MLP-Mixer on scikit-learn's digits (nothing to download but packages)
-# make test     sets up .venv and runs the tests
+# make test     sets up .venv and runs the tests, without those that are slow by nature
+# make test-all runs these too
 # make parity   compares the networks with Keras's and timm's; adds PyTorch and timm to .venv
 # make aot      compiles the training steps for TPUs, none of which is needed; adds libtpu in a folder of its own
 # make cluster  trains on a SLURM cluster of this machine's own, as root where slurm-wlm and munge are installed
@@ -9,13 +10,18 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: setup train test parity aot cluster lint clean
+.PHONY: setup train test test-all parity aot cluster lint clean
 
 train: setup
 	$(RUN) -m patchnets.main --config=configs/mixer_digits.py
 
+PYTEST = $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile
+
 test: setup
-	$(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile
+	$(PYTEST) -m "not slow"
+
+test-all: setup
+	$(PYTEST)
 
 # Without their dependencies: timm needs torchvision for nothing that is compared, and PyTorch nothing of CUDA's.
 parity: setup

@@ -1,5 +1,6 @@
 """Shared by all tests: eight simulated CPU devices in one process, and caches of their own."""
 
+import gc
 import os
 
 # Most of a test's time is compilation, and unoptimised machine code of the same programs computes the same: no LLVM
@@ -32,6 +33,14 @@ def private_cache(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(place / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     return place
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file():
+    """Programs are kept while the tests of a file run, and not for all that follow: they would take gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")
