@@ -5,15 +5,12 @@ import os
 
 # Most of a test's time is compilation, and unoptimised machine code of the same programs computes the same: no LLVM
 # passes, one module a program, and loops written without MLIR's pipeline, which is half the time of a small program.
-# XLA_FLAGS=--xla_backend_optimization_level=3 tests what a run executes.
-given = os.environ.get("XLA_FLAGS", "")
-quick = [
-    "--xla_backend_optimization_level=0",
-    "--xla_cpu_parallel_codegen_split_count=1",
+# Flags that are given stand in place of these: XLA_FLAGS=--xla_backend_optimization_level=3 tests what a run executes.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
     "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
-]
-flags = ["--xla_force_host_platform_device_count=8", *(quick if "optimization_level" not in given else []), given]
-os.environ["XLA_FLAGS"] = " ".join(flags).strip()
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
