@@ -17,12 +17,20 @@ ROOT = pathlib.Path(__file__).parent.parent
 TIMEOUT = 120.0
 
 
-SMALL = (f"--config={ROOT / 'tests' / 'processes_config.py'}", "--config.mesh.data=1")  # 60 steps, saved every 10
+CONFIG = f"--config={ROOT / 'tests' / 'kill_config.py'}"
+SMALL = (  # a run of seconds: 60 steps, saved every 10, on one device
+    CONFIG,
+    *(
+        f"--config.{told}"
+        for told in ("total_steps=60", "eval_every_steps=20", "checkpoint.every_steps=10", "mesh.data=1")
+        + ("model.patch_size=4", "model.hidden_dim=16", "model.tokens_mlp_dim=8", "model.channels_mlp_dim=32")
+    ),
+)
 
 
 def start(workdir: pathlib.Path) -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    return program(environment, f"--config={ROOT / 'tests' / 'kill_config.py'}", f"--workdir={workdir}")
+    return program(environment, CONFIG, f"--workdir={workdir}")
 
 
 def program(environment: dict[str, str], *arguments: str) -> subprocess.Popen:
