@@ -1,12 +1,16 @@
 """Shared by all tests: eight simulated CPU devices in one process, and caches of their own."""
 
+import gc
 import os
 
-# Most of a test's time is compilation, and unoptimised machine code of the same programs computes the same. Flags that
-# are given come last and win: XLA_FLAGS=--xla_backend_optimization_level=3 tests what a run executes.
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 " + os.environ.get("XLA_FLAGS", "")
-).strip()
+# Most of a test's time is compilation, and unoptimised machine code of the same programs computes the same: no LLVM
+# passes, one module a program, and loops written without MLIR's pipeline, which is half the time of a small program.
+# Flags that are given stand in place of these: XLA_FLAGS=--xla_backend_optimization_level=3 tests what a run executes.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 "
+    "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -26,6 +30,14 @@ def private_cache(tmp_path_factory):
     jax.config.update("jax_compilation_cache_dir", str(place / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     return place
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file():
+    """Programs are kept while the tests of a file run, and not for all that follow: they would take gigabytes."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,12 @@ def feed(mesh1):
     return ResidentFeed(np.stack(images), np.array(labels, np.int32), batch_size=16, mesh=mesh1, shuffle_seed=0)
 
 
-@pytest.mark.parametrize("name", models.MODELS)
+QUICK = ("mlp_mixer", "convmixer", "vit")  # without and with running statistics, and with attention
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in models.MODELS]
+)
 def test_the_loss_falls_within_one_epoch(name, feed, mesh1):
     config = default_config(model=dict(name=name, **COMMON, **SMALL[name])).model
     model, optimizer = models.create_model(config, 10), optax.adamw(5e-3)

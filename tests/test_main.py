@@ -213,6 +213,7 @@ def test_the_digits_train_where_tensorflow_tfds_and_grain_are_not_installed(tmp_
     assert (tmp_path / "x" / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_that_the_run_does_not_use(tmp_path):
     """TensorBoard for events only, and then after the first step; TensorFlow never."""
     program = f"""

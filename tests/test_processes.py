@@ -138,12 +138,14 @@ def together(streamed, tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_two_processes_that_read_from_files_measure_what_one_does(alone, together):
     assert_alike(figures(together), figures(alone))
     summary = json.loads((together / "summary.json").read_text())
     assert summary["device"].startswith("4 x cpu in 2 processes")
 
 
+@pytest.mark.slow
 def test_four_processes_that_split_the_parameters_measure_what_one_does(tmp_path):
     short = ("--config.total_steps=20", "--config.checkpoint.every_steps=20")  # two cores have enough to do
     found = finish(crew(tmp_path / "run", 4, options=(*short, "--config.mesh.data=4", "--config.mesh.fsdp=2")))
@@ -152,6 +154,7 @@ def test_four_processes_that_split_the_parameters_measure_what_one_does(tmp_path
     assert_alike(figures(tmp_path / "run"), figures(tmp_path / "alone"), rows=2)
 
 
+@pytest.mark.slow
 def test_killed_stopped_and_continued_they_end_with_the_same_bits(streamed, together, tmp_path):
     workdir = tmp_path / "run"
     processes = crew(workdir, 2, options=streamed)  # one of them asked to stop before the first step
@@ -201,6 +204,7 @@ def test_killed_stopped_and_continued_they_end_with_the_same_bits(streamed, toge
         np.testing.assert_array_equal(array, others[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_told_by_all_at_once(streamed, together):
     found = finish(crew(together, 2, options=streamed))
     assert [status for status, *_ in found] == [0, 0]

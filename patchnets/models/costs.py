@@ -1,6 +1,7 @@
 """What a network costs, counted from its program: parameters, multiply-accumulates and tokens."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -27,6 +28,7 @@ class Cost:
     tokens: int
 
 
+@functools.cache
 def cost(model: nn.Module, image_size: int | tuple[int, int], channels: int = 3) -> Cost:
     """Counts without computing anything; convolutions, transforms and attention in the same form on any platform."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size

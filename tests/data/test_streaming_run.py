@@ -49,6 +49,7 @@ def config(tmp_path):
     return tmp_path / "config.py"
 
 
+@pytest.mark.slow
 def test_a_run_with_workers_ends_in_good_order(config, tmp_path):
     command = [sys.executable, "-m", "patchnets.main", f"--config={config}", f"--workdir={tmp_path / 'run'}"]
     mark = f"of-{tmp_path.name}-{os.getpid()}"  # by which processes that the run started are known

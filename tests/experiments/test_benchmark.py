@@ -196,6 +196,7 @@ def test_what_is_measured_trains_as_a_run_does(tiny_config):
     assert int(states[1].step) == 3
 
 
+@pytest.mark.slow
 def test_a_comparison_from_command_to_files(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")
     command = ["--model=digits", "--rounds=2", "--seconds=0.05", "--images=640", f"--out={tmp_path / 'out'}"]
