@@ -55,8 +55,8 @@ def test_a_stopped_job_goes_on_and_others_do_not(stand_in, tmp_path, capsys):
         ran = stand_in("srun", f"exit {status}")
         assert carried_out(script, SLURM_JOB_ID="17", SLURM_RESTART_COUNT=restarts).returncode == status
         assert requeued() == [["requeue", "17"]] * again
-    cpus, _python, *arguments = ran()[-1]
-    assert cpus == "--cpus-per-task=4"
+    kills, cpus, _python, *arguments = ran()[-1]
+    assert (kills, cpus) == ("--kill-on-bad-exit=1", "--cpus-per-task=4")
     assert arguments == ["-m", "patchnets.main", DIGITS, "--config.total_epochs=2", f"--workdir={workdir}"]
     directives = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
     assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=1", "#SBATCH --time=1:00:00", "#SBATCH --requeue",
@@ -104,7 +104,7 @@ def test_each_task_of_an_array_does_one_run(what, expected, stand_in, tmp_path, 
     for i in range(len(expected)):
         assert carried_out(script, SLURM_JOB_ID="5", SLURM_ARRAY_TASK_ID=str(i)).returncode == 0
     for words, (config, seed, place) in zip(ran(), expected, strict=True):
-        told = dict(word[2:].split("=", 1) for word in words[3:])
+        told = dict(word[2:].split("=", 1) for word in words[4:])
         assert (told["config"], told["config.seed"], told["workdir"]) == (config, seed, str(tmp_path / "out" / place))
         assert told["config.dataset.data_dir"] == "/a b"
 
