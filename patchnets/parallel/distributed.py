@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from patchnets.errors import UserError, one_line
 
-PORT = 8476  # of process 0, where the coordinator is given as HOST
+PORT = 8482  # of process 0, where the coordinator is given as HOST; JAX's own default on TPUs
 FLAGS = ("coordinator", "processes", "process")
 WAIT_SECONDS = 300.0  # for all processes to start; PATCHNETS_WAIT_SECONDS
 HEARTBEAT_TIMEOUT_SECONDS = 40  # of silence, after which JAX takes a process for lost and ends the others
@@ -171,7 +171,8 @@ def initialize(process: ProcessInfo) -> None:
 
     wait = _wait_seconds()
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM from PreemptionHandler
-    os.environ.setdefault("JAX_COORDINATOR_PORT", str(process.port or PORT))
+    if process.port:
+        os.environ.setdefault("JAX_COORDINATOR_PORT", str(process.port))
     if process.index == 0:
         _check_free(int((process.coordinator or os.environ["JAX_COORDINATOR_PORT"]).rpartition(":")[2]))
     where = process.coordinator or "process 0"
