@@ -185,7 +185,18 @@ def _draw(argv: list[str]) -> None:
     place = pathlib.Path(workdir).expanduser()
     if config.plots and not _drawn(place):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os.execv(sys.executable, [sys.executable, "-m", "patchnets.plots", str(place)])
+        os.execv(sys.executable, [sys.executable, "-c", DRAW, str(place)])
+
+
+DRAW = """
+import runpy, traceback
+try:
+    runpy.run_module("patchnets.plots", run_name="__main__", alter_sys=True)
+except SystemExit:  # the run itself has ended well
+    pass
+except Exception:
+    traceback.print_exc()
+"""
 
 
 def _drawn(place: pathlib.Path) -> bool:

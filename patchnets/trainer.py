@@ -22,7 +22,7 @@ from patchnets.errors import Preempted, RunError, UserError, one_line
 from patchnets.feeds import Feed
 from patchnets.metrics import EvalMetrics, TrainMetrics
 from patchnets.pace import Pace
-from patchnets.parallel import multihost
+from patchnets.parallel import distributed, multihost
 from patchnets.parallel.preemption import PreemptionHandler
 from patchnets.plan import Plan, make_plan
 from patchnets.steps import compile_eval_steps, compile_train_steps
@@ -63,13 +63,18 @@ def train(
         place.claim(plan.data.identity)
     checkpoints = Checkpoints(place.checkpoints, config.checkpoint)
     board = TensorBoard(place.path, config.tensorboard and multihost.is_first_process())
+    lost = False
     try:
         with contextlib.nullcontext(preemption) if preemption else PreemptionHandler() as handler:
             return Run(plan, place, checkpoints, board, handler, began).complete()
+    except Exception as error:
+        lost = distributed.lost_peer(error)
+        raise
     finally:
         plan.data.close()
         board.close()
-        checkpoints.close()
+        if not lost:  # it would wait for the process that is gone
+            checkpoints.close()
         place.release()
 
 

@@ -232,8 +232,8 @@ def _give_up(message: str) -> NoReturn:
 
 def lost_peer(error: BaseException | None) -> bool:
     """Return whether an exception, or one that caused it, says that another process is gone."""
-    words = r"Gloo|NCCL|[Cc]onnection (closed|reset)|heartbeat|coordination service|CoordinationService"
-    return error is not None and (re.search(words, str(error)) is not None or lost_peer(error.__cause__))
+    words = r"\bGloo\b|\bNCCL\b|heartbeat|coordination.service"
+    return error is not None and (re.search(words, str(error), re.IGNORECASE) is not None or lost_peer(error.__cause__))
 
 
 def describe_loss(error: BaseException) -> str:
