@@ -14,8 +14,8 @@ import ml_collections
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from patchnets import agree
 from patchnets.errors import RunError, one_line
+from patchnets.parallel import multihost
 from patchnets.train_state import TrainState
 
 LOWER_IS_BETTER = ("loss",)
@@ -31,9 +31,9 @@ class Checkpoints:
     def __init__(self, directory: pathlib.Path, config: ml_collections.ConfigDict, read_only: bool = False):
         """`read_only` leaves the directory as it is, for a run may be writing there."""
         self.directory, self._read_only = directory.absolute(), read_only
-        if agree.speaks():
-            self._set_aside_unranked()
-        agree.everywhere(True)  # nobody looks before that
+        with multihost.errors_on_all():  # nobody looks before that
+            if multihost.is_first_process():
+                self._set_aside_unranked()
         sign = -1.0 if config.best in LOWER_IS_BETTER else 1.0
         score = lambda metrics: sign * metrics[config.best]
         policy = checkpoint_managers.AnyPreservationPolicy(
@@ -138,7 +138,7 @@ class Checkpoints:
             restored = self._restore(step, like)
         except Exception as error:  # orbax and tensorstore raise many kinds for a broken file
             print(f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}", file=sys.stderr)
-        if agree.everywhere(restored is not None):
+        if multihost.all_true(restored is not None):
             return restored
         broken.append(step)
         return None
@@ -169,9 +169,9 @@ class Checkpoints:
 
     def _pass_over(self, steps: list[int]) -> None:
         if steps:
-            if agree.speaks():
+            if multihost.is_first_process():
                 self._set_aside(steps)
-            agree.everywhere(True)
+            multihost.all_true(True)
             self._manager.reload()
 
     def _set_aside(self, steps: list[int]) -> None:

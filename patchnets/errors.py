@@ -15,7 +15,7 @@ class RunError(Exception):
     status = 1
 
 
-class Stopped(Exception):
+class Preempted(Exception):
     """A signal asked the run to stop; its state is saved. Exit status 128 + the signal's number."""
 
     def __init__(self, signal_number: int, step: int):

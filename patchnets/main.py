@@ -12,13 +12,13 @@ The same command continues a run that was cut, and says so where it is finished.
 to stop; 2 the request cannot be carried out; 128 + N stopped by signal N (SIGTERM: 143, SIGINT: 130), state saved.
 """
 
+import contextlib
 import itertools
 import os
 import pathlib
 import re
 import runpy
 import signal
-import subprocess
 import sys
 import traceback
 import warnings
@@ -27,9 +27,10 @@ from typing import Any
 
 from absl import flags, logging
 
-from patchnets import STARTED, cluster, host, peers
-from patchnets.errors import RunError, Stopped, UserError, one_line, tell
-from patchnets.signals import StopRequest
+from patchnets import STARTED, host
+from patchnets.errors import Preempted, RunError, UserError, one_line, tell
+from patchnets.parallel import distributed
+from patchnets.parallel.preemption import PreemptionHandler
 
 
 def parse(argv: list[str]):
@@ -152,42 +153,50 @@ def run(argv: list[str]) -> int:
         explain(argv)
         return 0
     quieten()
-    if attached := peers.attach():
-        with StopRequest(handed_on=True) as stop:
-            try:
-                status = _train(argv, *attached, stop)
-            except Exception:  # a bug; the others must not wait for this process
-                traceback.print_exc()
-                status = 1
-        if status not in (0, 128 + signal.SIGTERM, 128 + signal.SIGINT):
-            peers.leave(status)
-        return status
     try:
-        member, arguments = cluster.find(argv[1:])
-        if member is None:
-            return _train([argv[0], *arguments])
-        status = peers.supervise(member, arguments)
-        if status == 0 and member.index == 0:
-            _draw([argv[0], *arguments])
-    except (UserError, RunError, OSError) as error:
+        process, arguments = distributed.detect_cluster(argv[1:])
+    except UserError as error:
         return tell(error)
+    argv = [argv[0], *arguments]
+    return _train(argv) if process is None else _train_as_one_of_several(argv, process)
+
+
+def _train_as_one_of_several(argv: list[str], process: distributed.ProcessInfo) -> int:
+    """Trains in this process of several, and leaves them: together where all is well, else at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the second Ctrl-C ends the process, also below Python
+    with PreemptionHandler() as preemption:
+        try:
+            status = _train(argv, process, preemption)
+        except Exception:  # a bug; the others must not wait for this process
+            traceback.print_exc()
+            status = 1
+        if status not in (0, 128 + signal.SIGTERM, 128 + signal.SIGINT):
+            distributed.exit_now(status)
+        first = distributed.leave(status)
+    if first and status == 0:
+        _draw(argv)
     return status
 
 
-def _jax_error() -> type[Exception]:
-    """What an exchange with a process that is gone raises, among others."""
-    import jax
-
-    return jax.errors.JaxRuntimeError
-
-
 def _draw(argv: list[str]) -> None:
-    """The pictures of a run of several processes, by one that has this machine's devices to itself, where it has none
-    since its end; a failure to draw is told and changes nothing."""
+    """The pictures of a run of several processes, where it has none since its end. This process becomes the program
+    that draws, which frees its accelerators."""
     config, workdir = parse(argv)
     place = pathlib.Path(workdir).expanduser()
     if config.plots and not _drawn(place):
-        subprocess.run([sys.executable, "-m", "patchnets.plots", str(place)], stdout=subprocess.DEVNULL, check=False)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.execv(sys.executable, [sys.executable, "-c", DRAW, str(place)])
+
+
+DRAW = """
+import runpy, traceback
+try:
+    runpy.run_module("patchnets.plots", run_name="__main__", alter_sys=True)
+except SystemExit:  # the run itself has ended well
+    pass
+except Exception:
+    traceback.print_exc()
+"""
 
 
 def _drawn(place: pathlib.Path) -> bool:
@@ -197,33 +206,38 @@ def _drawn(place: pathlib.Path) -> bool:
 
 
 def _train(
-    argv: list[str], member: cluster.Member | None = None, service: str = "", stop: StopRequest | None = None
+    argv: list[str],
+    process: distributed.ProcessInfo | None = None,
+    preemption: PreemptionHandler | None = None,
 ) -> int:
     """Carries out a run, in this process; returns the exit status."""
-    name = "patchnets" if member is None or member.index == 0 else f"patchnets: {member}"
+    name = "patchnets" if process is None else str(process)
     try:
         config, workdir = parse(argv)
         keep_compiled()
         from patchnets import processors, trainer
 
-        processors.split_cpu(config, *(() if member is None else (member.count, member.beside)))
-        if member is not None:
-            peers.connect(member, service)
-        trainer.train(config, workdir, began=STARTED, stop=stop)
-    except (UserError, RunError, Stopped, OSError) as error:
-        return tell(error, name)
-    except RuntimeError as error:  # what JAX raises is one
-        if "RESOURCE_EXHAUSTED" in str(error):
-            said = f"out of memory ({one_line(error, 160)}); lower config.batch_size, or choose a smaller model"
-            print(f"{name}: {said}", file=sys.stderr)
-            return 1
-        if member is None or not isinstance(error, _jax_error()):
-            raise
-        peers.below(traceback.format_exc())
-        return peers.EXCHANGE_FAILED
+        if process is None:
+            processors.split_cpu(config)
+        else:
+            processors.split_cpu(config, process.count or 1, process.processes_on_host)
+            with preemption.exit_immediately(name) if preemption else contextlib.nullcontext():
+                distributed.initialize(process)
+        trainer.train(config, workdir, began=STARTED, preemption=preemption)
     except KeyboardInterrupt:
         print(f"{name}: interrupted; what was saved stays, and the same command continues", file=sys.stderr)
         return 130
+    except Exception as error:
+        if process is not None and distributed.lost_peer(error):
+            print(f"{name}: {distributed.describe_loss(error)}", file=sys.stderr)
+            return 1
+        if isinstance(error, (UserError, RunError, Preempted, OSError)):
+            return tell(error, name)
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said = f"out of memory ({one_line(error, 160)}); lower config.batch_size, or choose a smaller model"
+        print(f"{name}: {said}", file=sys.stderr)
+        return 1
     return 0
 
 

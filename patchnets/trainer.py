@@ -15,57 +15,77 @@ import numpy as np
 import optax
 from clu import parameter_overview
 
-from patchnets import __version__, agree, claims, console, models, sharding
+from patchnets import __version__, claims, console, models, sharding
 from patchnets import config as config_lib
 from patchnets.checkpoints import Checkpoints
-from patchnets.errors import RunError, Stopped, one_line
+from patchnets.errors import Preempted, RunError, UserError, one_line
 from patchnets.feeds import Feed
 from patchnets.metrics import EvalMetrics, TrainMetrics
 from patchnets.pace import Pace
+from patchnets.parallel import distributed, multihost
+from patchnets.parallel.preemption import PreemptionHandler
 from patchnets.plan import Plan, make_plan
-from patchnets.signals import StopRequest
 from patchnets.steps import compile_eval_steps, compile_train_steps
 from patchnets.tensorboard import TensorBoard
 from patchnets.workdir import Workdir
 
 OVERVIEW_LINES = 20
+PER_HOST_KEYS = {"dataset.path", "dataset.data_dir", "dataset.cache_dir", "dataset.workers"}  # may differ
 
 
 def train(
     config: ml_collections.ConfigDict,
     workdir: str | os.PathLike[str],
     began: float | None = None,
-    stop: StopRequest | None = None,
+    preemption: PreemptionHandler | None = None,
 ) -> dict[str, Any]:
     """Trains what `config` describes, or goes on where an earlier run in `workdir` was cut, and returns the summary.
 
-    `began` is the time.monotonic() from which the run's seconds are counted, where that is before the call; `stop`
-    notes signals, where that began before it too.
+    `began` is the time.monotonic() from which the run's seconds are counted, where that is before the call;
+    `preemption` notes signals, where that began before it too.
 
     Raises:
       UserError: the configuration, the data or the work directory cannot be used; nothing was written.
       RunError: the run had to stop; what was saved stays as it is.
-      Stopped: a signal asked for it; the state was saved.
+      Preempted: a signal asked for it; the state was saved.
     """
     began = time.monotonic() if began is None else began
-    agree.on_configuration(config)
-    place = Workdir(workdir, config, writes=agree.speaks())
-    summary = place.finished()
-    if agree.same(summary is not None):
+    check_same_config(config)
+    place = Workdir(workdir, config, writes=multihost.is_first_process())
+    with multihost.errors_on_all():
+        summary = place.finished()
+    if multihost.broadcast_from_first(summary is not None):
         return _already(config, summary, place) if summary else {}
-    plan = make_plan(config)
-    agree.on_folder(place)
-    place.claim(plan.data.identity)
+    with multihost.errors_on_all():
+        plan = make_plan(config)
+    place.check_shared()
+    with multihost.errors_on_all():
+        place.claim(plan.data.identity)
     checkpoints = Checkpoints(place.checkpoints, config.checkpoint)
-    board = TensorBoard(place.path, config.tensorboard and agree.speaks())
+    board = TensorBoard(place.path, config.tensorboard and multihost.is_first_process())
+    lost = False
     try:
-        with contextlib.nullcontext(stop) if stop else StopRequest() as noted:
-            return Run(plan, place, checkpoints, board, noted, began).complete()
+        with contextlib.nullcontext(preemption) if preemption else PreemptionHandler() as handler:
+            return Run(plan, place, checkpoints, board, handler, began).complete()
+    except Exception as error:
+        lost = distributed.lost_peer(error)
+        raise
     finally:
         plan.data.close()
         board.close()
-        checkpoints.close()
+        if not lost:  # it would wait for the process that is gone
+            checkpoints.close()
         place.release()
+
+
+def check_same_config(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError, in all processes, unless all have the same configuration, PER_HOST_KEYS aside."""
+    values = {name: value for name, value in config_lib.flatten(config).items() if name not in PER_HOST_KEYS}
+    if (other := multihost.first_different(values)) is not None:
+        raise UserError(
+            f"--config gives process {other} another configuration than process 0; bring the file, and what it "
+            "imports, to the same state on all machines"
+        )
 
 
 def _already(config: ml_collections.ConfigDict, summary: dict[str, Any], place: Workdir) -> dict[str, Any]:
@@ -85,11 +105,11 @@ class Run:
         place: Workdir,
         checkpoints: Checkpoints,
         board: TensorBoard,
-        stop: StopRequest,
+        preemption: PreemptionHandler,
         began: float,
     ):
-        self.plan, self.place, self.checkpoints, self.board, self.stop = plan, place, checkpoints, board, stop
-        self.began = began
+        self.plan, self.place, self.checkpoints, self.board = plan, place, checkpoints, board
+        self.preemption, self.began = preemption, began
         self.first_step_seconds: float | None = None
         self.state = plan.initial_state()
         self.like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state)
@@ -148,7 +168,7 @@ class Run:
     def fit(self) -> None:
         """Trains from the state's step to the last one."""
         if number := self.asked_to_stop():  # meanwhile; compiling may take longer than there is time
-            raise Stopped(number, self.step)
+            raise Preempted(number, self.step)
         plan = self.plan
         train_steps = compile_train_steps(plan.task, plan.data.train.batch, plan.mesh, self.where)
         evaluate = self.evaluator(plan.data.val)
@@ -161,7 +181,7 @@ class Run:
                 until, asked = plan.next_stop(self.step), time.perf_counter()
                 with self.saving_if_unreadable():
                     operands, serves = plan.data.train.operands(self.step)
-                count = agree.same(self.pace.steps(min(until - self.step, serves)))
+                count = multihost.broadcast_from_first(self.pace.steps(min(until - self.step, serves)))
                 with self.pace.measure(count, count * batch_size, asked):
                     self.state, finite, param_norm = train_steps(self.state, operands, count, self.patience.scale)
                     healthy = bool(finite) and bool(np.isfinite(param_norm))
@@ -177,7 +197,7 @@ class Run:
                 if number := self.asked_to_stop():
                     self.save()
                     self.checkpoints.wait()
-                    raise Stopped(number, self.step)
+                    raise Preempted(number, self.step)
         finally:
             progress.close()
         self.checkpoints.wait()
@@ -221,7 +241,7 @@ class Run:
 
     def asked_to_stop(self) -> int:
         """The number of the signal that any process got, or 0: all of them stop at the same step."""
-        return agree.highest(self.stop.number or 0)
+        return multihost.max_over_processes(self.preemption.signal_number or 0)
 
     @contextlib.contextmanager
     def saving_if_unreadable(self) -> Iterator[None]:
@@ -242,14 +262,14 @@ class Run:
             "seconds": self.pace.seconds,
             "patience": self.patience.seen(),
             "looked_at": self.looked_at,
-            "unreadable": sorted(agree.union(self.unreadable | self.plan.data.unreadable)),
+            "unreadable": sorted(multihost.union(self.unreadable | self.plan.data.unreadable)),
         }
         self.checkpoints.save(self.step, self.state, progress, val_metrics)
 
     def evaluator(self, feed: Feed | None, may_stop: bool = False) -> Callable[[], dict[str, float]] | None:
         """A function that evaluates the current state on a split, every example once; None without a split.
 
-        Where `may_stop`, because all is saved, it raises Stopped on a signal.
+        Where `may_stop`, because all is saved, it raises Preempted on a signal.
         """
         if feed is None:
             return None
@@ -260,12 +280,12 @@ class Run:
             metrics, first = sharding.on_mesh(EvalMetrics.empty, self.plan.mesh), 0
             while first < feed.steps_per_epoch:
                 operands, serves = feed.operands(first)
-                count = agree.same(pace.steps(min(serves, feed.steps_per_epoch - first)))
+                count = multihost.broadcast_from_first(pace.steps(min(serves, feed.steps_per_epoch - first)))
                 with pace.measure(count, count * feed.batch_size):
                     metrics = jax.block_until_ready(eval_steps(self.state, metrics, operands, first, count))
                 first += count
                 if may_stop and (number := self.asked_to_stop()):
-                    raise Stopped(number, self.step)
+                    raise Preempted(number, self.step)
             return {name: decimal(value) for name, value in metrics.compute().items()}
 
         return evaluate
@@ -291,7 +311,7 @@ class Run:
             "steps": self.step,
             "epochs": round(self.step / plan.data.train.steps_per_epoch, 4),
             "params": params,
-            "skipped_records": len(agree.union(self.unreadable | plan.data.unreadable)),
+            "skipped_records": len(multihost.union(self.unreadable | plan.data.unreadable)),
             "images_per_second": self.pace.images_per_second and round(self.pace.images_per_second, 1),
             "first_step_seconds": self.first_step_seconds,
             "wall_seconds": round(self.wall_seconds, 1),
@@ -327,7 +347,7 @@ class Run:
         try:
             from patchnets.plots import run
 
-            run.draw(self.plan, self.state, self.place.path, say, lambda: self.stop.number is not None)
+            run.draw(self.plan, self.state, self.place.path, say, lambda: self.preemption.signal_number is not None)
         except Exception as error:
             say(f"the pictures could not be drawn: {one_line(error)}")
 

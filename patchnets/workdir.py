@@ -9,15 +9,18 @@ import json
 import math
 import os
 import pathlib
+import secrets
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
+import jax
 import ml_collections
 
 from patchnets import config as config_lib
 from patchnets.errors import UserError
+from patchnets.parallel import multihost
 
 SHOWS_SECONDS = 10.0  # within which what one machine writes has to show on the others
 
@@ -83,6 +86,22 @@ class Workdir:
             )
         if not (self.path / "config.json").exists():
             self.write_json("config.json", self._nested)
+
+    def check_shared(self) -> None:
+        """Checks that all processes see the same folder, and leaves it as it was. Raises UserError in all of them
+        otherwise."""
+        if jax.process_count() == 1:
+            return
+        token = multihost.broadcast_from_first(secrets.randbelow(2**31))
+        with contextlib.ExitStack() as stack:
+            with multihost.errors_on_all():  # nobody looks before that: file systems may remember what was not there
+                stack.enter_context(self.marked(token))
+            other = multihost.first_false(self.shows(token))
+            if other is not None:
+                raise UserError(
+                    f"--workdir={self.path} is not the same folder in process {other}: what process 0 writes there "
+                    "does not show; give one on a file system that all machines share"
+                )
 
     @contextlib.contextmanager
     def marked(self, token: int) -> Iterator[None]:

@@ -247,7 +247,8 @@ for place, board in (("without", "--noconfig.tensorboard"), ("with", "--config.t
 
 def test_pictures_of_several_processes_are_drawn_once_after_the_end(monkeypatch, tmp_path):
     drawn = []
-    monkeypatch.setattr(main.subprocess, "run", lambda command, **_: drawn.append(command[-1]))
+    monkeypatch.setattr(main.os, "execv", lambda _, command: drawn.append(command[-1]))
+    monkeypatch.setattr(main.os, "dup2", lambda *_: None)
     argv = ["patchnets.main", DIGITS, f"--workdir={tmp_path}"]
     (tmp_path / "plots").mkdir()
     picture, summary = tmp_path / "plots" / "curves.png", tmp_path / "summary.json"

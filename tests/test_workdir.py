@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from patchnets import agree
+from patchnets import trainer
 from patchnets.errors import UserError
+from patchnets.parallel import multihost
 from patchnets.workdir import Workdir, read_metrics
 
 DATA = {"name": "digits", "examples": {"train": 3}}
@@ -48,17 +49,18 @@ def test_processes_know_the_folder_by_a_mark_in_it_which_leaves_nothing(tiny_con
 @pytest.mark.parametrize("theirs", ["the same", "another"])
 def test_processes_agree_on_their_folder_and_configuration_or_all_are_told(tiny_config, tmp_path, monkeypatch, theirs):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(agree, "_all", lambda value: np.array([value, value if theirs == "the same" else 0]))
+    theirs_is = lambda value: value if theirs == "the same" else np.zeros_like(value)
+    monkeypatch.setattr(multihost, "gather", lambda value: np.array([value, theirs_is(value)]))
     place = Workdir(tmp_path / "run", tiny_config)
     if theirs == "the same":
-        agree.on_folder(place)
-        agree.on_configuration(tiny_config)
+        place.check_shared()
+        trainer.check_same_config(tiny_config)
         return
     with pytest.raises(UserError, match=f"--workdir={tmp_path}/run is not the same folder in process 1"):
-        agree.on_folder(place)
+        place.check_shared()
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="gives process 1 another configuration than process 0"):
-        agree.on_configuration(tiny_config)
+        trainer.check_same_config(tiny_config)
 
 
 def test_a_claim_compares_again_what_another_run_wrote_in_the_meantime(tiny_config, tmp_path):

@@ -7,8 +7,8 @@ from typing import Any
 import yaml
 
 from experiments.launch.asked import Asked
-from patchnets.cluster import PORT
 from patchnets.errors import UserError
+from patchnets.parallel.distributed import PORT
 
 MAX_RESTARTS = 100
 GRACE = 120  # seconds that a pod has to save what it trained

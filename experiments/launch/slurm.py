@@ -28,7 +28,8 @@ def write(asked: Asked) -> str:
     cpus = f" --cpus-per-task={asked.given['cpus-per-task']}" if "cpus-per-task" in asked.given else ""
     what = '"${run[@]}"' if array else shlex.join(asked.runs[0])
     lines += [
-        f"srun{cpus} {shlex.quote(asked.python)} -m patchnets.main {what}",
+        "# Where one task fails or is lost, srun ends the others.",
+        f"srun --kill-on-bad-exit=1{cpus} {shlex.quote(asked.python)} -m patchnets.main {what}",
         "status=$?",
         "# 143: stopped by SIGTERM, state saved. The job goes on from there.",
         f"if [ $status -eq 143 ] && [ ${{SLURM_RESTART_COUNT:-0}} -lt {most} ]; then",

@@ -3,6 +3,8 @@
 import json
 import os
 import pathlib
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -121,6 +123,65 @@ def test_a_job_that_is_cut_ends_as_if_it_had_not_been(how, nodes, cluster, unint
     for row, expected in zip(rows(place), rows(uninterrupted), strict=True):
         assert row == pytest.approx(expected, rel=tolerance, abs=0)
     assert figures(place) == pytest.approx(figures(uninterrupted), rel=tolerance, abs=0)
+
+
+TWO_STEPS = """#!/bin/bash
+#SBATCH --nodes=2 --ntasks-per-node=1 --output={place}/slurm-%j.out
+cd {root}
+for run in 0 1; do
+    srun --overlap --kill-on-bad-exit=1 {program} --config.seed=$run --workdir={place}/$run &
+    steps+=($!)
+done
+status=0
+for step in ${{steps[@]}}; do wait $step || status=$?; done
+exit $status
+"""
+
+
+def test_two_steps_of_a_job_are_two_runs(cluster, tmp_path):
+    script = tmp_path / "steps.sbatch"
+    program = " ".join([sys.executable, "-m", "patchnets.main", *DIGITS, "--config.total_epochs=2"])
+    script.write_text(TWO_STEPS.format(place=tmp_path, root=ROOT, program=program))
+    (ended,) = cluster.wait(cluster.tell("sbatch", str(script)).split()[-1])
+    assert ended["JobState"] == "COMPLETED", logged(tmp_path)
+    for run in (0, 1):
+        summary = json.loads((tmp_path / str(run) / "summary.json").read_text())
+        assert (summary["epochs"], "in 2 processes" in summary["device"]) == (2.0, True)
+        assert json.loads((tmp_path / str(run) / "config.json").read_text())["seed"] == run
+
+
+def test_a_lost_task_ends_the_job(cluster, tmp_path):
+    place = tmp_path / "run"
+    job = cluster.submit(place, *DIGITS, "--config.total_epochs=10000", "--nodes=2")
+    for _ in waiting():
+        if (place / "metrics.jsonl").exists() and rows(place):
+            break
+    told = subprocess.run(["pgrep", "-f", f"patchnets.main .*--workdir={place}$"], capture_output=True, text=True)
+    tasks = [int(pid) for pid in told.stdout.split() if b"\0-m\0patchnets.main" in command_of(pid)]
+    (lost,) = [pid for pid in tasks if b"SLURM_PROCID=1" in environment_of(pid)]
+    os.kill(lost, signal.SIGKILL)
+    (ended,) = cluster.wait(job)
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), logged(place)
+
+
+def command_of(pid):
+    return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def environment_of(pid):
+    return pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+
+
+@pytest.mark.skipif(shutil.which("mpirun") is None, reason="mpirun is not installed (apt-get install openmpi-bin)")
+def test_processes_of_open_mpi_train_as_one(tmp_path, uninterrupted):
+    place = tmp_path / "run"
+    mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"]
+    program = [sys.executable, "-m", "patchnets.main", *DIGITS, LENGTH, f"--workdir={place}"]
+    done = subprocess.run([*mpirun, *program], cwd=ROOT, env=os.environ | QUICK, timeout=PATIENCE, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert "in 2 processes" in json.loads((place / "summary.json").read_text())["device"]
+    for row, expected in zip(rows(place), rows(uninterrupted), strict=True):
+        assert row == pytest.approx(expected, rel=1e-3, abs=0)
 
 
 def test_a_request_that_cannot_be_carried_out_is_not_tried_again(cluster, tmp_path):

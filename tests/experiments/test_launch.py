@@ -10,7 +10,7 @@ import yaml
 from experiments.launch import __main__ as launch
 from experiments.launch import asked, devices, slurm
 from experiments.reproduce.jobs import ROOT
-from patchnets import cluster
+from patchnets.parallel import distributed
 
 DIGITS = "--config=configs/mixer_digits.py"
 GKE = ("--tpu-type=tpu-v5-lite-podslice", "--tpu-topology=4x4", "--tpus-per-node=4")
@@ -55,8 +55,8 @@ def test_a_stopped_job_goes_on_and_others_do_not(stand_in, tmp_path, capsys):
         ran = stand_in("srun", f"exit {status}")
         assert carried_out(script, SLURM_JOB_ID="17", SLURM_RESTART_COUNT=restarts).returncode == status
         assert requeued() == [["requeue", "17"]] * again
-    cpus, _python, *arguments = ran()[-1]
-    assert cpus == "--cpus-per-task=4"
+    kills, cpus, _python, *arguments = ran()[-1]
+    assert (kills, cpus) == ("--kill-on-bad-exit=1", "--cpus-per-task=4")
     assert arguments == ["-m", "patchnets.main", DIGITS, "--config.total_epochs=2", f"--workdir={workdir}"]
     directives = [line for line in script.read_text().splitlines() if line.startswith("#SBATCH")]
     assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=1", "#SBATCH --time=1:00:00", "#SBATCH --requeue",
@@ -104,7 +104,7 @@ def test_each_task_of_an_array_does_one_run(what, expected, stand_in, tmp_path, 
     for i in range(len(expected)):
         assert carried_out(script, SLURM_JOB_ID="5", SLURM_ARRAY_TASK_ID=str(i)).returncode == 0
     for words, (config, seed, place) in zip(ran(), expected, strict=True):
-        told = dict(word[2:].split("=", 1) for word in words[3:])
+        told = dict(word[2:].split("=", 1) for word in words[4:])
         assert (told["config"], told["config.seed"], told["workdir"]) == (config, seed, str(tmp_path / "out" / place))
         assert told["config.dataset.data_dir"] == "/a b"
 
@@ -208,9 +208,9 @@ def test_pods_find_each_other_by_what_the_manifest_sets(capsys):
     assert (job["completionMode"], job["parallelism"], job["completions"]) == ("Indexed", 4, 4)
     (container,) = job["template"]["spec"]["containers"]
     environ = {each["name"]: each["value"] for each in container["env"]} | {"JOB_COMPLETION_INDEX": "2"}
-    member, arguments = cluster.find(container["command"][3:], environ)
+    process, arguments = distributed.detect_cluster(container["command"][3:], environ)
     # A pod's name is that of its JobSet, its job, the job's number and its own; the JobSet's service is named after it.
-    assert member == cluster.Member(2, 4, "mixer-1-run-0-0.mixer-1", cluster.PORT)
+    assert process == distributed.ProcessInfo(2, 4, coordinator=f"mixer-1-run-0-0.mixer-1:{distributed.PORT}")
     assert container["command"][:3] == ["python", "-m", "patchnets.main"]
     assert arguments == [DIGITS, "--config.seed=3", "--workdir=/runs/mixer-1"]
     mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
@@ -236,7 +236,7 @@ def test_of_a_sweep_there_is_a_jobset_for_each_run(capsys):
         rate, seed = ("0.0005", "0.0015", "0.005", "0.015")[i % 4], str(i // 4)
         assert (told["config.optimizer.learning_rate"], told["config.seed"]) == (rate, seed)
         assert told["workdir"] == f"/runs/mixer-digits-lr/lr-{rate}/seed-{seed}"
-        assert container["env"][0]["value"] == f"{name}-run-0-0.{name}:{cluster.PORT}"
+        assert container["env"][0]["value"] == f"{name}-run-0-0.{name}:{distributed.PORT}"
 
 
 @pytest.mark.parametrize("nodes, sweep, most", [(1, False, 49), (10, False, 49), (11, False, 48), (11, True, 46)])
