@@ -1,6 +1,6 @@
 """Prints what pyproject.toml asks for, development tools included, for pip: at its lower bounds, or at any version.
 
-    python .ci/requirements.py oldest|newest
+python .ci/requirements.py oldest|newest
 """
 
 import pathlib

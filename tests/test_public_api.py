@@ -61,9 +61,11 @@ OWN = {name for name in own_names() if name.startswith("_")}
 def private_uses(source):
     tree = ast.parse(source)
     for line, name in modules(tree):
-        if name in PRIVATE or name.startswith(tuple(f"{module}." for module in PRIVATE)):
-            yield f"line {line}: {name}"
-        elif any(map(is_private, name.split("."))):
+        if (
+            name in PRIVATE
+            or name.startswith(tuple(f"{module}." for module in PRIVATE))
+            or any(map(is_private, name.split(".")))
+        ):
             yield f"line {line}: {name}"
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and is_private(node.attr):
