@@ -1,5 +1,6 @@
 """TFDS data sets are prepared from an archive placed by hand, read without TensorFlow, and fail in one clear line."""
 
+import importlib.util
 import io
 import json
 import os
@@ -28,6 +29,11 @@ URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
 ARCHIVE = "cifar-100-binary.tar.gz"
 FINE = [f"fine_{i:02}" for i in range(100)]
 COARSE = [f"coarse_{i:02}" for i in range(20)]
+
+
+needs_tensorflow = pytest.mark.skipif(
+    importlib.util.find_spec("tensorflow") is None, reason="preparing a data set needs TensorFlow"
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -73,6 +79,7 @@ def place_archive(data_dir):
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
+    pytest.importorskip("tensorflow", reason="preparing a data set needs TensorFlow")
     """CIFAR-100, prepared by open_tfds from the archive placed by hand, as if TFDS knew its checksum."""
     place = tmp_path_factory.mktemp("tfds")
     archive = place_archive(place)
@@ -269,6 +276,7 @@ def prepared(builder_class, data_dir, file_format):
     return builder
 
 
+@needs_tensorflow
 def test_gray_images_of_unlike_sizes_are_read_and_resized(gray_builder, tmp_path):
     prepared(gray_builder, tmp_path, "array_record")
     source = tfds_source.open_tfds("tiny_gray_pictures", str(tmp_path))
@@ -283,6 +291,7 @@ def test_gray_images_of_unlike_sizes_are_read_and_resized(gray_builder, tmp_path
     assert {image.shape for image, _ in records.examples(range(9), 6)} == {(6, 6, 1)}
 
 
+@needs_tensorflow
 def test_images_of_one_size_that_are_no_squares_have_no_uniform_side(gray_builder, tmp_path):
     class TinyWidePictures(gray_builder):
         SHAPE = (4, 5, 1)
@@ -296,6 +305,7 @@ def test_images_of_one_size_that_are_no_squares_have_no_uniform_side(gray_builde
     assert cache.load_split(source, "train", 8, tmp_path / "cache", 2.0**30)[0].shape == (1, 8, 8, 1)
 
 
+@needs_tensorflow
 def test_a_data_set_prepared_as_tfrecord_alone_is_an_error_that_says_what_to_do(gray_builder, tmp_path):
     prepared(gray_builder, tmp_path, "tfrecord")
     with pytest.raises(UserError) as error:
@@ -304,6 +314,7 @@ def test_a_data_set_prepared_as_tfrecord_alone_is_an_error_that_says_what_to_do(
     assert all(word in message for word in (str(tmp_path), "tfrecord", "array_record", "config.dataset.data_dir"))
 
 
+@needs_tensorflow
 def test_a_data_set_without_downloads_is_prepared(gray_builder, tmp_path):
     source = tfds_source.open_tfds("tiny_gray_pictures", str(tmp_path))
     assert dict(source.sizes) == {"train": 9}
@@ -373,6 +384,7 @@ def test_each_record_that_damage_has_reached_is_named(data_dir, tmp_path, damage
 # What cannot be had.
 
 
+@needs_tensorflow
 def test_an_archive_with_a_wrong_checksum_is_an_error_that_names_the_file(tmp_path):
     archive = place_archive(tmp_path)
     with pytest.raises(UserError) as error:
@@ -383,6 +395,7 @@ def test_an_archive_with_a_wrong_checksum_is_an_error_that_names_the_file(tmp_pa
     assert not any(path.name == "dataset_info.json" for path in (tmp_path / "cifar100").rglob("*"))
 
 
+@needs_tensorflow
 def test_without_archive_and_network_the_error_says_quickly_what_to_do(tmp_path):
     started = time.monotonic()
     with pytest.raises(UserError) as error:
@@ -399,6 +412,7 @@ def test_without_archive_and_network_the_error_says_quickly_what_to_do(tmp_path)
     assert all(word in message for word in wanted), message
 
 
+@needs_tensorflow
 def test_an_error_while_connecting_does_not_stop_a_later_attempt(tmp_path, monkeypatch):
     with pytest.raises(UserError):
         tfds_source.open_tfds("cifar100", str(tmp_path))
@@ -423,6 +437,7 @@ def test_a_name_like_no_other_is_an_error_that_says_what_is_expected(tmp_path):
     assert all(word in one_line(error) for word in ("digits", "folder", "TFDS"))
 
 
+@needs_tensorflow
 @pytest.mark.parametrize("name", ["imdb_reviews", "coco"])
 def test_a_data_set_that_is_not_for_image_classification_is_an_error(tmp_path, name):
     with pytest.raises(UserError, match="not for image classification") as error:
@@ -444,6 +459,7 @@ def test_a_version_that_does_not_exist_is_an_error_that_quotes_it(tmp_path):
     assert "9.9.9" in one_line(error)
 
 
+@needs_tensorflow
 def test_a_data_set_that_must_be_fetched_by_hand_is_an_error_that_names_the_place(tmp_path):
     with pytest.raises(UserError) as error:
         tfds_source.open_tfds("imagenet2012", str(tmp_path))
