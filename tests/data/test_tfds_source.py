@@ -183,6 +183,38 @@ print(json.dumps([zlib.crc32(b"".join(i.tobytes() for i in images)), labels, lis
     assert "\n" not in message
 
 
+def test_runs_on_digits_folders_and_prepared_data_sets_need_no_tensorflow(data_dir, tmp_path):
+    for i in range(40):
+        path = tmp_path / "photos" / ("train" if i < 32 else "test") / f"class_{i % 2}" / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 6 * i, np.uint8)).save(path)
+    program = f"""
+import importlib.machinery, sys
+class WithoutTensorFlow(importlib.machinery.PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in ("tensorflow", "keras") else super().find_spec(name, path, target)
+sys.meta_path[sys.meta_path.index(importlib.machinery.PathFinder)] = WithoutTensorFlow
+from patchnets import main
+small = ["model.depth=1", "model.hidden_dim=16", "model.tokens_mlp_dim=8", "model.channels_mlp_dim=8", "image_size=8",
+         "augment.zoom=0", "augment.shift=0", "schedule.warmup_epochs=0", "total_epochs=1", "mesh.data=1", "batch_size=32"]
+for name, options in dict(
+    digits=[],
+    folder=["dataset.path={tmp_path}/photos", "dataset.feed=streaming", "dataset.workers=0"],
+    cifar100=["dataset.data_dir={data_dir}", "dataset.cache_dir={tmp_path}/cache"],
+).items():
+    keys = [*small, "dataset.name=" + name, *options]
+    arguments = ["--config=configs/mixer_digits.py:paper", "--workdir={tmp_path}/" + name]
+    assert main.run(["", *arguments, *("--config." + key for key in keys)]) == 0
+assert not [name for name in sys.modules if name.split(".")[0] in ("tensorflow", "keras")]
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    for name in ("digits", "folder", "cifar100"):
+        assert (tmp_path / name / "summary.json").exists() and list((tmp_path / name).glob("events.out.tfevents.*"))
+
+
 # Reading without decoding, as workers do.
 
 
