@@ -133,7 +133,7 @@ def keep_compiled() -> None:
 
     from patchnets.data.cache import cache_root
 
-    if not jax.config.read("jax_compilation_cache_dir"):
+    if not jax.config.values["jax_compilation_cache_dir"]:
         jax.config.update("jax_compilation_cache_dir", str(cache_root() / "compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     # A cache that cannot be written or read back is a slow start, not a reason for a page of warnings.

@@ -37,7 +37,7 @@ def split_cpu(config: ml_collections.ConfigDict, processes: int = 1, beside: int
     how many there shall be, or where JAX has looked already. The devices are not used where there is an accelerator.
     """
     told = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if told or jax.config.read("jax_num_cpu_devices") > 0:
+    if told or jax.config.values["jax_num_cpu_devices"] > 0:
         return
     batches = {config.batch_size // config.accumulate, config.eval_batch_size or config.batch_size}
     cores = host.cores()

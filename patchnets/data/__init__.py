@@ -203,7 +203,7 @@ def allowed_bytes(config: ml_collections.ConfigDict, devices: int) -> float:
     """The memory that resident images may take over all, where each device has room for `max_resident_gib`; devices
     that are a CPU's cores have it together."""
     sharded, limit = config.dataset.placement == "sharded", config.dataset.max_resident_gib * 2**30
-    if jax.config.read("jax_num_cpu_devices") > 0 and jax.default_backend() == "cpu":
+    if jax.config.values["jax_num_cpu_devices"] > 0 and jax.default_backend() == "cpu":
         return limit if sharded else limit / devices
     return limit * devices if sharded else limit
 
