@@ -31,8 +31,8 @@ smoke: train
 	$(PYTEST) $(SMOKE)
 
 # Models against published counts, a step against NumPy, runs killed and continued, and what is used of libraries.
-SMOKE = tests/test_public_api.py tests/models/test_models.py tests/models/test_mlp_mixer.py tests/test_steps.py \
-        tests/test_kill.py tests/test_trainer.py -m "not slow"
+SMOKE = tests/test_public_api.py tests/models/test_models.py tests/models/test_mlp_mixer.py tests/step/test_train_step.py \
+        tests/test_kill.py tests/test_train.py -m "not slow"
 
 newest oldest:
 	@mkdir -p build

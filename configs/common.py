@@ -1,4 +1,4 @@
-"""What the configurations share. Every key, its default and its meaning: patchnets/config_keys.py, or --help."""
+"""What the configurations share. Every key, its default and its meaning: patchnets/config/schema.py, or --help."""
 
 from collections.abc import Callable, Mapping
 
@@ -22,8 +22,8 @@ def choose(argument: str | None, choices: Mapping[str, Callable[[], ConfigDict]]
     return choices[argument]()
 
 
-def claim(accuracy: float, top5_accuracy: float | None = None, *, source: str, tolerance: float = 0.01) -> dict:
-    """The published test metrics that a configuration aims at: `claims=claim(...)`."""
+def published(accuracy: float, top5_accuracy: float | None = None, *, source: str, tolerance: float = 0.01) -> dict:
+    """The published test metrics that a configuration aims at: `published=published(...)`."""
     return dict(accuracy=accuracy, top5_accuracy=top5_accuracy, source=source, tolerance=tolerance)
 
 
@@ -38,11 +38,11 @@ def digits(**values) -> ConfigDict:
     return base(
         dataset=dict(name="digits"),
         image_size=8,
-        augment=dict(shift=0.1, zoom=0.1),
+        augment=dict(translate=0.1, zoom=0.1),
         batch_size=64,
         total_epochs=60.0,
         eval_every_epochs=5.0,
-        optimizer=dict(learning_rate=3e-3, weight_decay=0.05, clip_norm=1.0),
+        optimizer=dict(learning_rate=3e-3, weight_decay=0.05, grad_clip_norm=1.0),
         schedule=dict(name="cosine", warmup_epochs=5.0),
         **values,
     )
@@ -53,7 +53,7 @@ def keras_adamw(learning_rate: float) -> dict:
 
     Keras adds epsilon before it corrects the running mean of squares for its start at zero, optax afterwards.
     """
-    return dict(learning_rate=learning_rate, weight_decay=1e-4, decay="all", epsilon=1e-7)
+    return dict(learning_rate=learning_rate, weight_decay=1e-4, wd_mask="all", epsilon=1e-7)
 
 
 def keras_mlp(dataset: str, learning_rate: float, model: dict, **values) -> ConfigDict:
@@ -72,9 +72,10 @@ def keras_mlp(dataset: str, learning_rate: float, model: dict, **values) -> Conf
         batch_size=128,
         total_epochs=50.0,
         optimizer=keras_adamw(learning_rate),
-        schedule=dict(name="constant", plateau_factor=0.5, plateau_patience=5),
-        stop_patience=10,
-        checkpoint=dict(best="loss"),
+        schedule=dict(name="constant"),
+        reduce_on_plateau=dict(factor=0.5, patience=5),
+        early_stopping=dict(patience=10),
+        checkpoint=dict(best_metric="loss"),
         **values,
     )
 
@@ -139,11 +140,11 @@ def of_convmixer(**augment) -> dict:
         policy="randaugment",
         magnitude=9.0,
         magnitude_std=0.5,
-        policy_probability=0.5,
+        randaugment_prob=0.5,
         mixup=0.5,
         cutmix=0.5,
-        erasing=0.25,
-        erasing_mode="pixel",
+        random_erasing_prob=0.25,
+        random_erasing_mode="pixel",
         **augment,
     )
 
@@ -159,11 +160,11 @@ def convmixer_on_cifar(dataset: str, **values) -> ConfigDict:
         dataset=dict(name=dataset, train_split="train", val_split="none"),
         image_size=32,
         normalize="dataset",
-        augment=of_convmixer(flip=True, crop_area=0.75, crop_aspect=1.0),
+        augment=of_convmixer(flip=True, crop_scale_min=0.75, crop_ratio_max=1.0),
         model=dict(name="convmixer", variant="256/8-k9-p1"),
         batch_size=64,
         total_epochs=200.0,
-        optimizer=dict(learning_rate=0.01, weight_decay=0.01, epsilon=1e-3, clip_norm=1.0),
+        optimizer=dict(learning_rate=0.01, weight_decay=0.01, epsilon=1e-3, grad_clip_norm=1.0),
         schedule=dict(name="one_cycle"),
         **values,
     )
@@ -177,11 +178,13 @@ def locuslab(dataset: str, **values) -> ConfigDict:
         dataset=dict(name=dataset, train_split="train", val_split="none"),
         image_size=32,
         normalize="dataset",
-        augment=dict(flip=True, policy="randaugment", ranges="torchvision", layers=2, magnitude=12.0),
+        augment=dict(
+            flip=True, policy="randaugment", randaugment_variant="torchvision", randaugment_num_ops=2, magnitude=12.0
+        ),
         model=dict(name="convmixer", variant="256/8-k5-p2"),
         batch_size=512,
         total_epochs=25.0,
-        optimizer=dict(learning_rate=0.05, weight_decay=0.005, decay="all"),
+        optimizer=dict(learning_rate=0.05, weight_decay=0.005, wd_mask="all"),
         schedule=dict(name="one_cycle"),
         **values,
     )
@@ -198,7 +201,9 @@ def omihub777(dataset: str, **values) -> ConfigDict:
         augment=dict(flip=True, crop_padding=4, policy="autoaugment_cifar10", **values.pop("augment", {})),
         batch_size=128,
         label_smoothing=0.1,
-        optimizer=dict(name="adam", learning_rate=1e-3, weight_decay=5e-5, decay="all", **values.pop("optimizer", {})),
+        optimizer=dict(
+            name="adam", learning_rate=1e-3, weight_decay=5e-5, wd_mask="all", **values.pop("optimizer", {})
+        ),
         schedule=dict(name="cosine", warmup_epochs=5.0, **values.pop("schedule", {})),
         **values,
     )
@@ -219,7 +224,7 @@ def mixer_nano(dataset: str, **values) -> ConfigDict:
             gelu="exact",
         ),
         total_epochs=300.0,
-        augment=dict(cutmix=1.0, mix_probability=0.5),
+        augment=dict(cutmix=1.0, mix_prob=0.5),
         optimizer=dict(beta2=0.99),
         schedule=dict(end_factor=1e-3),
         **values,
@@ -245,7 +250,14 @@ def kentaroy47(dataset: str, **values) -> ConfigDict:
         dataset=dict(name=dataset, train_split="train", val_split="none"),
         image_size=32,
         normalize="dataset",
-        augment=dict(flip=True, crop_padding=4, policy="randaugment", ranges="tensorflow", layers=2, magnitude=14 / 3),
+        augment=dict(
+            flip=True,
+            crop_padding=4,
+            policy="randaugment",
+            randaugment_variant="tensorflow",
+            randaugment_num_ops=2,
+            magnitude=14 / 3,
+        ),
         model=dict(
             name="vit",
             patch_size=4,
@@ -272,8 +284,8 @@ def imagenet(augment: Mapping, **values) -> ConfigDict:
     return base(
         dataset=dict(name="imagenet2012", train_split="train[:99%]", val_split="train[99%:]", test_split="validation"),
         image_size=224,
-        **{"eval_crop": 0.875} | values,
-        augment={"flip": True, "crop_area": 0.05} | dict(augment),
+        **{"crop_pct": 0.875} | values,
+        augment={"flip": True, "crop_scale_min": 0.05} | dict(augment),
         log_every_steps=100,
     )
 
@@ -281,4 +293,6 @@ def imagenet(augment: Mapping, **values) -> ConfigDict:
 def tensorflow_randaugment(magnitude: float) -> dict:
     """RandAugment with 2 operations as the authors of Mixer and ViT have it, in which posterize and solarize change an
     image less the higher the magnitude."""
-    return dict(policy="randaugment", layers=2, magnitude=float(magnitude), ranges="tensorflow")
+    return dict(
+        policy="randaugment", randaugment_num_ops=2, magnitude=float(magnitude), randaugment_variant="tensorflow"
+    )

@@ -9,7 +9,7 @@ patches single pixels. Mirrored and cropped (digits: moved), batches of 128, Ada
 a peak of 1e-3, warmed up over a tenth of the run, which takes 10 epochs, and a cosine after that; gradients of a norm
 above 1 scaled down.
 
-Nothing is published about it, and it claims nothing: it is nobody's own recipe, and so favours no family by design.
+Nothing is published about it, and it claims nothing: it is nobody's own recipe, and so favors no family by design.
 """
 
 from configs import common
@@ -28,7 +28,7 @@ def cifar10():
 
 
 def digits():
-    return recipe("digits", image_size=8, patch_size=1, augment=dict(shift=0.1))
+    return recipe("digits", image_size=8, patch_size=1, augment=dict(translate=0.1))
 
 
 def recipe(dataset: str, image_size: int, patch_size: int, augment: dict):
@@ -48,6 +48,6 @@ def recipe(dataset: str, image_size: int, patch_size: int, augment: dict):
         batch_size=128,
         total_epochs=10.0,
         eval_every_epochs=1.0,
-        optimizer=dict(learning_rate=1e-3, weight_decay=0.05, clip_norm=1.0),
+        optimizer=dict(learning_rate=1e-3, weight_decay=0.05, grad_clip_norm=1.0),
         schedule=dict(name="cosine", warmup_epochs=1.0),
     )

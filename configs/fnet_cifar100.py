@@ -24,14 +24,14 @@ def tutorial():
         "cifar100",
         0.001,
         model=dict(name="keras_fnet", variant="cifar100"),
-        claims=common.claim(0.4663, 0.7647, source="Keras example, earlier edition, 50 epochs", tolerance=0.02),
+        published=common.published(0.4663, 0.7647, source="Keras example, earlier edition, 50 epochs", tolerance=0.02),
     )
 
 
 def one_epoch():
     source = "Keras example, 1 epoch"
     return common.changed(
-        tutorial(), total_epochs=1.0, claims=common.claim(0.1382, 0.3615, source=source, tolerance=0.02)
+        tutorial(), total_epochs=1.0, published=common.published(0.1382, 0.3615, source=source, tolerance=0.02)
     )
 
 

@@ -27,7 +27,7 @@ def paper(variant: str):
         batch_size=4096,
         total_epochs=300.0,
         label_smoothing=0.1,
-        optimizer=dict(learning_rate=1e-3, weight_decay=0.05, epsilon=1e-6, clip_norm=1.0),
+        optimizer=dict(learning_rate=1e-3, weight_decay=0.05, epsilon=1e-6, grad_clip_norm=1.0),
         schedule=dict(name="cosine", warmup_steps=10_000),
-        claims=common.claim(ACCURACY[variant], source="arXiv 2105.08050, as others cite it"),
+        published=common.published(ACCURACY[variant], source="arXiv 2105.08050, as others cite it"),
     )

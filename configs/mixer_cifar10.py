@@ -44,4 +44,4 @@ def paper():
 
 
 def nano():
-    return common.mixer_nano("cifar10", claims=common.claim(0.9083, source="omihub777/MLP-Mixer-CIFAR"))
+    return common.mixer_nano("cifar10", published=common.published(0.9083, source="omihub777/MLP-Mixer-CIFAR"))

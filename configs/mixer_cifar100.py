@@ -28,14 +28,14 @@ def tutorial():
         "cifar100",
         0.005,
         model=dict(name="keras_mixer", variant="cifar100"),
-        claims=common.claim(0.4758, 0.7718, source="Keras example, earlier edition, 50 epochs", tolerance=0.02),
+        published=common.published(0.4758, 0.7718, source="Keras example, earlier edition, 50 epochs", tolerance=0.02),
     )
 
 
 def one_epoch():
     source = "Keras example, 1 epoch"
     return common.changed(
-        tutorial(), total_epochs=1.0, claims=common.claim(0.0976, 0.308, source=source, tolerance=0.02)
+        tutorial(), total_epochs=1.0, published=common.published(0.0976, 0.308, source=source, tolerance=0.02)
     )
 
 
@@ -57,4 +57,4 @@ def paper():
 
 
 def nano():
-    return common.mixer_nano("cifar100", claims=common.claim(0.6751, source="omihub777/MLP-Mixer-CIFAR"))
+    return common.mixer_nano("cifar100", published=common.published(0.6751, source="omihub777/MLP-Mixer-CIFAR"))

@@ -22,10 +22,10 @@ def get_config(variant: str | None = None):
 def paper(variant: str):
     return common.imagenet(
         augment=common.tensorflow_randaugment(15) | dict(mixup=0.5),
-        model=dict(name="mlp_mixer", variant=variant, stochastic_depth_rate=0.1, dtype="bfloat16"),
+        model=dict(name="mlp_mixer", variant=variant, drop_path_rate=0.1, dtype="bfloat16"),
         batch_size=4096,
         total_epochs=300.0,
-        optimizer=dict(learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0),
+        optimizer=dict(learning_rate=1e-3, weight_decay=0.1, grad_clip_norm=1.0),
         schedule=dict(name="linear", warmup_steps=10_000),
-        claims=common.claim(ACCURACY[variant], source="arXiv 2105.01601, table 2"),
+        published=common.published(ACCURACY[variant], source="arXiv 2105.01601, table 2"),
     )

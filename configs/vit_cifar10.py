@@ -37,11 +37,11 @@ def paper():
 
 
 def omihub777():
-    return common.vit_small("cifar10", claims=common.claim(0.9092, source="omihub777/ViT-CIFAR"))
+    return common.vit_small("cifar10", published=common.published(0.9092, source="omihub777/ViT-CIFAR"))
 
 
 def kentaroy47(epochs: int):
     source = f"kentaroy47/vision-transformers-cifar10, {epochs} epochs"
     return common.kentaroy47(
-        "cifar10", total_epochs=float(epochs), claims=common.claim(KENTAROY47[epochs], source=source)
+        "cifar10", total_epochs=float(epochs), published=common.published(KENTAROY47[epochs], source=source)
     )

@@ -35,7 +35,7 @@ def tutorial():
     return common.keras_vit(
         "cifar100",
         model=dict(name="keras_vit", variant="cifar100"),
-        claims=common.claim(0.1061, 0.3151, source="Keras example, 10 epochs", tolerance=0.02),
+        published=common.published(0.1061, 0.3151, source="Keras example, 10 epochs", tolerance=0.02),
     )
 
 
@@ -43,7 +43,7 @@ def hundred_epochs():
     return common.changed(
         tutorial(),
         total_epochs=100.0,
-        claims=common.claim(0.55, 0.82, source="Keras example, about, for 100 epochs", tolerance=0.02),
+        published=common.published(0.55, 0.82, source="Keras example, about, for 100 epochs", tolerance=0.02),
     )
 
 
@@ -55,9 +55,9 @@ def paper():
 
 
 def omihub777():
-    return common.vit_small("cifar100", claims=common.claim(0.6654, source="omihub777/ViT-CIFAR"))
+    return common.vit_small("cifar100", published=common.published(0.6654, source="omihub777/ViT-CIFAR"))
 
 
 def kentaroy47():
     source = "kentaroy47/vision-transformers-cifar10"
-    return common.kentaroy47("cifar100", total_epochs=200.0, claims=common.claim(0.52, source=source))
+    return common.kentaroy47("cifar100", total_epochs=200.0, published=common.published(0.52, source=source))

@@ -51,7 +51,7 @@ def paper():
         model=dict(name="vit", variant="B/16", dropout_rate=0.1, dtype="bfloat16"),
         batch_size=4096,
         total_epochs=300.0,
-        optimizer=dict(learning_rate=3e-3, weight_decay=0.3, clip_norm=1.0),
+        optimizer=dict(learning_rate=3e-3, weight_decay=0.3, grad_clip_norm=1.0),
         schedule=dict(name="cosine", warmup_steps=10_000),
     )
 
@@ -62,16 +62,16 @@ def plain(epochs: int):
         model=dict(
             name="vit",
             variant="S/16",
-            pooling="gap",
-            position="sincos2d",
-            representation_dim=384,
+            pool_type="gap",
+            posemb="sincos2d",
+            rep_size=384,
             dtype="bfloat16",
         ),
         batch_size=1024,
         total_epochs=float(epochs),
-        optimizer=dict(learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0),
+        optimizer=dict(learning_rate=1e-3, weight_decay=0.1, grad_clip_norm=1.0),
         schedule=dict(name="cosine", warmup_steps=10_000),
-        claims=common.claim(PLAIN[epochs], source=f"arXiv 2205.01580, {epochs} epochs"),
+        published=common.published(PLAIN[epochs], source=f"arXiv 2205.01580, {epochs} epochs"),
     )
 
 
@@ -82,9 +82,9 @@ def augreg(variant: str, chosen: str | None = None):
         model=dict(name="vit", variant=variant, dtype="bfloat16"),
         batch_size=4096,
         total_epochs=300.0,
-        optimizer=dict(learning_rate=1e-3, weight_decay=0.1, clip_norm=1.0),
+        optimizer=dict(learning_rate=1e-3, weight_decay=0.1, grad_clip_norm=1.0),
         schedule=dict(name="cosine", warmup_steps=10_000),
-        **{} if chosen else dict(claims=common.claim(AUGREG[variant], source=source, tolerance=0.02)),
+        **{} if chosen else dict(published=common.published(AUGREG[variant], source=source, tolerance=0.02)),
     )
 
 

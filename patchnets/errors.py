@@ -23,7 +23,7 @@ class Preempted(Exception):
         self.status = 128 + signal_number
 
 
-def tell(error: BaseException, program: str = "patchnets") -> int:
+def report_error(error: BaseException, program: str = "patchnets") -> int:
     """Says in one line what ended a program, one of the above or an OSError, and returns the exit status."""
     said = str(error)
     if isinstance(error, OSError):
@@ -32,7 +32,7 @@ def tell(error: BaseException, program: str = "patchnets") -> int:
     return getattr(error, "status", 1)
 
 
-def one_line(error: BaseException, limit: int = 300) -> str:
+def first_line(error: BaseException, limit: int = 300) -> str:
     """What an error says, in one line of at most about `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[:limit] + " ..."

@@ -3,7 +3,7 @@
 import gc
 import os
 
-# Most of a test's time is compilation, and unoptimised machine code of the same programs computes the same: no LLVM
+# Most of a test's time is compilation, and unoptimized machine code of the same programs computes the same: no LLVM
 # passes, one module a program, and loops written without MLIR's pipeline, which is half the time of a small program.
 # Flags that are given stand in place of these: XLA_FLAGS=--xla_backend_optimization_level=3 tests what a run executes.
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get(
@@ -19,7 +19,7 @@ import jax
 import ml_collections
 import pytest
 
-from patchnets import sharding
+from patchnets.parallel import mesh
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -43,13 +43,13 @@ def programs_of_one_file():
 @pytest.fixture(scope="session")
 def mesh1():
     """One device."""
-    return sharding.make_mesh(ml_collections.ConfigDict({"data": 1}))
+    return mesh.make_mesh(ml_collections.ConfigDict({"data": 1}))
 
 
 @pytest.fixture(scope="session")
 def mesh8():
     """Eight devices that share every batch."""
-    return sharding.make_mesh(ml_collections.ConfigDict({"data": 8}))
+    return mesh.make_mesh(ml_collections.ConfigDict({"data": 8}))
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def tiny_config():
         dataset=dict(name="digits", train_split="train[:700]", val_split="train[700:800]", test_split="test[:130]"),
         image_size=8,
         model=dict(name="mlp_mixer", patch_size=4, depth=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32),
-        augment=dict(shift=0.1),
+        augment=dict(translate=0.1),
         batch_size=64,
         total_epochs=4.0,
         mesh=dict(data=1),

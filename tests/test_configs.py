@@ -12,7 +12,7 @@ import configs
 from patchnets import config as config_lib
 from patchnets import models
 from patchnets.errors import UserError
-from patchnets.schedules import make_schedule
+from patchnets.optim.schedules import make_schedule
 
 FOLDER = pathlib.Path(configs.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "def get_config(" in path.read_text())
@@ -56,7 +56,7 @@ def test_the_published_configurations_are_there():
 @pytest.mark.parametrize(("name", "argument"), EVERY)
 def test_configuration_passes_and_can_be_scheduled(name, argument):
     config = get(name, argument)
-    assert config_lib.check(config) is None
+    assert config_lib.validate(config) is None
     peak = make_schedule(config, 100_000, 1_000)(40_000)
     assert 0 < peak <= config.optimizer.learning_rate
 
@@ -97,12 +97,12 @@ def test_imagenet_recipe_is_that_of_the_mixer_paper():
     assert (config.total_epochs, config.total_steps, config.batch_size) == (300, None, 4096)
     given = config.optimizer
     assert (given.name, given.beta1, given.beta2, given.learning_rate) == ("adamw", 0.9, 0.999, 1e-3)
-    assert (given.weight_decay, given.decay, given.clip_norm) == (0.1, "kernels", 1.0)
+    assert (given.weight_decay, given.decay, given.grad_clip_norm) == (0.1, "kernels", 1.0)
     schedule = config.schedule
     assert (schedule.name, schedule.warmup_steps, schedule.warmup_epochs) == ("linear", 10_000, None)
     assert schedule.end_factor == 0.0
-    network = models.settings(config.model)
-    assert network["stochastic_depth_rate"] == 0.1 and network.get("dropout_rate", 0.0) == 0.0
+    network = models.resolve_fields(config.model)
+    assert network["drop_path_rate"] == 0.1 and network.get("dropout_rate", 0.0) == 0.0
     assert network.get("gelu", "tanh") == "tanh" and config.label_smoothing == 0.0
     assert config.image_size == 224
     assert parameters(config, num_classes=1000) == 59_880_472
@@ -136,12 +136,18 @@ def test_recipe_of_the_mlp_example(family, rate, argument):
     for data in ("cifar10", "cifar100"):
         config = get(f"{family}_{data}", argument)
         assert has(config, dataset__name=data, dataset__val_split=None, image_size=64, batch_size=128, total_epochs=50)
-        assert has(config, optimizer__learning_rate=rate, optimizer__weight_decay=1e-4, optimizer__decay="all")
+        assert has(config, optimizer__learning_rate=rate, optimizer__weight_decay=1e-4, optimizer__wd_mask="all")
         assert has(config, optimizer__epsilon=1e-7, optimizer__beta1=0.9, optimizer__beta2=0.999)
-        assert has(config, schedule__name="constant", schedule__plateau_factor=0.5, schedule__plateau_patience=5)
-        assert has(config, stop_patience=10, checkpoint__best="loss", normalize="dataset", label_smoothing=0.0)
-        assert has(config, augment__flip=True, augment__zoom=0.2, augment__rotation=0.0, augment__shift=0.0)
-        network = models.settings(config.model)
+        assert has(config, schedule__name="constant", reduce_on_plateau__factor=0.5, reduce_on_plateau__patience=5)
+        assert has(
+            config,
+            early_stopping__patience=10,
+            checkpoint__best_metric="loss",
+            normalize="dataset",
+            label_smoothing=0.0,
+        )
+        assert has(config, augment__flip=True, augment__zoom=0.2, augment__rotation=0.0, augment__translate=0.0)
+        network = models.resolve_fields(config.model)
         assert (network["patch_size"], network["depth"], network["hidden_dim"]) == (8, 4, 256)
         assert network.get("dropout_rate", 0.2) == 0.2
 
@@ -151,11 +157,11 @@ def test_recipe_of_the_vit_example(argument):
     for data in ("cifar10", "cifar100"):
         config = get(f"vit_{data}", argument)
         assert has(config, dataset__name=data, dataset__val_split=None, image_size=72, batch_size=256, total_epochs=10)
-        assert has(config, optimizer__learning_rate=1e-3, optimizer__weight_decay=1e-4, optimizer__decay="all")
-        assert has(config, schedule__name="constant", schedule__plateau_factor=None, stop_patience=None)
-        assert has(config, checkpoint__best="accuracy", normalize="dataset")
-        assert has(config, augment__flip=True, augment__zoom=0.2, augment__rotation=0.02, augment__shift=0.0)
-        network = models.settings(config.model)
+        assert has(config, optimizer__learning_rate=1e-3, optimizer__weight_decay=1e-4, optimizer__wd_mask="all")
+        assert has(config, schedule__name="constant", reduce_on_plateau__factor=None, early_stopping__patience=None)
+        assert has(config, checkpoint__best_metric="accuracy", normalize="dataset")
+        assert has(config, augment__flip=True, augment__zoom=0.2, augment__rotation=0.02, augment__translate=0.0)
+        network = models.resolve_fields(config.model)
         assert (network["patch_size"], network["depth"], network["hidden_dim"], network["num_heads"]) == (6, 8, 64, 4)
 
 
@@ -163,8 +169,8 @@ def test_recipe_of_the_convmixer_example():
     for data in ("cifar10", "cifar100"):
         config = get(f"convmixer_{data}")
         assert has(config, dataset__train_split="train[5000:]", dataset__val_split="train[:5000]", image_size=32)
-        assert has(config, batch_size=128, total_epochs=10, checkpoint__best="accuracy", normalize="unit")
-        assert has(config, optimizer__learning_rate=1e-3, optimizer__weight_decay=1e-4, optimizer__decay="all")
+        assert has(config, batch_size=128, total_epochs=10, checkpoint__best_metric="accuracy", normalize="unit")
+        assert has(config, optimizer__learning_rate=1e-3, optimizer__weight_decay=1e-4, optimizer__wd_mask="all")
         assert has(config, schedule__name="constant", augment__flip=True, augment__zoom=0.0, augment__rotation=0.0)
     network = models.create_model(get("convmixer_cifar10").model, 10)
     assert (network.batch_norm_epsilon, network.batch_norm_momentum) == (1e-3, 0.99)
@@ -174,8 +180,8 @@ def test_recipe_of_the_convmixer_example():
 ALL_TRAIN = dict(dataset__train_split="train", dataset__val_split="none", image_size=32)
 LOCUSLAB = dict(
     batch_size=512, optimizer__name="adamw", optimizer__learning_rate=0.05, optimizer__weight_decay=0.005,
-    schedule__name="one_cycle", augment__policy="randaugment", augment__layers=2, augment__magnitude=12,
-    augment__ranges="torchvision",
+    schedule__name="one_cycle", augment__policy="randaugment", augment__randaugment_num_ops=2, augment__magnitude=12,
+    augment__randaugment_variant="torchvision",
 )  # fmt: skip
 OMIHUB777 = dict(
     augment__policy="autoaugment_cifar10", label_smoothing=0.1, optimizer__name="adam", optimizer__learning_rate=1e-3,
@@ -185,15 +191,15 @@ FROM_SCRATCH = [
     ("convmixer_cifar10", "paper", 706_570, 0.9603, dict(
         total_epochs=200, batch_size=64, optimizer__learning_rate=0.01, schedule__name="one_cycle",
         optimizer__weight_decay=0.01, optimizer__epsilon=1e-3, augment__policy="randaugment", augment__magnitude=9,
-        augment__mixup=0.5, augment__cutmix=0.5, augment__erasing=0.25, augment__crop_area=0.75,
-        optimizer__clip_norm=1)),
+        augment__mixup=0.5, augment__cutmix=0.5, augment__random_erasing_prob=0.25, augment__crop_scale_min=0.75,
+        optimizer__grad_clip_norm=1)),
     ("convmixer_cifar10", "locuslab", 594_186, 0.926, LOCUSLAB | dict(
-        total_epochs=25, augment__erasing=0.0, augment__brightness=0.0)),
+        total_epochs=25, augment__random_erasing_prob=0.0, augment__brightness=0.0)),
     ("convmixer_cifar10", "locuslab-100", 594_186, 0.94, LOCUSLAB | dict(
-        total_epochs=100, augment__erasing=0.2, augment__brightness=0.2, augment__contrast=0.2,
+        total_epochs=100, augment__random_erasing_prob=0.2, augment__brightness=0.2, augment__contrast=0.2,
         augment__saturation=0.2)),
     ("mixer_cifar10", "nano", 1_132_170, 0.9083, OMIHUB777 | dict(
-        total_epochs=300, augment__cutmix=1.0, augment__mix_probability=0.5, schedule__end_factor=1e-3)),
+        total_epochs=300, augment__cutmix=1.0, augment__mix_prob=0.5, schedule__end_factor=1e-3)),
     ("mixer_cifar100", "nano", 1_132_170, 0.6751, OMIHUB777 | dict(total_epochs=300)),
     ("vit_cifar10", "omihub777", 6_268_810, 0.9092, OMIHUB777 | dict(
         total_epochs=200, augment__cutmix=0.0, model__num_heads=12)),
@@ -212,7 +218,7 @@ def test_recipes_for_cifar_from_scratch_are_those_published(name, argument, coun
     config = get(name, argument)
     assert has(config, **ALL_TRAIN | recipe)
     assert count is None or parameters(config, 10) == count
-    assert config.claims.accuracy == accuracy and len(config.claims.source) > 10
+    assert config.published.accuracy == accuracy and len(config.published.source) > 10
 
 
 @pytest.mark.parametrize(
@@ -232,23 +238,24 @@ def test_recipes_for_cifar_from_scratch_are_those_published(name, argument, coun
 def test_tutorials_claim_what_they_publish(name, argument, epochs, top1, top5):
     config = get(name, argument)
     assert has(config, total_epochs=epochs, claims__accuracy=top1, claims__top5_accuracy=top5)
-    assert 0 < config.claims.tolerance <= 0.02 and "Keras example" in config.claims.source
+    assert 0 < config.published.tolerance <= 0.02 and "Keras example" in config.published.source
 
 
-CLUSTER = dict(batch_size=4096, total_epochs=300, optimizer__clip_norm=1, schedule__warmup_steps=10_000)
+CLUSTER = dict(batch_size=4096, total_epochs=300, optimizer__grad_clip_norm=1, schedule__warmup_steps=10_000)
 IMAGENET_ROWS = [
     ("mixer", "B/16", 59_880_472, 0.7644, CLUSTER | dict(schedule__name="linear", augment__magnitude=15)),
-    ("mixer", "L/16", 208_196_168, 0.7176, CLUSTER | dict(augment__layers=2, augment__mixup=0.5)),
+    ("mixer", "L/16", 208_196_168, 0.7176, CLUSTER | dict(augment__randaugment_num_ops=2, augment__mixup=0.5)),
     ("gmlp", "Ti/16", 5_867_328, 0.723, CLUSTER | dict(augment__mixup=0.8)),
     ("gmlp", "S/16", 19_422_656, 0.796, CLUSTER | dict(
-        schedule__name="cosine", augment__policy="autoaugment_imagenet", augment__cutmix=1.0, augment__mix_switch=0.5,
+        schedule__name="cosine", augment__policy="autoaugment_imagenet", augment__cutmix=1.0,
+        augment__mix_switch_prob=0.5,
         label_smoothing=0.1, optimizer__weight_decay=0.05, optimizer__epsilon=1e-6)),
     ("gmlp", "B/16", 73_075_392, 0.816, CLUSTER | dict(optimizer__learning_rate=1e-3)),
     ("convmixer", "1536/20", 51_625_960, 0.8137, dict(
         total_epochs=150, batch_size=640, schedule__name="one_cycle", label_smoothing=0.1, augment__magnitude=9,
         optimizer__learning_rate=0.01, optimizer__weight_decay=2e-5, optimizer__epsilon=1e-3, augment__mixup=0.5,
-        augment__magnitude_std=0.5, augment__cutmix=0.5, augment__erasing=0.25, augment__brightness=0.4,
-        augment__contrast=0.4, augment__saturation=0.4, optimizer__clip_norm=1)),
+        augment__magnitude_std=0.5, augment__cutmix=0.5, augment__random_erasing_prob=0.25, augment__brightness=0.4,
+        augment__contrast=0.4, augment__saturation=0.4, optimizer__grad_clip_norm=1)),
     ("convmixer", "768/32", 21_110_248, 0.8016, dict(total_epochs=300)),
     ("convmixer", "1024/20", 24_383_464, 0.7694, dict(total_epochs=150)),
     ("convmixer", "1024/12", 14_621_672, 0.778, dict(total_epochs=150)),
@@ -258,8 +265,8 @@ IMAGENET_ROWS = [
         label_smoothing=0.0, augment__policy="none")),
     ("vit", "plain-90", 22_122_472, 0.765, dict(
         total_epochs=90, batch_size=1024, optimizer__learning_rate=1e-3, schedule__name="cosine",
-        schedule__warmup_steps=10_000, augment__layers=2, augment__magnitude=10, augment__mixup=0.2,
-        model__pooling="gap", model__position="sincos2d", optimizer__clip_norm=1)),
+        schedule__warmup_steps=10_000, augment__randaugment_num_ops=2, augment__magnitude=10, augment__mixup=0.2,
+        model__pool_type="gap", model__posemb="sincos2d", optimizer__grad_clip_norm=1)),
     ("vit", "plain-150", None, 0.785, dict(total_epochs=150)),
     ("vit", "plain-300", None, 0.80, dict(total_epochs=300)),
     ("vit", "augreg-S/16", 22_050_664, 0.7884, CLUSTER),
@@ -279,7 +286,7 @@ def test_recipes_for_imagenet_are_those_of_the_papers(family, argument, count, a
     config = get(f"{family}_imagenet", argument)
     assert has(config, image_size=224, dataset__test_split="validation", claims__accuracy=accuracy, **recipe)
     assert count is None or parameters(config, 1000) == count
-    survival = models.settings(config.model).get("survival_probability")
+    survival = models.resolve_fields(config.model).get("survival_probability")
     assert survival == {"Ti/16": 1.0, "S/16": 0.95, "B/16": 0.8}.get(argument) or family != "gmlp"
 
 

@@ -11,7 +11,8 @@ import time
 import numpy as np
 import pytest
 
-from patchnets import main, trainer
+from patchnets import train
+from patchnets.config import flags
 
 ROOT = pathlib.Path(__file__).parent.parent
 TIMEOUT = 120.0
@@ -22,7 +23,7 @@ SMALL = (  # a run of seconds: 60 steps, saved every 10, on one device
     CONFIG,
     *(
         f"--config.{told}"
-        for told in ("total_steps=60", "eval_every_steps=20", "checkpoint.every_steps=10", "mesh.data=1")
+        for told in ("total_steps=60", "eval_every_steps=20", "checkpoint.save_interval_steps=10", "mesh.data=1")
         + ("model.patch_size=4", "model.hidden_dim=16", "model.tokens_mlp_dim=8", "model.channels_mlp_dim=32")
     ),
 )
@@ -71,7 +72,7 @@ def figures(workdir: pathlib.Path) -> list[dict]:
 
 def test_killed_once_and_continued_it_ends_with_the_bits_of_a_run_by_the_process_of_the_tests(tmp_path):
     workdir, straight = tmp_path / "run", tmp_path / "straight"
-    trainer.train(main.parse(["main", *SMALL])[0], straight)
+    train.train(flags.parse_flags(["main", *SMALL])[0], straight)
 
     process = program(dict(os.environ), *SMALL, f"--workdir={workdir}")
     wait_for(lambda: checkpoints(workdir), process)

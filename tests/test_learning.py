@@ -6,13 +6,14 @@ import optax
 import pytest
 
 from patchnets import models
+from patchnets.augment.preprocess import Preprocess
 from patchnets.config import default_config
-from patchnets.data.digits import Digits
-from patchnets.data.preprocess import Preprocess
-from patchnets.data.resident import ResidentFeed
-from patchnets.metrics import TrainMetrics
-from patchnets.steps import Task, compile_train_steps
-from patchnets.train_state import create_train_state
+from patchnets.data.on_device import OnDeviceLoader
+from patchnets.data.sources.digits import Digits
+from patchnets.step.metrics import TrainMetrics
+from patchnets.step.multi_step import compile_train_steps
+from patchnets.step.train_state import create_train_state
+from patchnets.step.train_step import Task
 
 COMMON = dict(patch_size=2, depth=2, hidden_dim=32)
 SMALL = {
@@ -34,9 +35,9 @@ LEFT = dict.fromkeys(models.MODELS, 0.6) | {"fnet": 0.85, "vit": 0.9}
 
 
 @pytest.fixture(scope="module")
-def feed(mesh1):
+def loader(mesh1):
     images, labels = zip(*Digits().records("train").examples(range(1438)))
-    return ResidentFeed(np.stack(images), np.array(labels, np.int32), batch_size=16, mesh=mesh1, shuffle_seed=0)
+    return OnDeviceLoader(np.stack(images), np.array(labels, np.int32), batch_size=16, mesh=mesh1, shuffle_seed=0)
 
 
 QUICK = ("mlp_mixer", "convmixer", "vit")  # without and with running statistics, and with attention
@@ -45,16 +46,16 @@ QUICK = ("mlp_mixer", "convmixer", "vit")  # without and with running statistics
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in models.MODELS]
 )
-def test_the_loss_falls_within_one_epoch(name, feed, mesh1):
+def test_the_loss_falls_within_one_epoch(name, loader, mesh1):
     config = default_config(model=dict(name=name, **COMMON, **SMALL[name])).model
     model, optimizer = models.create_model(config, 10), optax.adamw(5e-3)
     task = Task(model, optimizer, Preprocess(8, (127.5,), (127.5,)), seed=0)
     state = create_train_state(model, optimizer, image_size=8, channels=1, seed=0, mesh=mesh1)
-    steps = compile_train_steps(task, feed.batch, mesh1)
-    operands, epoch = feed.operands(0)
+    steps = compile_train_steps(task, loader.batch, mesh1)
+    inputs, epoch = loader.step_inputs(0)
     losses = []
     for count in (1, epoch - 11, 10):
-        state, finite, _ = steps(state.replace(metrics=TrainMetrics.empty()), operands, count, 1.0)
+        state, finite, _ = steps(state.replace(metrics=TrainMetrics.empty()), inputs, count, 1.0)
         losses.append(float(state.metrics.compute()["loss"]))
         assert finite
     assert losses[-1] < LEFT[name] * losses[0]

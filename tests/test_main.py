@@ -8,14 +8,14 @@ import sys
 import pytest
 
 from patchnets import config as config_lib
-from patchnets import main, models, trainer
+from patchnets import main, models, runtime, train
 
 ROOT = pathlib.Path(__file__).parent.parent
 DIGITS = f"--config={ROOT / 'configs' / 'mixer_digits.py'}:paper"
 SMALL = [  # of which a run takes a second
     f"--config.{name}"
     for name in ("model.depth=1", "model.hidden_dim=16", "model.tokens_mlp_dim=8", "model.channels_mlp_dim=8")
-    + ("augment.zoom=0", "augment.shift=0", "schedule.warmup_epochs=0", "total_epochs=1", "mesh.data=1")
+    + ("augment.zoom=0", "augment.translate=0", "schedule.warmup_epochs=0", "total_epochs=1", "mesh.data=1")
 ]
 
 
@@ -23,10 +23,10 @@ SMALL = [  # of which a run takes a second
 def one_line(capsys, monkeypatch, tmp_path):
     """Runs a command line that must fail with status 2 before data is opened, and returns the one line it prints."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(main, "keep_compiled", lambda: None)
+    monkeypatch.setattr(runtime, "enable_compilation_cache", lambda: None)
 
     def run(*arguments: str, status: int = 2) -> str:
-        assert main.run(["patchnets.main", *arguments]) == status
+        assert main.main(["patchnets.main", *arguments]) == status
         printed = capsys.readouterr()
         assert printed.out == "" and printed.err.count("\n") == 1, printed
         assert printed.err.startswith("patchnets: ")
@@ -54,7 +54,10 @@ def one_line(capsys, monkeypatch, tmp_path):
         ([DIGITS, "--config.model.variant=S/64"], ["S/64", "S/32, S/16, B/32"]),
         ([DIGITS, "--config.model.name=resnet"], ["resnet", "mlp_mixer"]),
         ([DIGITS, "--config.model.name=vit"], ["config.model.patch_size is not set", "S/16"]),
-        ([DIGITS, "--config.schedule.plateau_factor=0.5"], ["plateau_factor", "plateau_patience", "both"]),
+        (
+            [DIGITS, "--config.reduce_on_plateau.factor=0.5"],
+            ["reduce_on_plateau.factor", "reduce_on_plateau.patience", "both"],
+        ),
         ([DIGITS, "--config.augment.rotation=1"], ["config.augment.rotation=1"]),
         ([DIGITS, "--config.model.dtype=float8"], ["float8", "bfloat16"]),
         ([DIGITS, "--config.model.dropout_rate=1"], ["dropout_rate=1"]),
@@ -67,19 +70,19 @@ def one_line(capsys, monkeypatch, tmp_path):
         ([DIGITS, "--config.dataset.test_split=train[:10%]"], ["train[:10%]", "share"]),
         ([DIGITS, "--config.mesh.data=9"], ["config.mesh.data=9", "8 devices"]),
         ([DIGITS, "--config.batch_size=60"], ["60", "8 devices", "56 or 64"]),
-        ([DIGITS, "--config.dataset.max_resident_gib=1e-9"], ["max_resident_gib"]),
+        ([DIGITS, "--config.dataset.max_on_device_gib=1e-9"], ["max_on_device_gib"]),
         ([DIGITS, "--config.schedule.warmup_epochs=60"], ["warm-up"]),
         ([DIGITS, "--config.augment.policy=randaug"], ["randaug", "randaugment, autoaugment_cifar10"]),
         ([DIGITS, "--config.augment.hue=0.1"], ["config.augment.hue=0.1", "gray", "set it to 0"]),
         ([DIGITS, "--config.augment.magnitude=31"], ["config.augment.magnitude=31", "from 0 to 30"]),
-        ([DIGITS, "--config.accumulate=3"], ["config.accumulate=3", "config.batch_size=64"]),
-        ([DIGITS, "--config.accumulate=16"], ["config.accumulate=16", "parts of 4", "8 devices"]),
-        ([DIGITS, "--config.dataset.feed=streaming"], ["resident"]),
-        ([DIGITS, "--config.optimizer.lr_rules=(('heads/.*',2.0),('.*',1.0))"], ["heads/.*", "head/"]),
-        ([DIGITS, "--config.optimizer.freeze_rules=(('head/.*',True),)"], ["no rule matches", "end the list"]),
+        ([DIGITS, "--config.grad_accum_steps=3"], ["config.grad_accum_steps=3", "config.batch_size=64"]),
+        ([DIGITS, "--config.grad_accum_steps=16"], ["config.grad_accum_steps=16", "parts of 4", "8 devices"]),
+        ([DIGITS, "--config.dataset.loader=streaming"], ["on_device"]),
+        ([DIGITS, "--config.optimizer.lr_mults=(('heads/.*',2.0),('.*',1.0))"], ["heads/.*", "head/"]),
+        ([DIGITS, "--config.optimizer.frozen=(('head/.*',True),)"], ["no rule matches", "end the list"]),
         ([DIGITS, "--config.total_epochs=1e308"], ["config.total_epochs=1e+308", "above 0"]),
         ([DIGITS, "--config.total_epochs=1e30"], ["total_epochs=1e+30", "steps"]),
-        ([DIGITS, "--config.head_bias=nan"], ["config.head_bias=nan", "finite"]),
+        ([DIGITS, "--config.init_head_bias=nan"], ["config.init_head_bias=nan", "finite"]),
         ([DIGITS, "--config.optimizer.learning_rate=1e300"], ["config.optimizer.learning_rate=1e+300"]),
         ([DIGITS, "--config.image_size=100000000"], ["config.image_size=100000000", "16384"]),
         ([DIGITS, "--config.model.hidden_dim=2000000000"], ["hidden_dim=2000000000", "1,048,576"]),
@@ -120,8 +123,8 @@ def parsed(monkeypatch):
 
     def run(*arguments: str):
         caught = []
-        monkeypatch.setattr(trainer, "train", lambda *given, **_: caught.append(given))
-        assert main.run(["patchnets.main", *arguments]) == 0
+        monkeypatch.setattr(train, "train", lambda *given, **_: caught.append(given))
+        assert main.main(["patchnets.main", *arguments]) == 0
         return caught[0]
 
     return run
@@ -134,7 +137,7 @@ def test_overrides_of_every_kind_reach_the_run(parsed):
         "--config.total_steps=10",
     )  # fmt: skip
     assert workdir == "somewhere"
-    chosen = models.settings(config.model)
+    chosen = models.resolve_fields(config.model)
     assert (chosen["depth"], chosen["hidden_dim"], chosen["patch_size"]) == (12, 768, 4)  # B/16's but for what is given
     assert (config.model.variant, config.image_size, config.model.patch_size, config.seed) == ("B/16", 32, 4, 3)
     assert config.augment.flip is True and config.plots is False
@@ -143,24 +146,24 @@ def test_overrides_of_every_kind_reach_the_run(parsed):
 
 def test_a_key_may_be_left_without_a_value(parsed):
     tutorial = DIGITS.removesuffix(":paper")
-    assert parsed(tutorial)[0].stop_patience == 10
+    assert parsed(tutorial)[0].early_stopping.patience == 10
     config, _ = parsed(
-        tutorial, "--config.stop_patience=None", "--config.total_steps=5", "--config.eval_batch_size=None"
+        tutorial, "--config.early_stopping.patience=None", "--config.total_steps=5", "--config.eval_batch_size=None"
     )
-    assert (config.stop_patience, config.total_steps, config.total_epochs) == (None, 5, None)
+    assert (config.early_stopping.patience, config.total_steps, config.total_epochs) == (None, 5, None)
 
 
 def test_claims_hold_for_the_recipe_of_the_file_alone(parsed):
     cifar = "--config=configs/mixer_cifar100.py"
     held = parsed(cifar, "--config.total_epochs=50", "--config.seed=4", "--config.log_every_steps=10")[0]
-    assert held.claims.void is None and held.claims.accuracy == 0.4758
+    assert held.published.incomparable is None and held.published.accuracy == 0.4758
     changed = parsed(cifar, "--config.total_epochs=1", "--config.seed=4")[0]
-    assert changed.claims.void == "config.total_epochs was changed"
+    assert changed.published.incomparable == "config.total_epochs was changed"
 
 
 def test_another_model_takes_nothing_from_the_one_of_the_file(parsed):
     config, _ = parsed(DIGITS, "--config.model.name=vit", "--config.model.variant=Ti/16", "--config.model.patch_size=2")
-    assert models.settings(config.model) == models.MODELS["vit"][1]["Ti/16"] | dict(patch_size=2)
+    assert models.resolve_fields(config.model) == models.MODELS["vit"][1]["Ti/16"] | dict(patch_size=2)
 
 
 def test_the_work_directory_is_named_after_the_configuration(parsed):
@@ -169,7 +172,7 @@ def test_the_work_directory_is_named_after_the_configuration(parsed):
 
 
 def test_help_explains_every_key_and_what_the_exit_statuses_mean(capsys):
-    assert main.run(["patchnets.main", DIGITS, "--help"]) == 0
+    assert main.main(["patchnets.main", DIGITS, "--help"]) == 0
     text = capsys.readouterr().out
     for name in config_lib.known_keys():
         assert f"--config.{name} " in text
@@ -195,7 +198,7 @@ def test_a_mistake_costs_one_line_and_status_2_in_a_real_process(tmp_path):
 def test_a_work_directory_that_cannot_be_made_is_told_in_one_line(capsys, tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert main.run(["patchnets.main", DIGITS, "--config.mesh.data=1", f"--workdir={place}"]) == 2
+        assert main.main(["patchnets.main", DIGITS, "--config.mesh.data=1", f"--workdir={place}"]) == 2
         printed = capsys.readouterr()
         assert printed.err.count("\n") == 1 and str(tmp_path / "file") in printed.err, printed
 
@@ -205,7 +208,7 @@ def test_the_digits_train_where_tensorflow_tfds_and_grain_are_not_installed(tmp_
     arguments = ["", DIGITS, *SMALL, f"--workdir={tmp_path / 'x'}"]
     program = (
         f"import sys; sys.modules.update(dict.fromkeys({absent})); from patchnets import main; "
-        f"sys.exit(main.run({arguments}))"
+        f"sys.exit(main.main({arguments}))"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -218,10 +221,11 @@ def test_nothing_is_imported_that_the_run_does_not_use(tmp_path):
     """TensorBoard for events only, and then after the first step; TensorFlow never."""
     program = f"""
 import sys
-from patchnets import console, main
+from patchnets import main
+from patchnets.run import console
 
 LARGE = "tensorflow tensorboard tensorflow_datasets grain keras torch matplotlib sklearn scipy".split()
-say = console.Progress.say
+say = console.Progress.write
 
 def told(when):
     print("loaded", when, *[name for name in LARGE if name in sys.modules])
@@ -231,10 +235,10 @@ def saying(progress, text):
         told("at first")
     say(progress, text)
 
-console.Progress.say = saying
+console.Progress.write = saying
 for place, board in (("without", "--noconfig.tensorboard"), ("with", "--config.tensorboard")):
     arguments = [*{SMALL}, "--noconfig.plots", "--config.dataset.cache_dir={tmp_path}", "--workdir={tmp_path}/" + place]
-    assert main.run(["", {DIGITS!r}, *arguments, board]) == 0
+    assert main.main(["", {DIGITS!r}, *arguments, board]) == 0
     told("at last")
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120)

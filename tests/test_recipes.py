@@ -8,32 +8,32 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from patchnets import trainer
+from patchnets import train
 from patchnets.errors import RunError, UserError
 
 RECIPE = dict(
     augment=dict(
         rotation=0.05,
-        crop_area=0.6,
+        crop_scale_min=0.6,
         policy="randaugment",
-        layers=1,
-        erasing=0.5,
-        erasing_mode="pixel",
+        randaugment_num_ops=1,
+        random_erasing_prob=0.5,
+        random_erasing_mode="pixel",
         mixup=0.4,
         cutmix=1.0,
     ),
     optimizer=dict(
-        name="lamb", learning_rate=0.01, sam_rho=0.05, clip_norm=1.0, lr_rules=(("head/.*", 2.0), (".*", 1.0))
+        name="lamb", learning_rate=0.01, sam_rho=0.05, grad_clip_norm=1.0, lr_mults=(("head/.*", 2.0), (".*", 1.0))
     ),
-    accumulate=2,
+    grad_accum_steps=2,
     ema_decay=0.9,
     loss="sigmoid",
-    head_bias=-2.0,
+    init_head_bias=-2.0,
     label_smoothing=0.1,
     total_steps=4,
     total_epochs=None,
     eval_every_steps=2,
-    checkpoint=dict(every_steps=1, keep=9),
+    checkpoint=dict(save_interval_steps=1, max_to_keep=9),
 )
 
 
@@ -57,9 +57,9 @@ def test_a_run_with_the_whole_recipe_continues_as_if_never_cut(tiny_config, tmp_
     config = tiny_config
     config.update(RECIPE)
     config.model.update(depth=1, hidden_dim=8)
-    straight = trainer.train(config, tmp_path / "straight")
+    straight = train.train(config, tmp_path / "straight")
     cut(tmp_path / "straight", tmp_path / "cut", 1)
-    again = trainer.train(config, tmp_path / "cut")
+    again = train.train(config, tmp_path / "cut")
     assert figures(tmp_path / "cut") == figures(tmp_path / "straight")
     assert again["test_loss"] == straight["test_loss"]
 
@@ -88,27 +88,27 @@ def streamed(tiny_config, photographs):
             train_split="train",
             val_split="val",
             test_split="none",
-            feed="streaming",
-            workers=0,
+            loader="streaming",
+            num_workers=0,
         ),
         image_size=16,
-        augment=dict(flip=True, crop_area=0.3, saturation=0.4),
+        augment=dict(flip=True, crop_scale_min=0.3, saturation=0.4),
         batch_size=8,
-        eval_crop=0.875,
+        crop_pct=0.875,
         total_steps=10,
         total_epochs=None,
         eval_every_steps=5,
-        checkpoint=dict(every_steps=1, keep=20),
+        checkpoint=dict(save_interval_steps=1, max_to_keep=20),
     )
     return tiny_config
 
 
 def test_a_streamed_run_learns_and_continues_as_if_never_cut(streamed, tmp_path, capsys):
-    straight = trainer.train(streamed, tmp_path / "straight")
+    straight = train.train(streamed, tmp_path / "straight")
     assert "16 px, read while training" in capsys.readouterr().out
     assert straight["val_accuracy"] > 0.8  # the two photographs are easily told apart
     cut(tmp_path / "straight", tmp_path / "cut", 6)
-    trainer.train(streamed, tmp_path / "cut")
+    train.train(streamed, tmp_path / "cut")
     assert figures(tmp_path / "cut") == figures(tmp_path / "straight")
 
 
@@ -119,30 +119,30 @@ def test_a_broken_record_stops_a_streamed_run_or_is_skipped_and_counted(streamed
     (root / "train" / "flower" / "3.jpg").write_bytes(whole[: len(whole) // 2])
     streamed.dataset.path, streamed.total_steps = str(root), 4
     with pytest.raises(RunError, match=r"flower.3\.jpg"):
-        trainer.train(streamed, tmp_path / "run")
-    streamed.dataset.corrupt = "skip"
-    assert trainer.train(streamed, tmp_path / "run")["skipped_records"] == 1  # the same run goes on
+        train.train(streamed, tmp_path / "run")
+    streamed.dataset.on_corrupt = "skip"
+    assert train.train(streamed, tmp_path / "run")["skipped_records"] == 1  # the same run goes on
     printed = capsys.readouterr()
     assert "3.jpg" in printed.err and "1 records that could not be read" in printed.out
     cut(tmp_path / "run", tmp_path / "cut", 3)
-    assert trainer.train(streamed, tmp_path / "cut")["skipped_records"] == 1
+    assert train.train(streamed, tmp_path / "cut")["skipped_records"] == 1
     assert figures(tmp_path / "cut") == figures(tmp_path / "run")
 
 
 def test_where_validation_cannot_be_read_nothing_trained_is_lost(streamed, photographs, tmp_path):
     root = tmp_path / "photographs"
     shutil.copytree(photographs, root)
-    streamed.dataset.path, streamed.checkpoint.every_steps = str(root), None
-    trainer.train(streamed, tmp_path / "straight")
+    streamed.dataset.path, streamed.checkpoint.save_interval_steps = str(root), None
+    train.train(streamed, tmp_path / "straight")
     broken = root / "val" / "flower" / "2.jpg"
     whole = broken.read_bytes()
     broken.write_bytes(b"")
     with pytest.raises(RunError, match=r"2\.jpg"):
-        trainer.train(streamed, tmp_path / "run")
+        train.train(streamed, tmp_path / "run")
     assert [place.name for place in (tmp_path / "run" / "checkpoints").iterdir() if place.name.isdigit()] == ["5"]
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
     broken.write_bytes(whole)
-    trainer.train(streamed, tmp_path / "run")
+    train.train(streamed, tmp_path / "run")
     assert figures(tmp_path / "run") == figures(tmp_path / "straight")
 
 
@@ -150,8 +150,8 @@ def test_a_streamed_run_does_not_continue_on_other_data(streamed, photographs, t
     root = tmp_path / "photographs"
     shutil.copytree(photographs, root)
     streamed.dataset.path, streamed.total_steps = str(root), 3
-    trainer.train(streamed, tmp_path / "run")
+    train.train(streamed, tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
     (root / "train" / "flower" / "7.jpg").rename(root / "train" / "flower" / "99.jpg")
     with pytest.raises(UserError, match="data have changed"):
-        trainer.train(streamed, tmp_path / "run")
+        train.train(streamed, tmp_path / "run")

@@ -37,14 +37,14 @@ from typing import Any
 from experiments.benchmark import machine, report, workloads
 from experiments.benchmark.measure import Settings, compare, starter
 from experiments.benchmark.workloads import PAPERS, Row
-from experiments.command import carry_out
+from experiments.runner.cli import run_cli
 from patchnets.errors import UserError
 
 NUMBERS = {"rounds": int, "seconds": float, "batch": int, "images": int, "patience": float, "peak_tflops": float}
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class Options:
     rows: list[Row]
     settings: Settings
     out: pathlib.Path | None
@@ -70,7 +70,7 @@ def number(name: str, value: str) -> float:
     return found
 
 
-def parse(arguments: list[str], gpu: str) -> Asked:
+def parse_args(arguments: list[str], gpu: str) -> Options:
     """What a command line asks for, on a machine with this GPU or none. Raises UserError for what is wrong with it."""
     given: dict[str, Any] = {}
     pythons: dict[str, str] = {}
@@ -99,7 +99,7 @@ def parse(arguments: list[str], gpu: str) -> Asked:
         gpu=bool(gpu),
     )
     out = pathlib.Path(given["out"]) if "out" in given else None
-    return Asked(rows_of(given), settings, out, "suite" in given)
+    return Options(rows_of(given), settings, out, "suite" in given)
 
 
 def rows_of(given: dict[str, Any]) -> list[Row]:
@@ -123,7 +123,7 @@ def write(found: dict[str, Any], out: pathlib.Path) -> None:
     (out / "benchmark.md").write_text(report.markdown(found))
 
 
-def measure_all(asked: Asked, command: str, logs: pathlib.Path) -> int:
+def measure_all(asked: Options, command: str, logs: pathlib.Path) -> int:
     """All comparisons, one after the other; returns the exit status."""
     found: dict[str, Any] = {"command": command, "machine": machine.described(), "results": []}
     print(", ".join(f"{name} {value}" for name, value in found["machine"].items()), flush=True)
@@ -156,9 +156,9 @@ def without_folder(argument: str) -> str:
     return argument[: argument.rindex("=") + 1] + pathlib.Path(argument).name if named else argument
 
 
-def work(arguments: list[str]) -> int:
+def execute(arguments: list[str]) -> int:
     """All that is asked for; returns the exit status."""
-    asked = parse(arguments, machine.gpu_name())
+    asked = parse_args(arguments, machine.gpu_name())
     if asked.out and asked.out.exists() and not asked.out.is_dir():
         raise UserError(f"--out={asked.out} is a file; name a folder")
     command = shlex.join(["python", "-m", "experiments.benchmark", *map(without_folder, arguments)])
@@ -170,10 +170,10 @@ def work(arguments: list[str]) -> int:
         return 130
 
 
-def run(argv: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Carries out a command line and returns the exit status."""
-    return carry_out(argv, __doc__, work)
+    return run_cli(argv, __doc__, execute)
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv))
+    sys.exit(main(sys.argv))

@@ -88,7 +88,7 @@ class GmlpBlock(layers.Layer):
 
 
 def fitted(images: np.ndarray, size: int, *more: Layers) -> list[Layers]:
-    """The examples' preprocessing: normalised by the training images, resized, mirrored, and what else they do."""
+    """The examples' preprocessing: normalized by the training images, resized, mirrored, and what else they do."""
     normalization = layers.Normalization()
     normalization.adapt(images)
     return [normalization, layers.Resizing(size, size), layers.RandomFlip("horizontal"), *more]

@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 
-from patchnets import host
+from patchnets import runtime
 
 # Dense bfloat16 with float32 sums, in TFLOP/s, by a part of the device's name: the makers' data sheets.
 PEAK_TFLOPS = {
@@ -70,7 +70,7 @@ def described() -> dict[str, str | int | float]:
     found: dict[str, str | int | float] = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "cpu": cpu_name(),
-        "cores": host.cores(),
+        "cores": runtime.cores(),
         "memory_gib": round(memory, 1),
         "system": f"{platform.system()} {platform.release()}",
         "python": platform.python_version(),

@@ -5,8 +5,8 @@ import time
 import jax
 import jax.numpy as jnp
 
-from experiments.benchmark.exchange import Exchange, Message
-from patchnets import console
+from experiments.benchmark.ipc import Exchange, Message
+from patchnets.run import console
 
 SIDES = {"cpu": 2048, "other": 4096}
 SECONDS = 1.0  # enough of it in a turn

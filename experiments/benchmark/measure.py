@@ -12,16 +12,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from experiments.benchmark import workloads
-from experiments.benchmark.exchange import Child, Message
+from experiments.benchmark.ipc import Message, Worker
 from experiments.benchmark.workloads import EPOCH, PAPERS, TUTORIALS, WORKLOADS, Row
-from patchnets import host
+from patchnets import runtime
 from patchnets.errors import RunError
 
 ROOT = pathlib.Path(__file__).parents[2]
 OURS, MATMUL = "patchnets", "matmul"
 PASSES = {"train": 3, "devices": 3, "eval": 1}  # a forward pass, and twice as much for the backward pass
 Say = Callable[[str], None]
-Start = Callable[[str, Message], Child]
+Start = Callable[[str, Message], Worker]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def environment(spec: Message, gpu: bool) -> dict[str, str]:
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     }
     found.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if spec["competitor"] == OURS and (tunables := host.tunables()):  # as patchnets.main does for itself
+    if spec["competitor"] == OURS and (tunables := runtime.tunables()):  # as patchnets.main does for itself
         found["GLIBC_TUNABLES"] = tunables
     if not gpu:
         found |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"}
@@ -95,12 +95,12 @@ def environment(spec: Message, gpu: bool) -> dict[str, str]:
 def starter(settings: Settings, logs: pathlib.Path) -> Start:
     """Starts the process of a participant in its interpreter."""
 
-    def start(name: str, spec: Message) -> Child:
+    def start(name: str, spec: Message) -> Worker:
         family = spec["competitor"].split("-")[0]
         python = settings.pythons.get(spec["competitor"]) or settings.pythons.get(family) or sys.executable
-        command = [python, "-m", "experiments.benchmark.child", json.dumps(spec | {"spawned": time.time()})]
+        command = [python, "-m", "experiments.benchmark.worker", json.dumps(spec | {"spawned": time.time()})]
         log = logs / f"{spec['model']}-{spec['work']}-{name}.log".replace("/", "_").replace(" ", "_")
-        return Child(name, command, environment(spec, settings.gpu), log)
+        return Worker(name, command, environment(spec, settings.gpu), log)
 
     return start
 
@@ -122,7 +122,7 @@ def take_turns(
     Returns:
       What was measured of each that went on to the end, and one line about each that did not.
     """
-    children: dict[str, Child] = {}
+    children: dict[str, Worker] = {}
     measured: dict[str, Measured] = {}
     failures: dict[str, str] = {}
 

@@ -11,7 +11,7 @@ WORDS = {
     "input": "augmentation alone",
     "devices": "training on simulated devices",
 }
-COLOURS = {
+COLORS = {
     "patchnets": "tab:blue",
     "keras-jax": "tab:red",
     "keras-tensorflow": "tab:orange",
@@ -122,7 +122,7 @@ def draw(results: Sequence[Result], path: pathlib.Path) -> None:
         for name, entry in result["entries"].items():
             share = entry["images_per_second"] / best
             longest = max(longest, share)
-            axis.barh(at, share, height=0.9, color=COLOURS.get(name, OTHER))
+            axis.barh(at, share, height=0.9, color=COLORS.get(name, OTHER))
             axis.text(share, at, f" {rate(entry['images_per_second'])}  {name}", va="center", fontsize=8)
             at += 1
         ticks.append((began + at - 1) / 2)

@@ -33,18 +33,18 @@ import sys
 import types
 from collections.abc import Mapping, Sequence
 
-from experiments.command import carry_out, count, home, split_options
 from experiments.compare import report
 from experiments.compare.costs import Pilots, counted
-from experiments.compare.shapes import FAMILIES, Shape, matched
-from experiments.reproduce import data as data_lib
-from experiments.reproduce import jobs as jobs_lib
-from experiments.reproduce.jobs import Stopping
-from experiments.reproduce.progress import train
-from experiments.tables.row import Cost, Row
-from patchnets import main
+from experiments.compare.match_cost import FAMILIES, Shape, matched
+from experiments.runner import dataset_arg as data_lib
+from experiments.runner import jobs as jobs_lib
+from experiments.runner.cli import count, home, run_cli, split_options
+from experiments.runner.jobs import Interrupted
+from experiments.runner.progress import train
+from experiments.runner.run_spec import Budget, RunSpec
+from patchnets.config import flags
 from patchnets.errors import UserError
-from patchnets.models import costs as models_cost
+from patchnets.models import flops as models_cost
 
 MATCHES = tuple(report.EQUAL)
 TOLERANCE = 0.024  # as a share of what is asked: any two networks are then within report.WITHIN of each other
@@ -59,7 +59,7 @@ UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class Options:
     families: tuple[str, ...]
     match: str
     targets: tuple[float, ...]  # empty: that of the first family's usual network
@@ -79,7 +79,7 @@ class Asked:
         return None if self.dataset in VARIANTS else self.dataset
 
 
-def parse(arguments: Sequence[str]) -> Asked:
+def parse_args(arguments: Sequence[str]) -> Options:
     """Raises UserError for what is not understood."""
     options = ("models", "match", "target", "dataset", "epochs", "minutes", "seeds", "workdir", "parallel")
     given, handed_on = split_options(arguments, options, switches=("report", "list"))
@@ -94,7 +94,7 @@ def parse(arguments: Sequence[str]) -> Asked:
     if told := [a for a in handed_on if a.removeprefix("--config.").partition("=")[0] in OWN]:
         raise UserError(f"{told[0]}: give --models, --target, --dataset, --epochs or --minutes, from which it follows")
     minutes = number("minutes", given["minutes"]) if "minutes" in given else None
-    return Asked(
+    return Options(
         families,
         match,
         tuple(number("target", each) for each in given["target"].split(",")) if "target" in given else (),
@@ -121,20 +121,22 @@ def number(option: str, text: str) -> float:
     return value
 
 
-def row(asked: Asked, shape: Shape, length: Mapping[str, float] = types.MappingProxyType({})) -> Row:
+def row(asked: Options, shape: Shape, length: Mapping[str, float] = types.MappingProxyType({})) -> RunSpec:
     """A network as a row of a table of which nothing was published; `length` has the keys that say how long it runs."""
     config = "configs/compare.py" + ("" if asked.other_data else f":{asked.dataset}")
     with jobs_lib.at_root():
-        size = main.parse(["compare", f"--config={config}", *asked.handed_on])[0].image_size
+        size = flags.parse_flags(["compare", f"--config={config}", *asked.handed_on])[0].image_size
     fields = shape.fields | {"patch_size": max(1, size // ROWS)}
     changes = {f"model.{field}": value for field, value in fields.items()} | dict(length)
     name = f"{shape.family}-{shape.width}-{shape.depth}"
     epochs = float(length.get("total_epochs", 0))
     dataset = data_lib.name_of(asked.dataset)
-    return Row(name, config, dataset, {}, f"compared at equal {asked.match}", Cost(epochs, "any"), changes=changes)
+    return RunSpec(
+        name, config, dataset, {}, f"compared at equal {asked.match}", Budget(epochs, "any"), changes=changes
+    )
 
 
-def run_length(asked: Asked, shape: Shape, pilots: Pilots) -> Mapping[str, float]:
+def run_length(asked: Options, shape: Shape, pilots: Pilots) -> Mapping[str, float]:
     """The keys that say how long a run takes, and how long it warms up where the command line does not."""
     warms = any(argument.startswith("--config.schedule.warmup_") for argument in asked.handed_on)
     if asked.epochs:
@@ -146,13 +148,13 @@ def run_length(asked: Asked, shape: Shape, pilots: Pilots) -> Mapping[str, float
     return {"total_steps": steps, "eval_every_steps": -(-steps // VALIDATIONS)} | warmup
 
 
-def counted_as(asked: Asked, shape: Shape) -> models_cost.Cost:
+def counted_as(asked: Options, shape: Shape) -> models_cost.ModelCost:
     """What the network costs, counted."""
     job = jobs_lib.job(row(asked, shape), 0, asked.workdir, asked.other_data, asked.handed_on)
     return counted(job.arguments)
 
 
-def chosen(asked: Asked, pilots: Pilots) -> dict[Shape, list[float]]:
+def chosen(asked: Options, pilots: Pilots) -> dict[Shape, list[float]]:
     """The networks, of each family and for each target, and the targets for which each was chosen.
 
     Raises:
@@ -174,15 +176,15 @@ def chosen(asked: Asked, pilots: Pilots) -> dict[Shape, list[float]]:
     return found
 
 
-def work(arguments: list[str]) -> int:
+def execute(arguments: list[str]) -> int:
     """Chooses, trains and reports; returns the exit status."""
-    asked = parse(arguments)
-    jobs_lib.check_place(asked.workdir)
+    asked = parse_args(arguments)
+    jobs_lib.check_workdir(asked.workdir)
     pilots = Pilots(asked.workdir / "speeds", asked.other_data, asked.handed_on, not asked.report_only)
     try:
         shapes = chosen(asked, pilots)
         rows = [row(asked, shape, run_length(asked, shape, pilots)) for shape in shapes]
-    except Stopping as stop:
+    except Interrupted as stop:
         print("patchnets: stopped; the same command goes on from what was saved", file=sys.stderr)
         return 128 + stop.number
     costs = [counted_as(asked, shape) for shape in shapes]
@@ -204,7 +206,7 @@ def work(arguments: list[str]) -> int:
         report.compared(each, [job for job in jobs if job.row is each], failures, shape, cost, targets)
         for each, (shape, targets), cost in zip(rows, shapes.items(), costs)
     ]
-    command = shlex.join(["python", "-m", "experiments.compare", *jobs_lib.without_places(arguments)])
+    command = shlex.join(["python", "-m", "experiments.compare", *jobs_lib.without_paths(arguments)])
     files = report.write(asked.workdir, command, asked.match, compared)
     print("\n".join(report.screen(compared, asked.match)))
     print(f"written: {', '.join(map(str, files))}")
@@ -218,10 +220,10 @@ def work(arguments: list[str]) -> int:
     return status or int(bool(failures))
 
 
-def run(argv: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Carries out a command line and returns the exit status."""
-    return carry_out(argv, __doc__, work)
+    return run_cli(argv, __doc__, execute)
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv))
+    sys.exit(main(sys.argv))

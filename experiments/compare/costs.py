@@ -6,30 +6,31 @@ import statistics
 from collections.abc import Sequence
 
 from experiments.benchmark import machine
-from experiments.reproduce import jobs as jobs_lib
-from experiments.reproduce.jobs import Job
-from experiments.tables.row import Row
-from patchnets import main, models
-from patchnets.data import open_data
+from experiments.runner import jobs as jobs_lib
+from experiments.runner.jobs import Job
+from experiments.runner.run_spec import RunSpec
+from patchnets import models
+from patchnets.config import flags
+from patchnets.data import open_dataset
 from patchnets.errors import RunError, UserError
-from patchnets.models.costs import Cost, cost
+from patchnets.models.flops import ModelCost, cost
 
 RUNS = 3  # whose median is taken
 # Steps alone, at a rate that needs nothing to be known of the run to come.
 PILOT = {"total_steps": 50, "dataset.val_split": "none", "dataset.test_split": "none", "schedule.name": "constant"}
 PILOT |= {f"schedule.{part}_{unit}": None for part in ("warmup", "cooldown") for unit in ("steps", "epochs")}
 PILOT |= {"plots": False, "tensorboard": False}
-NOT_FOR_PILOTS = ("schedule.", "stop_patience", "eval_every_", "checkpoint.", "log_every_")
+NOT_FOR_PILOTS = ("schedule.", "early_stopping.", "reduce_on_plateau.", "eval_every_", "checkpoint.", "log_every_")
 
 
-def counted(arguments: Sequence[str]) -> Cost:
+def counted(arguments: Sequence[str]) -> ModelCost:
     """That of the network that a command line of patchnets.main describes, with a head for the classes of its data.
 
     Raises UserError where the command line is wrong, or its data cannot be had.
     """
     with jobs_lib.at_root():
-        config = main.parse(["compare", *arguments])[0]
-        source = open_data(config, 1).source
+        config = flags.parse_flags(["compare", *arguments])[0]
+        source = open_dataset(config, 1).source
     return cost(models.create_model(config.model, len(source.class_names)), config.image_size, source.channels)
 
 
@@ -49,7 +50,7 @@ class Pilots:
     handed_on: tuple[str, ...]
     may_measure: bool = True
 
-    def milliseconds(self, row: Row) -> float:
+    def milliseconds(self, row: RunSpec) -> float:
         """Of a training step of the network that `row` describes: the median of `RUNS` short runs.
 
         Raises:
@@ -64,7 +65,7 @@ class Pilots:
         if missing and not self.may_measure:
             raise UserError(f"how fast {row.id} is was not measured in {self.place} yet; leave out --report")
         failures: dict[Job, str] = {}
-        jobs_lib.carry_out(missing, 1, machine.gpu_slots()[:1], lambda *_: None, failures)
+        jobs_lib.run_jobs(missing, 1, machine.gpu_slots()[:1], lambda *_: None, failures)
         if failures:
             raise RunError(f"a run that was to measure how fast {row.id} is: {next(iter(failures.values()))}")
         speeds = [ms for job in jobs if (ms := step_milliseconds(job)) is not None]
@@ -84,4 +85,4 @@ def step_milliseconds(job: Job) -> float | None:
 
 def batch_size(job: Job) -> int:
     with jobs_lib.at_root():
-        return main.parse(["compare", *job.arguments])[0].batch_size
+        return flags.parse_flags(["compare", *job.arguments])[0].batch_size

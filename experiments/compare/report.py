@@ -7,15 +7,15 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 
 from experiments.compare.costs import step_milliseconds
-from experiments.compare.shapes import Shape
-from experiments.reproduce import files, results
-from experiments.reproduce.jobs import Job
-from experiments.reproduce.report import percent, versions
-from experiments.reproduce.results import METRICS, Result
-from experiments.tables.row import Row
-from patchnets.console import duration
-from patchnets.models.costs import Cost
+from experiments.compare.match_cost import Shape
+from experiments.runner import artifacts, results
+from experiments.runner.jobs import Job
+from experiments.runner.report import percent, versions
+from experiments.runner.results import METRICS, Result
+from experiments.runner.run_spec import RunSpec
+from patchnets.models.flops import ModelCost
 from patchnets.plots import figures
+from patchnets.run.console import duration
 
 CONFIDENCE = 0.95
 WITHIN = 0.05  # how far apart two networks of a target may lie
@@ -50,7 +50,12 @@ def interval(values: Sequence[float]) -> float | None:
 
 
 def compared(
-    row: Row, jobs: Sequence[Job], failures: Mapping[Job, str], shape: Shape, cost: Cost, targets: Sequence[float]
+    row: RunSpec,
+    jobs: Sequence[Job],
+    failures: Mapping[Job, str],
+    shape: Shape,
+    cost: ModelCost,
+    targets: Sequence[float],
 ) -> Result:
     """What is known of a network: `results.result` of its runs, with its cost, the targets for which it was chosen, and
     the means' confidence intervals."""
@@ -128,7 +133,7 @@ def _figure(value: float) -> str:
 
 def screen(networks: Sequence[Result], match: str) -> list[str]:
     """The table for a terminal, and what went wrong."""
-    lines = files.table(HEADS, [cells(found) for found in networks])
+    lines = artifacts.table(HEADS, [cells(found) for found in networks])
     lines += [f"{found['id']}: {reason}" for found in networks for reason in found["reasons"]]
     return [*lines, *apart(networks, match)]
 
@@ -167,7 +172,7 @@ def draw(networks: Sequence[Result], path: pathlib.Path) -> bool:
         return False
     plt = figures.pyplot()
     figure, axes = plt.subplots(1, len(COSTS), figsize=(15, 4.6), layout="constrained", sharey=True)
-    colours = plt.get_cmap("tab10")
+    colors = plt.get_cmap("tab10")
     families = list(dict.fromkeys(found["family"] for found in networks))
     for axis, (label, cost) in zip(axes, COSTS):
         for i, family in enumerate(families):
@@ -179,7 +184,7 @@ def draw(networks: Sequence[Result], path: pathlib.Path) -> bool:
                 [cost(found) for found in own],
                 [100 * each["mean"] for each in told],
                 yerr=bars([each["interval"] for each in told]),
-                color=colours(i % 10),
+                color=colors(i % 10),
                 marker="o",
                 linestyle="-" if len(own) > 1 else "",
                 capsize=4,
@@ -199,12 +204,12 @@ def draw(networks: Sequence[Result], path: pathlib.Path) -> bool:
 def write(place: pathlib.Path, command: str, match: str, networks: Sequence[Result]) -> list[pathlib.Path]:
     """Writes compare.json, compare.md and, where there is something to draw, compare.png and curves.png."""
     place.mkdir(parents=True, exist_ok=True)
-    drawn = files.draw(place, networks, {"compare.png": draw, "curves.png": files.curves})
+    drawn = artifacts.draw(place, networks, {"compare.png": draw, "curves.png": artifacts.curves})
     told = {"command": command, "match": match, "confidence": CONFIDENCE, "apart": list(apart(networks, match))}
     told |= {"equal": not unequal(networks, match)}
     written: dict[str, bytes] = {
         "compare.json": (json.dumps(told | {"networks": list(networks)}, indent=1) + "\n").encode(),
         "compare.md": markdown(command, match, networks, drawn).encode(),
     }
-    files.write(place, written)
+    artifacts.write(place, written)
     return [place / name for name in [*written, *drawn]]

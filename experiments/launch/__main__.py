@@ -33,18 +33,18 @@ import shutil
 import subprocess
 import sys
 
-from experiments.command import carry_out
-from experiments.launch import asked as asked_lib
 from experiments.launch import k8s, slurm, tpu
-from experiments.reproduce import files
-from patchnets.errors import RunError, UserError, one_line
+from experiments.launch import options as asked_lib
+from experiments.runner import artifacts
+from experiments.runner.cli import run_cli
+from patchnets.errors import RunError, UserError, first_line
 
 ENGINES = {"slurm": slurm, "k8s": k8s, "tpu": tpu}
 
 
-def work(arguments: list[str]) -> int:
+def execute(arguments: list[str]) -> int:
     """Writes, and submits where asked; returns the exit status."""
-    asked = asked_lib.parse(arguments)
+    asked = asked_lib.parse_args(arguments)
     engine = ENGINES[asked.engine]
     text = engine.write(asked)
     if "dry-run" in asked.given:
@@ -56,7 +56,7 @@ def work(arguments: list[str]) -> int:
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     if asked.engine == "slurm":
         pathlib.Path(asked.workdir).mkdir(parents=True, exist_ok=True)  # sbatch makes no folder for its output
-    files.replace(asked.out, text.encode())
+    artifacts.replace(asked.out, text.encode())
     print(f"written: {asked.out}")
     if "submit" in asked.given:
         _submit(command)
@@ -72,13 +72,13 @@ def _submit(command: list[str]) -> None:
     try:
         subprocess.run(command, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
-        raise RunError(f"{shlex.join(command)} failed: {one_line(error)}") from error
+        raise RunError(f"{shlex.join(command)} failed: {first_line(error)}") from error
 
 
-def run(argv: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Carries out a command line and returns the exit status."""
-    return carry_out(argv, __doc__, work)
+    return run_cli(argv, __doc__, execute)
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv))
+    sys.exit(main(sys.argv))

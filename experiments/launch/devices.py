@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import ml_collections
 
-from experiments.command import count
-from patchnets import sharding
+from experiments.runner.cli import count
 from patchnets.errors import UserError
+from patchnets.parallel import mesh
 
 # Of each type of Cloud TPU slice, what JAX takes for one device, in the unit that the type counts: chips or cores.
 UNITS = {"v2": 1, "v3": 1, "v4": 2, "v5litepod": 1, "v5p": 2, "v6e": 1}
@@ -52,13 +52,13 @@ def check(config: ml_collections.ConfigDict, processes: int, devices: int | None
             "give -1 for all"
         )
     if devices is not None:
-        over, what = math.prod(sharding.mesh_shape(config.mesh, devices)), "devices"
+        over, what = math.prod(mesh.mesh_shape(config.mesh, devices)), "devices"
         if processes > 1 and over < devices:
             raise UserError(f"config.mesh asks for {over} of {devices} devices; with several processes use all of them")
     batches = {
         "config.batch_size": config.batch_size,
         "config.eval_batch_size": config.eval_batch_size or config.batch_size,
-        "config.batch_size / config.accumulate": config.batch_size // config.accumulate,
+        "config.batch_size / config.grad_accum_steps": config.batch_size // config.grad_accum_steps,
     }
     for name, batch in batches.items():
         if batch % over:

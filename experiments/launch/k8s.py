@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from experiments.launch.asked import Asked
+from experiments.launch.options import Options
 from patchnets.errors import UserError
 from patchnets.parallel.distributed import PORT
 
@@ -15,7 +15,7 @@ GRACE = 120  # seconds that a pod has to save what it trained
 GKE = "cloud.google.com/gke-tpu-"
 
 
-def write(asked: Asked) -> str:
+def write(asked: Options) -> str:
     """The manifest: an indexed Job with a pod for each node, all started again where one of them is lost; of several
     runs one for each, NAME-0 and so on."""
     for option, why in (("image", "an image with patchnets in it"), ("volume-claim", "where runs outlive their pods")):
@@ -27,7 +27,7 @@ def write(asked: Asked) -> str:
     return "# Needs the JobSet controller: https://jobset.sigs.k8s.io\n" + told
 
 
-def _manifest(asked: Asked, name: str, run: Sequence[str]) -> dict[str, Any]:
+def _manifest(asked: Options, name: str, run: Sequence[str]) -> dict[str, Any]:
     job = {
         "parallelism": asked.nodes,
         "completions": asked.nodes,
@@ -52,7 +52,7 @@ def _manifest(asked: Asked, name: str, run: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _pod(asked: Asked, name: str, run: Sequence[str]) -> dict[str, Any]:
+def _pod(asked: Options, name: str, run: Sequence[str]) -> dict[str, Any]:
     container: dict[str, Any] = {
         "name": "patchnets",
         "image": asked.given["image"],
@@ -80,7 +80,7 @@ def _pod(asked: Asked, name: str, run: Sequence[str]) -> dict[str, Any]:
     return pod | {"containers": [container], "volumes": volumes}
 
 
-def _limits(asked: Asked) -> dict[str, Any]:
+def _limits(asked: Options) -> dict[str, Any]:
     if "tpu-type" in asked.given and "tpus-per-node" not in asked.given:
         raise UserError(f"--tpus-per-node is not given; pods with --tpu-type={asked.given['tpu-type']} ask for chips")
     names = {"gpus-per-node": "nvidia.com/gpu", "tpus-per-node": "google.com/tpu", "cpus-per-task": "cpu"}
@@ -97,5 +97,5 @@ def _mount(workdir: pathlib.PurePath) -> pathlib.PurePath:
     return pathlib.PurePosixPath(*workdir.parts[:2])
 
 
-def submit(asked: Asked) -> list[str]:
+def submit(asked: Options) -> list[str]:
     return ["kubectl", "apply", "-f", str(asked.out)]

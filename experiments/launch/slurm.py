@@ -2,8 +2,8 @@
 
 import shlex
 
-from experiments.launch.asked import Asked
-from experiments.reproduce.jobs import ROOT
+from experiments.launch.options import Options
+from experiments.runner.jobs import ROOT
 from patchnets.errors import UserError
 
 MAX_REQUEUES = 100
@@ -11,7 +11,7 @@ WARNING = 120  # seconds ahead of the time limit at which every task is told to 
 LEAST = 300  # seconds of a job: with fewer it would be told to save before it has trained, and over again
 
 
-def write(asked: Asked) -> str:
+def write(asked: Options) -> str:
     """The script: a task for each node, which goes on by itself after it was stopped and its state saved."""
     limit = asked.given.get("time")
     if limit and seconds(limit) < LEAST:
@@ -49,7 +49,7 @@ def seconds(limit: str) -> int:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest_seconds
 
 
-def _directives(asked: Asked) -> dict[str, object]:
+def _directives(asked: Options) -> dict[str, object]:
     found: dict[str, object] = {"job-name": asked.name, "nodes": asked.nodes, "ntasks-per-node": asked.tasks}
     for option in ("gpus-per-node", "cpus-per-task", "mem", "time", "partition", "account"):
         if option in asked.given:
@@ -68,5 +68,5 @@ def _directive(value: object) -> str:
     return f'"{text}"' if any(not (c.isalnum() or c in "-_./%:,@") for c in text) else text
 
 
-def submit(asked: Asked) -> list[str]:
+def submit(asked: Options) -> list[str]:
     return ["sbatch", str(asked.out)]

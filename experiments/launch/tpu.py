@@ -2,15 +2,15 @@
 
 import shlex
 
-from experiments.launch.asked import Asked
-from experiments.reproduce.jobs import ROOT
+from experiments.launch.options import Options
+from experiments.runner.jobs import ROOT
 from patchnets.errors import UserError
 
 RUNTIMES = {"v5litepod": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": "v2-alpha-tpuv6e"}
 INSTALL = "tar -xf patchnets.tar && python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'"
 
 
-def write(asked: Asked) -> str:
+def write(asked: Options) -> str:
     for option in ("tpu-type", "zone"):
         if option not in asked.given:
             example = {"tpu-type": "v5litepod-16", "zone": "us-west4-a"}[option]
@@ -42,5 +42,5 @@ def write(asked: Asked) -> str:
     return "\n".join(lines) + "\n"
 
 
-def submit(asked: Asked) -> list[str]:
+def submit(asked: Options) -> list[str]:
     return ["bash", str(asked.out)]

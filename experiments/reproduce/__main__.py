@@ -24,24 +24,24 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
-from experiments.command import carry_out, count, home, split_options
-from experiments.reproduce import data as data_lib
-from experiments.reproduce import files, report, results
-from experiments.reproduce import jobs as jobs_lib
-from experiments.reproduce.earlier import earlier, strangers
-from experiments.reproduce.jobs import Job
-from experiments.reproduce.progress import train
+from experiments.runner import artifacts, report, results
+from experiments.runner import dataset_arg as data_lib
+from experiments.runner import jobs as jobs_lib
+from experiments.runner.cli import count, home, run_cli, split_options
+from experiments.runner.jobs import Job
+from experiments.runner.previous_runs import mismatched_runs, previous_jobs
+from experiments.runner.progress import train
+from experiments.runner.run_spec import RunSpec
 from experiments.tables import SIZES, TABLES
-from experiments.tables.row import Row
 from patchnets.errors import UserError
 
 DATA = ("dataset.name", "dataset.path")  # keys that --data sets
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class Options:
     table: str
-    rows: tuple[Row, ...]
+    rows: tuple[RunSpec, ...]
     workdir: pathlib.Path
     seeds: int
     data: str | None
@@ -50,12 +50,12 @@ class Asked:
     report_only: bool
     handed_on: tuple[str, ...]
 
-    def data_of(self, row: Row) -> str | None:
+    def data_of(self, row: RunSpec) -> str | None:
         """What takes the place of a row's own data set; None where that is what it is run on."""
         return None if self.data == row.dataset else self.data
 
 
-def parse(arguments: Sequence[str]) -> Asked:
+def parse_args(arguments: Sequence[str]) -> Options:
     """Raises UserError for what is not understood."""
     options = ("table", "rows", "workdir", "seeds", "data", "parallel")
     given, handed_on = split_options(arguments, options, switches=("list", "report"))
@@ -71,7 +71,7 @@ def parse(arguments: Sequence[str]) -> Asked:
         raise UserError(f"--rows: {table} has no row {unknown[0]!r}; known: {', '.join(rows) or 'none'}")
     if told := [a for a in handed_on if a.removeprefix("--config.").partition("=")[0] in DATA]:
         raise UserError(f"{told[0]}: give --data=NAME or --data=folder:PATH, from which it follows")
-    return Asked(
+    return Options(
         table,
         tuple(rows[name] for name in dict.fromkeys(wanted)),
         home(given.get("workdir", f"runs/{table}")),
@@ -84,7 +84,7 @@ def parse(arguments: Sequence[str]) -> Asked:
     )
 
 
-def listed(asked: Asked) -> str:
+def listed(asked: Options) -> str:
     """The rows of a table, a line each: what was published, and what it takes."""
     lines = []
     for row in asked.rows:
@@ -93,7 +93,7 @@ def listed(asked: Asked) -> str:
     return "\n".join(lines)
 
 
-def jobs_of(asked: Asked) -> list[Job]:
+def jobs_of(asked: Options) -> list[Job]:
     """A run for each row and seed. Raises UserError where the configuration cannot be had so."""
     return [
         jobs_lib.job(row, seed, asked.workdir, asked.data_of(row), asked.handed_on)
@@ -102,14 +102,14 @@ def jobs_of(asked: Asked) -> list[Job]:
     ]
 
 
-def work(arguments: list[str]) -> int:
+def execute(arguments: list[str]) -> int:
     """Trains and reports; returns the exit status."""
-    asked = parse(arguments)
+    asked = parse_args(arguments)
     if asked.listing:
         print(listed(asked) or "every network of which something was published: python -m patchnets.models")
         return 0
-    jobs_lib.check_place(asked.workdir)
-    command = shlex.join(["python", "-m", "experiments.reproduce", *jobs_lib.without_places(arguments)])
+    jobs_lib.check_workdir(asked.workdir)
+    command = shlex.join(["python", "-m", "experiments.reproduce", *jobs_lib.without_paths(arguments)])
     if asked.table == SIZES:
         from experiments.tables import sizes
 
@@ -129,31 +129,31 @@ def work(arguments: list[str]) -> int:
     return status or int(bool(failures))
 
 
-def reported(asked: Asked, jobs: Sequence[Job], failures: Mapping[Job, str]) -> list[results.Result]:
+def reported(asked: Options, jobs: Sequence[Job], failures: Mapping[Job, str]) -> list[results.Result]:
     """The rows that were asked for, with their jobs, and after them those of earlier commands in the folder."""
     table = TABLES[asked.table]
     noise = {metric: results.seed_noise(table, metric) for metric in results.METRICS}
     runs = [[job for job in jobs if job.row is row] for row in asked.rows]
     others = [row for row in table if row.id not in {row.id for row in asked.rows}]
-    runs += [earlier(row, asked.workdir, asked.data_of(row), asked.handed_on) for row in others]
+    runs += [previous_jobs(row, asked.workdir, asked.data_of(row), asked.handed_on) for row in others]
     found = []
     for own in filter(None, runs):
         result = results.result(own[0].row, own, failures, own[0].data, noise)
-        result["reasons"] += strangers([job for job in own if job not in failures])
+        result["reasons"] += mismatched_runs([job for job in own if job not in failures])
         found.append(result)
     return found
 
 
 def _screen(found: Sequence[results.Result]) -> list[str]:
     """The table of the report, for a terminal."""
-    lines = files.table(report.HEADS, [row for result in found for row in report.cells(result)])
+    lines = artifacts.table(report.HEADS, [row for result in found for row in report.cells(result)])
     return lines + [f"{result['id']}: {reason}" for result in found for reason in result["reasons"]]
 
 
-def run(argv: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Carries out a command line and returns the exit status."""
-    return carry_out(argv, __doc__, work)
+    return run_cli(argv, __doc__, execute)
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv))
+    sys.exit(main(sys.argv))

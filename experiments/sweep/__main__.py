@@ -24,20 +24,20 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from experiments.command import carry_out, count, home, split_options
-from experiments.reproduce import jobs as jobs_lib
-from experiments.reproduce.jobs import Job
-from experiments.reproduce.progress import train
-from experiments.sweep import entries, report
-from experiments.tables.row import Row
+from experiments.runner import jobs as jobs_lib
+from experiments.runner.cli import count, home, run_cli, split_options
+from experiments.runner.jobs import Job
+from experiments.runner.progress import train
+from experiments.runner.run_spec import RunSpec
+from experiments.sweep import load_sweep, report
 from patchnets.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class Options:
     sweep: str
-    rows: tuple[Row, ...]
-    only: Row | None
+    rows: tuple[RunSpec, ...]
+    only: RunSpec | None
     workdir: pathlib.Path
     seeds: int
     parallel: int | None
@@ -46,7 +46,7 @@ class Asked:
     handed_on: tuple[str, ...]
 
 
-def parse(arguments: Sequence[str]) -> Asked:
+def parse_args(arguments: Sequence[str]) -> Options:
     """Raises UserError for what is not understood."""
     options = ("sweep", "config", "workdir", "seeds", "parallel", "only")
     given, handed_on = split_options(arguments, options, switches=("list", "report"))
@@ -54,8 +54,8 @@ def parse(arguments: Sequence[str]) -> Asked:
         raise UserError("--sweep is not given; for example --sweep=experiments/sweeps/mixer_digits_lr.py")
     if "only" in given and "report" in given:
         raise UserError(f"--only={given['only']} and --report are both given; a report is that of all entries")
-    rows = entries.rows(given["sweep"], given.get("config"), handed_on)
-    return Asked(
+    rows = load_sweep.rows(given["sweep"], given.get("config"), handed_on)
+    return Options(
         given["sweep"],
         rows,
         chosen(rows, given["only"]) if "only" in given else None,
@@ -68,7 +68,7 @@ def parse(arguments: Sequence[str]) -> Asked:
     )
 
 
-def chosen(rows: Sequence[Row], told: str) -> Row:
+def chosen(rows: Sequence[RunSpec], told: str) -> RunSpec:
     """The row of that name, or of that number. Raises UserError where there is none."""
     numbered = {str(i): row for i, row in enumerate(rows)}
     found = numbered | {row.id: row for row in rows}
@@ -78,7 +78,7 @@ def chosen(rows: Sequence[Row], told: str) -> Row:
     return found[told]
 
 
-def jobs_of(asked: Asked) -> list[Job]:
+def jobs_of(asked: Options) -> list[Job]:
     """Seed after seed, so that what is there early is there for all entries."""
     rows = [asked.only] if asked.only else asked.rows
     return [
@@ -86,14 +86,14 @@ def jobs_of(asked: Asked) -> list[Job]:
     ]
 
 
-def work(arguments: list[str]) -> int:
+def execute(arguments: list[str]) -> int:
     """Trains and reports; returns the exit status."""
-    asked = parse(arguments)
+    asked = parse_args(arguments)
     if asked.listing:
         for i, row in enumerate(asked.rows):
             print(f"{i:>3}  {row.id:<20}  " + ", ".join(f"{key}={value}" for key, value in row.changes.items()))
         return 0
-    jobs_lib.check_place(asked.workdir)
+    jobs_lib.check_workdir(asked.workdir)
     jobs = jobs_of(asked)
     jobs_lib.check_unmixed(jobs)
     if asked.report_only and not any(job.summary() for job in jobs):
@@ -105,7 +105,7 @@ def work(arguments: list[str]) -> int:
             print(f"{job.row.id}: seed {job.seed} failed, {said}", file=sys.stderr)
     else:
         found = [report.result(row, [job for job in jobs if job.row is row], failures) for row in asked.rows]
-        command = shlex.join(["python", "-m", "experiments.sweep", *jobs_lib.without_places(arguments)])
+        command = shlex.join(["python", "-m", "experiments.sweep", *jobs_lib.without_paths(arguments)])
         written = report.write(asked.workdir, command, found)
         print("\n".join(report.screen(found)))
         print(f"written: {', '.join(map(str, written))}")
@@ -114,10 +114,10 @@ def work(arguments: list[str]) -> int:
     return status or int(bool(failures))
 
 
-def run(argv: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Carries out a command line and returns the exit status."""
-    return carry_out(argv, __doc__, work)
+    return run_cli(argv, __doc__, execute)
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv))
+    sys.exit(main(sys.argv))

@@ -4,20 +4,20 @@ import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from experiments.reproduce import files, results
-from experiments.reproduce.jobs import Job
-from experiments.reproduce.report import mean_of, versions
-from experiments.reproduce.results import METRICS, Result
-from experiments.tables.row import Row
-from patchnets.console import duration
+from experiments.runner import artifacts, results
+from experiments.runner.jobs import Job
+from experiments.runner.report import mean_of, versions
+from experiments.runner.results import METRICS, Result
+from experiments.runner.run_spec import RunSpec
 from patchnets.plots import figures
+from patchnets.run.console import duration
 
 FILES = ("sweep.json", "sweep.md", "sweep.png", "curves.png")  # beside the folders of the entries
 SPLITS = {"val": "validation", "test": "test"}
 HEADS = ("entry", "changes", "epochs", "seeds", "val top-1", "val top-5", "test top-1", "test top-5", "wall time")
 
 
-def result(row: Row, jobs: Sequence[Job], failures: Mapping[Job, str]) -> Result:
+def result(row: RunSpec, jobs: Sequence[Job], failures: Mapping[Job, str]) -> Result:
     """What is known of an entry: `results.result` of its runs, with what was measured by split."""
     found = results.result(row, jobs, failures, None, dict.fromkeys(METRICS, 0.0))
     summaries = [summary for job in jobs if (summary := job.summary()) is not None]
@@ -43,7 +43,7 @@ def cells(found: Result) -> list[str]:
 
 def screen(entries: Sequence[Result]) -> list[str]:
     """The table for a terminal, and what went wrong."""
-    lines = files.table(HEADS, [cells(found) for found in entries])
+    lines = artifacts.table(HEADS, [cells(found) for found in entries])
     return lines + [f"{found['id']}: {reason}" for found in entries for reason in found["reasons"]]
 
 
@@ -112,10 +112,10 @@ def draw(entries: Sequence[Result], path: pathlib.Path) -> bool:
 def write(place: pathlib.Path, command: str, entries: Sequence[Result]) -> list[pathlib.Path]:
     """Writes sweep.json, sweep.md and, where there is something to draw, sweep.png and curves.png; returns them."""
     place.mkdir(parents=True, exist_ok=True)
-    drawn = files.draw(place, entries, {"sweep.png": draw, "curves.png": files.curves})
+    drawn = artifacts.draw(place, entries, {"sweep.png": draw, "curves.png": artifacts.curves})
     written: dict[str, bytes] = {
         "sweep.json": (json.dumps({"command": command, "entries": list(entries)}, indent=1) + "\n").encode(),
         "sweep.md": markdown(command, entries, drawn).encode(),
     }
-    files.write(place, written)
+    artifacts.write(place, written)
     return [place / name for name in [*written, *drawn]]

@@ -1,9 +1,9 @@
 """Published tables as data. `python -m experiments.reproduce` trains their rows."""
 
+from experiments.runner.run_spec import RunSpec
 from experiments.tables import cifar, imagenet, keras_examples
-from experiments.tables.row import Row
 
-TABLES: dict[str, tuple[Row, ...]] = {
+TABLES: dict[str, tuple[RunSpec, ...]] = {
     "keras_examples": keras_examples.TABLE,
     "cifar": cifar.TABLE,
     "imagenet": imagenet.TABLE,

@@ -1,6 +1,6 @@
 """ImageNet-1k from scratch, the papers' recipes: every row needs a cluster."""
 
-from experiments.tables.row import Cost, Row
+from experiments.runner.run_spec import Budget, RunSpec
 
 CLUSTER = "a cluster"
 MIXER, GMLP, CONVMIXER = "arXiv 2105.01601, table 2", "arXiv 2105.08050, as others cite it", "arXiv 2201.09792, table 1"
@@ -8,15 +8,15 @@ CONVMIXER_CITED = "arXiv 2201.09792, as others cite it"
 PLAIN, AUGREG = "arXiv 2205.01580", "arXiv 2106.10270, the best of its runs on ImageNet-1k"
 
 
-def _row(name: str, config: str, accuracy: float, source: str, epochs: float, tolerance: float = 0.01) -> Row:
+def _row(name: str, config: str, accuracy: float, source: str, epochs: float, tolerance: float = 0.01) -> RunSpec:
     """The id of a row is a folder's name too."""
-    return Row(
+    return RunSpec(
         name.replace("/", "-"),
         config,
         "imagenet2012",
         dict(accuracy=accuracy),
         source,
-        Cost(epochs, CLUSTER),
+        Budget(epochs, CLUSTER),
         tolerance,
     )
 

@@ -1,13 +1,13 @@
 """Parameters and multiply-accumulates of every published network: counted, with nothing to train.
 
-The figures themselves are patchnets.models.published.PUBLISHED, which `python -m patchnets.models` prints too.
+The figures themselves are patchnets.models.published_sizes.PUBLISHED, which `python -m patchnets.models` prints too.
 """
 
 from typing import NamedTuple
 
 from patchnets import models
-from patchnets.models.costs import cost
-from patchnets.models.published import PUBLISHED
+from patchnets.models.flops import cost
+from patchnets.models.published_sizes import PUBLISHED
 
 GMACS_TOLERANCE = 0.01  # what is done element by element is not counted here, and by some who publish is
 

@@ -12,43 +12,45 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from patchnets.data import cache, sources, splits
-from patchnets.data.preprocess import Augment, Preprocess, check_channels, normalisation
-from patchnets.data.resident import ResidentFeed
+from patchnets import runtime
+from patchnets.augment.preprocess import Augment, Preprocess, check_channels, normalization
+from patchnets.data import decoded_cache, sources, splits
+from patchnets.data.loader import Loader
+from patchnets.data.on_device import OnDeviceLoader
+from patchnets.data.sources import base
 from patchnets.errors import RunError, UserError
-from patchnets.feeds import Feed
 
 SPLITS = ("train", "val", "test")
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class Dataset:
     """What a run trains, validates and tests on. `val` and `test` are None where the data set has no such split."""
 
     name: str
     class_names: tuple[str, ...]
     channels: int
-    feed: str  # resident or streaming
+    loader: str  # on_device or streaming
     stored_size: int  # side in pixels of the images that the step gets; it resizes them
-    train: Feed
-    val: Feed | None
-    test: Feed | None
-    specs: dict[str, str | None]
-    identity: dict[str, Any]  # what must be the same when a run continues
+    train: Loader
+    val: Loader | None
+    test: Loader | None
+    split_specs: dict[str, str | None]
+    fingerprint: dict[str, Any]  # what must be the same when a run continues
     preprocess: Preprocess
 
     @property
-    def feeds(self) -> list[Feed]:
-        return [feed for feed in (self.train, self.val, self.test) if feed is not None]
+    def loaders(self) -> list[Loader]:
+        return [loader for loader in (self.train, self.val, self.test) if loader is not None]
 
     @property
     def unreadable(self) -> set[str]:
         """What was skipped so far because it could not be read."""
-        return set().union(*(feed.unreadable for feed in self.feeds))
+        return set().union(*(loader.unreadable for loader in self.loaders))
 
     def close(self) -> None:
-        for feed in self.feeds:
-            feed.close()
+        for loader in self.loaders:
+            loader.close()
 
 
 def choose_splits(config: ml_collections.ConfigDict, sizes: Mapping[str, int]) -> dict[str, str | None]:
@@ -63,27 +65,27 @@ def choose_splits(config: ml_collections.ConfigDict, sizes: Mapping[str, int]) -
     val = config.val_split or own or "train[90%:]"
     train = config.train_split or _train_without(val, sizes)
     test = config.test_split or ("test" if "test" in sizes else "none")
-    specs: dict[str, str | None] = {}
+    split_specs: dict[str, str | None] = {}
     for role, spec in zip(SPLITS, (train, val, test)):
-        specs[role] = None if spec == "none" else spec
-    if specs["train"] is None:
+        split_specs[role] = None if spec == "none" else spec
+    if split_specs["train"] is None:
         raise UserError("config.dataset.train_split='none': there is nothing to train on")
-    parsed = {role: splits.parse(spec, sizes) for role, spec in specs.items() if spec}
+    parsed = {role: splits.parse_split(spec, sizes) for role, spec in split_specs.items() if spec}
     for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
         shared = splits.overlap(parsed.get(one, []), parsed.get(other, []))
         if shared:
             raise UserError(
-                f"{one} split {specs[one]!r} and {other} split {specs[other]!r} share {shared:,} examples; "
+                f"{one} split {split_specs[one]!r} and {other} split {split_specs[other]!r} share {shared:,} examples; "
                 f"set config.dataset.{one}_split and config.dataset.{other}_split apart"
             )
-    return specs
+    return split_specs
 
 
 def _train_without(val: str, sizes: Mapping[str, int]) -> str:
     """train, less what the validation split takes of it."""
     if val == "train[90%:]":
         return "train[:90%]"
-    taken = [part for part in splits.parse(val, sizes) if part[0] == "train"] if val != "none" else []
+    taken = [part for part in splits.parse_split(val, sizes) if part[0] == "train"] if val != "none" else []
     if len(taken) != 1:
         return "train"
     _, low, high = taken[0]
@@ -92,21 +94,21 @@ def _train_without(val: str, sizes: Mapping[str, int]) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
+class OpenedDataset:
     """A data set whose splits are known, before any image is decoded."""
 
-    source: sources.Source
+    source: base.Source
     augment: Augment
-    specs: dict[str, str | None]
+    split_specs: dict[str, str | None]
     parts: dict[str, list[splits.Part]]
-    feed: str  # resident or streaming
+    loader: str  # on_device or streaming
 
     @property
     def train_examples(self) -> int:
         return splits.examples(self.parts["train"])
 
 
-def open_data(config: ml_collections.ConfigDict, devices: int) -> Opened:
+def open_dataset(config: ml_collections.ConfigDict, devices: int) -> OpenedDataset:
     """Opens the data set and decides how it is fed to so many devices: from images decoded once and kept on them where
     these fit, or else from files that are read while training.
 
@@ -116,64 +118,64 @@ def open_data(config: ml_collections.ConfigDict, devices: int) -> Opened:
     source = sources.open_source(config.dataset)
     augment = Augment(**config.augment.to_dict())
     check_channels(augment, source.channels)
-    specs = choose_splits(config.dataset, source.sizes)
-    parts = {role: splits.parse(spec, source.sizes) for role, spec in specs.items() if spec}
-    feed = config.dataset.feed
-    if feed == "auto":
+    split_specs = choose_splits(config.dataset, source.sizes)
+    parts = {role: splits.parse_split(spec, source.sizes) for role, spec in split_specs.items() if spec}
+    loader = config.dataset.loader
+    if loader == "auto":
         fits = decoded_bytes(source, parts, stored_size(config)) <= allowed_bytes(config, devices)
-        feed = "resident" if fits or not source.encoded else "streaming"
-    if feed == "streaming" and importlib.util.find_spec("grain") is None:
+        loader = "on_device" if fits or not source.encoded else "streaming"
+    if loader == "streaming" and importlib.util.find_spec("grain") is None:
         raise UserError(
             "these images are read while training, through Grain, which is not installed; pip install grain, or raise "
-            "config.dataset.max_resident_gib if their decoded size fits into memory"
+            "config.dataset.max_on_device_gib if their decoded size fits into memory"
         )
-    if feed == "streaming" and config.normalize == "dataset":
+    if loader == "streaming" and config.normalize == "dataset":
         raise UserError(
             "config.normalize='dataset' is fitted on all training images, and these are read while training; use "
-            "imagenet, symmetric or unit, or config.dataset.feed=resident"
+            "imagenet, symmetric or unit, or config.dataset.loader=on_device"
         )
-    if feed == "streaming" and augment.crop_padding:
+    if loader == "streaming" and augment.crop_padding:
         raise UserError(
             f"config.augment.crop_padding={augment.crop_padding} pads images that are kept as they are, and these are "
-            "cropped while they are read; use config.augment.crop_area, or config.dataset.feed=resident"
+            "cropped while they are read; use config.augment.crop_scale_min, or config.dataset.loader=on_device"
         )
-    return Opened(source, augment, specs, parts, feed)
+    return OpenedDataset(source, augment, split_specs, parts, loader)
 
 
-def load_data(config: ml_collections.ConfigDict, mesh: Mesh, opened: Opened | None = None) -> Data:
+def load_dataset(config: ml_collections.ConfigDict, mesh: Mesh, opened: OpenedDataset | None = None) -> Dataset:
     """The feeds of a data set, opened before or opened now; images that are kept are decoded and placed.
 
     Raises:
       UserError: the data set or a split cannot be had as configured.
       RunError: an image cannot be decoded.
     """
-    opened = opened or open_data(config, mesh.size)
-    source, resident = opened.source, opened.feed == "resident"
-    made = (_resident if resident else _streaming)(config, mesh, opened)
-    mean, std = made.normalisation
-    return Data(
+    opened = opened or open_dataset(config, mesh.size)
+    source, on_device = opened.source, opened.loader == "on_device"
+    made = (_on_device if on_device else _streaming)(config, mesh, opened)
+    mean, std = made.normalization
+    return Dataset(
         name=source.name,
         class_names=source.class_names,
         channels=source.channels,
-        feed=opened.feed,
+        loader=opened.loader,
         stored_size=made.stored_size,
-        train=made.feeds["train"],
-        val=made.feeds.get("val"),
-        test=made.feeds.get("test"),
-        specs=opened.specs,
-        identity={"name": source.name, "classes": list(source.class_names)} | made.identity,
-        preprocess=Preprocess(config.image_size, mean, std, opened.augment, config.eval_crop, cropped=not resident),
+        train=made.loaders["train"],
+        val=made.loaders.get("val"),
+        test=made.loaders.get("test"),
+        split_specs=opened.split_specs,
+        fingerprint={"name": source.name, "classes": list(source.class_names)} | made.fingerprint,
+        preprocess=Preprocess(config.image_size, mean, std, opened.augment, config.crop_pct, cropped=not on_device),
     )
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
+class SplitLoaders:
     """What the two ways of feeding a run give alike."""
 
-    feeds: dict[str, Feed]
+    loaders: dict[str, Loader]
     stored_size: int
-    normalisation: tuple[tuple[float, ...], ...]
-    identity: dict[str, Any]
+    normalization: tuple[tuple[float, ...], ...]
+    fingerprint: dict[str, Any]
 
 
 def names(parts: Mapping[str, list[splits.Part]]) -> list[str]:
@@ -183,16 +185,16 @@ def names(parts: Mapping[str, list[splits.Part]]) -> list[str]:
 
 def stored_size(config: ml_collections.ConfigDict) -> int:
     """The largest side in pixels at which images are kept: so that evaluation crops `image_size` pixels out of it."""
-    return round(config.image_size / config.eval_crop)
+    return round(config.image_size / config.crop_pct)
 
 
-def decoded_bytes(source: sources.Source, parts: Mapping[str, list[splits.Part]], largest: int) -> int:
-    """The memory that resident images of at most this side take, as far as one can tell without reading them all."""
+def decoded_bytes(source: base.Source, parts: Mapping[str, list[splits.Part]], largest: int) -> int:
+    """The memory that on-device images of at most this side take, as far as one can tell without reading them all."""
     return sum(source.sizes[name] * side(source, name, largest) ** 2 * source.channels for name in names(parts))
 
 
-def side(source: sources.Source, split: str, largest: int) -> int:
-    """At which side in pixels resident images of a split are kept, `largest` at most; by the first image."""
+def side(source: base.Source, split: str, largest: int) -> int:
+    """At which side in pixels on-device images of a split are kept, `largest` at most; by the first image."""
     native = None
     with contextlib.suppress(RunError):  # the first image is broken, which shows when its turn comes
         native = source.records(split).native_size()
@@ -200,9 +202,9 @@ def side(source: sources.Source, split: str, largest: int) -> int:
 
 
 def allowed_bytes(config: ml_collections.ConfigDict, devices: int) -> float:
-    """The memory that resident images may take over all, where each device has room for `max_resident_gib`; devices
+    """The memory that on-device images may take over all, where each device has room for `max_on_device_gib`; devices
     that are a CPU's cores have it together."""
-    sharded, limit = config.dataset.placement == "sharded", config.dataset.max_resident_gib * 2**30
+    sharded, limit = config.dataset.on_device_sharding == "sharded", config.dataset.max_on_device_gib * 2**30
     if jax.config.values["jax_num_cpu_devices"] > 0 and jax.default_backend() == "cpu":
         return limit if sharded else limit / devices
     return limit * devices if sharded else limit
@@ -217,17 +219,19 @@ def _seed(config: ml_collections.ConfigDict, role: str) -> int | None:
     return config.seed if role == "train" else None
 
 
-def _resident(config: ml_collections.ConfigDict, mesh: Mesh, opened: Opened) -> Made:
+def _on_device(config: ml_collections.ConfigDict, mesh: Mesh, opened: OpenedDataset) -> SplitLoaders:
     """Decodes what is not in the cache, tells how much memory is taken, and takes it."""
     source, parts = opened.source, opened.parts
-    root, max_bytes = cache.cache_root(config.dataset.cache_dir), allowed_bytes(config, mesh.size)
-    sharded = config.dataset.placement == "sharded"
+    root, max_bytes = runtime.cache_root(config.dataset.cache_dir), allowed_bytes(config, mesh.size)
+    sharded = config.dataset.on_device_sharding == "sharded"
 
-    def load_whole(keep_native: bool) -> dict[str, cache.Decoded]:
-        found: dict[str, cache.Decoded] = {}
+    def load_whole(keep_native: bool) -> dict[str, decoded_cache.Decoded]:
+        found: dict[str, decoded_cache.Decoded] = {}
         for name in names(parts):
             held = sum(images.nbytes for images, _ in found.values())
-            found[name] = cache.load_split(source, name, stored_size(config), root, max_bytes, held, keep_native)
+            found[name] = decoded_cache.load_or_decode(
+                source, name, stored_size(config), root, max_bytes, held, keep_native
+            )
         return found
 
     whole = load_whole(keep_native=True)
@@ -243,15 +247,19 @@ def _resident(config: ml_collections.ConfigDict, mesh: Mesh, opened: Opened) -> 
     for role, (_, labels) in arrays.items():
         if not 0 <= int(labels.min()) <= int(labels.max()) < len(source.class_names):
             raise UserError(
-                f"the examples of {opened.specs[role]!r} have no labels, or some outside the "
+                f"the examples of {opened.split_specs[role]!r} have no labels, or some outside the "
                 f"{len(source.class_names)} classes; choose another config.dataset.{role}_split, or none"
             )
     total = sum(images.nbytes for images, _ in arrays.values())
     # Told before it is taken, for it may be too much.
-    share = f"{cache.amount(total / mesh.size)} of {cache.amount(total)}" if sharded else cache.amount(total)
+    share = (
+        f"{decoded_cache.format_bytes(total / mesh.size)} of {decoded_cache.format_bytes(total)}"
+        if sharded
+        else decoded_cache.format_bytes(total)
+    )
     print(f"placing {share} of images on {'each of ' if mesh.size > 1 else ''}{mesh.size} device(s)", flush=True)
-    feeds: dict[str, Feed] = {
-        role: ResidentFeed(
+    loaders: dict[str, Loader] = {
+        role: OnDeviceLoader(
             *arrays[role],
             batch_size=_batch_size(config, role),
             mesh=mesh,
@@ -260,26 +268,26 @@ def _resident(config: ml_collections.ConfigDict, mesh: Mesh, opened: Opened) -> 
         )
         for role in parts
     }
-    return Made(
-        feeds=feeds,
+    return SplitLoaders(
+        loaders=loaders,
         stored_size=next(iter(whole.values()))[0].shape[1],
-        normalisation=normalisation(config.normalize, arrays["train"][0]),
-        identity={
+        normalization=normalization(config.normalize, arrays["train"][0]),
+        fingerprint={
             "examples": {role: len(labels) for role, (_, labels) in arrays.items()},
             "labels_crc32": {role: zlib.crc32(labels.tobytes()) for role, (_, labels) in arrays.items()},
         },
     )
 
 
-def _streaming(config: ml_collections.ConfigDict, mesh: Mesh, opened: Opened) -> Made:
-    from patchnets.data.streaming import StreamingFeed  # Grain is needed here alone
+def _streaming(config: ml_collections.ConfigDict, mesh: Mesh, opened: OpenedDataset) -> SplitLoaders:
+    from patchnets.data.streaming import StreamingLoader  # Grain is needed here alone
 
     source, parts = opened.source, opened.parts
     augment = config.augment
-    feeds: dict[str, Feed] = {}
+    loaders: dict[str, Loader] = {}
     for role, some in parts.items():
         training = role == "train"
-        feeds[role] = StreamingFeed(
+        loaders[role] = StreamingLoader(
             [(source.records(name), low, high) for name, low, high in some],
             batch_size=_batch_size(config, role),
             mesh=mesh,
@@ -287,18 +295,18 @@ def _streaming(config: ml_collections.ConfigDict, mesh: Mesh, opened: Opened) ->
             channels=source.channels,
             num_classes=len(source.class_names),
             seed=_seed(config, role),
-            crop_area=augment.crop_area if training else 1.0,
-            crop_aspect=augment.crop_aspect,
-            keep=1.0 if training else config.eval_crop,
-            workers=config.dataset.workers,
-            corrupt=config.dataset.corrupt,
+            crop_scale_min=augment.crop_scale_min if training else 1.0,
+            crop_ratio_max=augment.crop_ratio_max,
+            crop_pct=1.0 if training else config.crop_pct,
+            num_workers=config.dataset.num_workers,
+            on_corrupt=config.dataset.on_corrupt,
         )
-    return Made(
-        feeds=feeds,
+    return SplitLoaders(
+        loaders=loaders,
         stored_size=config.image_size,
-        normalisation=normalisation(config.normalize, np.empty((0, 1, 1, source.channels), np.uint8)),
-        identity={
-            "examples": {role: feed.num_examples for role, feed in feeds.items()},
+        normalization=normalization(config.normalize, np.empty((0, 1, 1, source.channels), np.uint8)),
+        fingerprint={
+            "examples": {role: loader.num_examples for role, loader in loaders.items()},
             "records_crc32": {name: source.records(name).fingerprint() for name in names(parts)},
         },
     )

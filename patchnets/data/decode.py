@@ -5,9 +5,9 @@ installed. Random crops of training images take a faster way where they are JPEG
 decodes at 1/2, 1/4 or 1/8 where the crop is so much larger than what is asked for) and OpenCV's linear resizing after
 a small blur that makes it antialiased. Pillow takes their place for what is no plain JPEG or where they are missing.
 
-Of the ways that were compared this is the fastest that is antialiased: `python -m experiments.decoding` measures them,
-and docs/measurements.md holds the figures. PyTurboJPEG needs a libjpeg-turbo 3 of the system's; simplejpeg and OpenCV
-come in wheels for Linux, macOS and Windows.
+Of the ways that were compared this is the fastest that is antialiased: `python -m experiments.micro.decoding` measures
+them, and docs/measurements.md holds the figures. PyTurboJPEG needs a libjpeg-turbo 3 of the system's; simplejpeg and
+OpenCV come in wheels for Linux, macOS and Windows.
 """
 
 import functools
@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, UnidentifiedImageError
 
-from patchnets.errors import RunError, one_line
+from patchnets.errors import RunError, first_line
 
 # Large images are read up to Pillow's limit, which is an error and not a warning.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -37,7 +37,7 @@ def _open(data: bytes | pathlib.Path) -> Image.Image:
 def _unreadable(name: str, error: Exception) -> RunError:
     """Broken files make decoders raise nearly anything: any exception while decoding is about the image."""
     reason = (
-        one_line(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {one_line(error)}"
+        first_line(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {first_line(error)}"
     )
     if isinstance(error, UnidentifiedImageError):  # whose own text tells where in memory it is
         reason = "it is of no format that Pillow knows"
@@ -63,7 +63,7 @@ def image_mode(data: bytes | pathlib.Path) -> str:
 
 
 def decode_image(
-    data: bytes | pathlib.Path, name: str, channels: int, size: int | None = None, keep: float = 1.0
+    data: bytes | pathlib.Path, name: str, channels: int, size: int | None = None, crop_pct: float = 1.0
 ) -> UInt8[np.ndarray, "height width channels"]:
     """Decodes one image with Pillow.
 
@@ -71,8 +71,8 @@ def decode_image(
       data: an encoded image, or the path of one.
       name: what to call it in an error.
       channels: 1 for gray, 3 for RGB.
-      size: where given, the centre square is resized to it (bicubic, antialiased).
-      keep: the side of that square as a share of the image's shorter side.
+      size: where given, the center square is resized to it (bicubic, antialiased).
+      crop_pct: the side of that square as a share of the image's shorter side.
 
     Raises:
       RunError: the image is broken or truncated.
@@ -81,7 +81,7 @@ def decode_image(
         with _open(data) as file:
             image = _with_channels(file, channels)
             if size is not None:
-                side = min(image.size) * keep
+                side = min(image.size) * crop_pct
                 left, top = (image.width - side) / 2, (image.height - side) / 2
                 box = (left, top, left + side, top + side)
                 image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
@@ -140,8 +140,8 @@ def _decode_jpeg(data: bytes, channels: int, size: int, choose: Callable[..., An
     if jpeg is None or data[:2] != b"\xff\xd8":
         return None
     try:
-        height, width, colours, _ = jpeg.decode_jpeg_header(data)
-        if colours not in ("YCbCr", "Gray", "RGB") or height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
+        height, width, colors, _ = jpeg.decode_jpeg_header(data)
+        if colors not in ("YCbCr", "Gray", "RGB") or height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
             return None
         crop = choose(height, width)
         by = reduction(crop, size)

@@ -1,212 +1,30 @@
-"""The thread that has batches made ahead of their use, by worker processes, through Grain."""
+"""What training and evaluation ask of data, wherever it lies: the batch of any step, without a state in between."""
 
-import atexit
-import contextlib
-import functools
-import gc
-import itertools
-import pathlib
-import queue
-import re
-import signal
-import sys
-import threading
-import time
-import traceback
-from collections.abc import Callable, Generator, Iterator
-from multiprocessing import resource_tracker
-from typing import Any
+from collections.abc import Collection
+from typing import Any, Protocol
 
-import numpy as np
+from jaxtyping import Array, Int
 
-from patchnets import host
-from patchnets.data.chunks import Chunks
-from patchnets.errors import RunError, UserError, one_line
-from patchnets.feeds import Batch
-
-AHEAD = 2  # batches that lie ready on the devices
-THREADS = 2  # of a worker: one waits for the disk while the other decodes
-CLOSE_SECONDS = 30.0  # to wait for workers that wait for a disk
-UNLINK_SECONDS = 1.0  # to wait for shared memory to be unlinked
-FAR = 2**40  # steps, more than any run has
-WORKER = str(pathlib.Path(__file__).with_name("worker.py"))
-Unreadable = list[tuple[int, str, str]]  # rows of a batch, names of their records, and what is wrong with them
-_starting = threading.Lock()
+# {"image": uint8 [batch, height, width, channels], "label": int32 [batch], "mask": float32 [batch]}
+Batch = dict[str, Array]
 
 
-class Loader:
-    """A thread that puts together the batches from a step on, and places them on the devices ahead of their use."""
+class Loader(Protocol):
+    """One split in batches. Every epoch holds each example once; the last batch is filled up with masked ones."""
 
-    def __init__(self, chunks: Chunks, first: int, steps: int, workers: int, place: Callable[[Any], Batch]):
-        self._ready: queue.Queue[tuple[Batch, Unreadable] | BaseException] = queue.Queue(AHEAD)
-        self._closing, self._ended = threading.Event(), threading.Event()
-        self._thread = threading.Thread(
-            target=self._work, args=(chunks, first, steps, workers, place), name="patchnets-loader", daemon=True
-        )
-        # At exit in good order: what is registered later runs earlier, and Grain's import registers its own end.
-        import grain  # noqa: F401
+    num_examples: int
+    batch_size: int  # over all devices
+    steps_per_epoch: int
 
-        wait_for_unlinking_at_exit()
-        atexit.register(self._close_at_exit)
-        self._thread.start()
+    @property
+    def unreadable(self) -> Collection[str]:
+        """What was skipped so far because it could not be read."""
 
-    def take(self) -> tuple[Batch, Unreadable]:
-        """The next batch, and what could not be read of it. Raises what went wrong instead."""
-        while True:
-            try:
-                item = self._ready.get(timeout=1.0)
-            except queue.Empty:
-                if not self._thread.is_alive() and self._ready.empty():
-                    raise RunError("the thread that reads images ended without a word") from None
-                continue
-            if isinstance(item, RunError | UserError):
-                raise item
-            if isinstance(item, BaseException):
-                raise _failure(item) from item
-            return item
+    def step_inputs(self, step: int) -> tuple[Any, int]:
+        """What `batch` needs on the devices at `step`, and for how many steps, this one included, it serves."""
+
+    def batch(self, inputs: Any, step: Int[Array, ""]) -> Batch:
+        """The batch of one step, split over the mesh; traced into the compiled step."""
 
     def close(self) -> None:
-        """Ends the thread and what it started. A keyboard interrupt meanwhile is raised when that is done: at the end
-        of the program Grain would close the same things from another thread."""
-        self._closing.set()
-        interrupt, deadline = None, time.monotonic() + CLOSE_SECONDS
-        while threading.current_thread() is not self._thread:  # which collects garbage too
-            try:
-                self._ended.wait(max(deadline - time.monotonic(), 0.0))  # join takes it for ended once interrupted
-                break
-            except KeyboardInterrupt as error:
-                interrupt = error
-        atexit.unregister(self._close_at_exit)
-        if interrupt is not None:
-            raise interrupt
-
-    def _close_at_exit(self) -> None:
-        with contextlib.suppress(KeyboardInterrupt):  # there is nothing left to interrupt
-            self.close()
-
-    def _offer(self, item: tuple[Batch, Unreadable] | BaseException) -> None:
-        while not self._closing.is_set():
-            with contextlib.suppress(queue.Full):
-                self._ready.put(item, timeout=0.1)
-                return
-
-    def _work(self, chunks: Chunks, first: int, steps: int, workers: int, place: Callable[[Any], Batch]) -> None:
-        if workers:
-            leave_signals_to_the_main_thread()
-        numbers = range(first * chunks.per_step, (first + steps) * chunks.per_step)
-        try:
-            with contextlib.closing(read(chunks, numbers, workers)) as made:
-                while not self._closing.is_set() and (some := self._gather(chunks, made)):
-                    arrays = {
-                        name: np.concatenate([chunk[name] for chunk in some]) for name in ("image", "label", "mask")
-                    }
-                    lengths = (len(chunk["label"]) for chunk in some)
-                    starts = itertools.accumulate(lengths, initial=0)
-                    unreadable = [
-                        (start + i, *why) for start, chunk in zip(starts, some) for i, *why in chunk["unreadable"]
-                    ]
-                    del some, lengths, starts  # the workers' memory
-                    self._offer((place(arrays), unreadable))
-        except BaseException as error:
-            traceback.clear_frames(error.__traceback__)  # of Grain's iterators, which hold the workers' memory
-            gc.collect()
-            self._offer(error)
-        finally:
-            self._ended.set()
-
-    def _gather(self, chunks: Chunks, made: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The chunks of the next step; none after the last, or when closing."""
-        some = []
-        for chunk in made:
-            if "error" in chunk:
-                raise chunk["error"]
-            some.append(chunk)
-            if self._closing.is_set():
-                return []
-            if len(some) == chunks.per_step:
-                break
-        return some
-
-
-def _failure(error: BaseException) -> RunError:
-    """What Grain tells of a worker, with the likely cause where the system ended it."""
-    ended = re.search(r"process was terminated unexpectedly with exit code (-?\d+)", str(error))
-    if ended is None:
-        return RunError(f"reading images failed ({type(error).__name__}: {one_line(error)})")
-    code, cause = int(ended[1]), ""
-    reason = f"a worker ended with exit status {code}"
-    if code < 0:
-        names = {number.value: number.name for number in signal.Signals}
-        reason = f"a worker was ended by {names.get(-code, f'signal {-code}')}"
-    if code == -signal.SIGKILL:
-        cause = "; memory may be short: set fewer config.dataset.workers"
-    elif code == -getattr(signal, "SIGBUS", 0):
-        cause = "; shared memory is full: give /dev/shm more, or set fewer config.dataset.workers"
-    return RunError(f"reading images failed: {reason}{cause}")
-
-
-def read(chunks: Chunks, numbers: range, workers: int) -> Generator[dict[str, Any], None, None]:
-    """The chunks of these numbers, in order, made by worker processes, or, where there are 0, by threads."""
-    import grain
-    from absl import flags
-
-    if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, which have their defaults here
-        flags.FLAGS.mark_as_parsed()
-    workers = min(workers, len(numbers))
-    threads = THREADS if workers else host.cores()
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    # Grain never comes to its end, where its iterators would leave each other, and the last arrays, to Python's garbage
-    # collection, which may not come to them before the program ends.
-    data = grain.MapDataset.range(numbers.start, numbers.stop + FAR).map(functools.partial(chunks.before, numbers.stop))
-    data = data.to_iter_dataset(options)
-    if workers:
-        data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1))
-    made = iter(data)
-    try:
-        with worker_main() if workers else contextlib.nullcontext():
-            started = [next(made) for _ in range(workers)]  # one of each, so that all have started
-        while started:
-            yield started.pop(0)
-        yield from itertools.islice(made, len(numbers) - workers)
-    finally:
-        made.close()
-
-
-@functools.cache
-def wait_for_unlinking_at_exit() -> None:
-    """Has the end of the program wait for the thread in which Grain unlinks shared memory, whose work would be lost."""
-
-    def wait() -> None:
-        until = time.monotonic() + UNLINK_SECONDS
-        with contextlib.suppress(OSError):  # no /proc: not Linux
-            while "/dev/shm/psm_" in pathlib.Path("/proc/self/maps").read_text() and time.monotonic() < until:
-                time.sleep(0.002)
-
-    atexit.register(wait)
-
-
-def leave_signals_to_the_main_thread() -> None:
-    """Processes that are started from this thread inherit it: a signal to all of a program's processes is for the
-    program, which still needs its data to stop in good order."""
-    if hasattr(signal, "pthread_sigmask"):
-        resource_tracker.ensure_running()  # which, the first time, lets signals through again
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-
-
-@contextlib.contextmanager
-def worker_main() -> Iterator[None]:
-    """Processes that are started meanwhile run `worker.py` in place of the program's own main module.
-
-    Python's spawn takes the main module's name or path from these attributes. If ever it does not, workers start more
-    slowly, and all else is the same.
-    """
-    main = sys.modules["__main__"]
-    with _starting:
-        kept = {name: getattr(main, name) for name in ("__spec__", "__file__") if hasattr(main, name)}
-        main.__spec__, main.__file__ = None, WORKER
-        try:
-            yield
-        finally:
-            del main.__file__
-            for name, value in kept.items():
-                setattr(main, name, value)
+        """Ends what runs beside the steps; `inputs` starts it again."""

@@ -34,7 +34,7 @@ def _bound(text: str | None, default: int, size: int, spec: str) -> int:
     return position + size if position < 0 else position
 
 
-def parse(spec: str, sizes: Mapping[str, int]) -> list[Part]:
+def parse_split(spec: str, sizes: Mapping[str, int]) -> list[Part]:
     """[(name, first, one past the last), ...] for a split such as "train[:90%]+test".
 
     Args:

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from patchnets.errors import UserError
-from patchnets.models import blocks, convmixer, depthwise, fnet, gmlp, layers, mlp_mixer, vit
-from patchnets.models import keras_examples as tutorials
+from patchnets.models import blocks, convmixer, fnet, gmlp, layers, mlp_mixer, ops, tutorials, vit
 
 # name in the configuration -> (module, its published variants)
 MODELS: dict[str, tuple[type[nn.Module], dict[str, dict[str, Any]]]] = {
@@ -37,28 +36,30 @@ FIELD_HELP = {
     "tokens_mlp_dim": "hidden units of the token-mixing MLP (D_S)",
     "channels_mlp_dim": "hidden units of the channel-mixing MLP (D_C)",
     "dropout_rate": "share of units dropped, where the source of the network has dropout",
-    "stochastic_depth_rate": "probability of dropping the last block's branches",
-    "stochastic_depth_schedule": "how that probability goes over the blocks: linear from 0, or constant",
+    "drop_path_rate": "probability of dropping the last block's branches",
+    "drop_path_schedule": "how that probability goes over the blocks: linear from 0, or constant",
     "norm_epsilon": "added to the variance in every LayerNorm",
     "mlp_dim": "hidden units of a block's MLP",
     "embedding_norm": "whether a LayerNorm follows the position embedding",
-    "fourier": "how FNet computes its transform: fft, matrix (real matrix products), or auto, the platform's faster",
+    "fourier_impl": (
+        "how FNet computes its transform: fft, matrix (real matrix products), or auto, the platform's faster"
+    ),
     "ffn_dim": "hidden units of a gMLP block, before they are split in halves (d_ffn)",
     "survival_probability": "probability of keeping the last block's branch",
     "kernel_size": "side of ConvMixer's depthwise kernels, in patches",
     "activation": "ConvMixer's activation: gelu or relu",
     "batch_norm_epsilon": "added to the variance in every BatchNorm",
     "batch_norm_momentum": "share of BatchNorm's running statistics that stays at each step",
-    "depthwise": "how depthwise convolutions are computed: conv, shifts, or auto, the platform's faster",
+    "depthwise_impl": "how depthwise convolutions are computed: conv, shifts, or auto, the platform's faster",
     "num_heads": "heads of attention; divides hidden_dim",
-    "pooling": "what the head sees: cls (a class token), gap (the mean of the patches) or map (attention pooling)",
-    "position": "position embedding: learned, sincos2d (fixed) or none",
-    "representation_dim": "units of a dense layer with tanh before the head; 0 for none",
+    "pool_type": "what the head sees: cls (a class token), gap (the mean of the patches) or map (attention pooling)",
+    "posemb": "position embedding: learned, sincos2d (fixed) or none",
+    "rep_size": "units of a dense layer with tanh before the head; 0 for none",
     "norm_after_pooling": "whether the last LayerNorm comes after the pooling, not before it",
     "attention_dropout_rate": "share of attention weights dropped",
     "head_dropout_rate": "share of units dropped before and within the head of the tutorial's ViT",
     "layer_scale": "what the learned factors of every branch start at; 0 for no such factors",
-    "attention": "how attention is computed: plain, fused, or auto, the platform's faster",
+    "attention_impl": "how attention is computed: plain, fused, or auto, the platform's faster",
     "gelu": "form of GELU: tanh or exact",
     "remat": "compute a block's activations again in the backward pass, instead of keeping them",
     "scan": "compile one block and loop over it, with the parameters of all blocks stacked",
@@ -67,37 +68,37 @@ FIELD_HELP = {
 CHOICES: dict[str, Any] = {
     "gelu": tuple(layers.GELU),
     "dtype": tuple(DTYPES),
-    "fourier": ("auto", *fnet.FOURIER),
+    "fourier_impl": ("auto", *fnet.FOURIER_IMPLS),
     "activation": convmixer.ACTIVATIONS,
-    "stochastic_depth_schedule": tuple(blocks.STOCHASTIC_DEPTH),
-    "depthwise": ("auto", *depthwise.DEPTHWISE),
-    "pooling": vit.POOLING,
-    "position": vit.POSITION,
-    "attention": ("auto", *vit.ATTENTION),
+    "drop_path_schedule": tuple(blocks.DROP_PATH_SCHEDULES),
+    "depthwise_impl": ("auto", *ops.DEPTHWISE_IMPLS),
+    "pool_type": vit.POOL_TYPES,
+    "posemb": vit.POSEMBS,
+    "attention_impl": ("auto", *vit.ATTENTION_IMPLS),
 }
-NONE_IF_ZERO = ("representation_dim",)  # whole numbers that may be 0
+NONE_IF_ZERO = ("rep_size",)  # whole numbers that may be 0
 NOT_NEGATIVE = ("layer_scale",)
 POSITIVE = ("norm_epsilon", "batch_norm_epsilon")
-LARGEST = 2**20  # of whole numbers: units, patches, blocks
-INNER = ("parent", "name", "num_classes", "init_with", "init_head_with")  # not for configurations
+MAX_SIZE = 2**20  # of whole numbers: units, patches, blocks
+NON_CONFIG_FIELDS = ("parent", "name", "num_classes", "param_init", "head_init")  # not for configurations
 
 
-def fields(name: str) -> dict[str, dataclasses.Field]:
+def config_fields(name: str) -> dict[str, dataclasses.Field]:
     """The fields of an architecture that a configuration may set."""
-    return {f.name: f for f in dataclasses.fields(MODELS[name][0]) if f.name not in INNER}
+    return {f.name: f for f in dataclasses.fields(MODELS[name][0]) if f.name not in NON_CONFIG_FIELDS}
 
 
-def all_fields() -> dict[str, tuple[type, str]]:
+def all_config_fields() -> dict[str, tuple[type, str]]:
     """{field: (type in a configuration, meaning)} over all architectures."""
     found: dict[str, tuple[type, str]] = {}
     for name in MODELS:
-        for field in fields(name).values():
+        for field in config_fields(name).values():
             kind = cast(type, str if field.name in CHOICES else field.type)
             found[field.name] = (kind, FIELD_HELP[field.name])
     return found
 
 
-def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
+def resolve_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """The fields of the network that `config` describes: the variant's, overridden by those that are set.
 
     Raises:
@@ -111,7 +112,7 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
             f"config.model.variant={config.variant!r} is unknown for {config.name}; known: {', '.join(variants)}"
         )
     chosen = dict(variants[config.variant]) if config.variant else {}
-    known = fields(config.name)
+    known = config_fields(config.name)
     for name, value in config.items():
         if name in ("name", "variant") or value is None:
             continue
@@ -129,14 +130,15 @@ def settings(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def variant_fields(config: ml_collections.ConfigDict) -> list[str]:
-    """The fields that the variant named in `config` defines; none for an unknown one, which `settings` refuses."""
+    """The fields that the variant named in `config` defines; none for an unknown one, which `resolve_fields`
+    refuses."""
     _, variants = MODELS.get(config.name, (None, {}))
     return list(variants.get(config.variant, ()))
 
 
-def check(config: ml_collections.ConfigDict, image_size: int) -> None:
+def validate(config: ml_collections.ConfigDict, image_size: int) -> None:
     """Raises UserError where `config` describes no network that takes images of `image_size` pixels a side."""
-    chosen = settings(config)
+    chosen = resolve_fields(config)
     for name, value in chosen.items():
         if name in CHOICES and value not in CHOICES[name]:
             raise UserError(f"config.model.{name}={value!r} is unknown; expected one of {', '.join(CHOICES[name])}")
@@ -147,9 +149,9 @@ def check(config: ml_collections.ConfigDict, image_size: int) -> None:
     width, heads = chosen["hidden_dim"], chosen.get("num_heads", 1)
     if config.name == "vit" and width % heads:
         raise UserError(f"config.model.hidden_dim={width} does not divide into config.model.num_heads={heads} heads")
-    if chosen.get("position") == "sincos2d" and width % 4:
+    if chosen.get("posemb") == "sincos2d" and width % 4:
         raise UserError(
-            f"config.model.hidden_dim={width} does not divide by 4, which config.model.position=sincos2d needs"
+            f"config.model.hidden_dim={width} does not divide by 4, which config.model.posemb=sincos2d needs"
         )
     if image_size % (patch := chosen["patch_size"]):
         below, over = image_size // patch * patch, -(-image_size // patch) * patch
@@ -168,14 +170,14 @@ def out_of_range(name: str, value: Any) -> str | None:
     if name in POSITIVE and not 0 < value < float("inf"):
         return "above 0"
     least = 0 if name in NONE_IF_ZERO else 1
-    if type(value) is int and not least <= value <= LARGEST:
-        return f"from {least} to {LARGEST:,}" if value > LARGEST else f"at least {least}"
+    if type(value) is int and not least <= value <= MAX_SIZE:
+        return f"from {least} to {MAX_SIZE:,}" if value > MAX_SIZE else f"at least {least}"
     return None
 
 
 def create_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
     """The network that `config.model` describes; `model.apply(variables, images, train=...)` gives its logits."""
-    chosen = settings(config)
+    chosen = resolve_fields(config)
     if "dtype" in chosen:
         chosen["dtype"] = DTYPES[chosen["dtype"]]
     return MODELS[config.name][0](num_classes=num_classes, **chosen)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 from patchnets import models
 from patchnets.errors import UserError
-from patchnets.models.costs import cost
-from patchnets.models.published import PUBLISHED
+from patchnets.models.flops import cost
+from patchnets.models.published_sizes import PUBLISHED
 
 COLUMNS = (
     "model",
@@ -57,7 +57,7 @@ def line(cells: tuple[str, ...], widths: list[int]) -> str:
     return "  ".join(aligned).rstrip()
 
 
-def run(argv: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Carries out a command line and returns the exit status."""
     if {"--help", "-h"} & set(argv[1:]):
         print(__doc__)
@@ -82,4 +82,4 @@ def run(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(sys.argv))
+    sys.exit(main(sys.argv))

@@ -9,22 +9,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from jaxtyping import Array, Float
 
 # How the probability of dropping a branch goes over the blocks, up to a rate.
-STOCHASTIC_DEPTH = {
+DROP_PATH_SCHEDULES = {
     "linear": lambda rate, depth: np.linspace(0.0, rate, depth),  # arXiv 1603.09382, equation 4
     "constant": lambda rate, depth: np.full(depth, rate),
 }
 
 
-def row_of_blocks(
+def apply_blocks(
     network: Any,
     block: partial[Any],
     x: Float[Array, "batch ..."],
-    stochastic_depth_rate: float = 0.0,
-    stochastic_depth_schedule: str = "linear",
+    drop_path_rate: float = 0.0,
+    drop_path_schedule: str = "linear",
     *,
     train: bool,
     **context: Any,
@@ -45,8 +44,8 @@ def row_of_blocks(
       context: further arguments of every call.
     """
     kind = block.func.__name__
-    schedule = STOCHASTIC_DEPTH[stochastic_depth_schedule]
-    rates = schedule(stochastic_depth_rate, network.depth) if stochastic_depth_rate else None
+    schedule = DROP_PATH_SCHEDULES[drop_path_schedule]
+    rates = schedule(drop_path_rate, network.depth) if drop_path_rate else None
 
     def one(block: nn.Module, x: Array, rate: Any) -> Array:
         return block(x, rate, train=train, **context)
@@ -112,32 +111,3 @@ def _unstack(tree: Mapping[str, Any]) -> dict[str, Any]:
         for i in range(len(jax.tree.leaves(value)[0])):
             apart[f"{name[:-1]}_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], value)
     return apart
-
-
-def look(
-    model: nn.Module, variables: Mapping[str, Any], images: Float[Array, "batch height width colors"]
-) -> dict[str, Any]:
-    """What `model` computes on the way to its logits, in evaluation, by name and in order.
-
-    Returns:
-      "stem": the embedded patches, (batch, patches, channels). For every block i, "block_i": what it puts out, and
-      "block_i/mixing": how it mixes patches, which is
-        MLP-Mixer: what each hidden unit of the token-mixing MLP reads, (patches, units), and writes, (units, patches)
-        gMLP: the spatial weights of the gating unit, (patches in, patches out)
-        FNet: (cosines, sines) of the Fourier transform over patches, (patches, patches)
-        ViT: the attention weights, (batch, heads, queries, tokens)
-        ConvMixer: the depthwise kernels, (k, k, channels).
-      "pre_logits": what the head sees, (batch, channels); and "logits", (batch, classes).
-    """
-    logits, state = model.apply(variables, images, train=False, mutable=["intermediates"])
-    # sow keeps what it was given as the only element of a tuple.
-    sown = jax.tree.map(lambda kept: kept[0], state["intermediates"], is_leaf=lambda node: isinstance(node, tuple))
-    tree = _unstack(sown)
-    found: dict[str, Any] = {"stem": tree["stem"]["patches"]}
-    depth = sum(bool(re.fullmatch(r"block_\d+", name)) for name in tree)
-    for i in range(depth):
-        (inside,) = (value for name, value in tree.items() if name.endswith(f"Block_{i}"))
-        flat = traverse_util.flatten_dict(inside)
-        found[f"block_{i}"] = tree[f"block_{i}"]
-        (found[f"block_{i}/mixing"],) = (value for path, value in flat.items() if path[-1] == "mixing")
-    return found | {"pre_logits": tree["pre_logits"], "logits": logits}

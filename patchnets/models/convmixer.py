@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from patchnets.models.blocks import row_of_blocks
-from patchnets.models.depthwise import depthwise
-from patchnets.models.layers import GELU, TORCH, Init, PatchEmbed, classify
-from patchnets.sharding import sum_over_devices
+from patchnets.models.blocks import apply_blocks
+from patchnets.models.layers import GELU, TORCH, Init, PatchEmbed, classifier_head
+from patchnets.models.ops import depthwise
+from patchnets.parallel.sharding import sum_over_devices
 
 # Width h / depth d with kernel size k and patch size p: tables 1 and 3, and the authors' repository. The last ones are
 # for CIFAR at 32 px: width / depth, then kernel and patch where the paper tries several (appendix A).
@@ -69,7 +69,7 @@ class BatchNorm(nn.Module):
 
 
 class ActivationNorm(nn.Module):
-    """sigma, then BatchNorm: the activation comes before the normalisation (section 2)."""
+    """sigma, then BatchNorm: the activation comes before the normalization (section 2)."""
 
     activation: str
     gelu: str
@@ -89,44 +89,44 @@ class DepthwiseConv(nn.Module):
     """A kernel of its own for every channel; the image keeps its size."""
 
     kernel_size: int
-    depthwise: str = "auto"
+    depthwise_impl: str = "auto"
     dtype: Any = jnp.float32
-    init_with: Init = TORCH
+    param_init: Init = TORCH
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch rows columns channels"]) -> Float[Array, "batch rows columns channels"]:
         k, channels = self.kernel_size, x.shape[-1]
-        kernel = self.param("kernel", self.init_with.kernel, (k, k, 1, channels), jnp.float32)
-        bias = self.param("bias", self.init_with.bias(k * k), (channels,), jnp.float32)
+        kernel = self.param("kernel", self.param_init.kernel, (k, k, 1, channels), jnp.float32)
+        bias = self.param("bias", self.param_init.bias(k * k), (channels,), jnp.float32)
         self.sow("intermediates", "mixing", kernel[:, :, 0])  # (k, k, channels)
-        return depthwise(x.astype(self.dtype), kernel.astype(self.dtype), self.depthwise) + bias.astype(self.dtype)
+        return depthwise(x.astype(self.dtype), kernel.astype(self.dtype), self.depthwise_impl) + bias.astype(self.dtype)
 
 
 class ConvMixerBlock(nn.Module):
     """z' = BN(sigma(depthwise(z))) + z, then BN(sigma(pointwise(z'))) (equations 2 and 3)."""
 
     kernel_size: int
-    depthwise: str
+    depthwise_impl: str
     norm: Any  # makes an ActivationNorm
     dtype: Any = jnp.float32
-    init_with: Init = TORCH
+    param_init: Init = TORCH
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "batch rows columns channels"],
-        drop_rate: Any = None,
+        drop_path_rate: Any = None,
         *,
         train: bool,
         mask: Float[Array, " batch"] | None = None,
     ) -> Float[Array, "batch rows columns channels"]:
-        del drop_rate  # the paper has no stochastic depth
+        del drop_path_rate  # the paper has no stochastic depth
         channels = x.shape[-1]
-        common = dict(dtype=self.dtype, init_with=self.init_with)
-        y = DepthwiseConv(self.kernel_size, self.depthwise, **common, name="depthwise")(x)
+        common = dict(dtype=self.dtype, param_init=self.param_init)
+        y = DepthwiseConv(self.kernel_size, self.depthwise_impl, **common, name="depthwise")(x)
         x = x + self.norm(name="depthwise_norm")(y, mask, train=train)
         # A convolution of kernel size 1 is a dense layer over the channels of every place.
-        x = nn.Dense(channels, dtype=self.dtype, **self.init_with.dense(channels), name="pointwise")(x)
+        x = nn.Dense(channels, dtype=self.dtype, **self.param_init.dense(channels), name="pointwise")(x)
         return self.norm(name="pointwise_norm")(x, mask, train=train)
 
 
@@ -134,7 +134,8 @@ class ConvMixer(nn.Module):
     """Patch embedding, ConvMixer blocks, mean over places, linear head (figure 2).
 
     BatchNorm's running statistics are in the collection `batch_stats`; `batch_norm_momentum` is the share of them that
-    stays at each step. Examples with a `mask` of 0, which fill up a batch, are left out of its statistics. `depthwise`
+    stays at each step. Examples with a `mask` of 0, which fill up a batch, are left out of its statistics.
+    `depthwise_impl`
     chooses how the depthwise convolution is computed: conv, shifts (sums of shifted products), or auto, the platform's
     faster.
     """
@@ -148,21 +149,21 @@ class ConvMixer(nn.Module):
     gelu: str = "exact"
     batch_norm_epsilon: float = 1e-5
     batch_norm_momentum: float = 0.9
-    depthwise: str = "auto"
+    depthwise_impl: str = "auto"
     remat: bool = False
     scan: bool = False
     dtype: Any = jnp.float32
-    init_with: Init = TORCH
+    param_init: Init = TORCH
 
     @nn.compact
     def __call__(
         self,
-        images: Float[Array, "batch height width colors"],
+        images: Float[Array, "batch height width channels"],
         *,
         train: bool,
         mask: Float[Array, " batch"] | None = None,
     ) -> Float[Array, "batch classes"]:
-        common = dict(dtype=self.dtype, init_with=self.init_with)
+        common = dict(dtype=self.dtype, param_init=self.param_init)
         norm = partial(
             ActivationNorm,
             activation=self.activation,
@@ -175,7 +176,9 @@ class ConvMixer(nn.Module):
         x = PatchEmbed(self.hidden_dim, (p, p), **common, name="stem")(images)
         x = x.reshape(x.shape[0], images.shape[1] // p, images.shape[2] // p, self.hidden_dim)
         x = norm(name="stem_norm")(x, mask, train=train)
-        block = partial(ConvMixerBlock, kernel_size=self.kernel_size, depthwise=self.depthwise, norm=norm, **common)
-        x = row_of_blocks(self, block, x, train=train, mask=mask)  # (batch, rows, columns, channels)
+        block = partial(
+            ConvMixerBlock, kernel_size=self.kernel_size, depthwise_impl=self.depthwise_impl, norm=norm, **common
+        )
+        x = apply_blocks(self, block, x, train=train, mask=mask)  # (batch, rows, columns, channels)
         x = x.mean(axis=(1, 2))  # (batch, channels)
-        return classify(self, x, self.init_with)
+        return classifier_head(self, x, self.param_init)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from patchnets.models.blocks import row_of_blocks
-from patchnets.models.layers import GELU, ZERO, Dropout, Init, PatchEmbed, classify
-from patchnets.platforms import platform
+from patchnets.models.blocks import apply_blocks
+from patchnets.models.layers import GELU, ZERO, Dropout, Init, PatchEmbed, classifier_head
+from patchnets.parallel.backend import backend
 
 VARIANTS: dict[str, dict[str, Any]] = {
     f"{size}/{patch}": dict(patch_size=patch, depth=12, hidden_dim=width, mlp_dim=4 * width)
@@ -45,14 +45,14 @@ def dft_basis(size: int, dtype: Any = jnp.float32) -> tuple[Float[Array, "size s
     return jnp.asarray(np.cos(angle), dtype), jnp.asarray(np.sin(angle), dtype)
 
 
-FOURIER = {"fft": fourier_fft, "matrix": fourier_matrix}
+FOURIER_IMPLS = {"fft": fourier_fft, "matrix": fourier_matrix}
 # What `auto` takes. On the CPU the faster one in a training step (docs/measurements.md); elsewhere not measured yet.
-FASTER = {"cpu": "fft", "gpu": "fft", "tpu": "matrix"}
+AUTO_CHOICE = {"cpu": "fft", "gpu": "fft", "tpu": "matrix"}
 
 
-def fourier(x: Float[Array, "batch patches channels"], how: str) -> Float[Array, "batch patches channels"]:
-    """The transform in one of its two ways, or, for `how` = "auto", in the platform's faster one."""
-    return FOURIER[FASTER.get(platform(), "fft") if how == "auto" else how](x)
+def fourier(x: Float[Array, "batch patches channels"], implementation: str) -> Float[Array, "batch patches channels"]:
+    """The transform in one of its two ways, or, for `implementation` = "auto", in the platform's faster one."""
+    return FOURIER_IMPLS[AUTO_CHOICE.get(backend(), "fft") if implementation == "auto" else implementation](x)
 
 
 class FnetBlock(nn.Module):
@@ -61,17 +61,17 @@ class FnetBlock(nn.Module):
     mlp_dim: int
     gelu: str = "tanh"
     dropout_rate: float = 0.0
-    fourier: str = "auto"
+    fourier_impl: str = "auto"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch patches channels"], drop_rate: Any = None, *, train: bool
+        self, x: Float[Array, "batch patches channels"], drop_path_rate: Any = None, *, train: bool
     ) -> Float[Array, "batch patches channels"]:
-        del drop_rate  # the paper has no stochastic depth
+        del drop_path_rate  # the paper has no stochastic depth
         features = x.shape[-1]
         self.sow("intermediates", "mixing", dft_basis(x.shape[1]))  # (patches, patches): cosines, sines
-        x = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="mixing_norm")(x + fourier(x, self.fourier))
+        x = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="mixing_norm")(x + fourier(x, self.fourier_impl))
         y = nn.Dense(self.mlp_dim, dtype=self.dtype, kernel_init=INIT.kernel, name="expand")(
             x
         )  # (batch, patches, mlp_dim)
@@ -95,17 +95,17 @@ class Fnet(nn.Module):
     embedding_norm: bool = True
     dropout_rate: float = 0.0
     gelu: str = "tanh"
-    fourier: str = "auto"
+    fourier_impl: str = "auto"
     remat: bool = False
     scan: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch height width colors"], *, train: bool
+        self, images: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch classes"]:
         patch = (self.patch_size, self.patch_size)
-        x = PatchEmbed(self.hidden_dim, patch, dtype=self.dtype, init_with=INIT, name="stem")(images)
+        x = PatchEmbed(self.hidden_dim, patch, dtype=self.dtype, param_init=INIT, name="stem")(images)
         position = self.param("position_embedding", INIT.kernel, (1, *x.shape[1:]), jnp.float32)
         x = x + position.astype(self.dtype)  # (batch, patches, channels) from here on
         if self.embedding_norm:
@@ -116,9 +116,9 @@ class Fnet(nn.Module):
             mlp_dim=self.mlp_dim,
             gelu=self.gelu,
             dropout_rate=self.dropout_rate,
-            fourier=self.fourier,
+            fourier_impl=self.fourier_impl,
             dtype=self.dtype,
         )
-        x = row_of_blocks(self, block, x, train=train)
+        x = apply_blocks(self, block, x, train=train)
         x = x.mean(axis=1)  # (batch, channels)
-        return classify(self, x, ZERO)
+        return classifier_head(self, x, ZERO)

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from patchnets.models.blocks import row_of_blocks
-from patchnets.models.layers import GELU, ZERO, PatchEmbed, StochasticDepth, classify, mix_patches
+from patchnets.models.blocks import apply_blocks
+from patchnets.models.layers import GELU, ZERO, DropPath, PatchEmbed, classifier_head, mix_patches
 
 # Table 1: depth, model width d, d_ffn (before the split), survival probability of stochastic depth.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -47,14 +47,14 @@ class GmlpBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch patches channels"], drop_rate: Any = None, *, train: bool
+        self, x: Float[Array, "batch patches channels"], drop_path_rate: Any = None, *, train: bool
     ) -> Float[Array, "batch patches channels"]:
         y = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         y = nn.Dense(self.ffn_dim, dtype=self.dtype, name="expand")(y)  # (batch, patches, d_ffn)
         y = GELU[self.gelu](y)
         y = SpatialGatingUnit(dtype=self.dtype, name="spatial_gating")(y)  # (batch, patches, d_ffn / 2)
         y = nn.Dense(x.shape[-1], dtype=self.dtype, name="project")(y)
-        return x + StochasticDepth()(y, drop_rate, train=train)
+        return x + DropPath()(y, drop_path_rate, train=train)
 
 
 class Gmlp(nn.Module):
@@ -69,7 +69,7 @@ class Gmlp(nn.Module):
     hidden_dim: int
     ffn_dim: int
     survival_probability: float = 1.0
-    stochastic_depth_schedule: str = "linear"
+    drop_path_schedule: str = "linear"
     gelu: str = "exact"
     remat: bool = False
     scan: bool = False
@@ -77,12 +77,12 @@ class Gmlp(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch height width colors"], *, train: bool
+        self, images: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch classes"]:
         x = PatchEmbed(self.hidden_dim, (self.patch_size, self.patch_size), dtype=self.dtype, name="stem")(images)
         block = partial(GmlpBlock, ffn_dim=self.ffn_dim, gelu=self.gelu, dtype=self.dtype)
         # (batch, patches, channels); the probability of survival falls linearly from 1 (arXiv 1603.09382)
-        x = row_of_blocks(self, block, x, 1.0 - self.survival_probability, self.stochastic_depth_schedule, train=train)
+        x = apply_blocks(self, block, x, 1.0 - self.survival_probability, self.drop_path_schedule, train=train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="pre_head_layer_norm")(x)
         x = x.mean(axis=1)  # (batch, channels)
-        return classify(self, x, ZERO)
+        return classifier_head(self, x, ZERO)

@@ -1,4 +1,4 @@
-"""What two or more architectures share: initialisation, patch embedding, a block's MLP, dropout, stochastic depth."""
+"""What two or more architectures share: initialization, patch embedding, a block's MLP, dropout, stochastic depth."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt32
 
-from patchnets.platforms import platform
+from patchnets.parallel.backend import backend
 
 Dtype = Any
 Initializer = Callable[..., Array]
@@ -75,7 +75,7 @@ class PatchEmbed(nn.Module):
     features: int
     patch_size: tuple[int, int]
     dtype: Dtype = jnp.float32
-    init_with: Init = LECUN
+    param_init: Init = LECUN
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch patches features"]:
@@ -83,8 +83,8 @@ class PatchEmbed(nn.Module):
         p, q = self.patch_size
         if height % p or width % q:
             raise ValueError(f"an image of {height} x {width} pixels does not divide into patches of {p} x {q}")
-        kernel = self.param("kernel", self.init_with.kernel, (p, q, channels, self.features), jnp.float32)
-        bias = self.param("bias", self.init_with.bias(p * q * channels), (self.features,), jnp.float32)
+        kernel = self.param("kernel", self.param_init.kernel, (p, q, channels, self.features), jnp.float32)
+        bias = self.param("bias", self.param_init.bias(p * q * channels), (self.features,), jnp.float32)
         x = images.astype(self.dtype).reshape(batch, height // p, p, width // q, q, channels)
         x = x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, (height // p) * (width // q), p * q * channels)
         x = x @ kernel.reshape(-1, self.features).astype(self.dtype) + bias.astype(self.dtype)
@@ -92,10 +92,10 @@ class PatchEmbed(nn.Module):
         return x
 
 
-def classify(network: Any, x: Float[Array, "batch channels"], init_with: Init) -> Float[Array, "batch classes"]:
+def classifier_head(network: Any, x: Float[Array, "batch channels"], param_init: Init) -> Float[Array, "batch classes"]:
     """The linear head of `network`, called from its compact method: logits in float32, whatever came before."""
     network.sow("intermediates", "pre_logits", x)
-    head = nn.Dense(network.num_classes, dtype=jnp.float32, **init_with.dense(x.shape[-1]), name="head")
+    head = nn.Dense(network.num_classes, dtype=jnp.float32, **param_init.dense(x.shape[-1]), name="head")
     return head(x.astype(jnp.float32))
 
 
@@ -142,7 +142,7 @@ def mix_patches(
     On a CPU as one small product for each example, W^T X, which reads and writes the channels in the order in which
     they lie: with the axes exchanged instead, the copies take as long as the product.
     """
-    if platform() != "cpu":
+    if backend() != "cpu":
         return jnp.einsum("bnc,nm->bmc", x, kernel)
     patches, new = kernel.shape
     # The barrier keeps XLA from making one product of them all, which brings the copies back.
@@ -176,20 +176,20 @@ class MlpBlock(nn.Module):
     gelu: str = "tanh"
     dropout_rate: float = 0.0
     dtype: Dtype = jnp.float32
-    init_with: Init = LECUN
+    param_init: Init = LECUN
     over_patches: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch channels"], *, train: bool) -> Float[Array, "*batch channels"]:
         dense, features = (DenseOverPatches, x.shape[-2]) if self.over_patches else (nn.Dense, x.shape[-1])
-        x = dense(self.hidden_dim, dtype=self.dtype, **self.init_with.dense(features), name="Dense_0")(x)
+        x = dense(self.hidden_dim, dtype=self.dtype, **self.param_init.dense(features), name="Dense_0")(x)
         x = GELU[self.gelu](x)
         x = Dropout(self.dropout_rate)(x, train=train)
-        x = dense(features, dtype=self.dtype, **self.init_with.dense(self.hidden_dim), name="Dense_1")(x)
+        x = dense(features, dtype=self.dtype, **self.param_init.dense(self.hidden_dim), name="Dense_1")(x)
         return Dropout(self.dropout_rate)(x, train=train)
 
 
-class StochasticDepth(nn.Module):
+class DropPath(nn.Module):
     """Drops a residual branch for whole examples with probability `rate` (arXiv 1603.09382), and divides what is
     kept by 1 - rate, so that nothing changes in evaluation. A rate of None is none at all."""
 

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from patchnets.models.blocks import row_of_blocks
-from patchnets.models.layers import LECUN, ZERO, Init, MlpBlock, PatchEmbed, StochasticDepth, classify
+from patchnets.models.blocks import apply_blocks
+from patchnets.models.layers import LECUN, ZERO, DropPath, Init, MlpBlock, PatchEmbed, classifier_head
 
 # Table 1: patch resolution, number of layers, hidden size C, MLP dimensions D_S (tokens) and D_C (channels).
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -31,26 +31,26 @@ class MixerBlock(nn.Module):
     dropout_rate: float = 0.0
     norm_epsilon: float = 1e-6
     dtype: Any = jnp.float32
-    init_with: Init = LECUN
+    param_init: Init = LECUN
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch patches channels"], drop_rate: Any = None, *, train: bool
+        self, x: Float[Array, "batch patches channels"], drop_path_rate: Any = None, *, train: bool
     ) -> Float[Array, "batch patches channels"]:
-        mlp = dict(gelu=self.gelu, dropout_rate=self.dropout_rate, dtype=self.dtype, init_with=self.init_with)
-        drop_branch = StochasticDepth()
+        mlp = dict(gelu=self.gelu, dropout_rate=self.dropout_rate, dtype=self.dtype, param_init=self.param_init)
+        drop_branch = DropPath()
 
         y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype)(x)  # (batch, patches, channels)
         token_mixing = MlpBlock(self.tokens_mlp_dim, over_patches=True, **mlp, name="token_mixing")
         y = token_mixing(y, train=train)
-        x = x + drop_branch(y, drop_rate, train=train)
+        x = x + drop_branch(y, drop_path_rate, train=train)
 
         y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype)(x)
         y = MlpBlock(self.channels_mlp_dim, **mlp, name="channel_mixing")(y, train=train)
         # What each hidden unit of the token-mixing MLP reads, (patches, D_S), and what it writes, (D_S, patches).
         weights = token_mixing.variables["params"]
         self.sow("intermediates", "mixing", (weights["Dense_0"]["kernel"], weights["Dense_1"]["kernel"]))
-        return x + drop_branch(y, drop_rate, train=train)
+        return x + drop_branch(y, drop_path_rate, train=train)
 
 
 class MlpMixer(nn.Module):
@@ -67,21 +67,21 @@ class MlpMixer(nn.Module):
     tokens_mlp_dim: int
     channels_mlp_dim: int
     dropout_rate: float = 0.0
-    stochastic_depth_rate: float = 0.0
-    stochastic_depth_schedule: str = "linear"
+    drop_path_rate: float = 0.0
+    drop_path_schedule: str = "linear"
     norm_epsilon: float = 1e-6
     gelu: str = "tanh"
     remat: bool = False
     scan: bool = False
     dtype: Any = jnp.float32
-    init_with: Init = LECUN
-    init_head_with: Init = ZERO
+    param_init: Init = LECUN
+    head_init: Init = ZERO
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch height width colors"], *, train: bool
+        self, images: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch classes"]:
-        common = dict(dtype=self.dtype, init_with=self.init_with)
+        common = dict(dtype=self.dtype, param_init=self.param_init)
         x = PatchEmbed(self.hidden_dim, (self.patch_size, self.patch_size), **common, name="stem")(images)
         block = partial(
             MixerBlock,
@@ -93,8 +93,8 @@ class MlpMixer(nn.Module):
             **common,
         )
         # (batch, patches, channels)
-        drop = (self.stochastic_depth_rate, self.stochastic_depth_schedule)
-        x = row_of_blocks(self, block, x, *drop, train=train)
+        drop = (self.drop_path_rate, self.drop_path_schedule)
+        x = apply_blocks(self, block, x, *drop, train=train)
         x = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="pre_head_layer_norm")(x)
         x = x.mean(axis=1)  # (batch, channels)
-        return classify(self, x, self.init_head_with)
+        return classifier_head(self, x, self.head_init)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from patchnets.models.blocks import row_of_blocks
-from patchnets.models.layers import XAVIER, ZERO, Dropout, MlpBlock, PatchEmbed, StochasticDepth, classify
-from patchnets.platforms import platform
+from patchnets.models.blocks import apply_blocks
+from patchnets.models.layers import XAVIER, ZERO, Dropout, DropPath, MlpBlock, PatchEmbed, classifier_head
+from patchnets.parallel.backend import backend
 
 # Table 1 (B, L, H), and DeiT's two smaller ones (arXiv 2012.12877, table 1), each with every patch size.
 SIZES: dict[str, dict[str, Any]] = {
@@ -24,8 +24,8 @@ SIZES: dict[str, dict[str, Any]] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     f"{name}/{patch}": dict(patch_size=patch, **size) for name, size in SIZES.items() for patch in (14, 16, 32)
 }
-POOLING = ("cls", "gap", "map")
-POSITION = ("learned", "sincos2d", "none")
+POOL_TYPES = ("cls", "gap", "map")
+POSEMBS = ("learned", "sincos2d", "none")
 EPSILON = 1e-6  # of every LayerNorm
 
 
@@ -33,41 +33,41 @@ def attention_weights(
     query: Float[Array, "batch queries heads width"], key: Float[Array, "batch tokens heads width"]
 ) -> Float[Array, "batch heads queries tokens"]:
     """softmax(q k' / sqrt(width)) (appendix A, equation 6), the softmax in float32."""
-    scores = heads_exchanged(query * query.shape[-1] ** -0.5) @ heads_exchanged(key).swapaxes(2, 3)
+    scores = swap_heads_tokens(query * query.shape[-1] ** -0.5) @ swap_heads_tokens(key).swapaxes(2, 3)
     return nn.softmax(scores.astype(jnp.float32)).astype(query.dtype)
 
 
-def weighted_mean(
+def attend_values(
     weights: Float[Array, "batch heads queries tokens"], value: Float[Array, "batch tokens heads width"]
 ) -> Float[Array, "batch queries heads width"]:
     """Of the values, under the attention weights (appendix A, equation 7)."""
-    return heads_exchanged(weights @ heads_exchanged(value))
+    return swap_heads_tokens(weights @ swap_heads_tokens(value))
 
 
-def heads_exchanged(x: Float[Array, "batch a b width"]) -> Float[Array, "batch b a width"]:
+def swap_heads_tokens(x: Float[Array, "batch a b width"]) -> Float[Array, "batch b a width"]:
     """Tokens and heads in each other's place, so that every head's tokens lie together.
 
     On a CPU as a step of its own: XLA would otherwise exchange the axes anew in each product that reads them.
     """
     x = x.swapaxes(1, 2)
-    return jax.lax.optimization_barrier(x) if platform() == "cpu" else x
+    return jax.lax.optimization_barrier(x) if backend() == "cpu" else x
 
 
-def attend_plainly(query: Array, key: Array, value: Array) -> Float[Array, "batch queries heads width"]:
+def attention_reference(query: Array, key: Array, value: Array) -> Float[Array, "batch queries heads width"]:
     """The definition: the mean of the values under the attention weights."""
-    return weighted_mean(attention_weights(query, key), value)
+    return attend_values(attention_weights(query, key), value)
 
 
-def attend_fused(query: Array, key: Array, value: Array) -> Float[Array, "batch queries heads width"]:
+def attention_fused(query: Array, key: Array, value: Array) -> Float[Array, "batch queries heads width"]:
     """The same by JAX's own function; by cuDNN's kernel, which never stores the weights, where that takes the type."""
-    cudnn = platform() == "gpu" and query.dtype == jnp.bfloat16
+    cudnn = backend() == "gpu" and query.dtype == jnp.bfloat16
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if cudnn else "xla")
 
 
-ATTENTION = {"plain": attend_plainly, "fused": attend_fused}
+ATTENTION_IMPLS = {"plain": attention_reference, "fused": attention_fused}
 # What `auto` takes, in training and in evaluation: on the CPU what was the faster one for a gradient and for a forward
 # pass (docs/measurements.md); elsewhere not measured yet.
-FASTER = {"cpu": ("plain", "fused"), "gpu": ("fused", "fused"), "tpu": ("fused", "fused")}
+AUTO_CHOICE = {"cpu": ("plain", "fused"), "gpu": ("fused", "fused"), "tpu": ("fused", "fused")}
 
 
 def sincos2d(rows: int, columns: int, width: int) -> Float[np.ndarray, "patches width"]:
@@ -88,7 +88,7 @@ class MultiHeadAttention(nn.Module):
 
     num_heads: int
     dropout_rate: float = 0.0  # of the attention weights
-    attention: str = "auto"
+    attention_impl: str = "auto"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -110,12 +110,12 @@ class MultiHeadAttention(nn.Module):
             self.sow("intermediates", "mixing", weights)
         if dropping:
             weights = Dropout(self.dropout_rate)(weights, train=train)
-            mixed = weighted_mean(weights, value)
+            mixed = attend_values(weights, value)
         else:
-            training, evaluation = FASTER.get(platform(), ("fused", "fused"))
+            training, evaluation = AUTO_CHOICE.get(backend(), ("fused", "fused"))
             faster = training if train else evaluation
-            how = faster if self.attention == "auto" else self.attention
-            mixed = ATTENTION[how](query, key, value)
+            implementation = faster if self.attention_impl == "auto" else self.attention_impl
+            mixed = ATTENTION_IMPLS[implementation](query, key, value)
         return dense(channels, axis=(-2, -1), name="out")(mixed)
 
 
@@ -132,22 +132,22 @@ class VitBlock(nn.Module):
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     layer_scale: float = 0.0
-    attention: str = "auto"
+    attention_impl: str = "auto"
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch tokens channels"], drop_rate: Any = None, *, train: bool
+        self, x: Float[Array, "batch tokens channels"], drop_path_rate: Any = None, *, train: bool
     ) -> Float[Array, "batch tokens channels"]:
         def branch(y: Array, name: str) -> Array:
             if self.layer_scale:
                 scale = nn.initializers.constant(self.layer_scale)
                 y = y * self.param(f"{name}_scale", scale, (x.shape[-1],), jnp.float32).astype(self.dtype)
-            return StochasticDepth()(y, drop_rate, train=train)
+            return DropPath()(y, drop_path_rate, train=train)
 
         y = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="attention_norm")(x)
         y = MultiHeadAttention(
-            self.num_heads, self.attention_dropout_rate, self.attention, self.dtype, name="attention"
+            self.num_heads, self.attention_dropout_rate, self.attention_impl, self.dtype, name="attention"
         )(y, y, train=train)
         x = x + branch(Dropout(self.dropout_rate)(y, train=train), "attention")
 
@@ -171,15 +171,15 @@ class MapHead(nn.Module):
         probe = jnp.broadcast_to(probe.astype(self.dtype), (batch, 1, channels))
         x = MultiHeadAttention(self.num_heads, dtype=self.dtype, name="attention")(probe, x, train=train)
         y = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="norm")(x)
-        y = MlpBlock(self.mlp_dim, self.gelu, dtype=self.dtype, init_with=XAVIER, name="mlp")(y, train=train)
+        y = MlpBlock(self.mlp_dim, self.gelu, dtype=self.dtype, param_init=XAVIER, name="mlp")(y, train=train)
         return (x + y)[:, 0]
 
 
 class VisionTransformer(nn.Module):
     """Patch and position embedding, encoder blocks, LayerNorm, pooling, linear head (figure 1, equations 1 to 4).
 
-    `pooling` is cls (a class token that joins the patches), gap (the mean over patches) or map (attention pooling);
-    `position` is learned, sincos2d (fixed; the class token gets none) or none; `representation_dim`, where it is not 0,
+    `pool_type` is cls (a class token that joins the patches), gap (the mean over patches) or map (attention pooling);
+    `posemb` is learned, sincos2d (fixed; the class token gets none) or none; `rep_size`, where it is not 0,
     puts a dense layer with tanh before the head, as the paper does for pre-training; `norm_after_pooling` is where timm
     has the last LayerNorm of networks that take the mean. `num_heads` has to divide `hidden_dim`.
     """
@@ -190,24 +190,24 @@ class VisionTransformer(nn.Module):
     hidden_dim: int
     mlp_dim: int
     num_heads: int
-    pooling: str = "cls"
-    position: str = "learned"
-    representation_dim: int = 0
+    pool_type: str = "cls"
+    posemb: str = "learned"
+    rep_size: int = 0
     norm_after_pooling: bool = False
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
-    stochastic_depth_rate: float = 0.0
-    stochastic_depth_schedule: str = "linear"
+    drop_path_rate: float = 0.0
+    drop_path_schedule: str = "linear"
     layer_scale: float = 0.0
     gelu: str = "tanh"
-    attention: str = "auto"
+    attention_impl: str = "auto"
     remat: bool = False
     scan: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch height width colors"], *, train: bool
+        self, images: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch classes"]:
         x = self.embed(images)  # (batch, tokens, channels)
         x = Dropout(self.dropout_rate)(x, train=train)
@@ -219,33 +219,33 @@ class VisionTransformer(nn.Module):
             dropout_rate=self.dropout_rate,
             attention_dropout_rate=self.attention_dropout_rate,
             layer_scale=self.layer_scale,
-            attention=self.attention,
+            attention_impl=self.attention_impl,
             dtype=self.dtype,
         )
-        drop = (self.stochastic_depth_rate, self.stochastic_depth_schedule)
-        x = row_of_blocks(self, block, x, *drop, train=train)
+        drop = (self.drop_path_rate, self.drop_path_schedule)
+        x = apply_blocks(self, block, x, *drop, train=train)
         norm = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="pre_head_layer_norm")
         x = x if self.norm_after_pooling else norm(x)
-        if self.pooling == "map":
+        if self.pool_type == "map":
             x = MapHead(self.num_heads, self.mlp_dim, self.gelu, self.dtype, name="map_head")(x, train=train)
         else:
-            x = x[:, 0] if self.pooling == "cls" else x.mean(axis=1)  # (batch, channels)
+            x = x[:, 0] if self.pool_type == "cls" else x.mean(axis=1)  # (batch, channels)
         x = norm(x) if self.norm_after_pooling else x
-        if self.representation_dim:
-            x = nn.tanh(nn.Dense(self.representation_dim, dtype=self.dtype, name="representation")(x))
-        return classify(self, x, ZERO)
+        if self.rep_size:
+            x = nn.tanh(nn.Dense(self.rep_size, dtype=self.dtype, name="representation")(x))
+        return classifier_head(self, x, ZERO)
 
-    def embed(self, images: Float[Array, "batch height width colors"]) -> Float[Array, "batch tokens channels"]:
+    def embed(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch tokens channels"]:
         """Patches, with the class token before them where there is one, and their places (equation 1)."""
         p, channels = self.patch_size, self.hidden_dim
         x = PatchEmbed(channels, (p, p), dtype=self.dtype, name="stem")(images)
-        if self.position == "sincos2d":
+        if self.posemb == "sincos2d":
             places = sincos2d(images.shape[1] // p, images.shape[2] // p, channels)
             x = x + jnp.asarray(places, self.dtype)
-        if self.pooling == "cls":
+        if self.pool_type == "cls":
             token = self.param("class_token", nn.initializers.zeros_init(), (1, 1, channels), jnp.float32)
             x = jnp.concatenate([jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, channels)), x], axis=1)
-        if self.position == "learned":
+        if self.posemb == "learned":
             init = nn.initializers.normal(0.02)
             x = x + self.param("position_embedding", init, (1, *x.shape[1:]), jnp.float32).astype(self.dtype)
         return x

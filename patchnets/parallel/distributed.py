@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
-from patchnets.errors import UserError, one_line
+from patchnets.errors import UserError, first_line
 
 PORT = 8482  # of process 0, where the coordinator is given as HOST; JAX's own default on TPUs
 FLAGS = ("coordinator", "processes", "process")
@@ -237,7 +237,7 @@ def lost_peer(error: BaseException | None) -> bool:
 
 
 def describe_loss(error: BaseException) -> str:
-    return f"another process was lost ({one_line(error, 160)}); what was saved stays, and the same command continues"
+    return f"another process was lost ({first_line(error, 160)}); what was saved stays, and the same command continues"
 
 
 def leave(status: int) -> bool:

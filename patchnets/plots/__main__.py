@@ -14,13 +14,14 @@ has them, and every operation by itself (default: augment.png).
 import pathlib
 import sys
 
-from patchnets import host, main
-from patchnets.errors import RunError, UserError, tell
+from patchnets import runtime
+from patchnets.config import flags
+from patchnets.errors import RunError, UserError, report_error
 
 PLACES = ("dataset.path", "dataset.data_dir", "dataset.cache_dir")  # which may have changed since a run
 
 
-def run(argv: list[str]) -> int:
+def main(argv: list[str]) -> int:
     """Carries out a command line and returns the exit status."""
     if len(argv) < 2 or {"-h", "--help"} & set(argv[1:]):
         print(__doc__)
@@ -29,7 +30,7 @@ def run(argv: list[str]) -> int:
     try:
         print(commands.get(argv[1], _run)(argv))
     except (UserError, RunError, OSError) as error:
-        return tell(error, "patchnets.plots")
+        return report_error(error, "patchnets.plots")
     return 0
 
 
@@ -47,8 +48,8 @@ def _run(argv: list[str]) -> str:
         changes[key] = value
     if not (place / "config.json").exists():  # figures alone, without the run
         return str(curves.draw(place))
-    main.quieten()
-    main.keep_compiled()
+    runtime.silence_logs()
+    runtime.enable_compilation_cache()
     from patchnets.plots import run
 
     try:
@@ -63,8 +64,8 @@ def _mixing(argv: list[str]) -> pathlib.Path:
     out, places = _out(argv, "mixing.png"), [a for a in argv[2:] if not a.startswith("--out=")]
     if not places or any(place.startswith("-") for place in places):
         raise UserError("mixing: expected one or more work directories, and perhaps --out=FILE.png")
-    main.quieten()
-    main.keep_compiled()
+    runtime.silence_logs()
+    runtime.enable_compilation_cache()
     from patchnets.plots import run
 
     return run.draw_side_by_side([pathlib.Path(place) for place in places], out)
@@ -79,15 +80,15 @@ def _out(argv: list[str], default: str) -> pathlib.Path:
 
 
 def _augment(argv: list[str]) -> pathlib.Path:
-    main.quieten()
-    from patchnets.plots import augment
+    runtime.silence_logs()
+    from patchnets.plots import augmentations
 
     out = _out(argv, "augment.png")
-    config, _ = main.parse([argv[0]] + [a for a in argv[2:] if not a.startswith("--out=")])
-    main.keep_compiled()
-    return augment.draw(config, out)
+    config, _ = flags.parse_flags([argv[0]] + [a for a in argv[2:] if not a.startswith("--out=")])
+    runtime.enable_compilation_cache()
+    return augmentations.draw(config, out)
 
 
 if __name__ == "__main__":
-    host.restart_with_huge_pages()
-    sys.exit(run(sys.argv))
+    runtime.reexec_with_huge_pages()
+    sys.exit(main(sys.argv))

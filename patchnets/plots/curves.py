@@ -4,9 +4,9 @@ import json
 import pathlib
 from typing import Any
 
-from patchnets import workdir
 from patchnets.errors import UserError
 from patchnets.plots import figures
+from patchnets.run import workdir
 
 TICKS = 5  # intervals between labels of an axis, at most
 
@@ -55,11 +55,11 @@ def draw(path: pathlib.Path) -> pathlib.Path:
         ("top5_accuracy", "top-5 accuracy (%)", 100),
     ]
     for axis, (name, label, scale) in zip(axes, panels):
-        for role, colour in (("train", "tab:blue"), ("val", "tab:orange")):
+        for role, color in (("train", "tab:blue"), ("val", "tab:orange")):
             found = [(row["epoch"], scale * row[f"{role}_{name}"]) for row in rows if f"{role}_{name}" in row]
             if found:
                 marker = "o" if len(found) < 30 else None
-                axis.plot(*zip(*found), color=colour, marker=marker, markersize=3, label=role)
+                axis.plot(*zip(*found), color=color, marker=marker, markersize=3, label=role)
         if f"test_{name}" in test:
             value = scale * test[f"test_{name}"]
             axis.axhline(value, color="tab:green", linestyle="--", linewidth=1, label=f"test {value:.4g}")

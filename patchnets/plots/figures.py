@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Num
 
 DPI = 110
-APART = (0.62, 0.72, 0.86)  # the colour between tiles, which is that of no gray image
+APART = (0.62, 0.72, 0.86)  # the color between tiles, which is that of no gray image
 
 
 def pyplot() -> Any:
@@ -58,7 +58,7 @@ def tiles(
     return sheet
 
 
-def coloured(images: Num[np.ndarray, "*shape channels"]) -> Num[np.ndarray, "*shape 3"]:
+def to_rgb(images: Num[np.ndarray, "*shape channels"]) -> Num[np.ndarray, "*shape 3"]:
     """Levels of red, green and blue, of images with three channels or one; of others the mean over channels."""
     return images if images.shape[-1] == 3 else np.repeat(images.mean(axis=-1, keepdims=True), 3, axis=-1)
 

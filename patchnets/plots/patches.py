@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from patchnets.plots.figures import APART, bare, coloured, pyplot
+from patchnets.plots.figures import APART, bare, pyplot, to_rgb
 
 
 def image_and_patches(image: Float[np.ndarray, "height width channels"], patch: tuple[int, int], name: str) -> Any:
@@ -17,7 +17,7 @@ def image_and_patches(image: Float[np.ndarray, "height width channels"], patch: 
     """
     height, width, _ = image.shape
     rows, columns = height // patch[0], width // patch[1]
-    image = coloured(image)
+    image = to_rgb(image)
     cut = image[: rows * patch[0], : columns * patch[1]]
     gap = max(1, min(patch) // 4)
     high, wide = patch[0] + gap, patch[1] + gap

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from patchnets.plots.figures import bare, coloured, pyplot
+from patchnets.plots.figures import bare, pyplot, to_rgb
 
 NAMED = 25  # classes whose names fit beside a matrix
 BINS = 15
@@ -15,13 +15,13 @@ BINS = 15
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Of so many examples: the class that is right, the one that is found most probable, and that probability.
+    """Of so many examples: the true class, the predicted one, and that probability.
 
     `images` are those of the `mistaken` examples, the most confident mistakes, in their order.
     """
 
     labels: Int[np.ndarray, " examples"]
-    found: Int[np.ndarray, " examples"]
+    predicted: Int[np.ndarray, " examples"]
     confidence: Float[np.ndarray, " examples"]
     mistaken: Int[np.ndarray, " mistakes"]
     images: UInt8[np.ndarray, "mistakes height width channels"]
@@ -29,17 +29,17 @@ class Predictions:
 
     @property
     def accuracy(self) -> float:
-        return float((self.labels == self.found).mean())
+        return float((self.labels == self.predicted).mean())
 
 
-def confusion_matrix(seen: Predictions, classes: int) -> Int[np.ndarray, "right found"]:
+def confusion_matrix(seen: Predictions, classes: int) -> Int[np.ndarray, "true predicted"]:
     """How many examples of each class were taken for each."""
     counts = np.zeros((classes, classes), np.int64)
-    np.add.at(counts, (seen.labels, seen.found), 1)
+    np.add.at(counts, (seen.labels, seen.predicted), 1)
     return counts
 
 
-def class_accuracy(counts: Int[np.ndarray, "right found"]) -> Float[np.ndarray, " classes"]:
+def class_accuracy(counts: Int[np.ndarray, "true predicted"]) -> Float[np.ndarray, " classes"]:
     """The share of each class that was found; NaN for one without examples."""
     held = counts.sum(axis=1)
     return np.where(held > 0, counts.diagonal() / np.maximum(held, 1), np.nan)
@@ -49,7 +49,7 @@ def calibration_error(seen: Predictions, bins: int = BINS) -> tuple[float, list[
     """The expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 3), and of each of `bins` equal bins
     of confidence: examples, mean confidence, accuracy."""
     which = np.minimum((seen.confidence * bins).astype(int), bins - 1)
-    right = seen.labels == seen.found
+    right = seen.labels == seen.predicted
     rows, error = [], 0.0
     for i in range(bins):
         held = which == i
@@ -75,9 +75,11 @@ def confusion(seen: Predictions, names: Sequence[str]) -> Any:
         axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
         axis.set_yticks(range(len(names)), names, fontsize=8)
         for i, j in zip(*np.nonzero(counts)):
-            colour = "black" if shares[i, j] > 0.6 else "white"
-            axis.text(j, i, counts[i, j], ha="center", va="center", fontsize=6, color=colour)
-    axis.set(xlabel="found" + ("" if few else " (class number)"), ylabel="right" + ("" if few else " (class number)"))
+            color = "black" if shares[i, j] > 0.6 else "white"
+            axis.text(j, i, counts[i, j], ha="center", va="center", fontsize=6, color=color)
+    axis.set(
+        xlabel="predicted class" + ("" if few else " (number)"), ylabel="true class" + ("" if few else " (number)")
+    )
     figure.colorbar(shown, ax=axis, label="share of the class", shrink=0.8)
     figure.suptitle(f"Confusion over {len(seen.labels):,} {seen.split} images: top-1 {seen.accuracy:.2%}", fontsize=10)
     return figure
@@ -115,8 +117,8 @@ def mistakes(seen: Predictions, names: Sequence[str]) -> Any:
     for axis in axes.ravel():
         bare(axis)
     for axis, i, image in zip(axes.ravel(), seen.mistaken, seen.images):
-        axis.imshow(coloured(image / 255.0))
-        right, found = names[seen.labels[i]], names[seen.found[i]]
+        axis.imshow(to_rgb(image / 255.0))
+        right, found = names[seen.labels[i]], names[seen.predicted[i]]
         axis.set_title(f"{found} {seen.confidence[i]:.0%}\nis {right}", fontsize=7.5)
     figure.suptitle(f"The most confident mistakes on {len(seen.labels):,} {seen.split} images", fontsize=10)
     return figure
@@ -136,7 +138,7 @@ def calibration(seen: Predictions) -> Any:
     above.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     above.legend(fontsize=8, loc="upper left")
     below.bar(middles, [row[0] for row in rows], width=0.94 * width, color="tab:gray")
-    below.set(xlabel="confidence: probability of the class that is found", ylabel="images")
+    below.set(xlabel="confidence: probability of the predicted class", ylabel="images")
     figure.suptitle(
         f"Calibration on {len(seen.labels):,} {seen.split} images: ECE {error:.2%}, {BINS} bins", fontsize=10
     )

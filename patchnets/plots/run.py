@@ -12,30 +12,33 @@ import numpy as np
 from flax import traverse_util
 
 from patchnets import config as config_lib
-from patchnets import console, processors, workdir
-from patchnets.checkpoints import Checkpoints
-from patchnets.errors import RunError, UserError, one_line
-from patchnets.feeds import Feed
+from patchnets.data.loader import Loader
+from patchnets.errors import RunError, UserError, first_line
+from patchnets.experiment import Experiment, build_experiment
 from patchnets.models import vit
-from patchnets.models.blocks import look
-from patchnets.plan import Plan, make_plan
-from patchnets.plots import curves, figures, network, patches, predictions
+from patchnets.models.intermediates import capture_intermediates
+from patchnets.parallel import cpu
+from patchnets.plots import curves, figures, patches, predictions, weights
 from patchnets.plots.predictions import Predictions
-from patchnets.train_state import TrainState
+from patchnets.run import console, workdir
+from patchnets.run.checkpoints import Checkpoints
+from patchnets.step.train_state import TrainState
 
 EXAMPLES = 16  # test images over which attention is averaged
 MISTAKES = 24
 
 
-def predict(plan: Plan, state: TrainState, feed: Feed, stopped: Callable[[], bool] = lambda: False) -> Predictions:
+def predict(
+    experiment: Experiment, state: TrainState, loader: Loader, stopped: Callable[[], bool] = lambda: False
+) -> Predictions:
     """What the network says of every example of a split. Raises RunError where `stopped` says so meanwhile."""
-    task, kept = plan.task, min(MISTAKES, feed.batch_size)
+    task, kept = experiment.task, min(MISTAKES, loader.batch_size)
 
     @jax.jit
-    def of_batch(variables: Any, operands: Any, step: jax.Array) -> tuple[jax.Array, ...]:
-        batch = feed.batch(operands, step)
+    def of_batch(variables: Any, inputs: Any, step: jax.Array) -> tuple[jax.Array, ...]:
+        batch = loader.batch(inputs, step)
         logits = jnp.asarray(task.model.apply(variables, task.preprocess(batch["image"]), train=False))
-        probabilities = jax.nn.sigmoid(logits) if plan.config.loss == "sigmoid" else jax.nn.softmax(logits)
+        probabilities = jax.nn.sigmoid(logits) if experiment.config.loss == "sigmoid" else jax.nn.softmax(logits)
         found, confidence = probabilities.argmax(axis=-1), probabilities.max(axis=-1)
         wrong = (found != batch["label"]) & (batch["mask"] > 0)
         worst = jax.lax.top_k(jnp.where(wrong, confidence, -1.0), kept)[1]
@@ -44,11 +47,11 @@ def predict(plan: Plan, state: TrainState, feed: Feed, stopped: Callable[[], boo
     columns: list[list[np.ndarray]] = [[], [], []]
     mistaken: list[tuple[float, int, np.ndarray]] = []
     done = 0
-    for step in range(feed.steps_per_epoch):
+    for step in range(loader.steps_per_epoch):
         if stopped():
             raise RunError("a signal came")
-        operands, _ = feed.operands(step)
-        label, found, confidence, counts, worst, images = map(np.asarray, of_batch(state.evaluated, operands, step))
+        inputs, _ = loader.step_inputs(step)
+        label, found, confidence, counts, worst, images = map(np.asarray, of_batch(state.eval_variables, inputs, step))
         row_of = np.cumsum(counts) - 1  # among the examples that count
         mistaken += [
             (float(confidence[i]), done + int(row_of[i]), image)
@@ -60,44 +63,46 @@ def predict(plan: Plan, state: TrainState, feed: Feed, stopped: Callable[[], boo
             column.append(values[counts])
         done += int(counts.sum())
     label, found, confidence = (np.concatenate(column) for column in columns)
-    shape = (0, plan.data.stored_size, plan.data.stored_size, plan.data.channels)
+    shape = (0, experiment.data.stored_size, experiment.data.stored_size, experiment.data.channels)
     shown = np.stack([image for *_, image in mistaken]) if mistaken else np.zeros(shape, np.uint8)
-    split = "test" if feed is plan.data.test else "validation"
+    split = "test" if loader is experiment.data.test else "validation"
     return Predictions(label, found, confidence, np.array([i for _, i, _ in mistaken], int), shown, split)
 
 
-def sample(plan: Plan, feed: Feed, count: int = EXAMPLES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def sample(experiment: Experiment, loader: Loader, count: int = EXAMPLES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The first examples of a split: as the network gets them, the same in levels from 0 to 1, and their labels."""
-    preprocess = plan.data.preprocess
+    preprocess = experiment.data.preprocess
 
     @jax.jit
-    def first(operands: Any) -> tuple[jax.Array, ...]:
-        batch = feed.batch(operands, jnp.int32(0))
+    def first(inputs: Any) -> tuple[jax.Array, ...]:
+        batch = loader.batch(inputs, jnp.int32(0))
         return preprocess(batch["image"][:count]), batch["label"][:count]
 
-    images, labels = map(np.asarray, first(feed.operands(0)[0]))
+    images, labels = map(np.asarray, first(loader.step_inputs(0)[0]))
     levels = images * np.asarray(preprocess.std, np.float32) + np.asarray(preprocess.mean, np.float32)
     return images, (levels / 255.0).clip(0.0, 1.0), labels
 
 
-def mixing_of(plan: Plan, state: TrainState, images: np.ndarray) -> list[Any]:
+def mixing_of(experiment: Experiment, state: TrainState, images: np.ndarray) -> list[Any]:
     """How each block mixes patches, as arrays on the host: patchnets.models.blocks.look."""
-    seen = jax.jit(lambda variables, images: look(plan.model, variables, images))(state.evaluated, images)
+    seen = jax.jit(lambda variables, images: capture_intermediates(experiment.model, variables, images))(
+        state.eval_variables, images
+    )
     found = {name: jax.device_get(value) for name, value in seen.items() if name.endswith("/mixing")}
     return [found[f"block_{i}/mixing"] for i in range(len(found))]
 
 
-def grid_of(plan: Plan, params: Any) -> tuple[int, int]:
+def grid_of(experiment: Experiment, params: Any) -> tuple[int, int]:
     """Rows and columns of patches."""
     height, width, *_ = params["stem"]["kernel"].shape
-    return plan.config.image_size // height, plan.config.image_size // width
+    return experiment.config.image_size // height, experiment.config.image_size // width
 
 
-def positions_of(plan: Plan, params: Any) -> tuple[np.ndarray, str] | None:
+def positions_of(experiment: Experiment, params: Any) -> tuple[np.ndarray, str] | None:
     """The position embeddings, (patches, channels), a class token's left out, and what they are called; None where
     there are none."""
-    rows, columns = grid_of(plan, params)
-    if getattr(plan.model, "position", None) == "sincos2d":
+    rows, columns = grid_of(experiment, params)
+    if getattr(experiment.model, "posemb", None) == "sincos2d":
         return vit.sincos2d(rows, columns, params["stem"]["kernel"].shape[-1]), "Fixed position embeddings"
     for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
         if re.search(r"pos(ition)?_embedding$", path):
@@ -106,17 +111,17 @@ def positions_of(plan: Plan, params: Any) -> tuple[np.ndarray, str] | None:
 
 
 def pictures(
-    plan: Plan, state: TrainState, stopped: Callable[[], bool] = lambda: False
+    experiment: Experiment, state: TrainState, stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """(name of the file, what makes the figure, or None for none) of every picture but the learning curves."""
-    params, names = jax.device_get(state.evaluated["params"]), plan.data.class_names
-    feed = plan.data.test or plan.data.val
-    grid, family = grid_of(plan, params), plan.config.model.name
+    params, names = jax.device_get(state.eval_variables["params"]), experiment.data.class_names
+    loader = experiment.data.test or experiment.data.val
+    grid, family = grid_of(experiment, params), experiment.config.model.name
     kernel = np.asarray(params["stem"]["kernel"], np.float32)
-    yield "patch_filters", lambda: network.patch_filters(kernel)
-    if positions := positions_of(plan, params):
-        yield "position_similarity", lambda: network.position_similarity(positions[0], grid, positions[1])
-    if feed is None:
+    yield "patch_filters", lambda: weights.patch_filters(kernel)
+    if positions := positions_of(experiment, params):
+        yield "position_similarity", lambda: weights.position_similarity(positions[0], grid, positions[1])
+    if loader is None:
         return
     seen: dict[str, Any] = {}
 
@@ -131,21 +136,21 @@ def pictures(
         return seen[what]
 
     def examples() -> Any:
-        return once("sample", lambda: sample(plan, feed))
+        return once("sample", lambda: sample(experiment, loader))
 
     def mixing() -> Any:
-        return once("mixing", lambda: mixing_of(plan, state, examples()[0]))
+        return once("mixing", lambda: mixing_of(experiment, state, examples()[0]))
 
     def said() -> Predictions:
-        return once("predictions", lambda: predict(plan, state, feed, stopped))
+        return once("predictions", lambda: predict(experiment, state, loader, stopped))
 
     yield (
         "patches",
         lambda: patches.image_and_patches(examples()[1][0], kernel.shape[:2], names[int(examples()[2][0])]),
     )
-    yield "token_mixing", lambda: network.token_mixing(mixing(), grid, family)
+    yield "token_mixing", lambda: weights.token_mixing(mixing(), grid, family)
     if "convmixer" in family:
-        yield "depthwise_kernels", lambda: network.depthwise_kernels(mixing())
+        yield "depthwise_kernels", lambda: weights.depthwise_kernels(mixing())
     yield "confusion", lambda: predictions.confusion(said(), names)
     yield "class_accuracy", lambda: predictions.per_class(said(), names)
     yield "mistakes", lambda: predictions.mistakes(said(), names)
@@ -153,7 +158,7 @@ def pictures(
 
 
 def draw(
-    plan: Plan,
+    experiment: Experiment,
     state: TrainState,
     place: pathlib.Path,
     say: Callable[[str], None],
@@ -167,14 +172,14 @@ def draw(
             if (path := make()) is not None:
                 drawn.append(path)
         except Exception as error:
-            say(f"plots/{name}.png could not be drawn: {one_line(error)}")
+            say(f"plots/{name}.png could not be drawn: {first_line(error)}")
 
     def into_file(name: str, figure: Callable[[], Any]) -> pathlib.Path | None:
         made = figure()
         return None if made is None else figures.save(made, place / "plots" / f"{name}.png")
 
     attempt("learning_curves", lambda: curves.draw(place))
-    for name, figure in pictures(plan, state, stopped):
+    for name, figure in pictures(experiment, state, stopped):
         if stopped():
             say("a signal came: the other pictures are left to python -m patchnets.plots")
             break
@@ -182,7 +187,7 @@ def draw(
     return drawn
 
 
-def opened(place: pathlib.Path, changes: dict[str, Any] | None = None) -> tuple[Plan, TrainState]:
+def load_run(place: pathlib.Path, changes: dict[str, Any] | None = None) -> tuple[Experiment, TrainState]:
     """The plan of a work directory's run, and the state of its best checkpoint; `changes` are keys such as
     dataset.data_dir, for data that lie elsewhere now.
 
@@ -191,49 +196,54 @@ def opened(place: pathlib.Path, changes: dict[str, Any] | None = None) -> tuple[
       RunError: it has no checkpoint that can be read.
     """
     try:
-        config = config_lib.saved(json.loads((place / "config.json").read_text()))
+        config = config_lib.from_saved(json.loads((place / "config.json").read_text()))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{place} is not a work directory: there is no config.json in it that can be read") from error
     config.update_from_flattened_dict(changes or {})
-    config_lib.check(config)
-    processors.split_cpu(config)
-    plan = make_plan(config)
+    config_lib.validate(config)
+    cpu.use_one_device_per_core(config)
+    experiment = build_experiment(config)
     stored = workdir.read_json(place / "data.json")
-    if changed := [name for name in plan.data.identity if stored.get(name) != plan.data.identity[name]]:
-        plan.data.close()
+    if changed := [
+        name for name in experiment.data.fingerprint if stored.get(name) != experiment.data.fingerprint[name]
+    ]:
+        experiment.data.close()
         raise UserError(f"these are not the data of {place} ({', '.join(changed)} differ from its data.json)")
     if not (place / "checkpoints").is_dir():
-        plan.data.close()
+        experiment.data.close()
         raise RunError(f"{place} has no checkpoints")
     checkpoints = Checkpoints(place / "checkpoints", config.checkpoint, read_only=True)
     try:
-        state = plan.initial_state()
+        state = experiment.initial_state()
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        return plan, checkpoints.restore_best(like)[1]
+        return experiment, checkpoints.restore_best(like)[1]
     finally:
         checkpoints.close()
 
 
 def draw_saved(place: pathlib.Path, say: Callable[[str], None], changes: dict[str, Any]) -> list[pathlib.Path]:
-    """Draws all pictures of a work directory; what it raises, `opened` does."""
-    plan, state = opened(place, changes)
+    """Draws all pictures of a work directory; what it raises, `load_run` does."""
+    experiment, state = load_run(place, changes)
     try:
-        return draw(plan, state, place, say)
+        return draw(experiment, state, place, say)
     finally:
-        plan.data.close()
+        experiment.data.close()
 
 
 def draw_side_by_side(places: list[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
     """How the networks of several runs mix patches, in one picture."""
     found: dict[str, Any] = {}
     for place in places:
-        plan, state = opened(place)
+        experiment, state = load_run(place)
         try:
-            feed = plan.data.test or plan.data.val or plan.data.train
-            blocks = mixing_of(plan, state, sample(plan, feed)[0])
-            name = f"{plan.config.model.name}, {console.epochs(float(state.step / plan.data.train.steps_per_epoch))}"
+            loader = experiment.data.test or experiment.data.val or experiment.data.train
+            blocks = mixing_of(experiment, state, sample(experiment, loader)[0])
+            name = (
+                f"{experiment.config.model.name}, "
+                f"{console.epochs(float(state.step / experiment.data.train.steps_per_epoch))}"
+            )
             again = sum(other.startswith(name) for other in found)
-            found[f"{name} ({again + 1})" if again else name] = blocks, grid_of(plan, state.params)
+            found[f"{name} ({again + 1})" if again else name] = blocks, grid_of(experiment, state.params)
         finally:
-            plan.data.close()
-    return figures.save(network.side_by_side(found), out)
+            experiment.data.close()
+    return figures.save(weights.side_by_side(found), out)

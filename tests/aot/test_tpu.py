@@ -4,9 +4,9 @@ import jax
 import pytest
 
 from configs import common
-from patchnets.plan import compiled
-from patchnets.plan.examples import find_examples
-from patchnets.plan.topology import GIB, find_target
+from patchnets.estimate import compile_step
+from patchnets.estimate.dataset_spec import find_dataset_spec
+from patchnets.estimate.topology import GIB, find_topology
 
 pytest.importorskip("libtpu", reason="pip install 'patchnets[tpu-aot]'")
 
@@ -36,7 +36,7 @@ def make_config(name, data, fsdp):
         model=dict(name=name, variant=FAMILIES[name], scan=True, dtype="bfloat16"),
         batch_size=BATCH,
         total_steps=1000,
-        optimizer=dict(clip_norm=1.0),
+        optimizer=dict(grad_clip_norm=1.0),
         mesh=dict(data=data, fsdp=fsdp),
     )
     config.image_size = SIZE
@@ -44,14 +44,14 @@ def make_config(name, data, fsdp):
 
 
 def compile_for(name, data, fsdp):
-    target = find_target("v5e:2x4", None)
+    target = find_topology("v5e:2x4", None)
     asked = make_config(name, data, fsdp)
-    blueprint = compiled.make_blueprint(asked, target, find_examples(asked, CHIPS, 1_281_167, 1000))
-    return blueprint, blueprint.compile()
+    abstract_run = compile_step.make_abstract_run(asked, target, find_dataset_spec(asked, CHIPS, 1_281_167, 1000))
+    return abstract_run, abstract_run.compile()
 
 
-def state_bytes(blueprint):
-    return sum(part.here for part in compiled.held(blueprint.state).values())
+def state_bytes(abstract_run):
+    return sum(part.here for part in compile_step.state_bytes(abstract_run.state).values())
 
 
 def split_by_hand(params):

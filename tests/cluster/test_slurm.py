@@ -14,7 +14,7 @@ import slurm
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 NODES = (1, 2)
-SHORT = ("--config.batch_size=64", "--config.plots=False", "--config.stop_patience=None")
+SHORT = ("--config.batch_size=64", "--config.plots=False", "--config.early_stopping.patience=None")
 DIGITS = ("--config=configs/mixer_digits.py", *SHORT)
 LENGTH = "--config.total_epochs=12"
 PATIENCE = 900  # seconds for a job, on a machine that has other things to do

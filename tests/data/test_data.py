@@ -11,7 +11,8 @@ from PIL import Image
 
 from patchnets import config as config_lib
 from patchnets import data
-from patchnets.data import digits, folder, sources
+from patchnets.data import sources
+from patchnets.data.sources import digits, folder
 from patchnets.errors import UserError
 
 GIB = 2**30
@@ -142,12 +143,12 @@ def test_a_train_split_too_small_for_a_tenth_is_an_error():
 
 
 def test_the_name_decides_between_digits_folder_and_tfds(tmp_path, monkeypatch):
-    from patchnets.data import tfds_source
+    from patchnets.data.sources import tfds as tfds_lib
 
     (tmp_path / "train/a").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(tmp_path / "train/a/1.png")
     asked = []
-    monkeypatch.setattr(tfds_source, "open_tfds", lambda *arguments: asked.append(arguments))
+    monkeypatch.setattr(tfds_lib, "open_tfds", lambda *arguments: asked.append(arguments))
     config = ml_collections.ConfigDict({"name": "digits", "path": str(tmp_path), "data_dir": "there"})
     assert isinstance(sources.open_source(config), digits.Digits)
     config.name = "folder"
@@ -163,13 +164,13 @@ def test_the_name_decides_between_digits_folder_and_tfds(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def loaded(mesh8):
     """The digits with every default."""
-    return data.load_data(run_config(seed=3, eval_batch_size=48), mesh8)
+    return data.load_dataset(run_config(seed=3, eval_batch_size=48), mesh8)
 
 
-def held(feed):
+def held(loader):
     """All images and labels of a feed, in the order in which they are held."""
-    operands = feed.operands(0)[0]
-    return np.asarray(operands.images), np.asarray(operands.labels)
+    inputs = loader.step_inputs(0)[0]
+    return np.asarray(inputs.images), np.asarray(inputs.labels)
 
 
 def original(split, low=0, high=None):
@@ -181,11 +182,11 @@ def original(split, low=0, high=None):
 
 def test_the_digits_have_the_splits_that_tfds_syntax_gives(loaded):
     sizes = digits.Digits().sizes
-    assert loaded.specs == {"train": "train[:90%]", "val": "train[90%:]", "test": "test"}
-    for role, feed in (("train", loaded.train), ("val", loaded.val), ("test", loaded.test)):
-        wanted = positions(loaded.specs[role], sizes)
-        images, labels = held(feed)
-        assert feed.num_examples == len(labels) == len(wanted)
+    assert loaded.split_specs == {"train": "train[:90%]", "val": "train[90%:]", "test": "test"}
+    for role, loader in (("train", loaded.train), ("val", loaded.val), ("test", loaded.test)):
+        wanted = positions(loaded.split_specs[role], sizes)
+        images, labels = held(loader)
+        assert loader.num_examples == len(labels) == len(wanted)
         expected = original(wanted[0][0], wanted[0][1], wanted[-1][1] + 1)
         np.testing.assert_array_equal(images, expected[0])
         np.testing.assert_array_equal(labels, expected[1])
@@ -193,11 +194,11 @@ def test_the_digits_have_the_splits_that_tfds_syntax_gives(loaded):
 
 def test_training_is_shuffled_by_the_seed_and_evaluation_is_not(loaded, mesh8):
     assert loaded.train.shuffle_seed == 3
-    assert np.asarray(loaded.val.operands(0)[0].order).tolist() == list(range(144))
-    assert np.asarray(loaded.test.operands(7)[0].order).tolist() == list(range(359))
-    order = np.asarray(loaded.train.operands(0)[0].order)
+    assert np.asarray(loaded.val.step_inputs(0)[0].order).tolist() == list(range(144))
+    assert np.asarray(loaded.test.step_inputs(7)[0].order).tolist() == list(range(359))
+    order = np.asarray(loaded.train.step_inputs(0)[0].order)
     assert sorted(order.tolist()) == list(range(1294))
-    again, other = (data.load_data(run_config(seed=seed), mesh8).train.operands(0)[0].order for seed in (3, 4))
+    again, other = (data.load_dataset(run_config(seed=seed), mesh8).train.step_inputs(0)[0].order for seed in (3, 4))
     np.testing.assert_array_equal(again, order)
     assert not np.array_equal(other, order)
 
@@ -205,7 +206,7 @@ def test_training_is_shuffled_by_the_seed_and_evaluation_is_not(loaded, mesh8):
 def test_batch_sizes_are_those_of_the_configuration(loaded, mesh8):
     assert (loaded.train.batch_size, loaded.val.batch_size, loaded.test.batch_size) == (64, 48, 48)
     assert (loaded.train.steps_per_epoch, loaded.val.steps_per_epoch, loaded.test.steps_per_epoch) == (21, 3, 8)
-    assert data.load_data(run_config(), mesh8).val.batch_size == 64
+    assert data.load_dataset(run_config(), mesh8).val.batch_size == 64
 
 
 def test_what_the_run_is_told_about_the_data_set(loaded):
@@ -215,23 +216,23 @@ def test_what_the_run_is_told_about_the_data_set(loaded):
 
 
 def test_the_images_on_the_devices_are_small_until_the_step_resizes_them(mesh8):
-    loaded = data.load_data(run_config(image_size=20), mesh8)
+    loaded = data.load_dataset(run_config(image_size=20), mesh8)
     assert loaded.stored_size == 8
     assert held(loaded.val)[0].shape == (144, 8, 8, 1)
     assert jax.eval_shape(loaded.preprocess, held(loaded.val)[0]).shape == (144, 20, 20, 1)
 
 
 def test_augmentation_is_that_of_the_configuration(mesh8):
-    loaded = data.load_data(run_config(augment__flip=True, augment__zoom=0.25, augment__shift=0.5), mesh8)
+    loaded = data.load_dataset(run_config(augment__flip=True, augment__zoom=0.25, augment__translate=0.5), mesh8)
     augment = loaded.preprocess.augment
-    assert (augment.flip, augment.zoom, augment.shift) == (True, 0.25, 0.5)
-    assert not data.load_data(run_config(), mesh8).preprocess.augment
+    assert (augment.flip, augment.zoom, augment.translate) == (True, 0.25, 0.5)
+    assert not data.load_dataset(run_config(), mesh8).preprocess.augment
 
 
-def test_normalisation_is_fitted_on_the_training_split_alone(mesh8):
+def test_normalization_is_fitted_on_the_training_split_alone(mesh8):
     config = run_config(normalize="dataset", dataset__train_split="train[:10%]")
     images = original("train", 0, 144)[0]
-    preprocess = data.load_data(config, mesh8).preprocess
+    preprocess = data.load_dataset(config, mesh8).preprocess
     np.testing.assert_allclose(preprocess.mean, images.mean(), rtol=1e-9)
     np.testing.assert_allclose(preprocess.std, images.std(), rtol=1e-9)
     assert abs(images.mean() - original("train")[0].mean()) > 0.01  # the two could be told apart
@@ -239,14 +240,14 @@ def test_normalisation_is_fitted_on_the_training_split_alone(mesh8):
 
 def test_a_sum_of_splits_is_held_in_the_order_of_its_parts(mesh8):
     config = run_config(dataset__train_split="test[5:8]+train[:4]", dataset__test_split="test[100:]")
-    images, labels = held(data.load_data(config, mesh8).train)
+    images, labels = held(data.load_dataset(config, mesh8).train)
     parts = original("test", 5, 8), original("train", 0, 4)
     np.testing.assert_array_equal(images, np.concatenate([part[0] for part in parts]))
     np.testing.assert_array_equal(labels, np.concatenate([part[1] for part in parts]))
 
 
 def test_splits_that_are_not_wanted_have_no_feed(mesh8):
-    loaded = data.load_data(run_config(dataset__val_split="none", dataset__test_split="none"), mesh8)
+    loaded = data.load_dataset(run_config(dataset__val_split="none", dataset__test_split="none"), mesh8)
     assert loaded.val is None
     assert loaded.test is None
     assert loaded.train.num_examples == 1438
@@ -254,31 +255,31 @@ def test_splits_that_are_not_wanted_have_no_feed(mesh8):
 
 def test_only_the_splits_that_are_used_are_decoded_and_only_once(mesh1, tmp_path):
     config = run_config(dataset__cache_dir=str(tmp_path), dataset__test_split="none")
-    one = data.load_data(config, mesh1)
+    one = data.load_dataset(config, mesh1)
     (entry,) = (tmp_path / "data").iterdir()
     before = {path: path.stat().st_mtime_ns for path in entry.iterdir()}
-    again = data.load_data(config, mesh1)
+    again = data.load_dataset(config, mesh1)
     assert {path: path.stat().st_mtime_ns for path in entry.iterdir()} == before
     for a, b in zip(held(one.train), held(again.train)):
         np.testing.assert_array_equal(a, b)
 
 
 def test_one_device_and_eight_hold_the_same_data(loaded, mesh1):
-    one = data.load_data(run_config(seed=3, eval_batch_size=48), mesh1)
-    for feed, other in ((one.train, loaded.train), (one.val, loaded.val), (one.test, loaded.test)):
-        for a, b in zip(feed.operands(0)[0], other.operands(0)[0]):
+    one = data.load_dataset(run_config(seed=3, eval_batch_size=48), mesh1)
+    for loader, other in ((one.train, loaded.train), (one.val, loaded.val), (one.test, loaded.test)):
+        for a, b in zip(loader.step_inputs(0)[0], other.step_inputs(0)[0]):
             np.testing.assert_array_equal(jax.device_get(a), jax.device_get(b))
 
 
 def test_a_split_larger_than_the_limit_is_an_error(mesh8):
-    with pytest.raises(UserError, match=r"1,438 images.*max_resident_gib"):
-        data.load_data(run_config(dataset__max_resident_gib=50_000 / GIB), mesh8)
+    with pytest.raises(UserError, match=r"1,438 images.*max_on_device_gib"):
+        data.load_dataset(run_config(dataset__max_on_device_gib=50_000 / GIB), mesh8)
 
 
 def test_a_data_set_larger_than_the_limit_is_an_error_even_where_each_split_is_not(mesh8):
     train, test = (64 * size for size in digits.Digits().sizes.values())
-    with pytest.raises(UserError, match="max_resident_gib"):
-        data.load_data(run_config(dataset__max_resident_gib=(train + test / 2) / GIB), mesh8)
+    with pytest.raises(UserError, match="max_on_device_gib"):
+        data.load_dataset(run_config(dataset__max_on_device_gib=(train + test / 2) / GIB), mesh8)
 
 
 # Folders.
@@ -296,11 +297,11 @@ def test_a_folder_with_its_own_splits_is_loaded_as_it_lies(mesh1, tmp_path):
     every = [(k, c, i) for k in range(2) for c in range(2) for i in range(3)]  # split, class, number
     value = {key: 100 * key[0] + 10 * key[1] + key[2] for key in every}
     root = fill(tmp_path, [(f"{('train', 'val')[k]}/{classes[c]}/{i}.png", value[k, c, i], 8) for k, c, i in every])
-    loaded = data.load_data(run_config(dataset__name="folder", dataset__path=str(root), batch_size=4), mesh1)
+    loaded = data.load_dataset(run_config(dataset__name="folder", dataset__path=str(root), batch_size=4), mesh1)
     assert loaded.class_names == classes
-    assert loaded.specs == {"train": "train", "val": "val", "test": None}
-    for k, feed in enumerate((loaded.train, loaded.val)):
-        images, labels = held(feed)
+    assert loaded.split_specs == {"train": "train", "val": "val", "test": None}
+    for k, loader in enumerate((loaded.train, loaded.val)):
+        images, labels = held(loader)
         got = sorted((int(image.flat[0]), int(label)) for image, label in zip(images, labels))
         assert got == [(value[k, c, i], c) for c in range(2) for i in range(3)]
 
@@ -308,10 +309,10 @@ def test_a_folder_with_its_own_splits_is_loaded_as_it_lies(mesh1, tmp_path):
 def test_splits_of_different_sizes_are_all_resized_to_what_the_model_sees(mesh1, tmp_path):
     root = fill(tmp_path, [("train/a/1.png", 10, 8), ("train/a/2.png", 20, 8), ("val/a/1.png", 30, 6)])
     config = run_config(dataset__name="folder", dataset__path=str(root), image_size=16)
-    found = data.load_data(config, mesh1)
+    found = data.load_dataset(config, mesh1)
     assert found.stored_size == 16
-    for feed, values in ((found.train, {10, 20}), (found.val, {30})):
-        images = np.asarray(feed.operands(0)[0].images)
+    for loader, values in ((found.train, {10, 20}), (found.val, {30})):
+        images = np.asarray(loader.step_inputs(0)[0].images)
         assert images.shape[1:] == (16, 16, 3)
         assert {int(image.max()) for image in images} == {int(image.min()) for image in images} == values
 
@@ -332,48 +333,54 @@ def pictures(tmp_path_factory):
 
 def streamed(root, **values):
     given = dict(dataset__name="folder", dataset__path=str(root), dataset__val_split="none", image_size=20)
-    return run_config(**given | dict(batch_size=8, dataset__workers=0) | values)
+    return run_config(**given | dict(batch_size=8, dataset__num_workers=0) | values)
 
 
-@pytest.mark.parametrize(("kib", "feed"), [(15, "resident"), (14, "streaming")])
-def test_what_does_not_fit_is_read_while_training(pictures, mesh1, kib, feed):
-    found = data.open_data(streamed(pictures, dataset__max_resident_gib=kib / 2**20), 1)
-    assert found.feed == feed and found.train_examples == 12
+@pytest.mark.parametrize(("kib", "loader"), [(15, "on_device"), (14, "streaming")])
+def test_what_does_not_fit_is_read_while_training(pictures, mesh1, kib, loader):
+    found = data.open_dataset(streamed(pictures, dataset__max_on_device_gib=kib / 2**20), 1)
+    assert found.loader == loader and found.train_examples == 12
 
 
 def test_split_over_devices_more_fits(pictures):
-    config = streamed(pictures, dataset__max_resident_gib=2 / 2**20, dataset__placement="sharded")
-    assert [data.open_data(config, devices).feed for devices in (1, 8)] == ["streaming", "resident"]
+    config = streamed(pictures, dataset__max_on_device_gib=2 / 2**20, dataset__on_device_sharding="sharded")
+    assert [data.open_dataset(config, devices).loader for devices in (1, 8)] == ["streaming", "on_device"]
 
 
 def test_evaluation_crops_what_was_kept_larger(pictures, mesh1):
     """20 pixels are four fifths of 25."""
-    loaded = data.load_data(streamed(pictures, eval_crop=0.8), mesh1)
-    assert loaded.feed == "resident" and loaded.stored_size == 25 and not loaded.preprocess.cropped
-    stored = np.asarray(loaded.train.operands(0)[0].images)
-    np.testing.assert_allclose(loaded.preprocess(stored), loaded.preprocess.normalise(stored[:, 2:22, 3:23]), atol=0.35)
+    loaded = data.load_dataset(streamed(pictures, crop_pct=0.8), mesh1)
+    assert loaded.loader == "on_device" and loaded.stored_size == 25 and not loaded.preprocess.cropped
+    stored = np.asarray(loaded.train.step_inputs(0)[0].images)
+    np.testing.assert_allclose(loaded.preprocess(stored), loaded.preprocess.normalize(stored[:, 2:22, 3:23]), atol=0.35)
 
 
 def test_a_streaming_feed_is_made_as_configured(pictures, mesh8):
-    loaded = data.load_data(
+    loaded = data.load_dataset(
         streamed(
             pictures,
-            dataset__feed="streaming",
-            dataset__corrupt="skip",
-            dataset__workers=3,
+            dataset__loader="streaming",
+            dataset__on_corrupt="skip",
+            dataset__num_workers=3,
             dataset__train_split="train[:8]",
             dataset__val_split="train[8:]",
             eval_batch_size=16,
-            eval_crop=0.5,
-            augment__crop_area=0.25,
+            crop_pct=0.5,
+            augment__crop_scale_min=0.25,
         ),
         mesh8,
     )
     train, val = loaded.train, loaded.val
-    assert (train.workers, train.num_examples, val.num_examples, train.batch_size, val.batch_size) == (3, 8, 4, 8, 16)
-    assert (train._chunks.skip, train._chunks.crop_area, train._chunks.keep) == (True, 0.25, 1.0)
-    assert (val._chunks.crop_area, val._chunks.keep, val._chunks.seed) == (1.0, 0.5, None)
-    assert loaded.preprocess.cropped and loaded.feed == "streaming" and loaded.unreadable == set()
+    assert (train.num_workers, train.num_examples, val.num_examples, train.batch_size, val.batch_size) == (
+        3,
+        8,
+        4,
+        8,
+        16,
+    )
+    assert (train._reader.skip, train._reader.crop_scale_min, train._reader.crop_pct) == (True, 0.25, 1.0)
+    assert (val._reader.crop_scale_min, val._reader.crop_pct, val._reader.seed) == (1.0, 0.5, None)
+    assert loaded.preprocess.cropped and loaded.loader == "streaming" and loaded.unreadable == set()
     loaded.close()
 
 
@@ -383,17 +390,17 @@ def test_a_streaming_feed_is_made_as_configured(pictures, mesh8):
 )
 def test_what_cannot_be_done_to_streams_is_refused(pictures, values, said):
     with pytest.raises(UserError, match=said):
-        data.open_data(streamed(pictures, dataset__feed="streaming", **values), 1)
+        data.open_dataset(streamed(pictures, dataset__loader="streaming", **values), 1)
 
 
 def test_without_grain_streams_are_refused_and_resident_images_go_on(pictures, monkeypatch):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "grain" else find_spec(name))
-    assert data.open_data(streamed(pictures), 1).feed == "resident"
+    assert data.open_dataset(streamed(pictures), 1).loader == "on_device"
     with pytest.raises(UserError, match="pip install grain"):
-        data.open_data(streamed(pictures, dataset__feed="streaming"), 1)
+        data.open_dataset(streamed(pictures, dataset__loader="streaming"), 1)
 
 
-def test_colours_of_gray_images_are_not_changed():
+def test_colors_of_gray_images_are_not_changed():
     with pytest.raises(UserError, match=r"config\.augment\.saturation=0\.4.*gray"):
-        data.open_data(run_config(augment__saturation=0.4), 1)
+        data.open_dataset(run_config(augment__saturation=0.4), 1)

@@ -139,12 +139,14 @@ def test_fine_texture_does_not_turn_into_coarse(installed):
     assert np.abs(pixels[:, 2:-2] - 127.5).max() < 24
 
 
-@pytest.mark.parametrize("keep", [1.0, 0.875])
-def test_the_centre_is_kept_in_the_share_asked_for(photo, keep):
-    side = 427 * keep
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+def test_the_center_is_kept_in_the_share_asked_for(photo, crop_pct):
+    side = 427 * crop_pct
     box = ((640 - side) / 2, (427 - side) / 2, (640 + side) / 2, (427 + side) / 2)
     reference = photo.resize((64, 64), Image.Resampling.BICUBIC, box=box)
-    np.testing.assert_array_equal(decode.decode_image(encode(photo, "PNG"), "it", 3, 64, keep), np.asarray(reference))
+    np.testing.assert_array_equal(
+        decode.decode_image(encode(photo, "PNG"), "it", 3, 64, crop_pct), np.asarray(reference)
+    )
 
 
 def broken(photo):
@@ -185,6 +187,6 @@ from patchnets.data import decode
 Image.MAX_IMAGE_PIXELS = 427 * 640 - 1
 print(decode.decode_image(sys.stdin.buffer.read(), "it", 3, 96).shape)
 """
-    command = [sys.executable, "-c", program, str(pathlib.Path(decode.__file__).with_name("worker.py"))]
+    command = [sys.executable, "-c", program, str(pathlib.Path(decode.__file__).parent / "streaming/worker.py")]
     done = subprocess.run(command, cwd=REPOSITORY, input=encode(photo, "PNG"), capture_output=True, timeout=60)
     assert (done.stdout, done.stderr) == (b"(96, 96, 3)\n", b"")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn import datasets
 
-from patchnets.data import digits
+from patchnets.data.sources import digits
 from patchnets.errors import UserError
 
 
@@ -73,6 +73,6 @@ def test_positions_may_be_asked_for_in_any_order(examples):
 
 def test_there_is_nothing_encoded_to_stream():
     records = digits.Digits().records("train")
-    with pytest.raises(UserError, match=r"always resident; set config\.dataset\.feed=resident$"):
+    with pytest.raises(UserError, match=r"always on the device; set config\.dataset\.loader=on_device$"):
         records.encoded(0)
     assert records.name_of(3) == "image 3 of digits train"

@@ -13,14 +13,15 @@ import pytest
 from PIL import Image
 from sklearn import datasets
 
-from patchnets.data import cache, folder, sources
+from patchnets.data import decoded_cache, sources
+from patchnets.data.sources import folder
 from patchnets.errors import RunError, UserError
 
 GIB = 2.0**30
 
 
 def solid(value, size=(4, 4), channels=3):
-    """An image of one colour, whose value tells it from others."""
+    """An image of one color, whose value tells it from others."""
     return np.full((*size, channels) if channels == 3 else size, value, np.uint8)
 
 
@@ -72,8 +73,8 @@ def bicubic_matrix(out, size, low, high):
     return weights / weights.sum(1, keepdims=True)
 
 
-def centre_square(image, size):
-    """The shorter side resized to `size`, the longer one cropped about its centre: independent of Pillow."""
+def center_square(image, size):
+    """The shorter side resized to `size`, the longer one cropped about its center: independent of Pillow."""
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) / 2, (width - side) / 2
@@ -191,7 +192,7 @@ def test_images_are_gray_where_every_class_begins_with_gray(tmp_path):
     assert sorted(values(source)) == [7, 9]
 
 
-def test_one_coloured_class_makes_all_images_rgb(tmp_path):
+def test_one_colored_class_makes_all_images_rgb(tmp_path):
     make(
         tmp_path,
         {"train/a/1.png": solid(7, channels=1), "train/b/1.png": solid(9), "train/c/1.png": solid(8, channels=1)},
@@ -202,7 +203,7 @@ def test_one_coloured_class_makes_all_images_rgb(tmp_path):
         assert np.array_equal(image, np.full((4, 4, 3), (7, 9, 8)[label]))
 
 
-def test_a_coloured_image_among_gray_ones_is_read_by_its_luminance(tmp_path):
+def test_a_colored_image_among_gray_ones_is_read_by_its_luminance(tmp_path):
     make(tmp_path, {"train/a/1.png": solid(7, channels=1), "val/a/2.png": np.tile(np.uint8([200, 100, 50]), (4, 4, 1))})
     source = folder.Folder(str(tmp_path))
     (image, _), *_ = read(source, "val")
@@ -211,7 +212,7 @@ def test_a_coloured_image_among_gray_ones_is_read_by_its_luminance(tmp_path):
 
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
-COLOURS = np.stack([RAMP, RAMP.T, 255 - RAMP], -1)
+COLORS = np.stack([RAMP, RAMP.T, 255 - RAMP], -1)
 
 
 def odd_files():
@@ -221,10 +222,10 @@ def odd_files():
     palette.info["transparency"] = 3
     through_palette = np.stack([RAMP, 255 - RAMP, np.full_like(RAMP, 9)], -1)
     bits = (RAMP % 3 == 0).astype(np.uint8) * 255
-    inks = np.stack([COLOURS[..., 0], COLOURS[..., 1], np.full_like(RAMP, 60), np.full_like(RAMP, 30)], -1)
+    inks = np.stack([COLORS[..., 0], COLORS[..., 1], np.full_like(RAMP, 60), np.full_like(RAMP, 30)], -1)
     mixed = (255 - inks[..., :3].astype(float)) * (255 - 30) / 255
     return {
-        "rgba": (Image.fromarray(np.dstack([COLOURS, RAMP]), "RGBA"), "x.png", COLOURS, 0),
+        "rgba": (Image.fromarray(np.dstack([COLORS, RAMP]), "RGBA"), "x.png", COLORS, 0),
         "palette": (palette, "x.png", through_palette, 0),
         "gray and alpha": (Image.fromarray(np.dstack([RAMP, RAMP.T]), "LA"), "x.png", RAMP[..., None], 0),
         "one bit": (Image.fromarray(bits).convert("1"), "x.png", bits[..., None], 0),
@@ -234,7 +235,7 @@ def odd_files():
 
 @pytest.mark.filterwarnings("ignore:.*mode.*:DeprecationWarning")
 @pytest.mark.parametrize("name", ["rgba", "palette", "gray and alpha", "one bit", "cmyk"])
-def test_less_usual_formats_are_read_as_the_colours_they_stand_for(tmp_path, name):
+def test_less_usual_formats_are_read_as_the_colors_they_stand_for(tmp_path, name):
     image, file, expected, tolerance = odd_files()[name]
     options = {"quality": 100, "subsampling": 0} if file.endswith("jpg") else {}
     save(tmp_path / "train/a" / file, image, **options)
@@ -251,7 +252,7 @@ def test_gray_images_of_16_bits_are_scaled_to_bytes(tmp_path, channels):
     levels = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     save(tmp_path / "train/a/x.png", levels)
     if channels == 3:
-        save(tmp_path / "train/b/x.png", COLOURS)
+        save(tmp_path / "train/b/x.png", COLORS)
     source = folder.Folder(str(tmp_path))
     pixels = next(image for image, label in read(source) if label == 0)
     assert pixels.shape == (16, 16, channels)
@@ -259,32 +260,32 @@ def test_gray_images_of_16_bits_are_scaled_to_bytes(tmp_path, channels):
 
 
 @pytest.mark.parametrize("shape", [(30, 30), (40, 31), (31, 40), (12, 90), (33, 32)])
-def test_images_of_other_shapes_are_resized_and_cropped_to_the_centre(tmp_path, photo, shape):
+def test_images_of_other_shapes_are_resized_and_cropped_to_the_center(tmp_path, photo, shape):
     image = np.ascontiguousarray(photo[100 : 100 + shape[0], 250 : 250 + shape[1]])
     save(tmp_path / "train/a/x.png", image)
     ((pixels, _),) = read(folder.Folder(str(tmp_path)), size=16)
     assert pixels.shape == (16, 16, 3)
-    assert np.abs(pixels - centre_square(image, 16)).max() <= 2
+    assert np.abs(pixels - center_square(image, 16)).max() <= 2
 
 
 def test_small_images_are_enlarged(tmp_path, photo):
     image = np.ascontiguousarray(photo[200:209, 300:311])
     save(tmp_path / "train/a/x.png", image)
     ((pixels, _),) = read(folder.Folder(str(tmp_path)), size=24)
-    assert np.abs(pixels - centre_square(image, 24)).max() <= 2
+    assert np.abs(pixels - center_square(image, 24)).max() <= 2
 
 
 def test_a_jpeg_less_than_twice_as_large_is_resized_from_all_its_pixels(tmp_path, photo):
     path = save(tmp_path / "train/a/x.jpg", np.ascontiguousarray(photo[:60, :90]), quality=95)
     ((pixels, _),) = read(folder.Folder(str(tmp_path)), size=32)
-    assert np.abs(pixels - centre_square(np.asarray(Image.open(path)), 32)).max() <= 2
+    assert np.abs(pixels - center_square(np.asarray(Image.open(path)), 32)).max() <= 2
 
 
 @pytest.mark.parametrize("size", [32, 160])
 def test_a_large_jpeg_is_reduced_without_a_visible_difference(tmp_path, photo, size):
     path = save(tmp_path / "train/a/x.jpg", photo, quality=95)
     ((pixels, _),) = read(folder.Folder(str(tmp_path)), size=size)
-    difference = np.abs(pixels - centre_square(np.asarray(Image.open(path)), size))
+    difference = np.abs(pixels - center_square(np.asarray(Image.open(path)), size))
     assert difference.mean() < 1
     assert difference.max() < 12
 
@@ -303,22 +304,22 @@ def test_squares_no_larger_than_asked_for_are_kept_as_they_are(tmp_path, photo, 
     image = np.ascontiguousarray(photo[:native, :native])
     save(tmp_path / "images/train/a/x.png", image)
     source = folder.Folder(str(tmp_path / "images"))
-    images, labels = cache.load_split(source, "train", image_size, tmp_path / "cache", GIB)
+    images, labels = decoded_cache.load_or_decode(source, "train", image_size, tmp_path / "cache", GIB)
     assert images.shape == (1, stored, stored, 3)
     assert labels.tolist() == [0]
     if stored == native:
         np.testing.assert_array_equal(images[0], image)
     else:
-        assert np.abs(images[0] - centre_square(image, stored)).max() <= 2
+        assert np.abs(images[0] - center_square(image, stored)).max() <= 2
 
 
 def test_a_folder_of_mixed_sizes_is_stored_at_the_size_asked_for(tmp_path, photo):
     cuts = {"1.png": photo[:20, :20], "2.png": photo[:40, :25], "3.png": photo[:12, :30]}
     make(tmp_path / "images", {f"train/a/{name}": np.ascontiguousarray(cut) for name, cut in cuts.items()})
     source = folder.Folder(str(tmp_path / "images"))
-    images, _ = cache.load_split(source, "train", 16, tmp_path / "cache", GIB)
+    images, _ = decoded_cache.load_or_decode(source, "train", 16, tmp_path / "cache", GIB)
     assert images.shape == (3, 16, 16, 3)
-    for expected in (centre_square(cut, 16) for cut in cuts.values()):
+    for expected in (center_square(cut, 16) for cut in cuts.values()):
         assert min(np.abs(image - expected).max() for image in images) <= 2
 
 
@@ -536,7 +537,7 @@ def test_a_broken_image_is_an_error_that_names_it_and_leaves_nothing_in_the_cach
     BROKEN[name](bad, np.ascontiguousarray(photo[:64, :64]))
     source = folder.Folder(str(root))
     with pytest.raises(RunError) as error:
-        cache.load_split(source, "train", 64, tmp_path / "cache", GIB)
+        decoded_cache.load_or_decode(source, "train", 64, tmp_path / "cache", GIB)
     assert str(bad) in str(error.value)
     assert "\n" not in str(error.value)
     assert [path for path in pathlib.Path(tmp_path / "cache").rglob("*") if path.is_file()] == []

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from patchnets.data import splits
 from patchnets.errors import UserError
 
-SIZES = {"train": 1438, "test": 359, "un-labelled": 7}
+SIZES = {"train": 1438, "test": 359, "un-labeled": 7}
 AWKWARD_SIZES = [1, 2, 3, 7, 10, 37, 99, 101, 250, 1438, 50_000, 1_281_167]
 PERCENTAGES = [
     "0.05",
@@ -32,7 +32,7 @@ PERCENTAGES = [
 
 
 def tfds_parts(spec, sizes):
-    """What TFDS itself makes of a specification, in the form of splits.parse."""
+    """What TFDS itself makes of a specification, in the form of splits.parse_split."""
     infos = {name: tfds.core.SplitInfo(name=name, shard_lengths=[size], num_bytes=0) for name, size in sizes.items()}
     parts = tfds.core.ReadInstruction.from_spec(spec).to_absolute(infos)
     return [(p.splitname, p.from_ or 0, sizes[p.splitname] if p.to is None else p.to) for p in parts]
@@ -46,7 +46,7 @@ def assert_one_line(error):
     "spec",
     [
         "train",
-        "un-labelled",
+        "un-labeled",
         "train[:10]",
         "train[10:]",
         "train[3:8]",
@@ -64,17 +64,17 @@ def assert_one_line(error):
         "train[-30%:-10%]",
         "train[-100%:100%]",
         "train[33.3%:66.6%]",
-        "un-labelled[:50%]",
+        "un-labeled[:50%]",
         "train+test",
         "train + test",
         "train[:10%]+test[-3:]",
-        "test[5:]+train[:5]+un-labelled",
+        "test[5:]+train[:5]+un-labeled",
         "train[50%:]+train[:50%]",
         "train[:60%]+train[40%:]",
     ],
 )
 def test_a_spec_selects_what_tfds_selects(spec):
-    assert splits.parse(spec, SIZES) == tfds_parts(spec, SIZES)
+    assert splits.parse_split(spec, SIZES) == tfds_parts(spec, SIZES)
 
 
 @pytest.mark.parametrize("size", AWKWARD_SIZES)
@@ -87,10 +87,10 @@ def test_percentages_of_awkward_sizes_round_as_in_tfds(size):
         ((_, low, high),) = expected = tfds_parts(spec, sizes)
         if low < high:
             some += 1
-            assert splits.parse(spec, sizes) == expected, spec
+            assert splits.parse_split(spec, sizes) == expected, spec
         else:
             with pytest.raises(UserError, match="holds no examples"):
-                splits.parse(spec, sizes)
+                splits.parse_split(spec, sizes)
     assert some > 100
 
 
@@ -100,7 +100,7 @@ def test_the_two_sides_of_a_percentage_share_nothing_and_miss_nothing(size):
         parts = []
         for spec in (f"train[:{percent}%]", f"train[{percent}%:]"):
             with contextlib.suppress(UserError):  # one side may be empty
-                parts += splits.parse(spec, {"train": size})
+                parts += splits.parse_split(spec, {"train": size})
         assert [low for _, low, _ in parts] == [0, *[high for _, _, high in parts[:-1]]]
         assert parts[-1][2] == size
 
@@ -108,7 +108,7 @@ def test_the_two_sides_of_a_percentage_share_nothing_and_miss_nothing(size):
 @pytest.mark.parametrize("spec", ["train[1%:60]", "train[10:60%]", "train[:-10]+test[10%:80]"])
 def test_a_slice_of_mixed_units_is_refused_or_means_what_it_means_in_tfds(spec):
     try:
-        parts = splits.parse(spec, SIZES)
+        parts = splits.parse_split(spec, SIZES)
     except UserError:
         return
     assert parts == tfds_parts(spec, SIZES)
@@ -119,7 +119,7 @@ def test_an_unknown_split_is_an_error_that_names_those_that_exist(spec):
     with pytest.raises(ValueError):
         tfds_parts(spec, SIZES)
     with pytest.raises(UserError, match="there is no") as error:
-        splits.parse(spec, SIZES)
+        splits.parse_split(spec, SIZES)
     assert all(name in str(error.value) for name in (*SIZES, spec))
     assert_one_line(error)
 
@@ -152,7 +152,7 @@ def test_a_spec_that_tfds_cannot_read_is_an_error_that_quotes_it(spec):
     with pytest.raises(ValueError):
         tfds_parts(spec, SIZES)
     with pytest.raises(UserError) as error:
-        splits.parse(spec, SIZES)
+        splits.parse_split(spec, SIZES)
     assert repr(spec) in str(error.value)
     assert_one_line(error)
 
@@ -164,18 +164,18 @@ def test_an_empty_slice_is_an_error(spec):
     ((_, low, high),) = tfds_parts(spec, SIZES)
     assert low >= high
     with pytest.raises(UserError, match=r"holds no examples \(train has 1438\)") as error:
-        splits.parse(spec, SIZES)
+        splits.parse_split(spec, SIZES)
     assert_one_line(error)
 
 
 def test_one_empty_part_of_a_sum_is_an_error():
     with pytest.raises(UserError, match="holds no examples"):
-        splits.parse("train+test[5:5]", SIZES)
+        splits.parse_split("train+test[5:5]", SIZES)
 
 
 def test_a_split_without_examples_is_an_error():
     with pytest.raises(UserError, match="holds no examples"):
-        splits.parse("train", {"train": 0})
+        splits.parse_split("train", {"train": 0})
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_bound_beyond_the_size_is_an_error_with_both_numbers(spec, bound):
     with pytest.raises(ValueError):
         tfds_parts(spec, SIZES)
     with pytest.raises(UserError, match="beyond") as error:
-        splits.parse(spec, SIZES)
+        splits.parse_split(spec, SIZES)
     assert bound in str(error.value)
     assert "359" in str(error.value)
     assert_one_line(error)
@@ -198,7 +198,7 @@ def test_more_than_a_hundred_percent_is_an_error_that_names_it(spec, bound):
     with pytest.raises(ValueError):
         tfds_parts(spec, SIZES)
     with pytest.raises(UserError, match="beyond 100%") as error:
-        splits.parse(spec, SIZES)
+        splits.parse_split(spec, SIZES)
     assert f" {bound} " in str(error.value)
     assert_one_line(error)
 

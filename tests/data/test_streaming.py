@@ -22,19 +22,20 @@ import pytest
 from PIL import Image
 from sklearn import datasets
 
-from patchnets import sharding
-from patchnets.data import chunks, decode, digits, folder, loader
-from patchnets.data.chunks import Chunks, epoch_order, random_crop
-from patchnets.data.streaming import StreamingFeed
+from patchnets.data import decode
+from patchnets.data.sources import digits, folder
+from patchnets.data.streaming import StreamingLoader, batch_reader, prefetch
+from patchnets.data.streaming.batch_reader import BatchReader, epoch_order, random_crop
 from patchnets.errors import RunError, UserError
+from patchnets.parallel import mesh as mesh_lib
 
-REPOSITORY = pathlib.Path(chunks.__file__).parents[2]
+REPOSITORY = pathlib.Path(batch_reader.__file__).parents[3]
 EXAMPLES, BATCH, STEPS = 45, 16, 3
 FIRST, SECOND = (3, 33), (0, 15)  # the parts of the two splits that are read: 30 and 15 examples
 
 
 class Numbered:
-    """Images of one colour that tells their place, as does their label."""
+    """Images of one color that tells their place, as does their label."""
 
     def __init__(self, low, count, broken=()):
         self.low, self.count, self.broken = low, count, broken
@@ -65,28 +66,28 @@ def make(mesh1):
     """A feed over two splits with a thread, which is closed in the end."""
     made = []
 
-    def feed(mesh=mesh1, broken=(), records=None, **options):
-        options = dict(batch_size=BATCH, size=4, channels=3, num_classes=200, seed=0, workers=0) | options
-        made.append(StreamingFeed(records or parts(broken), mesh=mesh, **options))
+    def loader(mesh=mesh1, broken=(), records=None, **options):
+        options = dict(batch_size=BATCH, size=4, channels=3, num_classes=200, seed=0, num_workers=0) | options
+        made.append(StreamingLoader(records or parts(broken), mesh=mesh, **options))
         return made[-1]
 
-    yield feed
+    yield loader
     for one in made:
         one.close()
 
 
-def host(feed, step):
+def host(loader, step):
     """The batch of a step, as NumPy arrays."""
-    operands, serves = feed.operands(step)
-    assert serves == 1
-    return jax.device_get(operands)
+    inputs, available = loader.step_inputs(step)
+    assert available == 1
+    return jax.device_get(inputs)
 
 
-def visited(feed, epoch):
+def visited(loader, epoch):
     """Labels of the examples that count, in the order in which an epoch shows them."""
     order = []
-    for step in range(epoch * feed.steps_per_epoch, (epoch + 1) * feed.steps_per_epoch):
-        batch = host(feed, step)
+    for step in range(epoch * loader.steps_per_epoch, (epoch + 1) * loader.steps_per_epoch):
+        batch = host(loader, step)
         order += batch["label"][batch["mask"] == 1].tolist()
     return order
 
@@ -100,17 +101,17 @@ def assert_equal(one, other):
 
 
 def test_every_epoch_visits_each_example_exactly_once(make):
-    feed = make()
-    assert (feed.num_examples, feed.steps_per_epoch) == (EXAMPLES, STEPS)
-    orders = [visited(feed, epoch) for epoch in range(3)]
+    loader = make()
+    assert (loader.num_examples, loader.steps_per_epoch) == (EXAMPLES, STEPS)
+    orders = [visited(loader, epoch) for epoch in range(3)]
     assert all(sorted(order) == ALL for order in orders)
     assert len({tuple(order) for order in [*orders, ALL, visited(make(seed=1), 0)]}) == 5
 
 
 def test_images_stay_with_their_labels(make):
-    feed = make()
+    loader = make()
     for step in range(STEPS):
-        batch = host(feed, step)
+        batch = host(loader, step)
         assert {name: (array.shape, array.dtype) for name, array in batch.items()} == {
             "image": ((BATCH, 4, 4, 3), np.uint8),
             "label": ((BATCH,), np.int32),
@@ -120,31 +121,31 @@ def test_images_stay_with_their_labels(make):
 
 
 def test_evaluation_keeps_the_order_and_fills_up_the_last_batch_with_what_does_not_count(make):
-    feed = make(seed=None)
-    batches = [host(feed, step) for step in range(STEPS)]
+    loader = make(seed=None)
+    batches = [host(loader, step) for step in range(STEPS)]
     labels, mask = (np.concatenate([batch[name] for batch in batches]) for name in ("label", "mask"))
     assert labels.tolist() == [*ALL, *ALL[: STEPS * BATCH - EXAMPLES]]
     assert mask.tolist() == [1.0] * EXAMPLES + [0.0] * (STEPS * BATCH - EXAMPLES)
-    assert feed._loader is None  # nothing goes on running
-    assert_equal(host(feed, 0), batches[0])
+    assert loader._prefetcher is None  # nothing goes on running
+    assert_equal(host(loader, 0), batches[0])
 
 
 def test_the_batch_of_a_step_is_the_same_when_it_is_reached_directly(make):
-    walking, options = make(crop_area=0.1), dict(crop_area=0.1)
+    walking, options = make(crop_scale_min=0.1), dict(crop_scale_min=0.1)
     walked = [host(walking, step) for step in range(3 * STEPS)]
     for step in (7, 4, 5, 0):
         assert_equal(host(make(**options) if step == 7 else walking, step), walked[step])
 
 
 def test_the_order_does_not_hang_on_how_many_processes_share_a_batch():
-    options = dict(size=4, channels=3, num_classes=200, batch_size=36, seed=5, crop_area=0.2)
+    options = dict(size=4, channels=3, num_classes=200, batch_size=36, seed=5, crop_scale_min=0.2)
 
     def make(first, last):
-        return Chunks(parts=tuple(parts()), rows=np.arange(first, last, dtype=np.int32), **options)
+        return BatchReader(parts=tuple(parts()), rows=np.arange(first, last, dtype=np.int32), **options)
 
     def made(share, step):
         some = [share(number) for number in range(step * share.per_step, (step + 1) * share.per_step)]
-        assert max(len(chunk["label"]) for chunk in some) <= chunks.CHUNK
+        assert max(len(chunk["label"]) for chunk in some) <= batch_reader.CHUNK_SIZE
         return {name: np.concatenate([chunk[name] for chunk in some]) for name in ("image", "label", "mask")}
 
     for step in (0, 3):  # two an epoch
@@ -168,8 +169,8 @@ def test_epochs_of_millions_are_ordered_quickly_and_fairly():
 
 
 def test_batches_are_split_over_the_devices(make, mesh8):
-    feed, alone = make(mesh=mesh8), make()
-    batch, _ = feed.operands(1)
+    loader, alone = make(mesh=mesh8), make()
+    batch, _ = loader.step_inputs(1)
     expected = host(alone, 1)
     for name, array in batch.items():
         assert array.shape == expected[name].shape
@@ -177,7 +178,7 @@ def test_batches_are_split_over_the_devices(make, mesh8):
         for shard in array.addressable_shards:
             assert shard.data.shape[0] == BATCH // 8
             np.testing.assert_array_equal(shard.data, expected[name][shard.index])
-    out = jax.jit(feed.batch)(batch, np.int32(1))
+    out = jax.jit(loader.batch)(batch, np.int32(1))
     assert_equal(jax.device_get(out), expected)
     assert out["image"].sharding.is_equivalent_to(batch["image"].sharding, 4)
 
@@ -204,7 +205,7 @@ def test_crops_are_chosen_as_random_resized_crop_chooses_them():
 @pytest.mark.parametrize(
     ("height", "width", "crop"), [(10, 1000, (0, 493, 10, 13)), (1000, 10, (493, 0, 13, 10)), (1, 1, (0, 0, 1, 1))]
 )
-def test_where_no_crop_fits_it_is_the_centre(height, width, crop):
+def test_where_no_crop_fits_it_is_the_center(height, width, crop):
     assert random_crop(height, width, (0, 0), 0.5, 4 / 3) == crop
 
 
@@ -232,29 +233,29 @@ PHOTO = dict(batch_size=8, size=64, num_classes=2)
 
 
 def test_training_images_are_random_crops_that_differ_between_epochs(make, photos):
-    feed = make(records=photo_parts(photos), crop_area=0.08, **PHOTO)
+    loader = make(records=photo_parts(photos), crop_scale_min=0.08, **PHOTO)
     seen = collections.defaultdict(set)
     order = [epoch_order(0, epoch, 24) for epoch in range(3)]
     for step in range(9):
         epoch, done = divmod(step, 3)
-        for example, image in zip(order[epoch][done * 8 :], host(feed, step)["image"]):
+        for example, image in zip(order[epoch][done * 8 :], host(loader, step)["image"]):
             seen[int(example)].add(image.tobytes())
     assert all(len(images) == 3 for images in seen.values())
-    whole = np.stack([host(feed, step)["image"] for step in range(3)])
+    whole = np.stack([host(loader, step)["image"] for step in range(3)])
     assert 20 < whole.mean() < 235
 
 
 @pytest.mark.parametrize("seed", [None, 3])
-@pytest.mark.parametrize("keep", [1.0, 0.875])
-def test_without_random_crops_images_are_those_that_resident_feeds_hold(make, photos, seed, keep):
-    crop_area = 0.5 if seed is None else 1.0  # evaluation has no use for it
-    feed = make(records=photo_parts(photos), keep=keep, crop_area=crop_area, seed=seed, **PHOTO)
-    batch = host(feed, 0)
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+def test_without_random_crops_images_are_those_that_resident_feeds_hold(make, photos, seed, crop_pct):
+    crop_scale_min = 0.5 if seed is None else 1.0  # evaluation has no use for it
+    loader = make(records=photo_parts(photos), crop_pct=crop_pct, crop_scale_min=crop_scale_min, seed=seed, **PHOTO)
+    batch = host(loader, 0)
     order = np.arange(24) if seed is None else epoch_order(seed, 0, 24)
     records = photo_parts(photos)[0][0]
     for image, label, example in zip(batch["image"], batch["label"], order):
         photo = Image.open(records.path(int(example)))
-        side = 375 * keep
+        side = 375 * crop_pct
         box = ((500 - side) / 2, (375 - side) / 2, (500 + side) / 2, (375 + side) / 2)
         np.testing.assert_array_equal(image, photo.resize((64, 64), Image.Resampling.BICUBIC, box=box))
         assert label == "ab".index(records.path(int(example)).parent.name)
@@ -264,25 +265,25 @@ def test_without_random_crops_images_are_those_that_resident_feeds_hold(make, ph
 
 
 def test_a_broken_record_stops_the_run_at_its_step_and_is_named(make):
-    feed = make(seed=None, broken=[25])  # the 22nd example
-    host(feed, 0)
+    loader = make(seed=None, broken=[25])  # the 22nd example
+    host(loader, 0)
     with pytest.raises(RunError, match=r"^record 25 of those from 0 cannot be decoded \(.+\); repair or remove it$"):
-        feed.operands(1)
-    assert feed._loader is None
-    assert host(feed, 0)["label"][0] == 3  # and the feed is of use still
+        loader.step_inputs(1)
+    assert loader._prefetcher is None
+    assert host(loader, 0)["label"][0] == 3  # and the feed is of use still
 
 
 def test_a_broken_record_is_skipped_where_that_is_asked_for(make, capfd):
-    feed = make(broken=[4, 25, 39], corrupt="skip")  # the last is outside the split
-    assert sorted(visited(feed, 0)) == sorted(set(ALL) - {4, 25})
-    assert sorted(visited(feed, 1)) == sorted(set(ALL) - {4, 25})
-    assert feed.unreadable == {f"record {i} of those from 0" for i in (4, 25)}
+    loader = make(broken=[4, 25, 39], on_corrupt="skip")  # the last is outside the split
+    assert sorted(visited(loader, 0)) == sorted(set(ALL) - {4, 25})
+    assert sorted(visited(loader, 1)) == sorted(set(ALL) - {4, 25})
+    assert loader.unreadable == {f"record {i} of those from 0" for i in (4, 25)}
     lines = [line.split(" cannot")[0] for line in capfd.readouterr().err.splitlines()]
     assert sorted(lines) == [f"skipped: record {i} of those from 0" for i in (25, 4)]
 
 
 def test_what_is_skipped_is_black_and_does_not_count(make):
-    batch = host(make(broken=[5], corrupt="skip", seed=None), 0)
+    batch = host(make(broken=[5], on_corrupt="skip", seed=None), 0)
     assert batch["mask"].tolist() == [1, 1, 0] + [1] * 13
     assert batch["image"][2].max() == 0
     assert batch["label"][2] == 0
@@ -296,34 +297,34 @@ def test_whatever_a_decoder_raises_is_about_the_record(make, monkeypatch):
 
     opens = decode._open
     monkeypatch.setattr(decode, "_open", raises)
-    feed = make(seed=None, broken=[3])  # the first of a part, which is read to see its label
+    loader = make(seed=None, broken=[3])  # the first of a part, which is read to see its label
     with pytest.raises(RunError, match=r"^record 3 of those from 0 cannot be decoded \(NotImplementedError: a b\)"):
-        feed.operands(0)
-    assert host(make(seed=None, broken=[3], corrupt="skip"), 0)["mask"].tolist() == [0] + [1] * 15
+        loader.step_inputs(0)
+    assert host(make(seed=None, broken=[3], on_corrupt="skip"), 0)["mask"].tolist() == [0] + [1] * 15
 
 
 @pytest.mark.parametrize("seed", [None, 0])
 @pytest.mark.parametrize("batch_size", [4, 16, 45])
 def test_where_no_record_can_be_read_skipping_does_not_hide_it(make, batch_size, seed):
     nothing = [(Numbered(0, 400, range(400)), 0, 400)]
-    feed = make(records=nothing, corrupt="skip", seed=seed, batch_size=batch_size, num_classes=400)
+    loader = make(records=nothing, on_corrupt="skip", seed=seed, batch_size=batch_size, num_classes=400)
     first = 0 if seed is None else epoch_order(0, 0, 400)[0]
     expected = f"64 records in a row cannot be read, and are too many to skip; the first: record {first} of"
     with pytest.raises(RunError, match=expected):
         for step in range(100):
-            feed.operands(step)
+            loader.step_inputs(step)
     assert step == 63 // batch_size
-    assert len(feed.unreadable) == 64
+    assert len(loader.unreadable) == 64
 
 
 def test_a_split_smaller_than_that_is_stopped_when_none_of_it_can_be_read(make):
-    feed = make(records=[(Numbered(0, 5, range(5)), 0, 5)], corrupt="skip", batch_size=4)
-    feed.operands(0)
+    loader = make(records=[(Numbered(0, 5, range(5)), 0, 5)], on_corrupt="skip", batch_size=4)
+    loader.step_inputs(0)
     with pytest.raises(RunError, match="5 records in a row cannot be read"):
-        feed.operands(1), feed.operands(2), feed.operands(3)
-    most = make(records=[(Numbered(0, 4, [1, 2, 3]), 0, 4)], corrupt="skip", batch_size=2)
+        loader.step_inputs(1), loader.step_inputs(2), loader.step_inputs(3)
+    most = make(records=[(Numbered(0, 4, [1, 2, 3]), 0, 4)], on_corrupt="skip", batch_size=2)
     for step in range(40):  # some of them twice in a row
-        most.operands(step)
+        most.step_inputs(step)
 
 
 def test_an_interrupt_while_closing_is_raised_when_all_is_closed(make):
@@ -333,7 +334,7 @@ def test_an_interrupt_while_closing_is_raised_when_all_is_closed(make):
         return arrays
 
     busy, done = threading.Event(), threading.Event()
-    made = loader.Loader(make()._chunks, 0, 9, 0, place)
+    made = prefetch.Prefetcher(make()._reader, 0, 9, 0, place)
     assert busy.wait(10)
 
     def interrupt_thrice():  # one after the other, however busy the machine is, and only then is `place` done
@@ -352,9 +353,9 @@ def test_an_interrupt_while_closing_is_raised_when_all_is_closed(make):
 def test_a_label_outside_the_classes_is_an_error_that_names_the_record(make):
     with pytest.raises(UserError, match=r"record 0 of those from 100 has no label, or one outside the 50 classes"):
         make(num_classes=50)
-    feed = make(records=[(Numbered(0, 40), 0, 40)], num_classes=30, seed=None)
+    loader = make(records=[(Numbered(0, 40), 0, 40)], num_classes=30, seed=None)
     with pytest.raises(UserError, match=r"record 30 of those from 0 has no label"):
-        host(feed, 0), host(feed, 1)
+        host(loader, 0), host(loader, 1)
 
 
 def test_a_file_that_is_gone_is_named(make, tmp_path):
@@ -362,14 +363,14 @@ def test_a_file_that_is_gone_is_named(make, tmp_path):
         path = tmp_path / "train/a" / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path)
-    feed = make(records=photo_parts(tmp_path), batch_size=4, seed=None)
+    loader = make(records=photo_parts(tmp_path), batch_size=4, seed=None)
     (tmp_path / "train/a/2.png").unlink()
     with pytest.raises(RunError, match=r"2\.png cannot be read \(No such file or directory\); repair or remove it"):
-        feed.operands(0)
+        loader.step_inputs(0)
 
 
 def test_digits_are_refused(make):
-    with pytest.raises(UserError, match=r"always resident; set config\.dataset\.feed=resident"):
+    with pytest.raises(UserError, match=r"always on the device; set config\.dataset\.loader=on_device"):
         make(records=[(digits.Digits().records("train"), 0, 100)], channels=1)
 
 
@@ -384,27 +385,27 @@ def workers_of(pid):
 
 
 def test_workers_give_what_threads_give_and_end_when_closed(make, photos):
-    options = PHOTO | dict(records=photo_parts(photos), crop_area=0.08, batch_size=72)  # three chunks a step
-    feed, threads = make(workers=2, **options), make(**options)
+    options = PHOTO | dict(records=photo_parts(photos), crop_scale_min=0.08, batch_size=72)  # three chunks a step
+    loader, threads = make(num_workers=2, **options), make(**options)
     for step in (4, 5):
-        assert_equal(host(feed, step), host(threads, step))
+        assert_equal(host(loader, step), host(threads, step))
     assert len(workers_of(os.getpid())) == 2
-    feed.close()
+    loader.close()
     assert workers_of(os.getpid()) == []
 
 
 def test_an_evaluation_leaves_no_shared_memory_to_the_garbage_collection(make, photos):
     def held():
-        kinds = (shared_memory.SharedMemory, loader.Loader)
+        kinds = (shared_memory.SharedMemory, prefetch.Prefetcher)
         return sum(isinstance(thing, kinds) for thing in gc.get_objects())
 
-    feed = make(workers=2, records=photo_parts(photos), seed=None, **PHOTO)
+    loader = make(num_workers=2, records=photo_parts(photos), seed=None, **PHOTO)
     gc.collect()
     gc.disable()
     try:
         before = held()
         for step in range(3):
-            host(feed, step)
+            host(loader, step)
         assert held() == before
     finally:
         gc.enable()
@@ -414,7 +415,7 @@ def test_workers_load_neither_jax_nor_tensorflow_and_a_failure_there_is_one_erro
     (tmp_path / "spy.py").write_text(
         textwrap.dedent("""
         import multiprocessing, os, signal, sys
-        from patchnets.data.folder import FolderRecords
+        from patchnets.data.sources.folder import FolderRecords
 
         class Spy(FolderRecords):
             how = "tell"
@@ -433,16 +434,17 @@ def test_workers_load_neither_jax_nor_tensorflow_and_a_failure_there_is_one_erro
 
     ((records, low, high),) = photo_parts(photos)
     records.__class__ = spy.Spy
-    feed = make(records=[(records, low, high)], workers=1, **PHOTO)
-    assert len(pickle.dumps(feed._chunks)) < 4000
+    loader = make(records=[(records, low, high)], num_workers=1, **PHOTO)
+    assert len(pickle.dumps(loader._reader)) < 4000
     with pytest.raises(RunError, match=r"^reading images failed \(ZeroDivisionError: loaded: \[\]\)$"):
-        feed.operands(0)
+        loader.step_inputs(0)
     records.how = "die"
     expected = (
-        "reading images failed: a worker was ended by SIGKILL; memory may be short: set fewer config.dataset.workers"
+        "reading images failed: a worker was ended by SIGKILL; memory may be short: set fewer "
+        "config.dataset.num_workers"
     )
     with pytest.raises(RunError, match=f"^{expected}$"):
-        feed.operands(0)
+        loader.step_inputs(0)
     assert workers_of(os.getpid()) == []
 
 
@@ -455,24 +457,24 @@ import numpy as np
 if count > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(coordinator_address=f"localhost:{port}", num_processes=count, process_id=index)
-from patchnets import sharding
-from patchnets.data import folder
-from patchnets.data.streaming import StreamingFeed
+from patchnets.data.sources import folder
+from patchnets.parallel import mesh as mesh_lib
+from patchnets.data.streaming import StreamingLoader
 records = folder.Folder(sys.argv[1]).records("train")
-mesh = sharding.mesh_of(jax.devices(), (jax.device_count(), 1))
-feed = StreamingFeed([(records, 0, 24)], mesh=mesh, batch_size=8, size=16, channels=3, num_classes=2, seed=0,
-                     crop_area=0.1, workers=int(sys.argv[5]))
+mesh = mesh_lib.arrange_devices(jax.devices(), (jax.device_count(), 1))
+loader = StreamingLoader([(records, 0, 24)], mesh=mesh, batch_size=8, size=16, channels=3, num_classes=2, seed=0,
+                     crop_scale_min=0.1, num_workers=int(sys.argv[5]))
 shards, sums = [], []
 for step in range(6):
-    batch = feed.operands(step)[0]
+    batch = loader.step_inputs(step)[0]
     assert batch["image"].shape == (8, 16, 16, 3)
     shards.append([[s.index[0].start or 0, np.asarray(s.data, int).sum(axis=(1, 2, 3)).tolist()]
                    for s in batch["image"].addressable_shards])
-    sums.append(int(jax.jit(lambda b: feed.batch(b, step)["image"].astype("int32").sum())(batch)))
+    sums.append(int(jax.jit(lambda b: loader.batch(b, step)["image"].astype("int32").sum())(batch)))
 print(json.dumps([len(jax.devices()), shards, sums]), flush=True)
 if sys.argv[6:]:
     sys.stdin.read()  # until it is killed; the workers are running
-feed.close()
+loader.close()
 """
 
 
@@ -491,7 +493,12 @@ def test_two_processes_share_the_batches_of_one(make, photos):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     running = [start(photos, i, 2, 2, port=port) for i in range(2)]
-    alone = make(mesh=sharding.mesh_of(jax.devices()[:4], (4, 1)), records=photo_parts(photos), crop_area=0.1, **TINY)
+    alone = make(
+        mesh=mesh_lib.arrange_devices(jax.devices()[:4], (4, 1)),
+        records=photo_parts(photos),
+        crop_scale_min=0.1,
+        **TINY,
+    )
     expected = [host(alone, step)["image"].astype(int).sum(axis=(1, 2, 3)) for step in range(6)]
     found = []
     for process in running:
@@ -526,7 +533,7 @@ multiprocessing.parent_process = lambda: types.SimpleNamespace(pid=int(sys.argv[
 runpy.run_path(sys.argv[1], run_name="__mp_main__")
 time.sleep(10)
 """
-    command = [sys.executable, "-c", program, loader.WORKER, "0"]  # of which nothing is the child
+    command = [sys.executable, "-c", program, prefetch.WORKER, "0"]  # of which nothing is the child
     assert subprocess.run(command, cwd=REPOSITORY, timeout=20).returncode == 1
 
 
@@ -542,9 +549,9 @@ def test_signals_to_all_processes_leave_the_workers_at_work(make, photos):
     thread = threading.Thread(target=signal_all)
     thread.start()
     try:
-        feed = make(records=photo_parts(photos), workers=1, **TINY)
+        loader = make(records=photo_parts(photos), num_workers=1, **TINY)
         for step in range(3):
-            host(feed, step)
+            host(loader, step)
     finally:
         done.set()
         thread.join()
@@ -552,6 +559,6 @@ def test_signals_to_all_processes_leave_the_workers_at_work(make, photos):
 
 
 def test_a_program_that_forgets_to_close_ends_in_good_order(photos):
-    command = [sys.executable, "-c", PROGRAM.replace("feed.close()", ""), str(photos), "0", "1", "0", "1"]
+    command = [sys.executable, "-c", PROGRAM.replace("loader.close()", ""), str(photos), "0", "1", "0", "1"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")

@@ -17,12 +17,12 @@ from configs import common
 def get_config():
     return common.base(
         dataset=dict(
-            name="folder", path={path!r}, feed="streaming", workers=2, train_split="train", val_split="val",
+            name="folder", path={path!r}, loader="streaming", num_workers=2, train_split="train", val_split="val",
             test_split="none",
         ),
         image_size=16,
         model=dict(name="mlp_mixer", patch_size=8, depth=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32),
-        augment=dict(crop_area=0.3, flip=True),
+        augment=dict(crop_scale_min=0.3, flip=True),
         normalize="symmetric",
         batch_size=16,
         total_steps=6,

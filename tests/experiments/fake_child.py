@@ -4,7 +4,7 @@ import os
 import sys
 import time
 
-from experiments.benchmark.exchange import answering
+from experiments.benchmark.ipc import answering
 
 
 def run(spec, exchange):

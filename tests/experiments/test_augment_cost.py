@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from experiments import augment_cost
+from experiments.micro import augment_cost
 
 
 def test_each_work_takes_its_turn_and_the_median_counts():
@@ -21,7 +21,7 @@ def test_the_tables_say_what_was_measured(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(augment_cost, "POLICIES", ())
     monkeypatch.setitem(augment_cost.TUTORIALS, "mixer", ("mixer_digits", 10))
     out = tmp_path / "costs.json"
-    assert augment_cost.run(["augment_cost", "--steps=mixer", "--rounds=1", f"--out={out}"]) == 0
+    assert augment_cost.main(["augment_cost", "--steps=mixer", "--rounds=1", f"--out={out}"]) == 0
     text, found = capsys.readouterr().out, json.loads(out.read_text())
     ms, rate = re.search(r"^flip +([\d.]+) +([\d,]+)$", text, re.MULTILINE).groups()
     assert float(rate.replace(",", "")) == pytest.approx(128_000 / found["operations_128x64x64"]["flip"], rel=0.01)
@@ -33,6 +33,6 @@ def test_the_tables_say_what_was_measured(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize("argument", ["--steps=resnet", "--rounds=0", "--out=costs.txt", "more"])
 def test_mistakes_cost_one_line(argument, capsys):
-    assert augment_cost.run(["augment_cost", argument]) == 2
+    assert augment_cost.main(["augment_cost", argument]) == 2
     out, err = capsys.readouterr()
     assert not out and err.count("\n") == 1

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from experiments.benchmark import __main__ as program
-from experiments.benchmark import exchange, measure, ours, report, workloads
+from experiments.benchmark import bench_patchnets, ipc, measure, report, workloads
 from experiments.benchmark.measure import Measured, Settings
 from experiments.benchmark.workloads import WORKLOADS, Row
 from patchnets.errors import RunError
-from patchnets.plan import make_plan
+from patchnets.experiment import build_experiment
 
 FAKE = pathlib.Path(__file__).with_name("fake_child.py")
 ENVIRONMENT = dict(os.environ, PYTHONPATH=str(measure.ROOT))
@@ -27,7 +27,7 @@ def start(tmp_path):
 
     def start(name, told):
         command = [sys.executable, str(FAKE), str(tmp_path / "turns"), name, *map(str, told)]
-        return exchange.Child(name, command, ENVIRONMENT, tmp_path / f"{name}.log")
+        return ipc.Worker(name, command, ENVIRONMENT, tmp_path / f"{name}.log")
 
     return start
 
@@ -71,9 +71,9 @@ def test_a_child_tells_why_it_cannot(fault, expected, monkeypatch, capfd):
         raise fault
 
     answers = []
-    monkeypatch.setattr(exchange.Exchange, "__init__", lambda self: None)
-    monkeypatch.setattr(exchange.Exchange, "tell", lambda self, **message: answers.append(message))
-    assert exchange.answering(run, {}) == 1
+    monkeypatch.setattr(ipc.Exchange, "__init__", lambda self: None)
+    monkeypatch.setattr(ipc.Exchange, "tell", lambda self, **message: answers.append(message))
+    assert ipc.answering(run, {}) == 1
     with pytest.raises(RunError, match=expected):
         raise RunError(answers[0]["error"])
 
@@ -155,8 +155,8 @@ def test_suites_hold_only_what_can_be_measured(name):
     assert len(set(rows)) == len(rows)
     tutorials = [row.model for row in rows if row.work == "train" and row.model in workloads.TUTORIALS]
     assert tutorials == list(workloads.TUTORIALS)
-    asked = program.parse([f"--suite={name}", "--batch=32"], "NVIDIA H200" if name == "gpu" else "")
-    batches = {row.model: asked.settings_for(row).batch_of(row.model) for row in rows if row.work == "train"}
+    asked = program.parse_args([f"--suite={name}", "--batch=32"], "NVIDIA H200" if name == "gpu" else "")
+    batches = {row.model: asked.settings_for(row).batch_fn(row.model) for row in rows if row.work == "train"}
     assert batches["vit"] == 256 and batches["vit-B/16"] == 32
     assert asked.settings.peak_tflops == (989 if name == "gpu" else None)
 
@@ -170,7 +170,7 @@ BAD += ["--model=mixer --python-of=timm=/nowhere/python", "--model=mixer --out=p
 @pytest.mark.parametrize("arguments", BAD)
 def test_mistakes_cost_one_line(arguments, capsys, monkeypatch):
     monkeypatch.chdir(measure.ROOT)
-    assert program.run(["benchmark", *arguments.split()]) == 2
+    assert program.main(["benchmark", *arguments.split()]) == 2
     out, err = capsys.readouterr()
     assert not out and err.startswith("patchnets: ") and err.count("\n") == 1
 
@@ -182,16 +182,16 @@ def test_no_folder_of_the_machine_is_published():
 
 
 def test_what_is_measured_trains_as_a_run_does(tiny_config):
-    plan = make_plan(tiny_config)
-    operands, _ = plan.data.train.operands(0)
+    experiment = build_experiment(tiny_config)
+    inputs, _ = experiment.data.train.step_inputs(0)
     workload = WORKLOADS["digits"]
-    same = ours.planned(tiny_config, workload, np.asarray(operands.images), np.asarray(operands.labels))
-    assert same.data.preprocess == plan.data.preprocess
-    assert (same.total_steps, same.eval_every) == (plan.total_steps, plan.eval_every)
+    same = bench_patchnets.planned(tiny_config, workload, np.asarray(inputs.images), np.asarray(inputs.labels))
+    assert same.data.preprocess == experiment.data.preprocess
+    assert (same.total_steps, same.eval_every) == (experiment.total_steps, experiment.eval_every)
     states = []
-    for one in (plan, same):
-        steps = ours.compile_train_steps(one.task, one.data.train.batch, one.mesh)
-        states.append(steps(one.initial_state(), one.data.train.operands(0)[0], 3, 1.0)[0])
+    for one in (experiment, same):
+        steps = bench_patchnets.compile_train_steps(one.task, one.data.train.batch, one.mesh)
+        states.append(steps(one.initial_state(), one.data.train.step_inputs(0)[0], 3, 1.0)[0])
     jax.tree.map(np.testing.assert_array_equal, *(state.params for state in states))
     assert int(states[1].step) == 3
 
@@ -200,7 +200,7 @@ def test_what_is_measured_trains_as_a_run_does(tiny_config):
 def test_a_comparison_from_command_to_files(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")
     command = ["--model=digits", "--rounds=2", "--seconds=0.05", "--images=640", f"--out={tmp_path / 'out'}"]
-    assert program.run(["benchmark", *command]) == 0, capsys.readouterr()
+    assert program.main(["benchmark", *command]) == 0, capsys.readouterr()
     found = json.loads((tmp_path / "out" / "benchmark.json").read_text())
     (result,) = found["results"]
     entry = result["entries"]["patchnets"]

@@ -11,23 +11,24 @@ import pytest
 
 from configs import common
 from experiments.compare import __main__ as compare
-from experiments.compare import report, shapes
-from experiments.compare.shapes import FAMILIES, Shape, matched
-from experiments.reproduce import jobs
-from patchnets import main, models
+from experiments.compare import match_cost, report
+from experiments.compare.match_cost import FAMILIES, Shape, matched
+from experiments.runner import jobs
+from patchnets import models
+from patchnets.config import flags
 from patchnets.errors import UserError
-from patchnets.train_state import parameter_shapes
+from patchnets.step.train_state import abstract_params
 
 
 def parameters(shape):
-    """By the arrays that the network is initialised with."""
+    """By the arrays that the network is initialized with."""
     config = common.base(model={**shape.fields, "patch_size": 1})
     model = models.create_model(config.model, 10)
-    return sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(model, 8, 1)))
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model, 8, 1)))
 
 
 def start(place, *options):
-    return compare.run(["compare", "--dataset=digits", f"--workdir={place}", *options])
+    return compare.main(["compare", "--dataset=digits", f"--workdir={place}", *options])
 
 
 def networks(place):
@@ -68,7 +69,7 @@ def test_no_network_costs_so_little():
 
 @pytest.mark.parametrize("width, heads", [(64, 2), (112, 4), (52, 2), (16, 1), (768, 24)])
 def test_heads_are_about_as_wide_as_each_other(width, heads):
-    assert shapes.heads(width) == heads
+    assert match_cost.heads(width) == heads
 
 
 def test_the_interval_is_students():
@@ -148,7 +149,7 @@ def test_families_of_equal_time_are_as_close_as_any_others(monkeypatch):
         return Shape(family)
 
     monkeypatch.setattr(compare, "matched", noting)
-    compare.chosen(compare.parse(["--dataset=digits", "--match=time", "--target=3"]), None)
+    compare.chosen(compare.parse_args(["--dataset=digits", "--match=time", "--target=3"]), None)
     assert seen == [compare.TOLERANCE] * 5
 
 
@@ -174,9 +175,9 @@ def test_bars_are_drawn_where_there_are_intervals():
     "dataset, config", [("svhn_cropped", "configs/compare.py"), ("digits", "configs/compare.py:digits")]
 )
 def test_a_data_set_without_a_recipe_of_its_own_takes_that_of_cifar100(dataset, config, tmp_path):
-    asked = compare.parse([f"--dataset={dataset}"])
+    asked = compare.parse_args([f"--dataset={dataset}"])
     job = jobs.job(compare.row(asked, Shape("fnet")), 0, tmp_path, asked.other_data, ())
-    trained, *_ = main.parse(["main", *job.arguments])
+    trained, *_ = flags.parse_flags(["main", *job.arguments])
     assert job.arguments[0] == f"--config={config}"
     assert (trained.dataset.name, trained.model.name) == (dataset, "fnet")
 
@@ -190,7 +191,7 @@ def test_what_is_missing_is_not_final(fake, tmp_path, monkeypatch, capsys):
 
 def test_minutes_are_as_many_steps_as_short_runs_show_to_fit(fake, tmp_path, capsys):
     place, options = tmp_path / "out", ("--models=gmlp", "--target=20k", "--seeds=1", "--minutes=2")
-    more = ("--config.stop_patience=3", "--config.schedule.warmup_epochs=1")
+    more = ("--config.early_stopping.patience=3", "--config.schedule.warmup_epochs=1")
     assert start(place, *options, "--report") == 2
     assert "was not measured" in capsys.readouterr().err and not place.exists()
     assert start(place, *options, *more) == 0
@@ -198,7 +199,7 @@ def test_minutes_are_as_many_steps_as_short_runs_show_to_fit(fake, tmp_path, cap
     assert [pilot["config.seed"] for pilot in pilots] == ["0", "1", "2"]
     for pilot in pilots:
         assert (pilot["config.total_steps"], pilot["config.dataset.test_split"]) == ("50", "none")
-        assert "config.stop_patience" not in pilot and pilot["config.schedule.warmup_epochs"] == "None"
+        assert "config.early_stopping.patience" not in pilot and pilot["config.schedule.warmup_epochs"] == "None"
     assert int(run["config.total_steps"]) == round(2 * 60 * 500 / 128)  # at the speed that the stand-in claims
     assert (run["config.schedule.warmup_epochs"], run.get("config.schedule.warmup_steps")) == ("1", None)
     assert start(place, *options, *more) == 0
@@ -218,7 +219,7 @@ def test_another_comparison_wants_another_folder(fake, tmp_path, monkeypatch, ca
     before = (place / "compare.md").read_text()
     config = next(place.glob("gmlp-*/seed-0")) / "config.json"
     config.write_text(common.base(total_epochs=1.0, model=dict(name="gmlp", variant="S/16")).to_json())
-    monkeypatch.setattr(jobs.config_lib, "digest", lambda config: f"{config.model.variant}")
+    monkeypatch.setattr(jobs.config_lib, "config_hash", lambda config: f"{config.model.variant}")
     assert start(place, *options) == 2
     assert "was run there with another configuration (S/16, not None)" in capsys.readouterr().err
     assert (place / "compare.md").read_text() == before
@@ -260,7 +261,7 @@ def test_a_report_without_its_picture_is_one(fake, tmp_path, monkeypatch, capsys
 )
 def test_a_mistake_costs_one_line_and_writes_nothing(options, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert compare.run(["compare", "--dataset=digits", *options]) == 2
+    assert compare.main(["compare", "--dataset=digits", *options]) == 2
     out, error = capsys.readouterr()
     assert said in error and error.count("\n") == 1 and not out
     assert not list(tmp_path.iterdir())

@@ -5,7 +5,7 @@ import re
 import jax
 import pytest
 
-from experiments import compile_times
+from experiments.micro import compile_times
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,7 @@ def same_cache_afterwards():
 
 
 def test_both_ways_are_timed_and_compared(capsys):
-    assert compile_times.run(["compile_times", "keras_mixer:cifar100"]) == 0
+    assert compile_times.main(["compile_times", "keras_mixer:cifar100"]) == 0
     _, apart, scanned, ratio = capsys.readouterr().out.splitlines()
     seconds = [[float(s) for s in re.findall(r"([\d.]+) s", line)] for line in (apart, scanned)]
     assert all(trace + compiling == pytest.approx(both, abs=0.11) for trace, compiling, both in seconds)
@@ -24,6 +24,6 @@ def test_both_ways_are_timed_and_compared(capsys):
 
 
 def test_an_unknown_network_is_refused_with_the_known_ones(capsys):
-    assert compile_times.run(["compile_times", "vit:Q/1"]) == 2
+    assert compile_times.main(["compile_times", "vit:Q/1"]) == 2
     out, err = capsys.readouterr()
     assert not out and "'vit:Q/1'" in err and "vit:H/14" in err and err.count("\n") == 1

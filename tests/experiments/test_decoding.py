@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 
-from experiments import decoding
+from experiments.micro import decoding
 
 
 def test_photographs_are_jpegs_of_the_size_and_weight_of_imagenets():
@@ -17,7 +17,7 @@ def test_photographs_are_jpegs_of_the_size_and_weight_of_imagenets():
 def test_every_way_is_measured_on_both_sizes(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(decoding, "tf_data", lambda antialias: None)
     out = tmp_path / "rates.json"
-    assert decoding.run(["decoding", "--rounds=1", "--images=2", f"--out={out}"]) == 0
+    assert decoding.main(["decoding", "--rounds=1", "--images=2", f"--out={out}"]) == 0
     text, found = capsys.readouterr().out, json.loads(out.read_text())
     for size in ("500x375", "2000x1500"):
         rates = found[size]["images_per_second"]

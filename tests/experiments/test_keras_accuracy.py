@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from experiments import keras_accuracy
+from experiments.micro import keras_accuracy
+from patchnets.config.flags import parse_flags
 from patchnets.data import sources
-from patchnets.main import parse
 
 
 @pytest.mark.parametrize(
@@ -18,13 +18,13 @@ from patchnets.main import parse
     ],
 )
 def test_a_mistake_costs_one_line(options, said, capsys):
-    assert keras_accuracy.run(["keras_accuracy", *options]) == 2
+    assert keras_accuracy.main(["keras_accuracy", *options]) == 2
     out, error = capsys.readouterr()
     assert said in error and error.count("\n") == 1 and not out
 
 
 def test_the_images_are_those_of_the_splits(tmp_path):
-    config, _ = parse(["x", "--config=configs/mixer_digits.py", f"--config.dataset.cache_dir={tmp_path}"])
+    config, _ = parse_flags(["x", "--config=configs/mixer_digits.py", f"--config.dataset.cache_dir={tmp_path}"])
     found = keras_accuracy.arrays(config)
     source = sources.open_source(config.dataset)
     examples = source.sizes["train"]

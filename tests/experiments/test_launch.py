@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from experiments.launch import __main__ as launch
-from experiments.launch import asked, devices, slurm
-from experiments.reproduce.jobs import ROOT
+from experiments.launch import devices, slurm
+from experiments.launch import options as options_lib
+from experiments.runner.jobs import ROOT
 from patchnets.parallel import distributed
 
 DIGITS = "--config=configs/mixer_digits.py"
@@ -19,7 +20,7 @@ TPU = ("tpu", DIGITS, "--tpu-type=v5litepod-16", "--zone=us-west4-a", "--workdir
 
 
 def start(*arguments):
-    return launch.run(["launch", *arguments])
+    return launch.main(["launch", *arguments])
 
 
 @pytest.fixture
@@ -321,7 +322,10 @@ def test_devices_are_counted_where_they_can_be(arguments, found):
             ["slurm", DIGITS, "--nodes=2", "--config.eval_batch_size=7"],
             "config.eval_batch_size=7 does not divide over 2",
         ),
-        (["slurm", DIGITS, "--nodes=2", "--config.accumulate=128"], "config.accumulate=1 does not divide over 2"),
+        (
+            ["slurm", DIGITS, "--nodes=2", "--config.grad_accum_steps=128"],
+            "config.grad_accum_steps=1 does not divide over 2",
+        ),
         (["slurm", DIGITS, "--nodes=2", "--gpus-per-node=3"], "config.batch_size=128 does not divide over 6 devices"),
         (["slurm", DIGITS, "--nodes=2", "--gpus-per-node=2", "--config.mesh.data=2"], "asks for 2 of 4 devices"),
         (["slurm", DIGITS, "--gpus-per-node=2", "--config.mesh.fsdp=3"], "config.mesh.fsdp=3 does not divide the 2"),
@@ -369,7 +373,7 @@ def test_devices_are_counted_where_they_can_be(arguments, found):
 )
 def test_a_mistake_costs_one_line_and_writes_nothing(arguments, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(asked, "_check_committed", lambda file: None)
+    monkeypatch.setattr(options_lib, "_check_committed", lambda file: None)
     assert start(*arguments) == 2
     out, error = capsys.readouterr()
     assert said in error and error.count("\n") == 1 and not out

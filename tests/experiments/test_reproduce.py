@@ -15,15 +15,15 @@ import time
 import pytest
 
 from experiments.reproduce import __main__ as reproduce
-from experiments.reproduce import progress, report, results
+from experiments.runner import progress, report, results
+from experiments.runner.run_spec import Budget, Reference, RunSpec
 from experiments.tables import TABLES
-from experiments.tables.row import Cost, Peer, Row
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def start(place, *options):
-    return reproduce.run(["reproduce", "--table=keras_examples", f"--workdir={place}", *options])
+    return reproduce.main(["reproduce", "--table=keras_examples", f"--workdir={place}", *options])
 
 
 def rows_of(place):
@@ -144,9 +144,9 @@ def test_seeds_are_the_programs_own(fake, tmp_path, capsys):
 def test_stopped_it_tells_its_runs_to_save_and_reports_what_there_is(tmp_path):
     fake = pathlib.Path(__file__).with_name("fake_run.py")
     program = (
-        "import sys; from experiments.reproduce import __main__, jobs\n"
+        "import sys; from experiments.reproduce import __main__; from experiments.runner import jobs\n"
         f"jobs.PROGRAM = (sys.executable, {str(fake)!r})\n"
-        f"sys.exit(__main__.run(['r', '--table=keras_examples', '--rows=mixer-1', '--workdir={tmp_path}/out']))"
+        f"sys.exit(__main__.main(['r', '--table=keras_examples', '--rows=mixer-1', '--workdir={tmp_path}/out']))"
     )
     environment = os.environ | {"NOTES": str(tmp_path / "notes"), "SLOW": "1"}
     pipe = subprocess.PIPE
@@ -191,21 +191,21 @@ def test_stopped_it_tells_its_runs_to_save_and_reports_what_there_is(tmp_path):
 )
 def test_a_mistake_costs_one_line_and_writes_nothing(options, said, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert reproduce.run(["reproduce", *options]) == 2
+    assert reproduce.main(["reproduce", *options]) == 2
     out, error = capsys.readouterr()
     assert said in error and error.count("\n") == 1 and not out
     assert not list(tmp_path.iterdir())
 
 
 def test_rows_are_listed_with_what_they_take(capsys):
-    assert reproduce.run(["reproduce", "--table=imagenet", "--list"]) == 0
+    assert reproduce.main(["reproduce", "--table=imagenet", "--list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(TABLES["imagenet"]) and all("epochs on a cluster" in line for line in lines)
 
 
 def test_a_row_that_was_not_run_says_what_it_needs(tmp_path):
     place = tmp_path / "out"
-    assert reproduce.run(["r", "--table=imagenet", f"--workdir={place}", "--report"]) == 0
+    assert reproduce.main(["r", "--table=imagenet", f"--workdir={place}", "--report"]) == 0
     for name in ("report.md", "report.html"):
         text = (place / name).read_text()
         assert (
@@ -215,14 +215,14 @@ def test_a_row_that_was_not_run_says_what_it_needs(tmp_path):
 
 
 def test_sizes_need_no_training(tmp_path, capsys):
-    assert reproduce.run(["reproduce", "--table=sizes", f"--workdir={tmp_path}"]) == 0
+    assert reproduce.main(["reproduce", "--table=sizes", f"--workdir={tmp_path}"]) == 0
     assert "networks have their published size" in capsys.readouterr().out
     assert "|mlp_mixer B/16|59,880,472|59,880,472|12.62|" in (tmp_path / "report.md").read_text()
 
 
 def row(**values):
-    default = dict(id="r", config="", dataset="d", published={}, source="s", cost=Cost(1, "cpu"), tolerance=0.02)
-    return Row(**default | values)
+    default = dict(id="r", config="", dataset="d", published={}, source="s", cost=Budget(1, "cpu"), tolerance=0.02)
+    return RunSpec(**default | values)
 
 
 CURVE = {"val_accuracy": [[1.0, 0.16, 0.16, 0.16], [2.0, 0.71, 0.71, 0.71]]}
@@ -234,9 +234,9 @@ CURVE = {"val_accuracy": [[1.0, 0.16, 0.16, 0.16], [2.0, 0.71, 0.71, 0.71]]}
         (dict(published={"accuracy": 0.52}), 1, []),
         (dict(published={"accuracy": 0.5201}), 1, ["top-1: 50.00% is below 52.01% published less 2.0%"]),
         (dict(published={"top5_accuracy": 0.3}), 1, ["top-5: not measured"]),
-        (dict(peer=Peer("Keras", dict(accuracy=(0.50, 0.52)))), 1, []),
+        (dict(peer=Reference("Keras", dict(accuracy=(0.50, 0.52)))), 1, []),
         (
-            dict(peer=Peer("Keras", dict(accuracy=(0.51, 0.53)))),
+            dict(peer=Reference("Keras", dict(accuracy=(0.51, 0.53)))),
             1,
             ["top-1: 50.00% is below Keras's own mean of 52.00"],
         ),
@@ -252,7 +252,7 @@ def test_a_row_is_held_against_every_figure_that_was_published(values, asked, sh
 
 
 def test_seed_noise_is_pooled_over_the_rows_that_were_run_twice():
-    rows = [row(peer=Peer("K", dict(accuracy=runs))) for runs in ((0.1, 0.3), (0.2, 0.2, 0.5), (0.4,))] + [row()]
+    rows = [row(peer=Reference("K", dict(accuracy=runs))) for runs in ((0.1, 0.3), (0.2, 0.2, 0.5), (0.4,))] + [row()]
     expected = math.sqrt((0.02 + 0.03) / 2)  # the variances of samples
     assert results.seed_noise(rows, "accuracy") == pytest.approx(expected)
     assert results.seed_noise(rows, "top5_accuracy") == 0.0
@@ -282,7 +282,7 @@ def test_the_page_is_one_file_with_its_picture_and_names_nothing_outside(fake, t
     place = tmp_path / "out"
     assert start(place, "--rows=mixer-1,fnet-1", "--seeds=2") == 0
     page = Page()
-    page.feed((place / "report.html").read_text())
+    page.loader((place / "report.html").read_text())
     assert not page.open and page.seen.count("tr") == 1 + 2 * 2
     (picture,) = page.sources
     assert base64.b64decode(picture.removeprefix("data:image/png;base64,")) == (place / "curves.png").read_bytes()

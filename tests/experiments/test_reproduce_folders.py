@@ -7,12 +7,12 @@ import pytest
 
 from configs import common
 from experiments.reproduce import __main__ as reproduce
-from experiments.reproduce import jobs, picture, report
-from patchnets import workdir
+from experiments.runner import jobs, learning_curves, report
+from patchnets.run import workdir
 
 
 def start(place, *options):
-    return reproduce.run(["reproduce", "--table=keras_examples", f"--workdir={place}", *options])
+    return reproduce.main(["reproduce", "--table=keras_examples", f"--workdir={place}", *options])
 
 
 def rows_of(place):
@@ -21,9 +21,9 @@ def rows_of(place):
 
 def test_rows_of_earlier_commands_stay_in_the_report(fake, tmp_path, monkeypatch):
     place, drawn = tmp_path / "out", []
-    curves = picture.curves
+    curves = learning_curves.curves
     monkeypatch.setattr(
-        report.picture, "curves", lambda found: drawn.append([each["id"] for each in found]) or curves(found)
+        report.learning_curves, "curves", lambda found: drawn.append([each["id"] for each in found]) or curves(found)
     )
     assert start(place, "--rows=mixer-1", "--seeds=2") == 0
     (place / "fnet-1/seed-0/checkpoints").mkdir(parents=True)  # of a run that was cut
@@ -41,7 +41,7 @@ def test_rows_of_earlier_commands_stay_in_the_report(fake, tmp_path, monkeypatch
 
 def test_rows_of_earlier_commands_are_shown_as_they_were_run(fake, tmp_path, monkeypatch):
     place = tmp_path / "out"
-    monkeypatch.setattr(jobs.config_lib, "digest", lambda config: "hash" if config.batch_size == 64 else "another")
+    monkeypatch.setattr(jobs.config_lib, "config_hash", lambda config: "hash" if config.batch_size == 64 else "another")
     assert start(place, "--rows=mixer-1", "--config.batch_size=64") == 0
     assert start(place, "--rows=gmlp-1", "--config.batch_size=64", "--data=digits") == 0
     gmlp, mixer = rows_of(place).values()
@@ -92,9 +92,9 @@ def test_what_an_earlier_process_said_is_not_taken_for_a_later_ones(tmp_path):
     job.log.parent.mkdir(parents=True)
     job.log.write_text("patchnets: no images\n")
     began = job.log.stat().st_size
-    assert job.last_words(began) == ""
+    assert job.last_log_line(began) == ""
     job.log.write_text("patchnets: no images\nepoch 1\n")
-    assert (job.last_words(began), job.last_words()) == ("epoch 1", "patchnets: no images")
+    assert (job.last_log_line(began), job.last_log_line()) == ("epoch 1", "patchnets: no images")
 
 
 @pytest.mark.parametrize(

@@ -5,17 +5,17 @@ import json
 import pytest
 
 from configs import common
-from experiments.reproduce import jobs
+from experiments.runner import jobs
 from experiments.sweep import __main__ as sweep
 from experiments.sweep import report
-from patchnets import main
+from patchnets.config import flags
 
 LR = "experiments/sweeps/mixer_digits_lr.py"
 TWO = "CONFIG = 'configs/mixer_digits.py'\ndef get_sweep():\n    yield 'a', {'batch_size': 64}\n    yield 'b', %s\n"
 
 
 def start(place, *options, file=LR):
-    return sweep.run(["sweep", f"--sweep={file}", f"--workdir={place}", *options])
+    return sweep.main(["sweep", f"--sweep={file}", f"--workdir={place}", *options])
 
 
 def test_entries_are_trained_with_each_seed_and_gathered(fake, tmp_path, capsys):
@@ -71,8 +71,8 @@ def test_a_configuration_may_name_its_own_sweep(tmp_path, capsys):
         ["0", "a", "batch_size=64"],
         ["1", "b", "model.depth=2"],
     ]
-    asked = sweep.parse([f"--sweep={file}", f"--workdir={tmp_path}"])
-    first, second = (main.parse(["main", *job.arguments])[0] for job in sweep.jobs_of(asked))
+    asked = sweep.parse_args([f"--sweep={file}", f"--workdir={tmp_path}"])
+    first, second = (flags.parse_flags(["main", *job.arguments])[0] for job in sweep.jobs_of(asked))
     assert (first.batch_size, second.model.depth) == (64, 2)
     assert start(tmp_path, "--list", "--config=configs/gmlp_digits.py", file=file) == 0
 
@@ -84,7 +84,7 @@ def get_sweep():
     for batch in np.array([32, 64]):
         rules = (("head/.*", np.float64(2)), (".*", 1.0))
         rate = np.float32(0.5)
-        yield f"b{batch}", {"batch_size": batch, "optimizer.learning_rate": rate, "optimizer.lr_rules": rules}
+        yield f"b{batch}", {"batch_size": batch, "optimizer.learning_rate": rate, "optimizer.lr_mults": rules}
 """
 
 
@@ -93,11 +93,11 @@ def test_numbers_of_numpy_are_numbers(fake, tmp_path):
     file.write_text(NUMPY)
     assert start(tmp_path / "out", file=file) == 0
     assert [given["config.batch_size"] for given, *_ in fake()] == ["32", "64"]
-    assert fake()[0][0]["config.optimizer.lr_rules"] == "(('head/.*', 2.0), ('.*', 1.0))"
+    assert fake()[0][0]["config.optimizer.lr_mults"] == "(('head/.*', 2.0), ('.*', 1.0))"
     written = json.loads((tmp_path / "out/sweep.json").read_text())["entries"]
     rules = [["head/.*", 2.0], [".*", 1.0]]
     assert [found["changes"] for found in written] == [
-        {"batch_size": batch, "optimizer.learning_rate": 0.5, "optimizer.lr_rules": rules} for batch in (32, 64)
+        {"batch_size": batch, "optimizer.learning_rate": 0.5, "optimizer.lr_mults": rules} for batch in (32, 64)
     ]
 
 
@@ -175,6 +175,6 @@ def test_a_folder_of_another_sweep_is_refused(fake, tmp_path, monkeypatch, capsy
     (place / "lr-0.0015/seed-0/config.json").write_text(
         common.base(total_epochs=1.0, model=dict(name="fnet", variant="S/16")).to_json()
     )
-    monkeypatch.setattr(jobs.config_lib, "digest", lambda config: config.model.name)
+    monkeypatch.setattr(jobs.config_lib, "config_hash", lambda config: config.model.name)
     assert start(place) == 2 and len(fake()) == 1
     assert "lr-0.0015 was run there with another configuration (fnet, not keras_mixer)" in capsys.readouterr().err

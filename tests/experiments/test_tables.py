@@ -6,7 +6,7 @@ import pytest
 
 from experiments.tables import TABLES
 from experiments.tables.sizes import counted
-from patchnets.main import parse
+from patchnets.config.flags import parse_flags
 
 ROWS = [(name, row) for name, table in TABLES.items() for row in table]
 
@@ -21,13 +21,13 @@ def test_ids_are_names_of_folders_and_each_is_there_once(table):
 @pytest.mark.parametrize("row", [row for _, row in ROWS], ids=[f"{name}:{row.id}" for name, row in ROWS])
 def test_a_row_is_a_configuration_that_claims_the_same_and_takes_as_long(row):
     changes = [f"--config.{name}={value}" for name, value in row.changes.items()]
-    config, _ = parse(["x", f"--config={row.config}", *changes])
+    config, _ = parse_flags(["x", f"--config={row.config}", *changes])
     assert config.dataset.name == row.dataset
     assert config.total_epochs == row.cost.epochs
-    claimed = {} if row.changes else {name: config.claims[name] for name in ("accuracy", "top5_accuracy")}
+    claimed = {} if row.changes else {name: config.published[name] for name in ("accuracy", "top5_accuracy")}
     assert {name: value for name, value in claimed.items() if value is not None} == row.published
     if row.published:
-        assert config.claims.tolerance == row.tolerance
+        assert config.published.tolerance == row.tolerance
     assert row.source and row.cost.device
     assert all(0 < value < 1 for value in (*row.published.values(), *row.curve.values()))
     assert all(epoch <= row.cost.epochs for epoch in row.curve)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def parameters(model, height, width, colors=3, seed=0):
+def parameters(model, height, width, channels=3, seed=0):
     """Random values for every parameter, head included."""
-    image = jnp.zeros((1, height, width, colors))
+    image = jnp.zeros((1, height, width, channels))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), image, train=False))["params"]
     generator = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: 0.5 * generator.standard_normal(leaf.shape).astype(np.float32), shapes)

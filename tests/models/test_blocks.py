@@ -12,7 +12,8 @@ import reference
 from flax import traverse_util
 
 from patchnets.models import MODELS
-from patchnets.models.blocks import look, stack_blocks, unstack_blocks
+from patchnets.models.blocks import stack_blocks, unstack_blocks
+from patchnets.models.intermediates import capture_intermediates
 
 DEPTH, HEIGHT, WIDTH, PATCHES = 2, 4, 6, 6
 COMMON = dict(num_classes=5, patch_size=2, depth=DEPTH, hidden_dim=8)
@@ -153,7 +154,7 @@ def test_remat_computes_twice_and_scan_writes_a_block_once():
 @pytest.mark.parametrize("scan", [False, True])
 def test_blocks_computed_anew_drop_what_they_dropped_before(scan):
     """Dropout in the backward pass is that of the forward pass, or gradients would be those of another network."""
-    noise = dict(dropout_rate=0.4, stochastic_depth_rate=0.5, scan=scan)
+    noise = dict(dropout_rate=0.4, drop_path_rate=0.5, scan=scan)
     variables = stack_blocks(variables_of("mlp_mixer")) if scan else variables_of("mlp_mixer")
     expected, found = (
         train(make("mlp_mixer", **noise, remat=remat), variables, dropout=jax.random.key(3)) for remat in (False, True)
@@ -188,8 +189,8 @@ def test_more_than_ten_blocks_keep_their_order():
         apart = unstack_blocks(stacked)["params"][f"MixerBlock_{i}"]
         np.testing.assert_array_equal(apart["channel_mixing"]["Dense_0"]["kernel"], kernel)
     plain, scanned = make("mlp_mixer", depth=12), make("mlp_mixer", depth=12, scan=True)
-    expected = quick(lambda v, x: look(plain, v, x))(variables, IMAGES)
-    found = quick(lambda v, x: look(scanned, v, x))(stacked, IMAGES)
+    expected = quick(lambda v, x: capture_intermediates(plain, v, x))(variables, IMAGES)
+    found = quick(lambda v, x: capture_intermediates(scanned, v, x))(stacked, IMAGES)
     assert_near(found, expected)
     assert [name for name in plain_names("mlp_mixer", 12) if name not in found] == []
     turned = jax.tree.map(lambda leaf: leaf[::-1], stacked["params"]["MixerBlocks"])
@@ -231,7 +232,9 @@ def plain_names(name, depth):
 def looked(name, scan=False, dtype=jnp.float32):
     variables = variables_of(name)
     model = make(name, scan=scan, dtype=dtype)
-    return quick(lambda v, x: look(model, v, x))(stack_blocks(variables) if scan else variables, IMAGES)
+    return quick(lambda v, x: capture_intermediates(model, v, x))(
+        stack_blocks(variables) if scan else variables, IMAGES
+    )
 
 
 @EVERY
@@ -268,7 +271,7 @@ def look_in_order(name):
     names = []
 
     def run(v):
-        names.extend(look(make(name), v, IMAGES))
+        names.extend(capture_intermediates(make(name), v, IMAGES))
 
     jax.eval_shape(run, variables_of(name))
     return names
@@ -333,7 +336,7 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32_scanned_too(name):
 
 @pytest.mark.parametrize("name", ["gmlp", "convmixer", "vit"])
 def test_scanned_networks_start_with_the_statistics_of_plain_ones(name):
-    """Deviations agree within their standard errors, so that no initialiser takes the blocks for inputs."""
+    """Deviations agree within their standard errors, so that no initializer takes the blocks for inputs."""
     model, scanned = (make(name, hidden_dim=32, scan=scan) for scan in (False, True))
     init = lambda m, seed: quick(lambda key: m.init(key, IMAGES[:1], train=False))(jax.random.key(seed))
     expected = traverse_util.flatten_dict(stack_blocks(init(model, 0)), sep="/")

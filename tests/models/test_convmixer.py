@@ -10,10 +10,10 @@ import pytest
 from flax import traverse_util
 from reference import gelu
 
-from patchnets import sharding
 from patchnets.models import convmixer
 from patchnets.models.convmixer import ConvMixer
-from patchnets.models.depthwise import DEPTHWISE, depthwise_conv, depthwise_shifts
+from patchnets.models.ops import DEPTHWISE_IMPLS, depthwise_conv, depthwise_shifts
+from patchnets.parallel import sharding
 
 # Published with 1,000 classes at 224 px, and with 10 classes at 32 px.
 PUBLISHED = {
@@ -131,8 +131,8 @@ def forward(variables, images, *, patch, depth, activation="gelu", form="exact",
 
 CASES = [
     (dict(), (8, 8)),
-    (dict(activation="relu", kernel_size=4, depthwise="conv"), (6, 10)),
-    (dict(kernel_size=4, depthwise="shifts", gelu="tanh", batch_norm_momentum=0.7), (6, 10)),
+    (dict(activation="relu", kernel_size=4, depthwise_impl="conv"), (6, 10)),
+    (dict(kernel_size=4, depthwise_impl="shifts", gelu="tanh", batch_norm_momentum=0.7), (6, 10)),
     (dict(kernel_size=7, activation="relu", patch_size=1, batch_norm_epsilon=1e-2), (3, 5)),
 ]
 
@@ -175,7 +175,7 @@ def test_both_depthwise_convolutions_agree_in_value_and_gradient(k, shape):
     x, kernel, weights = (rng.standard_normal(s).astype(np.float32) for s in (shape, (k, k, 1, shape[-1]), shape))
     exact = [a.astype(np.float64) for a in (x, kernel, weights)]
     results = []
-    for how in DEPTHWISE.values():
+    for how in DEPTHWISE_IMPLS.values():
         value, pull = jax.vjp(how, x, kernel)
         np.testing.assert_allclose(value, depthwise(*exact[:2]), rtol=1e-4, atol=1e-4)
         results.append(pull(weights))
@@ -198,7 +198,7 @@ def test_depthwise_convolutions_in_bfloat16_are_near_the_exact_ones(k):
     wide = [a.astype(jnp.float32) for a in (x, kernel, weights)]
     value, pull = jax.vjp(depthwise_conv, *wide[:2])
     expected = [value, *pull(wide[2])]
-    for how in DEPTHWISE.values():
+    for how in DEPTHWISE_IMPLS.values():
         value, pull = jax.vjp(how, x, kernel)
         for found, exact in zip([value, *pull(weights)], expected):
             assert found.dtype == jnp.bfloat16
@@ -217,9 +217,9 @@ def test_shifts_sum_in_float32():
 # --- BatchNorm over devices -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", DEPTHWISE)
+@pytest.mark.parametrize("how", DEPTHWISE_IMPLS)
 def test_batch_statistics_and_gradients_are_the_same_on_one_and_on_eight_devices(how, mesh1, mesh8):
-    model = ConvMixer(**SMALL, depthwise=how)
+    model = ConvMixer(**SMALL, depthwise_impl=how)
     variables = variables_of(model, 8, 8)
     # Every device gets images of another brightness and contrast: its own statistics would be far from the batch's.
     contrast, brightness = (np.linspace(low, high, 16).reshape(-1, 1, 1, 1) for low, high in ((0.2, 3), (-2, 2)))

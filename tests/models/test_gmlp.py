@@ -58,7 +58,7 @@ def test_logits_equal_a_numpy_forward_pass(form, shape):
 
 @pytest.fixture(scope="module")
 def fresh():
-    """A model of 12 blocks as it is initialised, and a batch."""
+    """A model of 12 blocks as it is initialized, and a batch."""
     model = gmlp.Gmlp(num_classes=5, patch_size=2, depth=12, hidden_dim=32, ffn_dim=64, survival_probability=0.5)
     images = np.random.default_rng(2).standard_normal((64, 8, 8, 3)).astype(np.float32)
     return model, model.init(jax.random.key(0), images, train=False)["params"], images

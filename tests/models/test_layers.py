@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from patchnets import keys
-from patchnets.models.layers import GELU, DenseOverPatches, Dropout, MlpBlock, PatchEmbed, StochasticDepth, dropout_mask
+from patchnets import prng
+from patchnets.models.layers import GELU, DenseOverPatches, Dropout, DropPath, MlpBlock, PatchEmbed, dropout_mask
 
 SIDE = 1000
 MILLION = (SIDE, SIDE)
@@ -25,7 +25,7 @@ def million(key: jax.Array, keep: float) -> np.ndarray:
 def masks() -> list[np.ndarray]:
     """The masks of six consecutive steps of a run, with keep = 0.7, as numbers of mean 0 and deviation 1."""
     draw = jax.jit(lambda k: dropout_mask(k, 0.7, MILLION))
-    drawn = [np.asarray(draw(keys.key(7, keys.Purpose.DROPOUT, step))) for step in range(6)]
+    drawn = [np.asarray(draw(prng.key(7, prng.RngStream.DROPOUT, step))) for step in range(6)]
     return [(mask - 0.7) / math.sqrt(0.7 * 0.3) for mask in drawn]
 
 
@@ -149,7 +149,7 @@ def test_elements_of_a_dropout_mask_are_uncorrelated_at_every_distance(masks):
     # An exclusive or meets every pair twice, so that its mean is over half as many.
     for products, pairs in [(shifted_products(flat, flat), size), (exchanged_products(flat, flat), size // 2)]:
         assert abs(products[0] - 1) < 0.02 and np.abs(products[1:]).max() < 6.5 / math.sqrt(pairs)
-        assert np.abs(products[1:65]).max() < 5 / math.sqrt(pairs)  # the nearest neighbours
+        assert np.abs(products[1:65]).max() < 5 / math.sqrt(pairs)  # the nearest neighbors
 
 
 def test_dropout_mask_is_the_same_on_one_device_and_on_eight(mesh1, mesh8):
@@ -180,7 +180,7 @@ def test_dropout_preserves_the_mean_and_does_nothing_in_evaluation_or_without_a_
 def test_stochastic_depth_drops_whole_examples_and_preserves_the_mean():
     examples = 20_000
     x = np.random.default_rng(3).uniform(1, 2, (examples, 2, 3)).astype(np.float32)
-    y = np.asarray(StochasticDepth().apply({}, x, 0.3, train=True, rngs={"dropout": jax.random.key(9)}))
+    y = np.asarray(DropPath().apply({}, x, 0.3, train=True, rngs={"dropout": jax.random.key(9)}))
     kept = (y != 0).reshape(examples, -1)
     assert (kept.all(axis=1) == kept.any(axis=1)).all()
     np.testing.assert_allclose(y[kept[:, 0]], x[kept[:, 0]] / 0.7, rtol=1e-6)
@@ -190,8 +190,8 @@ def test_stochastic_depth_drops_whole_examples_and_preserves_the_mean():
 
 def test_stochastic_depth_does_nothing_in_evaluation_or_without_a_rate():
     x = np.random.default_rng(4).standard_normal((50, 2)).astype(np.float32)
-    np.testing.assert_array_equal(StochasticDepth().apply({}, x, 0.9, train=False), x)
-    np.testing.assert_array_equal(StochasticDepth().apply({}, x, None, train=True), x)
+    np.testing.assert_array_equal(DropPath().apply({}, x, 0.9, train=False), x)
+    np.testing.assert_array_equal(DropPath().apply({}, x, None, train=True), x)
 
 
 def test_two_uses_of_one_stochastic_depth_drop_independently():
@@ -200,7 +200,7 @@ def test_two_uses_of_one_stochastic_depth_drop_independently():
     class Twice(nn.Module):
         @nn.compact
         def __call__(self, x):
-            drop = StochasticDepth()
+            drop = DropPath()
             return drop(x, 0.5, train=True), drop(x, 0.5, train=True)
 
     one, other = Twice().apply({}, jnp.ones((10_000, 1)), rngs={"dropout": jax.random.key(8)})

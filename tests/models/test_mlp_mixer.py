@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 from patchnets.models import mlp_mixer
-from patchnets.models.blocks import look
+from patchnets.models.intermediates import capture_intermediates
 from patchnets.models.layers import PatchEmbed
 from patchnets.models.mlp_mixer import MlpMixer
 
@@ -79,8 +79,8 @@ def gelu_reference(x: np.ndarray, form: str) -> np.ndarray:
 
 
 def layer_norm_reference(x: np.ndarray, p: dict) -> np.ndarray:
-    centred = x - x.mean(axis=-1, keepdims=True)
-    return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
+    centered = x - x.mean(axis=-1, keepdims=True)
+    return centered / np.sqrt((centered**2).mean(axis=-1, keepdims=True) + 1e-6) * p["scale"] + p["bias"]
 
 
 def mlp_reference(x: np.ndarray, p: dict, form: str) -> np.ndarray:
@@ -175,7 +175,7 @@ def test_epsilon_of_every_layer_norm_is_that_of_the_official_code():
 def test_sown_intermediates_equal_the_numpy_forward_pass():
     model = MlpMixer(**SMALL)
     params, images = random_params(model, 8, 12, 3), images_of(3, 8, 12, 3)
-    found = jax.jit(lambda p, x: look(model, {"params": p}, x))(params, images)
+    found = jax.jit(lambda p, x: capture_intermediates(model, {"params": p}, x))(params, images)
     expected = mixer_reference(params, images, SMALL["patch_size"], SMALL["depth"], "tanh")
     for i in range(2):
         reads, writes = found.pop(f"block_{i}/mixing")
@@ -265,7 +265,7 @@ def test_initial_parameters_have_lecun_statistics_and_initial_logits_are_zero():
     assert (np.asarray(model.apply(variables, images, train=False)) == 0).all()
 
 
-# --- regularisation ---------------------------------------------------------------------------------------------------
+# --- regularization ---------------------------------------------------------------------------------------------------
 
 
 def test_stochastic_depth_grows_linearly_from_none_in_the_first_block_to_all_in_the_last():
@@ -277,7 +277,7 @@ def test_stochastic_depth_grows_linearly_from_none_in_the_first_block_to_all_in_
         hidden_dim=3,
         tokens_mlp_dim=2,
         channels_mlp_dim=2,
-        stochastic_depth_rate=rate,
+        drop_path_rate=rate,
     )
     params, images = random_params(model, 1, 2, 1), images_of(examples, 1, 2, 1)
     _, states = jax.jit(lambda p, x, key: with_tables(model, p, x, train=True, rngs={"dropout": key}))(
@@ -296,7 +296,7 @@ def test_stochastic_depth_grows_linearly_from_none_in_the_first_block_to_all_in_
 
 def test_dropout_and_stochastic_depth_change_training_alone():
     plain = MlpMixer(**SMALL)
-    noisy = MlpMixer(**SMALL, dropout_rate=0.5, stochastic_depth_rate=0.9)
+    noisy = MlpMixer(**SMALL, dropout_rate=0.5, drop_path_rate=0.9)
     params, images = random_params(plain, 8, 8, 3), images_of(4, 8, 8, 3)
 
     @jax.jit

@@ -23,9 +23,9 @@ def model_config(**values) -> ml_collections.ConfigDict:
 
 
 def complaint(image_size: int = 64, **values) -> str:
-    """What `models.check` has against these values: a UserError of one line."""
+    """What `models.validate` has against these values: a UserError of one line."""
     with pytest.raises(UserError) as caught:
-        models.check(model_config(**values), image_size)
+        models.validate(model_config(**values), image_size)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -56,7 +56,7 @@ def test_field_that_nothing_gives_is_named_with_the_way_out(field):
 
 
 def test_field_in_the_configuration_beats_the_variant():
-    found = models.settings(model_config(variant="S/16", depth=3, tokens_mlp_dim=7))
+    found = models.resolve_fields(model_config(variant="S/16", depth=3, tokens_mlp_dim=7))
     assert found == VARIANTS["S/16"] | dict(depth=3, tokens_mlp_dim=7)
     assert VARIANTS["S/16"]["depth"] == 8, "the table itself was changed"
 
@@ -75,7 +75,7 @@ def test_image_that_does_not_divide_names_both_sizes_and_suggests_ones_that_work
     suggested = [int(number) for number in re.findall(r"\d+", text.split("use ")[1])]
     assert suggested and 0 not in suggested
     for size in suggested:
-        models.check(model_config(**SIZES | dict(patch_size=patch_size)), size)
+        models.validate(model_config(**SIZES | dict(patch_size=patch_size)), size)
         assert abs(size - image_size) < patch_size
 
 
@@ -90,7 +90,7 @@ def test_patch_size_of_a_variant_is_held_against_the_image_too():
         ("dtype", "float16", ("float32", "bfloat16")),
         ("dropout_rate", 1.0, ("0", "1")),
         ("dropout_rate", -0.1, ("0", "1")),
-        ("stochastic_depth_rate", float("nan"), ("0", "1")),
+        ("drop_path_rate", float("nan"), ("0", "1")),
         ("depth", 0, ("at least 1",)),
         ("patch_size", -8, ("at least 1",)),
         ("hidden_dim", 0, ("at least 1",)),
@@ -104,12 +104,12 @@ def test_value_out_of_range_is_named_with_what_is_expected(field, value, expecte
 
 
 def test_usable_configuration_passes():
-    assert models.check(model_config(**SIZES), 64) is None
-    assert models.check(model_config(variant="H/14"), 224) is None
+    assert models.validate(model_config(**SIZES), 64) is None
+    assert models.validate(model_config(variant="H/14"), 224) is None
 
 
 def test_every_field_of_every_architecture_is_explained():
-    found = models.all_fields()
+    found = models.all_config_fields()
     assert set(found) >= set(SIZES)
     for name, (kind, text) in found.items():
         assert kind in (int, float, str, bool), name
@@ -123,10 +123,10 @@ VIT = dict(name="vit", patch_size=8, depth=2, hidden_dim=18, mlp_dim=32, num_hea
     ("values", "words"),
     [
         (dict(num_heads=4), "hidden_dim=18 does not divide into config.model.num_heads=4"),
-        (dict(position="sincos2d"), "hidden_dim=18 does not divide by 4"),
-        (dict(position="learnt"), "position='learnt' is unknown; expected one of learned, sincos2d, none"),
-        (dict(pooling="mean"), "pooling='mean' is unknown; expected one of cls, gap, map"),
-        (dict(representation_dim=-1), "representation_dim=-1 is out of range; expected at least 0"),
+        (dict(posemb="sincos2d"), "hidden_dim=18 does not divide by 4"),
+        (dict(posemb="learnt"), "posemb='learnt' is unknown; expected one of learned, sincos2d, none"),
+        (dict(pool_type="mean"), "pool_type='mean' is unknown; expected one of cls, gap, map"),
+        (dict(rep_size=-1), "rep_size=-1 is out of range; expected at least 0"),
         (dict(layer_scale=-1.0), "layer_scale=-1.0 is out of range; expected at least 0"),
         (dict(attention_dropout_rate=1.0), "attention_dropout_rate=1.0 is out of range"),
     ],
@@ -136,4 +136,4 @@ def test_what_a_transformer_cannot_be_is_told(values, words):
 
 
 def test_a_transformer_without_representation_and_layer_scale_passes():
-    assert models.check(model_config(**VIT, representation_dim=0, layer_scale=0.0), 64) is None
+    assert models.validate(model_config(**VIT, rep_size=0, layer_scale=0.0), 64) is None

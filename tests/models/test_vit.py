@@ -51,7 +51,7 @@ def test_variant_has_the_published_number_of_parameters(variant):
 
 @pytest.mark.parametrize(("representation", "total"), [(384, 22_122_472), (0, 21_974_632)])
 def test_small_network_with_mean_pooling_has_the_published_number_of_parameters(representation, total):
-    options = dict(pooling="gap", position="sincos2d", representation_dim=representation)
+    options = dict(pool_type="gap", posemb="sincos2d", rep_size=representation)
     assert counts(VisionTransformer(num_classes=1000, **vit.VARIANTS["S/16"], **options))[1] == total
 
 
@@ -101,11 +101,11 @@ def forward(p, image, model):
     mlp = lambda x, q: dense(gelu(dense(x, q["Dense_0"]), model.gelu), q["Dense_1"])
     size = model.patch_size
     x = patches(image.astype(np.float64), size, **p["stem"])
-    if model.position == "sincos2d":
+    if model.posemb == "sincos2d":
         x = x + sines_and_cosines(image.shape[0] // size, image.shape[1] // size, model.hidden_dim)
-    if model.pooling == "cls":
+    if model.pool_type == "cls":
         x = np.concatenate([p["class_token"][0], x])
-    if model.position == "learned":
+    if model.posemb == "learned":
         x = x + p["position_embedding"][0]
     for i in range(model.depth):
         block = p[f"VitBlock_{i}"]
@@ -114,26 +114,26 @@ def forward(p, image, model):
         x = x + mlp(norm(x, **block["mlp_norm"], epsilon=1e-6), block["mlp"]) * block.get("mlp_scale", 1)
     last = lambda x: norm(x, **p["pre_head_layer_norm"], epsilon=1e-6)
     x = x if model.norm_after_pooling else last(x)
-    if model.pooling == "map":
+    if model.pool_type == "map":
         head = p["map_head"]
         y = attention(head["probe"][0], x, head["attention"])
         pooled = (y + mlp(norm(y, **head["norm"], epsilon=1e-6), head["mlp"]))[0]
     else:
-        pooled = x[0] if model.pooling == "cls" else x.mean(0)
+        pooled = x[0] if model.pool_type == "cls" else x.mean(0)
     pooled = last(pooled) if model.norm_after_pooling else pooled
-    if model.representation_dim:
+    if model.rep_size:
         pooled = np.tanh(dense(pooled, p["representation"]))
     return dense(pooled, p["head"])
 
 
 CASES = [
     (dict(), (8, 8)),
-    (dict(pooling="gap", position="sincos2d", representation_dim=7, attention="fused"), (4, 10)),
-    (dict(pooling="map", position="none", gelu="exact", attention="fused"), (8, 4)),
-    (dict(pooling="map", norm_after_pooling=True, layer_scale=0.1, attention="plain"), (6, 4)),
-    (dict(pooling="cls", position="sincos2d", gelu="exact", layer_scale=1e-4, attention="fused"), (6, 10)),
-    (dict(pooling="gap", norm_after_pooling=True, representation_dim=9), (4, 6)),
-    (dict(pooling="cls", norm_after_pooling=True, position="none", patch_size=3), (3, 12)),
+    (dict(pool_type="gap", posemb="sincos2d", rep_size=7, attention_impl="fused"), (4, 10)),
+    (dict(pool_type="map", posemb="none", gelu="exact", attention_impl="fused"), (8, 4)),
+    (dict(pool_type="map", norm_after_pooling=True, layer_scale=0.1, attention_impl="plain"), (6, 4)),
+    (dict(pool_type="cls", posemb="sincos2d", gelu="exact", layer_scale=1e-4, attention_impl="fused"), (6, 10)),
+    (dict(pool_type="gap", norm_after_pooling=True, rep_size=9), (4, 6)),
+    (dict(pool_type="cls", norm_after_pooling=True, posemb="none", patch_size=3), (3, 12)),
 ]
 
 
@@ -152,7 +152,7 @@ def test_fixed_positions_are_those_of_the_formula(rows, columns, width):
 
 
 def test_plain_and_fused_attention_agree_in_value_and_gradient():
-    plain, fused = (VisionTransformer(**SMALL, attention=how) for how in ("plain", "fused"))
+    plain, fused = (VisionTransformer(**SMALL, attention_impl=how) for how in ("plain", "fused"))
     params, images = parameters(plain, 6, 10), images_of(3, 6, 10)
 
     def run(model):
@@ -164,9 +164,7 @@ def test_plain_and_fused_attention_agree_in_value_and_gradient():
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5, err_msg=jax.tree_util.keystr(path))
 
 
-@pytest.mark.parametrize(
-    "options", [dict(), dict(pooling="map", layer_scale=0.3), dict(pooling="gap", representation_dim=7)]
-)
+@pytest.mark.parametrize("options", [dict(), dict(pool_type="map", layer_scale=0.3), dict(pool_type="gap", rep_size=7)])
 def test_gradient_reaches_every_parameter_that_can_matter(options):
     model = VisionTransformer(**SMALL | options)
     params, images = parameters(model, 6, 8), images_of(3, 6, 8)
@@ -192,11 +190,11 @@ def assert_uniform(value, limit, path):
     assert abs(value.mean()) < 5 * limit / math.sqrt(3 * value.size), path
 
 
-@pytest.mark.parametrize("pooling", ["cls", "map"])
-def test_initial_statistics_are_the_authors_and_logits_start_at_zero(pooling):
+@pytest.mark.parametrize("pool_type", ["cls", "map"])
+def test_initial_statistics_are_the_authors_and_logits_start_at_zero(pool_type):
     width, hidden = 64, 96
     sizes = dict(num_classes=9, patch_size=8, depth=1, hidden_dim=width, mlp_dim=hidden, num_heads=4)
-    model = VisionTransformer(**sizes, pooling=pooling, representation_dim=80, layer_scale=1e-4)
+    model = VisionTransformer(**sizes, pool_type=pool_type, rep_size=80, layer_scale=1e-4)
     images = images_of(2, 64, 64)
     params = quick(lambda key: model.init(key, images[:1], train=False))(jax.random.key(3))["params"]
     seen = set()
@@ -222,16 +220,16 @@ def test_initial_statistics_are_the_authors_and_logits_start_at_zero(pooling):
             expected = 1e-4 if path.endswith("_scale") else float(kind == "scale")
             assert (value == np.float32(expected)).all(), path  # head, class token, norms, other biases
         seen.add(path)
-    assert ("class_token" in seen) == (pooling == "cls") and ("map_head/probe" in seen) == (pooling == "map")
+    assert ("class_token" in seen) == (pool_type == "cls") and ("map_head/probe" in seen) == (pool_type == "map")
     assert {"head/kernel", "VitBlock_0/attention_scale", "VitBlock_0/mlp_scale", "position_embedding"} <= seen
     assert not np.asarray(model.apply({"params": params}, images, train=False)).any()
 
 
-# --- regularisation ---------------------------------------------------------------------------------------------------
+# --- regularization ---------------------------------------------------------------------------------------------------
 
 
-def test_regularisation_changes_training_alone():
-    noisy = dict(dropout_rate=0.3, attention_dropout_rate=0.4, stochastic_depth_rate=0.9)
+def test_regularization_changes_training_alone():
+    noisy = dict(dropout_rate=0.3, attention_dropout_rate=0.4, drop_path_rate=0.9)
     plain, model = VisionTransformer(**SMALL), VisionTransformer(**SMALL | noisy)
     params, images = parameters(plain, 8, 8), images_of(4, 8, 8)
 

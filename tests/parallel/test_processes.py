@@ -11,7 +11,8 @@ from PIL import Image
 from processes import CONFIG, error_of, free_port, start, start_processes, wait_all, wait_until, wait_until_joined
 from sklearn import datasets
 
-from patchnets import main, trainer
+from patchnets import train
+from patchnets.config import flags
 
 
 def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path):
@@ -88,8 +89,8 @@ def test_a_frozen_process_ends_the_others(tmp_path, index):
 
 def train_here(workdir, *options):
     """By the process of the tests, on its eight devices."""
-    config, _ = main.parse(["main", CONFIG, *options])
-    trainer.train(config, workdir)
+    config, _ = flags.parse_flags(["main", CONFIG, *options])
+    train.train(config, workdir)
 
 
 def saved(workdir) -> int:
@@ -136,7 +137,9 @@ def streamed(tmp_path_factory):
         path.parent.mkdir(parents=True, exist_ok=True)
         if i < 730:
             Image.fromarray((image * 15).astype(np.uint8)).save(path)
-    return tuple(f"--config.dataset.{told}" for told in ("name=folder", f"path={place}", "feed=streaming", "workers=0"))
+    return tuple(
+        f"--config.dataset.{told}" for told in ("name=folder", f"path={place}", "loader=streaming", "workers=0")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +172,7 @@ def test_two_processes_that_read_from_files_measure_what_one_does(alone, togethe
 
 @pytest.mark.slow
 def test_four_processes_that_split_the_parameters_measure_what_one_does(tmp_path):
-    short = ("--config.total_steps=20", "--config.checkpoint.every_steps=20")  # two cores have enough to do
+    short = ("--config.total_steps=20", "--config.checkpoint.save_interval_steps=20")  # two cores have enough to do
     options = (*short, "--config.mesh.data=4", "--config.mesh.fsdp=2")
     found = wait_all(start_processes(tmp_path / "run", None, 4, options=options))
     assert [status for status, *_ in found] == [0] * 4, found

@@ -56,4 +56,4 @@ def act(name, workdir):
 patchnets.trainer = types.SimpleNamespace(train=train)
 
 if __name__ == "__main__":
-    sys.exit(main.run(sys.argv))
+    sys.exit(main.main(sys.argv))

@@ -27,7 +27,7 @@ def norm(name, **settings):
 
 
 def patches_of(images, size):
-    """(batch, patches, numbers in a patch): rows of pixels, pixels of a row, colours of a pixel."""
+    """(batch, patches, numbers in a patch): rows of pixels, pixels of a row, colors of a pixel."""
     cut = ops.image.extract_patches(images, (size, size))
     return layers.Reshape((-1, cut.shape[-1]))(cut)
 
@@ -66,7 +66,7 @@ def fnet_block(x, name):
 
 
 def gmlp_block(x, name):
-    """The skip connection carries the normalised input."""
+    """The skip connection carries the normalized input."""
     count, width = x.shape[1:]
     x = norm(f"{name}.norm")(x)
     u, v = ops.split(gelu_dense(2 * width, f"{name}.expand")(x), 2, axis=-1)

@@ -7,14 +7,14 @@ import keras_models  # Keras with JAX, or the whole file is skipped
 import numpy as np
 import pytest
 
-from experiments import keras_accuracy
 from experiments.benchmark import keras_tutorials, workloads
+from experiments.micro import keras_accuracy
 from patchnets import models
-from patchnets.models.costs import cost
-from patchnets.models.published import PUBLISHED
+from patchnets.models.flops import cost
+from patchnets.models.published_sizes import PUBLISHED
 
 torch = pytest.importorskip("torch")
-with_timm = pytest.importorskip("experiments.benchmark.with_timm")  # which needs timm
+with_timm = pytest.importorskip("experiments.benchmark.bench_timm")  # which needs timm
 
 TIMM = [name for name, workload in workloads.WORKLOADS.items() if workload.timm]
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")  # PyTorch's
@@ -35,7 +35,7 @@ def test_keras_has_as_many_parameters_as_published(name):
 
 
 def test_keras_is_trained_and_tested_on_the_images_of_the_splits(monkeypatch, capsys):
-    """Images that say their class by their brightness are learnt in a few epochs; by chance, 1 % are right."""
+    """Images that say their class by their brightness are learned in a few epochs; by chance, 1 % are right."""
     rng = np.random.default_rng(0)
 
     def some(count):
@@ -44,7 +44,7 @@ def test_keras_is_trained_and_tested_on_the_images_of_the_splits(monkeypatch, ca
         return images.astype(np.uint8), labels
 
     monkeypatch.setattr(keras_accuracy, "arrays", lambda config: {"train": some(64), "val": some(64), "test": some(64)})
-    assert keras_accuracy.run(["keras_accuracy", "--model=mixer", "--epochs=4"]) == 0
+    assert keras_accuracy.main(["keras_accuracy", "--model=mixer", "--epochs=4"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[1:]] == [*(f"seed 0, epoch {n}" for n in (1, 2, 3, 4)), "seed 0"]
     assert float(re.search(r"test top-1 ([\d.]+)%, top-5 [\d.]+%; ", lines[-1])[1]) > 80

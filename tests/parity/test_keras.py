@@ -150,7 +150,7 @@ def test_gradients_are_those_of_keras(pair):
 
 
 @pytest.mark.parametrize("pair", ["keras_convmixer"], indirect=True)
-def test_a_training_step_normalises_and_moves_the_statistics_as_keras_does(pair):
+def test_a_training_step_normalizes_and_moves_the_statistics_as_keras_does(pair):
     call = lambda *values: pair.theirs.stateless_call(*values, pair.images, training=True)
     expected, moved = jax.jit(call)(pair.trainable, pair.statistics)
     apply = jax.jit(lambda variables: pair.ours.apply(variables, pair.images, train=True, mutable=["batch_stats"]))
@@ -174,7 +174,7 @@ def test_weights_start_as_those_of_keras(pair):
         found = np.asarray(pair.our_start[path])
         if path[-1] in ATTENTION_KERNELS:
             # Up to Keras 3.14, and so when the tutorial was published, fans were counted in these as in any kernel of
-            # three axes, as if it were a convolution. Later attention layers do not; the initialiser alone still does.
+            # three axes, as if it were a convolution. Later attention layers do not; the initializer alone still does.
             expected = np.asarray(keras.initializers.GlorotUniform(seed=3)(found.shape))
         if np.ptp(expected) == 0:  # a bias, a scale or a statistic
             np.testing.assert_array_equal(found, expected, err_msg=str(path))

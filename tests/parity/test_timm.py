@@ -12,8 +12,8 @@ import pytest
 
 from experiments.benchmark.without_torchvision import stand_in
 from patchnets.errors import UserError
-from patchnets.models import convmixer, fnet, gmlp, mlp_mixer, timm_weights, vit
-from patchnets.models.timm_weights import from_timm
+from patchnets.models import convmixer, fnet, gmlp, load_timm, mlp_mixer, vit
+from patchnets.models.load_timm import from_timm
 
 torch = pytest.importorskip("torch")
 with stand_in():
@@ -108,20 +108,20 @@ PAIRS = {
     "gmlp": small_gmlp,
     "convmixer, kernel 8, gelu": small_convmixer,
     "convmixer, kernel 5, relu": lambda: small_convmixer(5, "relu"),
-    "vit, mean then norm": lambda: small_vit(MEAN, pooling="gap", norm_after_pooling=True),
-    "vit, norm then mean": lambda: small_vit(MEAN | dict(fc_norm=False), pooling="gap"),
+    "vit, mean then norm": lambda: small_vit(MEAN, pool_type="gap", norm_after_pooling=True),
+    "vit, norm then mean": lambda: small_vit(MEAN | dict(fc_norm=False), pool_type="gap"),
     "vit, layer scale": lambda: small_vit(dict(init_values=0.1), layer_scale=1e-4),
-    "vit, attention pooling": lambda: small_vit(dict(global_pool="map", class_token=False), pooling="map"),
+    "vit, attention pooling": lambda: small_vit(dict(global_pool="map", class_token=False), pool_type="map"),
     "vit, no positions": lambda: small_vit(
-        dict(pos_embed="none", **MEAN, fc_norm=False), pooling="gap", position="none"
+        dict(pos_embed="none", **MEAN, fc_norm=False), pool_type="gap", posemb="none"
     ),
     "vit, one color": lambda: small_vit(dict(in_chans=1)),
 }
 
 
 def logits_of_both(network, ours, size, variables=None):
-    colors = network.in_chans
-    images = np.random.default_rng(0).standard_normal((2, size, size, colors)).astype(np.float32)
+    channels = network.in_chans
+    images = np.random.default_rng(0).standard_normal((2, size, size, channels)).astype(np.float32)
     with torch.inference_mode():
         theirs = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     variables = from_timm(ours, network.state_dict()) if variables is None else variables
@@ -186,7 +186,7 @@ def test_batch_norm_in_training_is_pytorch_s_but_for_the_unbiased_running_varian
 
 
 def test_a_representation_layer_as_timm_used_to_have_it():
-    network, ours, _ = small_vit(dict(num_classes=0), representation_dim=7)
+    network, ours, _ = small_vit(dict(num_classes=0), rep_size=7)
     dense, head = torch.nn.Linear(24, 7), torch.nn.Linear(7, CLASSES)
     parts = {"pre_logits.fc": dense, "head": head}
     weights = network.state_dict() | {f"{n}.{k}": v for n, p in parts.items() for k, v in p.state_dict().items()}
@@ -210,7 +210,7 @@ def test_arrays_do_without_pytorch_and_share_no_memory(monkeypatch):
     expected = from_timm(ours, network.state_dict())
     arrays = {name: value.numpy().copy() for name, value in network.state_dict().items()}
     monkeypatch.setitem(sys.modules, "torch", None)  # any import of it fails from here on
-    found = importlib.reload(timm_weights).from_timm(ours, arrays)
+    found = importlib.reload(load_timm).from_timm(ours, arrays)
     for value in arrays.values():
         value.fill(0)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
@@ -226,8 +226,8 @@ def with_entry(name, *shape):
 
 NO_CHANGE = lambda entries: entries
 VIT = lambda **fields: small_vit({}, **fields)
-MEAN_WITH_TOKEN = lambda: small_vit(dict(global_pool="avg"), pooling="gap", norm_after_pooling=True)
-MAP_FOR_CLS = lambda: small_vit(dict(global_pool="map"), pooling="cls")
+MEAN_WITH_TOKEN = lambda: small_vit(dict(global_pool="avg"), pool_type="gap", norm_after_pooling=True)
+MAP_FOR_CLS = lambda: small_vit(dict(global_pool="map"), pool_type="cls")
 # what is wrong: (the two networks, what is done to the state dict, what the message has to say)
 WRONG = {
     "missing": (small_mixer, without("blocks.1.norm2.bias"), ["'blocks.1.norm2.bias'", "(24,)", "LayerNorm_1/bias"]),
@@ -268,11 +268,11 @@ WRONG = {
         ["'blocks.0.mlp.fc1.weight'", "(24, 96)", "(96, 24)"],
     ),
     "no square": (VIT, with_entry("pos_embed", 1, 13, 24), ["'pos_embed'", "(1, 13, 24)", "(1, 10, 24)"]),
-    "class token": (MEAN_WITH_TOKEN, NO_CHANGE, ["'cls_token'", "no parameter", "pooling='gap'"]),
-    "pooling": (MAP_FOR_CLS, NO_CHANGE, ["'attn_pool.latent'", "no parameter", "pooling='cls'"]),
+    "class token": (MEAN_WITH_TOKEN, NO_CHANGE, ["'cls_token'", "no parameter", "pool_type='gap'"]),
+    "pooling": (MAP_FOR_CLS, NO_CHANGE, ["'attn_pool.latent'", "no parameter", "pool_type='cls'"]),
     "layer scale": (lambda: VIT(layer_scale=0.1), NO_CHANGE, ["'blocks.0.ls1.gamma'", "layer_scale=0.1"]),
     "order of norm": (lambda: VIT(norm_after_pooling=True), NO_CHANGE, ["'norm.weight'", "norm_after_pooling=True"]),
-    "representation": (lambda: VIT(representation_dim=7), NO_CHANGE, ["'pre_logits.fc.", "representation_dim=7"]),
+    "representation": (lambda: VIT(rep_size=7), NO_CHANGE, ["'pre_logits.fc.", "rep_size=7"]),
 }
 
 
@@ -281,7 +281,7 @@ def test_what_does_not_fit_is_told_in_one_line(what):
     make, change, said = WRONG[what]
     network, ours, _ = make()
     with pytest.raises(UserError) as caught:
-        timm_weights.from_timm(ours, change(network.state_dict()))
+        load_timm.from_timm(ours, change(network.state_dict()))
     message = str(caught.value)
     assert "\n" not in message and len(message) < 300
     assert all(part in message for part in said), message

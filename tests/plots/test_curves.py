@@ -22,7 +22,7 @@ def write(path, content):
 
 def draw(path, content):
     write(path, content)
-    assert program.run(["plots", str(path)]) == 0
+    assert program.main(["plots", str(path)]) == 0
     return np.asarray(Image.open(path / "plots" / "learning_curves.png").convert("RGB"))
 
 
@@ -40,7 +40,7 @@ def test_what_is_no_work_directory_is_told_in_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "metrics.jsonl").write_text("")
     for name in ("nowhere", "file", "empty"):
-        assert program.run(["plots", str(tmp_path / name)]) == 2
+        assert program.main(["plots", str(tmp_path / name)]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
 

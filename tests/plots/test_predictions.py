@@ -25,10 +25,10 @@ def many():
 
 def test_confusion_and_accuracy_by_class_agree_with_scikit_learn(many):
     counts = predictions.confusion_matrix(many, 30)
-    np.testing.assert_array_equal(counts, metrics.confusion_matrix(many.labels, many.found, labels=range(30)))
-    expected = metrics.recall_score(many.labels, many.found, average=None, labels=range(30))
+    np.testing.assert_array_equal(counts, metrics.confusion_matrix(many.labels, many.predicted, labels=range(30)))
+    expected = metrics.recall_score(many.labels, many.predicted, average=None, labels=range(30))
     np.testing.assert_allclose(predictions.class_accuracy(counts), expected)
-    assert many.accuracy == metrics.accuracy_score(many.labels, many.found)
+    assert many.accuracy == metrics.accuracy_score(many.labels, many.predicted)
 
 
 def test_a_class_without_examples_has_no_accuracy():
@@ -64,7 +64,8 @@ def test_pictures_say_what_they_show(many):
     shown = predictions.mistakes(many, names)
     first = many.mistaken[0]
     assert (
-        names[many.found[first]] in shown.axes[0].get_title() and names[many.labels[first]] in shown.axes[0].get_title()
+        names[many.predicted[first]] in shown.axes[0].get_title()
+        and names[many.labels[first]] in shown.axes[0].get_title()
     )
     assert "ECE" in predictions.calibration(many).get_suptitle()
     assert predictions.mistakes(seen_of([0], [0], [1.0]), names) is None

@@ -9,8 +9,8 @@ from PIL import Image
 
 from configs import common
 from patchnets import config as config_lib
-from patchnets import trainer
-from patchnets.plan import make_plan
+from patchnets import train
+from patchnets.experiment import build_experiment
 from patchnets.plots import __main__ as program
 from patchnets.plots import predictions, run
 
@@ -40,7 +40,7 @@ def config_of(name, cache, **values):
 def trained(tmp_path_factory):
     """A run of the Mixer, which drew its pictures at its end; read it, and do not change it."""
     place = tmp_path_factory.mktemp("run") / "mixer"
-    trainer.train(config_of("mlp_mixer", place.parent), place)
+    train.train(config_of("mlp_mixer", place.parent), place)
     return place
 
 
@@ -60,22 +60,22 @@ def test_the_program_draws_them_again_where_they_are_gone(trained, tmp_path, cap
     place = tmp_path / "copy"
     shutil.copytree(trained, place)
     shutil.rmtree(place / "plots")
-    assert program.run(["plots", str(place)]) == 0
+    assert program.main(["plots", str(place)]) == 0
     assert names(place) == names(trained)
     printed = capsys.readouterr()
     assert printed.err == "" and printed.out.count(".png\n") == len(names(place))
 
 
 def test_predictions_are_those_that_the_summary_counts(trained):
-    plan, state = run.opened(trained)
+    experiment, state = run.load_run(trained)
     try:
-        seen = run.predict(plan, state, plan.data.test)
+        seen = run.predict(experiment, state, experiment.data.test)
     finally:
-        plan.data.close()
+        experiment.data.close()
     summary = json.loads((trained / "summary.json").read_text())
-    assert len(seen.labels) == plan.data.test.num_examples
+    assert len(seen.labels) == experiment.data.test.num_examples
     assert seen.accuracy == pytest.approx(summary["test_accuracy"], abs=1e-6)
-    wrong = np.flatnonzero(seen.labels != seen.found)
+    wrong = np.flatnonzero(seen.labels != seen.predicted)
     assert set(seen.mistaken) <= set(wrong) and len(seen.mistaken) == run.MISTAKES
     worst = np.sort(seen.confidence[wrong])[::-1][: run.MISTAKES]
     np.testing.assert_allclose(seen.confidence[seen.mistaken], worst)
@@ -84,9 +84,9 @@ def test_predictions_are_those_that_the_summary_counts(trained):
 
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "mlp_mixer"])
 def test_every_family_has_its_pictures(name, tmp_path):
-    plan = make_plan(config_of(name, tmp_path))
-    state = plan.initial_state()
-    made = dict(run.pictures(plan, state))
+    experiment = build_experiment(config_of(name, tmp_path))
+    state = experiment.initial_state()
+    made = dict(run.pictures(experiment, state))
     expected = ALWAYS - {"learning_curves"} | {"mistakes"}
     expected |= (
         {"depthwise_kernels"} if name == "convmixer" else {"position_similarity"} if name in ("vit", "fnet") else set()
@@ -101,9 +101,9 @@ def test_every_family_has_its_pictures(name, tmp_path):
 @pytest.mark.parametrize("position", ["sincos2d", "none"])
 def test_fixed_positions_are_shown_as_learned_ones_are(position, tmp_path):
     config = config_of("vit", tmp_path)
-    config.model.position = position
-    plan = make_plan(config)
-    made = dict(run.pictures(plan, plan.initial_state()))
+    config.model.posemb = position
+    experiment = build_experiment(config)
+    made = dict(run.pictures(experiment, experiment.initial_state()))
     assert ("position_similarity" in made) == (position == "sincos2d")
     if position == "sincos2d":
         figure = made["position_similarity"]()
@@ -119,28 +119,28 @@ def test_what_fails_to_be_drawn_is_told_and_the_rest_is_drawn(trained, tmp_path,
     place = tmp_path / "copy"
     shutil.copytree(trained, place)
     shutil.rmtree(place / "plots")
-    assert program.run(["plots", str(place)]) == 0
+    assert program.main(["plots", str(place)]) == 0
     assert names(place) == names(trained) - {"calibration"}
     assert capsys.readouterr().err == "patchnets.plots: plots/calibration.png could not be drawn: no ink\n"
 
 
 def test_pictures_can_be_turned_off(tmp_path):
-    trainer.train(config_of("mlp_mixer", tmp_path, plots=False), tmp_path / "run")
+    train.train(config_of("mlp_mixer", tmp_path, plots=False), tmp_path / "run")
     assert not (tmp_path / "run" / "plots").exists()
 
 
 def test_networks_are_shown_side_by_side(trained, tmp_path, capsys):
     out = tmp_path / "mixing.png"
-    assert program.run(["plots", "mixing", str(trained), str(trained), f"--out={out}"]) == 0
+    assert program.main(["plots", "mixing", str(trained), str(trained), f"--out={out}"]) == 0
     assert capsys.readouterr().out.endswith(f"{out}\n")
     with Image.open(out) as picture:
         assert picture.width > 500
 
 
 def test_a_saved_configuration_is_read_back_as_it_was(tmp_path):
-    config = config_of("convmixer", tmp_path, augment=dict(shift=0.1))
+    config = config_of("convmixer", tmp_path, augment=dict(translate=0.1))
     stored = json.loads(config.to_json_best_effort())
-    assert config_lib.flatten(config_lib.saved(stored)) == config_lib.flatten(config)
+    assert config_lib.flatten(config_lib.from_saved(stored)) == config_lib.flatten(config)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_saved_configuration_is_read_back_as_it_was(tmp_path):
     ],
 )
 def test_mistakes_cost_one_line(arguments, words, capsys):
-    assert program.run(["plots", *arguments]) == 2
+    assert program.main(["plots", *arguments]) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1 and words in printed.err
 
@@ -163,7 +163,7 @@ def test_where_the_checkpoints_are_gone_the_curves_are_drawn_and_one_line_says_t
     shutil.copytree(trained, place)
     shutil.rmtree(place / "checkpoints")
     shutil.rmtree(place / "plots")
-    assert program.run(["plots", str(place)]) == 1
+    assert program.main(["plots", str(place)]) == 1
     printed = capsys.readouterr()
     assert names(place) == {"learning_curves"} and "the other pictures could not be drawn" in printed.err
     assert printed.err.count("\n") == 1

@@ -1,0 +1,25 @@
+"""A process that is measured: python -m experiments.benchmark.worker SPEC, which __main__.py starts."""
+
+import importlib
+import json
+import os
+import sys
+
+from experiments.benchmark.ipc import Exchange, Message, answering
+
+
+def module_of(competitor: str) -> str:
+    """Where the work of a competitor is written down."""
+    family = competitor.split("-")[0]
+    return {"keras": "bench_keras", "timm": "bench_timm", "matmul": "matmul"}.get(family, "bench_patchnets")
+
+
+def run(spec: Message, exchange: Exchange) -> Message:
+    if spec["competitor"].startswith("keras-"):  # read when Keras is imported
+        os.environ["KERAS_BACKEND"] = spec["competitor"].removeprefix("keras-")
+    module = importlib.import_module(f"experiments.benchmark.{module_of(spec['competitor'])}")
+    return module.run(spec, exchange)
+
+
+if __name__ == "__main__":
+    sys.exit(answering(run, json.loads(sys.argv[1])))

@@ -1,0 +1,154 @@
+"""What every operation of augmentation costs, and how that compares with the training steps of the tutorials.
+
+    python -m experiments.micro.augment_cost [--steps=mixer,fnet,gmlp,vit,convmixer | --steps=] [--rounds=N]
+    [--out=FILE.json]
+
+First each operation, on 128 images of 64 x 64 pixels: milliseconds and images/s, medians of so many rounds in which all
+take their turns. Then, for each tutorial, its training step on images that are ready (its own batch and size) beside
+its own augmentation, from 32 pixels, and beside each policy at its size. Random images serve: nothing here depends on
+what they show.
+"""
+
+import dataclasses
+import functools
+import importlib
+import json
+import pathlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.runner.cli import run_cli
+from patchnets import models
+from patchnets.augment.preprocess import Augment, Preprocess
+from patchnets.errors import UserError
+from patchnets.experiment import make_task
+from patchnets.optim.optimizers import make_optimizer
+from patchnets.optim.schedules import make_schedule
+from patchnets.plots.augmentations import operations
+from patchnets.run import console
+from patchnets.step.metrics import TrainMetrics
+from patchnets.step.train_state import TrainState, init_variables
+from patchnets.step.train_step import train_step
+
+TUTORIALS = {
+    "mixer": ("mixer_cifar100", 100),
+    "fnet": ("fnet_cifar100", 100),
+    "gmlp": ("gmlp_cifar100", 100),
+    "vit": ("vit_cifar100", 100),
+    "convmixer": ("convmixer_cifar10", 10),
+}
+POLICIES = ("randaugment", "autoaugment_cifar10", "autoaugment_imagenet", "trivialaugment")
+STORED = 32  # side in pixels of the images of CIFAR
+Work = Callable[[], Any]
+
+
+def milliseconds(works: dict[str, Work], rounds: int) -> dict[str, float]:
+    """The median time of each, after one call that compiles it; in every round each takes its turn."""
+    for work in works.values():
+        jax.block_until_ready(work())
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            began = time.perf_counter()
+            jax.block_until_ready(work())
+            taken[name].append(1000 * (time.perf_counter() - began))
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def random_images(batch: int, size: int) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8))
+
+
+def of_operations(rounds: int, batch: int = 128, size: int = 64) -> dict[str, float]:
+    """{operation: milliseconds a batch}."""
+    images, key = random_images(batch, size).astype(jnp.float32), jax.random.key(0)
+    every = operations(3, size).items()
+    return milliseconds({name: functools.partial(jax.jit(run), key, images) for name, run in every}, rounds)
+
+
+def of_tutorial(name: str, rounds: int) -> dict[str, float]:
+    """{"step", "own augmentation", policy: milliseconds a batch} at the size and batch of a tutorial."""
+    file, classes = TUTORIALS[name]
+    config = importlib.import_module(f"configs.{file}").get_config()
+    size, batch = config.image_size, config.batch_size
+    key, mean, std = jax.random.key(0), (127.5,) * 3, (64.0,) * 3
+    stored, ready = random_images(batch, STORED), random_images(batch, size)
+    prepares = {"own augmentation": Preprocess(size, mean, std, Augment(**config.augment.to_dict()))}
+    prepares |= {policy: Preprocess(size, mean, std, Augment(policy=policy)) for policy in POLICIES}
+    works: dict[str, Work] = {}
+    for label, prepare in prepares.items():
+        images = stored if label == "own augmentation" else ready
+        works[label] = functools.partial(jax.jit(prepare), images, key)
+    model = models.create_model(config.model, classes)
+    variables = jax.jit(lambda key: init_variables(model, key, size, 3))(key)
+    optimizer = make_optimizer(config.optimizer, make_schedule(config, 1000, 100), variables["params"])
+    task = make_task(config, model, optimizer, Preprocess(size, mean, std), variables["params"])
+    opt_state = jax.jit(optimizer.init)(variables["params"])
+    state = TrainState(jnp.int32(0), **variables, ema={}, opt_state=opt_state, metrics=TrainMetrics.empty())
+    data = {"image": ready, "label": jnp.zeros(batch, jnp.int32), "mask": jnp.ones(batch)}
+    step = jax.jit(lambda state: train_step(task, state, data)[0].params)
+    works["step"] = lambda: step(state)
+    return milliseconds(works, rounds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    steps: tuple[str, ...] = tuple(TUTORIALS)
+    rounds: int = 9
+    out: pathlib.Path | None = None
+
+
+def parse_args(arguments: list[str]) -> Options:
+    """Raises UserError for what is not understood."""
+    asked = Options()
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name == "--steps":
+            asked = dataclasses.replace(asked, steps=tuple(value.split(",")) if value else ())
+        elif name == "--rounds" and value.isdigit() and int(value):
+            asked = dataclasses.replace(asked, rounds=int(value))
+        elif name == "--out" and value.endswith(".json"):
+            asked = dataclasses.replace(asked, out=pathlib.Path(value))
+        else:
+            raise UserError(f"{argument!r} is not understood; expected --steps=, --rounds=N or --out=FILE.json")
+    if unknown := set(asked.steps) - set(TUTORIALS):
+        raise UserError(f"--steps: there is no tutorial {min(unknown)!r}; known: {', '.join(TUTORIALS)}")
+    return asked
+
+
+def execute(arguments: list[str]) -> int:
+    """All that is asked for, on the terminal and in a file; returns the exit status."""
+    asked = parse_args(arguments)
+    print(f"jax {jax.__version__}, {console.device_name()}; medians of {asked.rounds} rounds")
+    costs = of_operations(asked.rounds)
+    found: dict[str, Any] = {"operations_128x64x64": costs, "tutorials": {}}
+    print(f"\n{'128 images of 64 x 64 pixels':<32}{'ms':>10}{'images/s':>12}")
+    for name, ms in costs.items():
+        print(f"{name:<32}{ms:>10.1f}{128_000 / ms:>12,.0f}", flush=True)
+    for name in asked.steps:
+        costs = found["tutorials"][name] = of_tutorial(name, asked.rounds)
+        step = costs.pop("step")
+        print(f"\n{name + ' tutorial, one batch':<32}{'ms':>10}{'share':>12}\n{'training step':<32}{step:>10.1f}")
+        for label, ms in costs.items():
+            print(f"{label:<32}{ms:>10.1f}{ms / step:>12.0%}", flush=True)
+        costs["step"] = step
+    if asked.out:
+        asked.out.write_text(json.dumps(found, indent=2) + "\n")
+        print(f"\nwritten to {asked.out}")
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    """Carries out a command line and returns the exit status."""
+    return run_cli(argv, __doc__, execute)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,112 @@
+"""What the choices of processors.py and host.py give on this CPU: the tutorials' training steps, one choice at a time.
+
+    python -m experiments.micro.cpu_choices [--model=mixer,fnet,gmlp,vit,convmixer] [--steps=N]
+
+Each row is a process of its own, and a median of five dispatches of N steps (3) after one that compiles, on random
+images: from bytes to updated weights, the tutorial's own augmentation included.
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+from experiments.benchmark.workloads import TUTORIALS
+from experiments.runner.cli import run_cli
+from patchnets import runtime
+from patchnets.errors import RunError, UserError
+
+DISPATCHES = 5
+# (what, a device for each core, groups that stay in a cache, XLA's options for that), and whether in huge pages
+CHOICES = (
+    ("one device, the whole batch", (False, False, False), False),
+    ("one device, groups", (False, True, False), False),
+    ("a device for each core, the whole batch", (True, False, False), False),
+    ("a device for each core, groups", (True, True, False), False),
+    ("the same, each device on its own thread", (True, True, True), False),
+    ("the same, in huge pages", (True, True, True), True),
+)
+
+
+def milliseconds(name: str, each_core: bool, grouped: bool, options: bool, steps: int) -> float:
+    """Of a training step, in this process, which must not have looked for devices before."""
+    import jax
+
+    from experiments.benchmark import bench_patchnets
+    from experiments.benchmark.workloads import WORKLOADS
+    from patchnets.parallel import cpu
+    from patchnets.step.multi_step import compile_train_steps
+
+    workload = WORKLOADS[name]
+    config = bench_patchnets.configured(workload, workload.batch, "float32", -1 if each_core else 1)
+    cpu.XLA_OPTIONS = cpu.XLA_OPTIONS if options else ""
+    cpu.use_one_device_per_core(config)
+    experiment = bench_patchnets.planned(config, workload, *bench_patchnets.arrays(workload, 10 * workload.batch))
+    task = experiment.task if grouped else dataclasses.replace(experiment.task, num_microbatches=1)
+    train_steps = compile_train_steps(task, experiment.data.train.batch, experiment.mesh)
+    state, times = experiment.initial_state(), []
+    for i in range(DISPATCHES + 1):
+        inputs, _ = experiment.data.train.step_inputs(0)
+        began = time.perf_counter()
+        state, *_ = jax.block_until_ready(train_steps(state, inputs, steps if i else 1, 1.0))
+        times.append(1000 * (time.perf_counter() - began) / steps)
+    return statistics.median(times[1:])
+
+
+def parse_args(arguments: list[str]) -> tuple[list[str], int]:
+    """The names and the number of steps. Raises UserError for what is not understood."""
+    names, steps = list(TUTORIALS), 3
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        if key == "--model" and value and set(value.split(",")) <= set(TUTORIALS):
+            names = value.split(",")
+        elif key == "--steps" and value.isdigit() and int(value):
+            steps = int(value)
+        else:
+            raise UserError(
+                f"{argument!r} is not understood; expected --model= with names among {', '.join(TUTORIALS)}, "
+                "or --steps=N"
+            )
+    return names, steps
+
+
+def execute(arguments: list[str]) -> int:
+    """All choices for all networks, or one of them in a process of its own; returns the exit status."""
+    if arguments[:1] == ["--child"]:
+        chosen: list[Any] = json.loads(arguments[1])
+        print(json.dumps(milliseconds(*chosen)))
+        return 0
+    names, steps = parse_args(arguments)
+    print(f"{'milliseconds a step':<50}" + "".join(f"{name:>11}" for name in names))
+    for what, choice, huge in CHOICES:
+        tunables = runtime.tunables() if huge else None
+        environment = os.environ | {"JAX_PLATFORMS": "cpu"} | ({"GLIBC_TUNABLES": tunables} if tunables else {})
+        print(f"{what:<50}", end="", flush=True)
+        for name in names:
+            asked = [
+                sys.executable,
+                "-m",
+                "experiments.micro.cpu_choices",
+                "--child",
+                json.dumps([name, *choice, steps]),
+            ]
+            ran = subprocess.run(asked, capture_output=True, text=True, env=environment)
+            if ran.returncode:
+                print()
+                raise RunError(f"{name} failed: {ran.stderr.strip().splitlines()[-1]}")
+            print(f"{json.loads(ran.stdout.splitlines()[-1]):>11,.0f}", end="", flush=True)
+        print()
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    """Carries out a command line and returns the exit status."""
+    return run_cli(argv, __doc__, execute)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

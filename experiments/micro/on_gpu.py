@@ -1,0 +1,152 @@
+"""All that is to be measured on a GPU, by one command, into one folder.
+
+    python -m experiments.micro.on_gpu --out=DIR --data=CIFAR10 [--parts=benchmark,epochs,sprint] [--rounds=N]
+    [--turn=S]
+
+--out      where all results go: benchmark.*, epochs.*, sprint.*
+--data     CIFAR-10: a folder of train/CLASS/* and test/CLASS/*, or a TFDS data_dir (default: TFDS's own)
+--parts    benchmark: python -m experiments.benchmark --suite=gpu, beside timm compiled, in bfloat16
+           epochs: the five tutorials trained for four epochs on CIFAR-10, in float32 and in bfloat16
+           sprint: python -m experiments.time_to_accuracy, of ConvMixer-256/8
+--rounds   of the benchmark (default: its own)
+--turn     seconds of a turn of the benchmark (default: its own)
+--seconds  limits of the sprint (default: 60,120,300)
+
+A part that fails costs a line, and the others go on. Exit status: 0; 1 where a part failed; 2 for a command that is
+not understood.
+"""
+
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from experiments.benchmark.workloads import DTYPES, EPOCH, TUTORIALS
+from experiments.runner.cli import run_cli
+from experiments.time_to_accuracy import LEAN, ROOT, data_options
+from patchnets.errors import RunError, UserError
+
+PARTS = ("benchmark", "epochs", "sprint")
+EPOCHS = 4  # of which the first, in which steps are compiled, does not count
+SPRINT = "configs/convmixer_cifar10.py:sprint-{epochs}"
+
+
+def parse_args(arguments: Sequence[str]) -> dict[str, str]:
+    """The options that are given, by name. Raises UserError for one that is not understood, or without --out."""
+    given: dict[str, str] = {}
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if option not in ("--out", "--data", "--parts", "--rounds", "--turn", "--seconds") or not equals or not value:
+            raise UserError(
+                f"{argument!r} is not understood; options have the form --NAME=VALUE, and --help lists them"
+            )
+        given[option.removeprefix("--")] = value
+    if "out" not in given:
+        raise UserError("--out is not given; name a folder for the results")
+    if pathlib.Path(given["out"]).is_file():
+        raise UserError(f"--out={given['out']} is a file; name a folder")
+    if unknown := [part for part in given.get("parts", "sprint").split(",") if part not in PARTS]:
+        raise UserError(f"--parts: there is no {unknown[0]!r}; known: {', '.join(PARTS)}")
+    if "data" in given:
+        data_options(given["data"])
+    return given
+
+
+def program(module: str, *options: str) -> None:
+    """Runs a program, which says on the terminal what it does. Raises RunError where it fails."""
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", module, *options]
+    status = subprocess.run(command, env=dict(os.environ) | {"PYTHONPATH": paths}, check=False).returncode
+    if status:
+        raise RunError(f"python -m {module} ended with status {status}")
+
+
+def benchmark(given: dict[str, str]) -> None:
+    also = {"rounds": "rounds", "turn": "seconds"}
+    own = [f"--{theirs}={given[name]}" for name, theirs in also.items() if name in given]
+    program("experiments.benchmark", "--suite=gpu", f"--out={given['out']}", *own)
+
+
+def sprint(given: dict[str, str]) -> None:
+    data = [f"--data={given['data']}"] if "data" in given else []
+    limits = given.get("seconds", "60,120,300")
+    program("experiments.time_to_accuracy", f"--config={SPRINT}", f"--seconds={limits}", f"--out={given['out']}", *data)
+
+
+def epochs(given: dict[str, str]) -> None:
+    """Trains the tutorials as users do. Raises RunError where one fails, after all of them had their turn."""
+    rows, failures = [], []
+    for name in TUTORIALS:
+        for dtype in DTYPES:
+            try:
+                rows.append({"tutorial": name, "dtype": dtype} | epoch(name, dtype, given))
+            except RunError as error:
+                failures.append(f"{name} in {dtype}: {error}")
+                print(f"patchnets: {failures[-1]}", file=sys.stderr)
+    write(rows, pathlib.Path(given["out"]))
+    if failures:
+        raise RunError(f"{len(failures)} of {len(rows) + len(failures)} runs failed")
+
+
+def epoch(name: str, dtype: str, given: dict[str, str]) -> dict[str, Any]:
+    """images/s of a tutorial on CIFAR-10 after the first epoch, and so the seconds of one of 45,000 images."""
+    keys = LEAN | {"total_epochs": str(EPOCHS), "model.dtype": dtype}
+    options = [f"--config.{key}={value}" for key, value in keys.items()]
+    options += data_options(given["data"]) if "data" in given else []
+    with tempfile.TemporaryDirectory() as place:
+        program("patchnets.main", f"--config=configs/{name}_cifar10.py", f"--workdir={place}/run", *options)
+        lines = (pathlib.Path(place) / "run" / "metrics.jsonl").read_text().splitlines()
+        summary = json.loads((pathlib.Path(place) / "run" / "summary.json").read_text())
+    rates = [row["images_per_second"] for row in map(json.loads, lines) if row.get("epoch", 0) > 1]
+    rate = statistics.median(rates)
+    return {"images_per_second": rate, "epoch_seconds": EPOCH / rate, "device": summary["device"]}
+
+
+def write(rows: Sequence[dict[str, Any]], out: pathlib.Path) -> None:
+    """epochs.jsonl and epochs.md."""
+    lines = ["|tutorial|computed in|images/s|s for 45,000 images|", "|-|-|-|-|"]
+    for row in rows:
+        rate, seconds = row["images_per_second"], row["epoch_seconds"]
+        lines.append(f"|{row['tutorial']}|{row['dtype']}|{rate:,.0f}|{seconds:.2f}|")
+    if rows:
+        lines += [
+            "",
+            f"Training with augmentation, without validation, on {rows[0]['device']}; medians of epochs 2 to 4.",
+        ]
+    (out / "epochs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (out / "epochs.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines), flush=True)
+
+
+def execute(arguments: list[str]) -> int:
+    """All parts that are asked for; returns the exit status."""
+    given = parse_args(arguments)
+    pathlib.Path(given["out"]).mkdir(parents=True, exist_ok=True)
+    status = 0
+    for name, part in (("benchmark", benchmark), ("epochs", epochs), ("sprint", sprint)):
+        if name not in given.get("parts", ",".join(PARTS)).split(","):
+            continue
+        print(f"\n== {name}", flush=True)
+        try:
+            part(given)
+        except KeyboardInterrupt:
+            print("patchnets: interrupted; what was finished is written", file=sys.stderr)
+            return 130
+        except (OSError, RunError, UserError) as error:
+            print(f"patchnets: {name}: {error}; the rest goes on", file=sys.stderr)
+            status = 1
+    return status
+
+
+def main(argv: list[str]) -> int:
+    """Carries out a command line and returns the exit status."""
+    return run_cli(argv, __doc__, execute)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

@@ -1,0 +1,36 @@
+"""The data set that a command line names in place of a table's own: NAME, or folder:PATH."""
+
+import pathlib
+
+from experiments.runner.cli import home
+from patchnets.errors import UserError
+
+
+def checked(told: str, option: str = "data") -> str:
+    """The value of --data, or of another option, with a whole path.
+
+    Raises:
+      UserError: there is no data set of that name, or no folder with train/ in it.
+    """
+    name, colon, path = told.partition(":")
+    if name == "folder":
+        place = home(path)
+        if not path or not (place / "train").is_dir():
+            raise UserError(f"--{option}={told}: expected folder:PATH, where PATH is a folder with train/CLASS/ in it")
+        return f"folder:{place.absolute()}"
+    if not name or colon:
+        raise UserError(f"--{option}={told}: expected the name of a data set, or folder:PATH; no other takes a path")
+    if name != "digits":
+        from patchnets.data.sources import tfds
+
+        try:
+            tfds.is_prepared(name, None)
+        except UserError as error:
+            raise UserError(f"--{option}={told}: {error}") from error
+    return told
+
+
+def name_of(data: str) -> str:
+    """What a report calls a data set: "cifar100", or "folder:flowers", without the folder's place on this machine."""
+    name, colon, path = data.partition(":")
+    return f"{name}:{pathlib.Path(path).name}" if colon else name

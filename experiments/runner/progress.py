@@ -1,0 +1,82 @@
+"""Runs carried out, and what a person sees meanwhile."""
+
+import sys
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from experiments.benchmark import machine
+from experiments.runner import jobs as jobs_lib
+from experiments.runner import results
+from experiments.runner.jobs import Interrupted, Job
+from experiments.runner.run_spec import RunSpec
+from patchnets.run.console import duration
+
+
+class Lines:
+    """One line of progress for each row: a bar on a terminal; elsewhere a line when something happens."""
+
+    def __init__(self, rows: Sequence[RunSpec], jobs: Sequence[Job]):
+        self._total = {row.id: sum(job.row.id == row.id for job in jobs) for row in rows}
+        self._done = {row.id: sum(job.row.id == row.id and job.summary() is not None for job in jobs) for row in rows}
+        wide = max(map(len, self._total))
+        self._bars = {
+            name: tqdm(
+                total=total,
+                initial=self._done[name],
+                position=i,
+                bar_format="{desc}",
+                disable=None,
+                leave=True,
+                dynamic_ncols=True,
+            )
+            for i, (name, total) in enumerate(self._total.items())
+        }
+        self._told: dict[Job, str] = {}
+        self._plain = not sys.stderr.isatty()
+        self._wide = wide
+        for name in self._bars:
+            self._say(name, "finished" if self._done[name] == self._total[name] else "waiting")
+
+    def _say(self, name: str, words: str) -> None:
+        self._bars[name].set_description_str(f"{name:<{self._wide}}  {self._done[name]}/{self._total[name]}  {words}")
+
+    def show(self, job: Job, state: str, words: str) -> None:
+        name = job.row.id
+        if state == "running":
+            said = f"seed {job.seed}: {words}"
+        elif state == "failed":
+            said = f"seed {job.seed} failed, {words}"
+        else:
+            summary = job.summary() or {}
+            figures = results.measured([summary])
+            text = ", ".join(f"{results.METRICS[m]} {f['mean']:.2%}" for m, f in figures.items())
+            said = f"seed {job.seed}: test {text or 'none'}, {duration(summary.get('wall_seconds', 0.0))}"
+            self._done[name] += 1
+        self._say(name, said)
+        if self._plain and self._told.get(job) != state:
+            print(f"{name} seed {job.seed}: started" if state == "running" else f"{name} {said}", flush=True)
+        self._told[job] = state
+
+    def close(self) -> None:
+        for bar in self._bars.values():
+            bar.close()
+
+
+def train(rows: Sequence[RunSpec], jobs: Sequence[Job], parallel: int | None) -> tuple[int, dict[Job, str]]:
+    """Carries out those of the rows' jobs that are not done, `parallel` at a time, or one on each GPU.
+
+    Returns:
+      The exit status where a signal stopped it, else 0; and what went wrong with which.
+    """
+    gpus = machine.gpu_slots()
+    failures: dict[Job, str] = {}
+    lines = Lines(rows, jobs)
+    try:
+        missing = [job for job in jobs if job.summary() is None]
+        jobs_lib.run_jobs(missing, parallel or max(1, len(gpus)), gpus, lines.show, failures)
+    except Interrupted as stop:
+        return 128 + stop.number, failures
+    finally:
+        lines.close()
+    return 0, failures

@@ -1,0 +1,304 @@
+"""How accurate a network gets within so many seconds, from the start of the program to its end.
+
+    python -m experiments.time_to_accuracy --config=configs/convmixer_cifar10.py:sprint-{epochs} --seconds=60,120,300
+    --out=DIR python -m experiments.time_to_accuracy --config=configs/mixer_digits.py --seconds=20
+
+--config   a configuration; {epochs} in it becomes the whole epochs that fit, for recipes that hang on their length
+--seconds  wall-time limits; each is a run of its own, from scratch
+--data     where the images lie: a folder of train/CLASS/* and test/CLASS/*, or else a TFDS data_dir
+--compile  before (default): each limited run finds its programs compiled, by a run of the same configuration that is
+           ended after its first step; within: it finds nothing compiled
+--pilot    steps of the runs that measure how long a step takes (default: 100)
+--out      a folder for sprint.jsonl and sprint.md; nothing is kept without
+--config.KEY=VALUE  handed on to every run
+
+Every run is `python -m patchnets.main`, timed from outside: imports, images, compilation, training, the last validation
+where there is a validation split, the test split and the summary are all within the limit. A pilot that finds nothing
+compiled comes first; of it and, with --compile=before, of another that finds everything, the number of steps is
+worked out so that the run, its schedule complete, takes 95 % of the limit. Later limits go by the run before.
+
+The test split chooses nothing here. Exit status: 0; 1 where a run failed or took longer than its limit, which the table
+says; 2 for a command that is not understood or a configuration that cannot be carried out.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from experiments.runner.cli import run_cli
+from experiments.time_to_accuracy_report import Row, markdown, write
+from patchnets.config import flags
+from patchnets.errors import RunError, UserError
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROGRAM = (sys.executable, "-m", "patchnets.main")
+SHARE = 0.95  # of the limit that is planned for
+LEAST_PILOT = 10
+STARTED_TRAINING = "first step after"  # what the program prints then
+POLL = 0.05
+LENGTH = ("total_steps", "total_epochs", "eval_every_steps", "eval_every_epochs")
+# Nothing but training, one validation and the test.
+LEAN = {"tensorboard": "False", "plots": "False", "log_every_steps": "None", "checkpoint.save_interval_steps": "None"}
+# Pilots are too short for warm-ups and the like.
+FLAT = {"schedule.name": "constant"} | {
+    f"schedule.{part}_{unit}": "None" for part in ("warmup", "cooldown", "step_every") for unit in ("steps", "epochs")
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    config: str
+    limits: tuple[float, ...]
+    handed_on: tuple[str, ...] = ()
+    compiled_before: bool = True
+    pilot: int = 100
+    out: pathlib.Path | None = None
+
+    def named(self, epochs: int) -> str:
+        """The configuration for a run of about so many epochs."""
+        return self.config.replace("{epochs}", str(epochs))
+
+    def command(self, steps: int, epochs: int, workdir: pathlib.Path, keys: Mapping[str, str] = LEAN) -> list[str]:
+        """The arguments of the program for a run of so many steps, validated at its end alone."""
+        keys = dict(keys) | {"total_steps": str(steps), "eval_every_steps": str(steps)}
+        own = [f"--config.{name}={value}" for name, value in keys.items()]
+        return [f"--config={self.named(epochs)}", f"--workdir={workdir}", *self.handed_on, *own]
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """What a run showed.
+
+    Attributes:
+      overhead: seconds of it beside its steps.
+      step: seconds of a step.
+      per_epoch: steps of an epoch.
+      first_step: seconds until the first step was done.
+    """
+
+    overhead: float
+    step: float
+    per_epoch: float
+    first_step: float
+
+    @classmethod
+    def of(cls, seconds: float, summary: Mapping[str, Any], batch_size: int) -> "Speed":
+        """From the time a run took as a whole, and its summary."""
+        step = batch_size / summary["images_per_second"]
+        overhead = max(0.0, seconds - summary["steps"] * step)
+        return cls(overhead, step, summary["steps"] / summary["epochs"], summary["first_step_seconds"])
+
+    def steps_within(self, limit: float) -> int:
+        """How many steps a run can have that is to take 95 % of the limit; 0 where there is no time for any."""
+        return max(0, int((SHARE * limit - self.overhead) / self.step))
+
+
+def data_options(path: str) -> list[str]:
+    """`path` as the program takes it: class folders where it holds train/, else a place of TFDS data sets.
+
+    Raises UserError where it is no folder.
+    """
+    place = pathlib.Path(path).expanduser()
+    if not place.is_dir():
+        raise UserError(f"--data={path}: there is no such folder; give one of train/CLASS/*.png, or a TFDS data_dir")
+    if (place / "train").is_dir():
+        return ["--config.dataset.name=folder", f"--config.dataset.path={place.resolve()}"]
+    return [f"--config.dataset.data_dir={place.resolve()}"]
+
+
+def number(option: str, text: str, kind: Callable[[str], Any], least: float) -> Any:
+    """Raises UserError unless `text` is a number of this kind that is no smaller than `least`."""
+    try:
+        value = kind(text)
+    except ValueError:
+        value = 0
+    if not least <= value < float("inf"):
+        whole = "a whole number" if kind is int else "seconds"
+        raise UserError(f"{option}: {text!r} is not right; expected {whole} of at least {least:g}")
+    return value
+
+
+def parse_args(arguments: Sequence[str]) -> Options:
+    """What a command line asks for. Raises UserError for what is wrong with it."""
+    given: dict[str, str] = {}
+    handed_on = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if option.startswith("--config."):
+            if option.removeprefix("--config.") in LENGTH:
+                raise UserError(f"{argument}: the length of a run follows from --seconds; leave it out")
+            handed_on.append(argument)
+        elif option in ("--config", "--seconds", "--data", "--compile", "--pilot", "--out") and equals and value:
+            given[option] = value
+        else:
+            raise UserError(
+                f"{argument!r} is not understood; options have the form --NAME=VALUE, and --help lists them"
+            )
+    for option, example in (("--config", "configs/mixer_digits.py"), ("--seconds", "60,120,300")):
+        if option not in given:
+            raise UserError(f"{option} is not given; for example {option}={example}")
+    if given.get("--compile", "before") not in ("before", "within"):
+        raise UserError(f"--compile={given['--compile']} is unknown; expected before or within")
+    limits = [number("--seconds", each, float, 1.0) for each in given["--seconds"].split(",")]
+    out = pathlib.Path(given["--out"]) if "--out" in given else None
+    if out and out.exists() and not out.is_dir():
+        raise UserError(f"--out={out} is a file; name a folder")
+    return Options(
+        given["--config"],
+        tuple(sorted(limits)),
+        (*(data_options(given["--data"]) if "--data" in given else ()), *handed_on),
+        given.get("--compile") != "within",
+        number("--pilot", given.get("--pilot", "100"), int, LEAST_PILOT),
+        out,
+    )
+
+
+class Runs:
+    """Starts the runs of one sprint, each in its own process."""
+
+    def __init__(self, asked: Options, place: pathlib.Path, batch_size: int):
+        self.asked, self.place, self.batch_size = asked, place, batch_size
+        self._count = 0
+
+    def environment(self, cache: str) -> dict[str, str]:
+        """Compiled programs are kept in a folder of this sprint, and those that the program would keep anyway."""
+        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        return dict(os.environ) | {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "JAX_COMPILATION_CACHE_DIR": str(self.place / cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        }
+
+    def run(
+        self, steps: int, epochs: int, cache: str, patience: float, pilot: bool = False, end_early: bool = False
+    ) -> tuple[float, dict[str, Any]]:
+        """A run of so many steps that keeps and finds compiled programs in the folder `cache`.
+
+        With `end_early` it is ended after its first step, and has no summary.
+
+        Returns:
+          Its seconds from start to end, and its summary.
+
+        Raises:
+          UserError: it cannot be carried out as configured.
+          RunError: it failed, or took longer than `patience` seconds.
+        """
+        self._count += 1
+        workdir, log = self.place / f"run-{self._count}", self.place / f"run-{self._count}.log"
+        keys = LEAN | FLAT if pilot else LEAN
+        command = [*PROGRAM, *self.asked.command(steps, epochs, workdir, keys)]
+        with log.open("wb") as sink:
+            began = time.monotonic()
+            process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=self.environment(cache))
+            try:
+                while end_early and process.poll() is None and STARTED_TRAINING not in log.read_text(errors="replace"):
+                    if time.monotonic() - began > patience:
+                        raise subprocess.TimeoutExpired(command, patience)
+                    time.sleep(POLL)
+                if end_early and process.poll() is None:
+                    process.send_signal(signal.SIGTERM)
+                status = process.wait(timeout=max(POLL, began + patience - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                raise RunError(f"a run of {steps:,} steps was given up after {patience:.0f} s") from None
+            finally:
+                process.kill()  # where it was given up; one that has ended does not mind
+                process.wait()
+            seconds = time.monotonic() - began
+        if end_early and status in (0, 128 + signal.SIGTERM, -signal.SIGTERM):
+            return seconds, {}
+        if status:
+            lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+            told = [line for line in lines if line.startswith("patchnets: ")] or lines or ["nothing was said"]
+            kind = UserError if status == UserError.status else RunError
+            raise kind(f"a run of {steps:,} steps ended with status {status}: {told[-1].strip()[:300]}")
+        return seconds, json.loads((workdir / "summary.json").read_text())
+
+
+def described(
+    asked: Options, limit: float, seconds: float, epochs: int, cold: Speed, summary: Mapping[str, Any]
+) -> Row:
+    """The figures of a limited run, without folders of this machine."""
+    named = "test_accuracy", "test_top5_accuracy", "test_loss", "steps", "epochs", "images_per_second"
+    return {
+        "limit": limit,
+        "seconds": round(seconds, 2),
+        "over": seconds > limit,
+        **{name: summary.get(name) for name in named},
+        "first_step_seconds": summary["first_step_seconds"],
+        "cold_first_step_seconds": cold.first_step,
+        "compiled": "before" if asked.compiled_before else "within",
+        "config": asked.named(epochs),
+        "changed": [each for each in asked.handed_on if not each.startswith("--config.dataset.")],
+        "device": summary["device"],
+        "versions": summary["versions"],
+    }
+
+
+def sprint(asked: Options, runs: Runs, say: Callable[[str], None]) -> list[Row]:
+    """All that is asked for, written into the folder for results after every limit.
+
+    Raises:
+      UserError: the configuration cannot be carried out.
+      RunError: a pilot failed.
+    """
+    patience = 2 * max(asked.limits) + 600
+    longest = 1000  # epochs, for whose recipe a step costs most
+    seconds, summary = runs.run(asked.pilot, longest, "compiled", patience, pilot=True)
+    cold = pace = Speed.of(seconds, summary, runs.batch_size)
+    say(f"nothing compiled: first step after {cold.first_step:.1f} s, {asked.pilot} steps and test in {seconds:.1f} s")
+    if asked.compiled_before:
+        seconds, summary = runs.run(asked.pilot, longest, "compiled", patience, pilot=True)
+        pace = Speed.of(seconds, summary, runs.batch_size)
+        say(f"compiled before: first step after {pace.first_step:.1f} s, {asked.pilot} steps and test {seconds:.1f} s")
+    rows: list[Row] = []
+    for limit in asked.limits:
+        try:
+            steps = pace.steps_within(limit)
+            say(f"{limit:g} s: {steps:,} steps of {1000 * pace.step:.2f} ms, and {pace.overhead:.1f} s for the rest")
+            if not steps:
+                raise RunError(f"start and test take {pace.overhead:.1f} s, which leaves no time for a step")
+            epochs = max(1, int(steps / pace.per_epoch))
+            cache = "compiled" if asked.compiled_before else f"compiled-{limit}"
+            if asked.compiled_before:
+                runs.run(steps, epochs, cache, patience, end_early=True)
+            seconds, summary = runs.run(steps, epochs, cache, patience)
+            pace = Speed.of(seconds, summary, runs.batch_size)
+            rows.append(described(asked, limit, seconds, epochs, cold, summary))
+        except RunError as error:
+            say(f"{limit:g} s: {error}")
+            rows.append({"limit": limit, "failure": str(error)})
+        if asked.out:
+            write(rows, asked.out)
+    return rows
+
+
+def execute(arguments: list[str]) -> int:
+    """Pilots, the runs of all limits and the table; returns the exit status."""
+    asked = parse_args(arguments)
+    config, _ = flags.parse_flags(["sprint", *asked.command(asked.pilot, 1000, pathlib.Path("."))])
+    try:
+        with tempfile.TemporaryDirectory() as place:
+            runs = Runs(asked, pathlib.Path(place), config.batch_size)
+            rows = sprint(asked, runs, lambda text: print(text, flush=True))
+    except KeyboardInterrupt:
+        print("patchnets: interrupted; limits that were finished are written", file=sys.stderr)
+        return 130
+    print(f"\n{markdown(rows)}" + (f"\nwritten to {asked.out}/: sprint.jsonl, sprint.md" if asked.out else ""))
+    return int(any("failure" in row or row["over"] for row in rows))
+
+
+def main(argv: list[str]) -> int:
+    """Carries out a command line and returns the exit status."""
+    return run_cli(argv, __doc__, execute)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))

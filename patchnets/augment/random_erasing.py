@@ -1,0 +1,57 @@
+"""Random erasing (arXiv 1708.04896), on the device."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from patchnets.augment.geometry import MAX_ATTEMPTS, example_keys, sample_boxes
+from patchnets.errors import UserError
+
+MODES = ("constant", "random", "pixel")
+
+
+def random_erasing(
+    key: Key[Array, ""],
+    images: Float[Array, "batch height width channels"],
+    *,
+    probability: float,
+    mode: str = "constant",
+    area: tuple[float, float] = (0.02, 1 / 3),
+    aspect: tuple[float, float] = (0.3, 10 / 3),
+) -> Float[Array, "batch height width channels"]:
+    """A rectangle of each image, with this probability, replaced; images are normalized ones.
+
+    Its share of the area is uniform in `area`, its ratio of width to height log-uniform in `aspect`, and its place
+    uniform. One that does not fit is drawn anew, up to ten times, and where none does, nothing is erased. The defaults
+    are those of timm.
+
+    Args:
+      key: of the batch.
+      images: normalized.
+      probability: of erasing anything of an image.
+      mode: what fills the rectangle: "constant" 0, the mean; "random" one color; "pixel" noise; both standard normal.
+      area: least and greatest share.
+      aspect: least and greatest ratio.
+
+    Raises:
+      UserError: there is no such mode.
+    """
+    if mode not in MODES:
+        raise UserError(f"erasing mode {mode!r}: there is none of that name; use one of {', '.join(MODES)}")
+    batch, height, width, channels = images.shape
+    keys = jax.vmap(jax.random.split)(example_keys(key, batch))
+    drawn = jax.vmap(lambda key: jax.random.uniform(key, (2 * MAX_ATTEMPTS + 3,)))(keys[:, 0])
+    largest = (height - 1, width - 1)  # never all of a side, as in timm
+    corner, size, found = sample_boxes(drawn[:, 1:], (height, width), largest, area, aspect)
+    erased = found & (drawn[:, 0] < probability)
+
+    def covered(axis: int, length: int) -> Array:
+        place = jnp.arange(length) - corner[:, axis, None]
+        return (place >= 0) & (place < size[:, axis, None])
+
+    inside = covered(0, height)[:, :, None] & covered(1, width)[:, None, :] & erased[:, None, None]
+    filling: Array | float = 0.0
+    if mode != "constant":
+        shape = (height, width, channels) if mode == "pixel" else (1, 1, channels)
+        filling = jax.vmap(lambda key: jax.random.normal(key, shape))(keys[:, 1])
+    return jnp.where(inside[..., None], filling, images)

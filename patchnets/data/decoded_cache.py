@@ -1,0 +1,198 @@
+"""Decoded images on disk: each split of a data set once, as uint8, memory-mapped from then on.
+
+An entry is a folder of images.npy, labels.npy and entry.json. It is written beside its place and renamed into it, so
+that it is either whole or absent, and its checksums are compared whenever it is opened.
+"""
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Int32, UInt8
+from tqdm import tqdm
+
+from patchnets.data.sources.base import Records, Source
+from patchnets.errors import RunError, UserError
+
+STALE_SECONDS = 24 * 3600
+CHUNK = 64  # images a worker decodes at a time
+Decoded = tuple[UInt8[np.ndarray, "examples height width channels"], Int32[np.ndarray, " examples"]]
+
+
+class MixedImageSizes(Exception):
+    """An image is not of the size of the first."""
+
+
+def load_or_decode(
+    source: Source,
+    split: str,
+    image_size: int,
+    root: pathlib.Path,
+    max_bytes: float,
+    held_bytes: int = 0,
+    keep_native: bool = True,
+) -> Decoded:
+    """All images and labels of a split, from the cache if they are there, else decoded into it.
+
+    Images keep their own size if all are squares of one size no larger than `image_size`; otherwise, or without
+    `keep_native`, they are stored at `image_size`.
+
+    Raises:
+      UserError: with `held_bytes` of other splits they would take more than `max_bytes`, or more than the disk has.
+      RunError: an image cannot be decoded; nothing is left behind.
+    """
+    key = f"{source.name}-{source.version}-{split}-{'at-most' if keep_native else 'at'}-{image_size}px"
+    entry = root / "data" / "".join(c if c.isalnum() or c in "-._" else "_" for c in key)
+
+    def opened() -> Decoded | None:
+        decoded = _open_entry(entry)
+        if decoded is not None:
+            _refuse_too_large(source, split, decoded[0].shape[1], max_bytes, held_bytes)
+        return decoded
+
+    if found := opened():
+        return found
+    records = source.records(split)
+    native = records.native_size()
+    if native is None or native > image_size or not keep_native:
+        native = None
+    side = native or image_size
+    _refuse_too_large(source, split, side, max_bytes, held_bytes)
+    with _one_at_a_time(entry):
+        if found := opened():
+            return found
+        try:
+            _write_entry(records, (len(records), side, side, source.channels), None if native else side, entry)
+        except MixedImageSizes:  # only reading them all could tell
+            _refuse_too_large(source, split, image_size, max_bytes, held_bytes)
+            _write_entry(records, (len(records), image_size, image_size, source.channels), image_size, entry)
+    decoded = _open_entry(entry)
+    if decoded is None:
+        raise RunError(f"{entry} does not read back as it was written; is the disk sound?")
+    return decoded
+
+
+@contextlib.contextmanager
+def _one_at_a_time(entry: pathlib.Path) -> Iterator[None]:
+    """Of processes that want the same entry, on a machine or a shared disk, one decodes while the others wait.
+
+    Where the system or the disk has no locks, each decodes for itself.
+    """
+    lock = entry.with_name(f".{entry.name}.lock")
+    try:
+        import fcntl
+
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held = lock.open("w")
+    except (ImportError, OSError):  # what cannot be written shows when an entry is
+        yield
+        return
+    with held:
+        with contextlib.suppress(OSError):
+            fcntl.flock(held, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def _refuse_too_large(source: Source, split: str, side: int, max_bytes: float, held_bytes: int) -> None:
+    size = source.sizes[split] * side * side * source.channels
+    if held_bytes + size > max_bytes:
+        beside = f" beside {format_bytes(held_bytes)} of other splits" if held_bytes else ""
+        raise UserError(
+            f"{source.name} {split}: {source.sizes[split]:,} images of {side} x {side} pixels take "
+            f"{format_bytes(size)} of "
+            f"memory{beside}, and {format_bytes(max_bytes)} are allowed; raise config.dataset.max_on_device_gib, or "
+            f"lower "
+            "config.image_size"
+        )
+
+
+def format_bytes(size: float) -> str:
+    """Bytes as people read them."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def _checksum(path: pathlib.Path) -> int:
+    value = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            value = zlib.crc32(block, value)
+    return value
+
+
+def _open_entry(entry: pathlib.Path) -> Decoded | None:
+    """The entry, memory-mapped; None if there is none or it is not what was written, in which case it is removed."""
+    if not entry.is_dir():
+        return None
+    try:
+        stated = json.loads((entry / "entry.json").read_text())
+        if any(_checksum(entry / name) != stated["checksums"][name] for name in ("images.npy", "labels.npy")):
+            raise ValueError("checksum")
+        return np.load(entry / "images.npy", mmap_mode="r"), np.load(entry / "labels.npy")
+    except (OSError, ValueError, KeyError, TypeError):
+        print(f"{entry} is damaged; decoding anew", file=sys.stderr)
+        shutil.rmtree(entry, ignore_errors=True)
+        return None
+
+
+def _reserve(path: pathlib.Path) -> None:
+    """Takes a sparse file's room on the disk, because writing to a mapped page there is no room for kills a process."""
+    if not hasattr(os, "posix_fallocate"):
+        return
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise UserError(
+                f"{path.parent.parent} has no room for {format_bytes(size)} of decoded images ({error.strerror}); "
+                "name another place with config.dataset.cache_dir"
+            ) from error
+
+
+def _write_entry(records: Records, shape: tuple[int, ...], resize_to: int | None, entry: pathlib.Path) -> None:
+    """Decodes all records into a new entry, or raises MixedImageSizes and leaves nothing behind.
+
+    Where another process was faster, its entry stays and this one goes."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    for stale in entry.parent.glob(f".{entry.name}-*"):  # left by a process that was killed
+        if time.time() - stale.stat().st_mtime > STALE_SECONDS:
+            shutil.rmtree(stale, ignore_errors=True)
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
+    partial.chmod(0o755)
+    try:
+        images = np.lib.format.open_memmap(partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+        _reserve(partial / "images.npy")
+        labels = np.empty(shape[0], np.int32)
+        bar = tqdm(total=shape[0], desc="decoding images", unit=" images", disable=None, leave=False)
+        chunks = [range(first, min(first + CHUNK, shape[0])) for first in range(0, shape[0], CHUNK)]
+        with concurrent.futures.ThreadPoolExecutor() as pool, bar:
+            for chunk, examples in zip(chunks, pool.map(lambda chunk: records.examples(chunk, resize_to), chunks)):
+                for i, (image, label) in zip(chunk, examples):
+                    if image.shape != shape[1:]:
+                        raise MixedImageSizes
+                    images[i], labels[i] = image, label
+                bar.update(len(chunk))
+        images.flush()
+        del images
+        np.save(partial / "labels.npy", labels)
+        checksums = {name: _checksum(partial / name) for name in ("images.npy", "labels.npy")}
+        (partial / "entry.json").write_text(json.dumps({"checksums": checksums}))
+        try:
+            partial.rename(entry)
+        except OSError:
+            if not entry.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,93 @@
+"""Batches from images that live on the devices: gathered there, inside the compiled step."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Int32, UInt8
+
+from patchnets import prng
+from patchnets.data.loader import Batch
+from patchnets.parallel import sharding
+
+
+class EpochArrays(NamedTuple):
+    """What the compiled step takes to make the batches of one epoch."""
+
+    images: UInt8[Array, "examples height width channels"]
+    labels: Int32[Array, " examples"]
+    order: Int32[Array, " examples"]
+
+
+class OnDeviceLoader:
+    """A split held by the devices. The batch of any step is a pure function of (seed, step).
+
+    Every epoch visits each example once. Its last batch is filled up with examples whose mask is 0.
+    """
+
+    unreadable: frozenset[str] = frozenset()
+
+    def __init__(
+        self,
+        images: UInt8[np.ndarray, "examples height width channels"],
+        labels: Int32[np.ndarray, " examples"],
+        *,
+        batch_size: int,
+        mesh: Mesh,
+        shuffle_seed: int | None = None,
+        sharded: bool = False,
+    ):
+        """Places the arrays on the devices; `shuffle_seed` None keeps the order, as evaluation does.
+
+        Every device holds all images, or, where `sharded`, an equal share of them: less memory, for a step that sends
+        each device the images of its part of the batch.
+        """
+        self.num_examples, self.batch_size, self.shuffle_seed = len(labels), batch_size, shuffle_seed
+        self.steps_per_epoch = -(-self.num_examples // batch_size)
+        self.sharded = sharded and mesh.size > 1
+        self._mesh = mesh
+        place = sharding.shard_rows if self.sharded else sharding.replicate
+        self._images = place(np.ascontiguousarray(images), mesh)
+        self._labels = sharding.replicate(np.ascontiguousarray(labels, np.int32), mesh)
+        self._order: tuple[int, Array] | None = None
+        out = sharding.replicated(mesh)
+        self._permute = jax.jit(epoch_order, static_argnames=("size",), out_shardings=out)
+
+    def step_inputs(self, step: int) -> tuple[EpochArrays, int]:
+        """What `batch` needs at `step`, and for how many steps, this one included, it serves."""
+        epoch, done = divmod(step, self.steps_per_epoch)
+        if self.shuffle_seed is None:
+            epoch = 0
+        if self._order is None or self._order[0] != epoch:
+            if self.shuffle_seed is None:
+                order = sharding.replicate(np.arange(self.num_examples, dtype=np.int32), self._mesh)
+            else:
+                order = self._permute(self.shuffle_seed, epoch, size=self.num_examples)
+            self._order = epoch, order
+        return EpochArrays(self._images, self._labels, self._order[1]), self.steps_per_epoch - done
+
+    def batch(self, inputs: EpochArrays, step: Int[Array, ""]) -> Batch:
+        """The batch of one step; traced into the compiled step."""
+        return gather_batch(inputs, step, self.batch_size, self._mesh, self.sharded)
+
+    def close(self) -> None:
+        """Nothing runs beside the steps."""
+
+
+def gather_batch(inputs: EpochArrays, step: Int[Array, ""], batch_size: int, mesh: Mesh, sharded: bool) -> Batch:
+    """The batch of one step, split over the mesh, of images that are there whole on every device or `sharded`."""
+    examples = inputs.labels.shape[0]
+    start = (step % -(-examples // batch_size)) * batch_size
+    position = start + jnp.arange(batch_size, dtype=jnp.int32)
+    index = inputs.order[position % examples]
+    mask: Float[Array, " batch"] = (position < examples).astype(jnp.float32)
+    take = sharding.gather_rows if sharded else lambda images, index, mesh: images[index]
+    batch = {"image": take(inputs.images, index, mesh), "label": inputs.labels[index], "mask": mask}
+    return sharding.shard_batch(batch, mesh)
+
+
+def epoch_order(seed: Any, epoch: Any, *, size: int) -> Int32[Array, " examples"]:
+    """The order in which an epoch visits `size` examples."""
+    return jax.random.permutation(prng.key(seed, prng.RngStream.ORDER, epoch), jnp.arange(size, dtype=jnp.int32))

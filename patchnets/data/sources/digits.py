@@ -1,0 +1,81 @@
+"""The handwritten digits that come with scikit-learn: 1,797 real images of 8 x 8 pixels, nothing to download.
+
+E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998 (its test set).
+"""
+
+import functools
+import importlib.util
+import pathlib
+import types
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from patchnets.data import splits
+from patchnets.data.sources.base import Example
+from patchnets.errors import UserError
+
+TEST_SHARE = 0.2
+
+
+@functools.cache
+def _load() -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """{split: (images, labels)}."""
+    rows = _table()
+    # Counts of ink from 0 to 16, spread over the range of a byte: 0, 16, ..., 240, 255.
+    images = np.minimum(rows[:, :-1] * 16, 255).astype(np.uint8).reshape(-1, 8, 8, 1)
+    labels = rows[:, -1].astype(np.int32)
+    train, test = splits.stratified(labels, TEST_SHARE)
+    return {"train": (images[train], labels[train]), "test": (images[test], labels[test])}
+
+
+def _table() -> Int[np.ndarray, "images pixels_and_label"]:
+    """scikit-learn's table, read where it lies: importing scikit-learn, and SciPy with it, takes seconds."""
+    for place in getattr(importlib.util.find_spec("sklearn"), "submodule_search_locations", None) or ():
+        table = pathlib.Path(place) / "datasets" / "data" / "digits.csv.gz"
+        if table.is_file():
+            return np.loadtxt(table, delimiter=",", dtype=np.int32)
+    from sklearn import datasets  # a release that keeps it elsewhere
+
+    bunch = datasets.load_digits()
+    return np.column_stack([bunch.data, bunch.target]).astype(np.int32)
+
+
+class DigitRecords:
+    def __init__(self, split: str, count: int):
+        self.split, self.count = split, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def examples(self, positions: Sequence[int], size: int | None = None) -> list[Example]:
+        images, labels = _load()[self.split]
+        return [(images[i], int(labels[i])) for i in positions]
+
+    def native_size(self) -> int:
+        return 8
+
+    def encoded(self, position: int) -> tuple[bytes, int]:
+        raise UserError("digits take 0.1 MiB and are always on the device; set config.dataset.loader=on_device")
+
+    def name_of(self, position: int) -> str:
+        return f"image {position} of digits {self.split}"
+
+    def fingerprint(self) -> int:
+        return zlib.crc32(f"digits {self.split}".encode())
+
+
+class Digits:
+    """A fixed, stratified fifth is the test split; the rest is train, shuffled."""
+
+    name = "digits"
+    version = "1"
+    class_names = tuple("0123456789")
+    channels = 1
+    encoded = False
+    sizes: Mapping[str, int] = types.MappingProxyType({"train": 1438, "test": 359})
+
+    def records(self, split: str) -> DigitRecords:
+        return DigitRecords(split, self.sizes[split])

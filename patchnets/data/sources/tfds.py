@@ -1,0 +1,297 @@
+"""Any image classification data set of TensorFlow Datasets, by its TFDS name.
+
+Prepared once as array_record files, which needs TensorFlow; from then on read by position, which does not.
+"""
+
+import contextlib
+import difflib
+import functools
+import hashlib
+import importlib.util
+import logging
+import pathlib
+import socket
+import urllib.parse
+import urllib.request
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from patchnets.data import decode
+from patchnets.data.sources.base import Example
+from patchnets.errors import RunError, UserError, first_line
+
+CONNECT_SECONDS = 10.0
+
+
+class Shard(NamedTuple):
+    """The part of a file that belongs to a split, in the form in which array_record asks for it."""
+
+    filename: str
+    skip: int
+    take: int
+    examples_in_shard: int
+
+
+class TfdsRecords:
+    """One split of a prepared data set; images are kept encoded until they are asked for.
+
+    Reading takes array_record and protobuf, and neither TFDS nor TensorFlow, so that workers start quickly.
+    """
+
+    def __init__(self, builder: Any, split: str, channels: int):
+        info = builder.info.splits[split]
+        self.shards = [
+            Shard(str(file.filename), file.skip, file.take, file.examples_in_shard) for file in info.file_instructions
+        ]
+        self.image_key, self.label_key = builder.info.supervised_keys
+        self.name, self.channels = f"{builder.info.full_name} {split}", channels
+        self.shape = builder.info.features[self.image_key].shape
+
+    def __len__(self) -> int:
+        return sum(shard.take for shard in self.shards)
+
+    def fingerprint(self) -> int:
+        return zlib.crc32(f"{self.name} {[shard.take for shard in self.shards]}".encode())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_files"}  # open files stay here
+
+    @functools.cached_property
+    def _files(self) -> Any:
+        from array_record.python import array_record_data_source
+
+        allow_open_files(len(self.shards))
+        return array_record_data_source.ArrayRecordDataSource(self.shards)
+
+    def _read(self, positions: Sequence[int]) -> list[tuple[bytes, int]]:
+        try:
+            if len(positions) == 1:
+                return [self._parse(self._files[positions[0]])]
+            return [self._parse(record) for record in self._files.__getitems__(positions)]
+        except (OSError, ValueError, IndexError, KeyError, RuntimeError, _message().DecodeError) as error:
+            first, last = positions[0], positions[-1]
+            span = self.name_of(first) if first == last else f"records {first} to {last} of {self.name}"
+            raise RunError(
+                f"{span} cannot be read ({first_line(error)}); delete the prepared data set and prepare it anew"
+            ) from error
+
+    def _parse(self, record: bytes) -> tuple[bytes, int]:
+        features = _example_class().FromString(record).features.feature
+        for key in (self.image_key, self.label_key):
+            if key not in features:
+                raise KeyError(f"it holds no {key}")
+        return features[self.image_key].bytes_list.value[0], features[self.label_key].int64_list.value[0]
+
+    def examples(self, positions: Sequence[int], size: int | None = None) -> list[Example]:
+        if not positions:
+            return []
+        return [
+            (decode.decode_image(data, self.name_of(i), self.channels, size), label)
+            for i, (data, label) in zip(positions, self._read(positions))
+        ]
+
+    def native_size(self) -> int | None:
+        height, width = self.shape[:2]
+        return height if height is not None and height == width else None
+
+    def encoded(self, position: int) -> tuple[bytes, int]:
+        return self._read([position])[0]
+
+    def name_of(self, position: int) -> str:
+        return f"record {position} of {self.name}"
+
+
+def allow_open_files(count: int) -> None:
+    """Raises this process's limit of open files, where it may, for that many more: each shard stays open once read."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count + 512
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+
+
+def _message() -> Any:
+    from google.protobuf import message
+
+    return message
+
+
+# tf.train.Example as far as images and labels need it, after TensorFlow's core/example/example.proto and feature.proto.
+EXAMPLE = """
+name: "example.proto" package: "patchnets" syntax: "proto3"
+message_type { name: "Bytes" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }
+message_type { name: "Whole" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 } }
+message_type {
+  name: "Feature"
+  field { name: "bytes_list" number: 1 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".patchnets.Bytes" }
+  field { name: "int64_list" number: 3 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".patchnets.Whole" }
+}
+message_type {
+  name: "Features"
+  field { name: "feature" number: 1 label: LABEL_REPEATED type: TYPE_MESSAGE type_name: ".patchnets.Features.Entry" }
+  nested_type {
+    name: "Entry" options { map_entry: true }
+    field { name: "key" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
+    field { name: "value" number: 2 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".patchnets.Feature" }
+  }
+}
+message_type {
+  name: "Example"
+  field { name: "features" number: 1 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".patchnets.Features" }
+}
+"""
+
+
+@functools.cache
+def _example_class() -> Any:
+    """The class that parses EXAMPLE, in a pool of its own, which no other definition of it can clash with."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
+
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(text_format.Parse(EXAMPLE, descriptor_pb2.FileDescriptorProto()))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("patchnets.Example"))
+
+
+class TfdsSource:
+    encoded = True
+
+    def __init__(self, builder: Any):
+        self.builder = builder
+        self.name = builder.info.full_name.rsplit("/", 1)[0].replace("/", "-")
+        place = hashlib.sha256(str(builder.data_dir).encode()).hexdigest()[:8]
+        self.version = f"{builder.info.version}-{place}"
+        image_key, label_key = builder.info.supervised_keys
+        self.class_names = tuple(builder.info.features[label_key].names)
+        self.channels = builder.info.features[image_key].shape[-1] or 3
+        self.sizes: Mapping[str, int] = {name: info.num_examples for name, info in builder.info.splits.items()}
+
+    def records(self, split: str) -> TfdsRecords:
+        return TfdsRecords(self.builder, split, self.channels)
+
+
+def open_tfds(name: str, data_dir: str | None) -> TfdsSource:
+    """The data set `name`, prepared first if it is not yet.
+
+    Raises:
+      UserError: TFDS has no such data set, it is not for image classification, or it cannot be downloaded.
+    """
+    builder = _builder(name, data_dir)
+    _check_kind(builder, name)
+    if not builder.info.splits:
+        builder.info.set_file_format("array_record", override=True)
+        _prepare(builder, name)
+        _check_kind(builder, name)
+    if "array_record" not in {form.value for form in builder.info.available_file_formats()}:
+        raise UserError(
+            f"{name} lies in {builder.data_dir} as {builder.info.file_format.value} files, and training reads "
+            "array_record; choose another config.dataset.data_dir, and it is prepared there"
+        )
+    return TfdsSource(builder)
+
+
+def is_prepared(name: str, data_dir: str | None) -> bool:
+    """Whether opening the data set downloads and prepares nothing. Raises UserError where TFDS has no such data set."""
+    return bool(_builder(name, data_dir).info.splits)
+
+
+def _builder(name: str, data_dir: str | None) -> Any:
+    """TFDS's own object for a data set, prepared or not. Raises UserError where there is none."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise UserError(
+            f"data set {name!r} is read through tensorflow-datasets; pip install tensorflow-datasets array-record"
+        ) from error
+    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS's advice to its own developers
+    known = tfds.list_builders(with_community_datasets=False)  # those of others would be looked up on the network
+    if name.split(":")[0].split("/")[0] not in known:
+        near = difflib.get_close_matches(name, ["digits", "folder", *known], n=3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "expected digits, folder, or a TFDS name"
+        raise UserError(f"config.dataset.name={name!r} is no data set that TFDS knows; {hint}")
+    try:
+        return tfds.builder(name, data_dir=data_dir)
+    except (AssertionError, ValueError, RuntimeError, ImportError, OSError) as error:
+        raise UserError(f"config.dataset.name={name!r} cannot be opened by TFDS: {first_line(error)}") from error
+
+
+def _check_kind(builder: Any, name: str) -> None:
+    import tensorflow_datasets as tfds
+
+    keys, features = builder.info.supervised_keys, builder.info.features
+    pair = [features[key] for key in keys] if keys and len(keys) == 2 and features else []
+    if not pair or not isinstance(pair[0], tfds.features.Image) or not isinstance(pair[1], tfds.features.ClassLabel):
+        raise UserError(
+            f"config.dataset.name={name!r} is not for image classification: it has no pair of image and class"
+        )
+
+
+def _prepare(builder: Any, name: str) -> None:
+    """Downloads and writes array_record files; either succeeds or raises UserError, in one line."""
+    import tensorflow_datasets as tfds
+
+    if importlib.util.find_spec("tensorflow") is None:
+        raise UserError(
+            f"{name} is not prepared in {builder.data_dir}; preparing it, once, needs TensorFlow: "
+            "pip install tensorflow-cpu"
+        )
+    downloads = pathlib.Path(builder.data_dir_root).expanduser() / "downloads"
+    wanted = {url: info.filename for url, info in (builder.url_infos or {}).items() if info.filename}
+    _check_reachable(name, wanted, downloads)
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")  # preparing data must not take an accelerator's memory
+    try:
+        with _quiet_retries():
+            builder.download_and_prepare(download_dir=str(downloads))
+    except tfds.download.download_manager.NonMatchingChecksumError as error:
+        raise UserError(
+            f"{name}: an archive is not the one TFDS knows, perhaps cut short; remove it: {first_line(error)}"
+        ) from error
+    except AssertionError as error:  # TFDS's way of asking for an archive that must be fetched by hand
+        raise UserError(f"{name} must be downloaded by hand, to {downloads / 'manual'}: {first_line(error)}") from error
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None and not hasattr(error, "request"):
+            raise  # a full disk, no permission: not the network's fault
+        raise _not_downloaded(name, wanted, downloads, first_line(error)) from error
+
+
+def _check_reachable(name: str, wanted: dict[str, str], downloads: pathlib.Path) -> None:
+    """Asks once whether the servers answer, because TFDS would try for minutes."""
+    if not wanted:
+        return
+    placed = [(downloads / "manual" / filename).exists() for filename in wanted.values()]
+    fetched = any(downloads.rglob("*.INFO")) if downloads.is_dir() else False
+    if all(placed) or fetched or urllib.request.getproxies():
+        return
+    url = next(url for url, there in zip(wanted, placed) if not there)
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https", "ftp") or not parts.hostname:
+        return
+    port = parts.port or {"http": 80, "https": 443, "ftp": 21}[parts.scheme]
+    try:
+        socket.create_connection((parts.hostname, port), CONNECT_SECONDS).close()
+    except OSError as error:
+        raise _not_downloaded(name, wanted, downloads, f"{parts.hostname}: {error.strerror or error}") from error
+
+
+def _not_downloaded(name: str, wanted: dict[str, str], downloads: pathlib.Path, reason: str) -> UserError:
+    urls = ", ".join(list(wanted)[:3]) + (", ..." if len(wanted) > 3 else "")
+    files = ", ".join(list(wanted.values())[:3]) + (", ..." if len(wanted) > 3 else "")
+    return UserError(
+        f"{name} could not be downloaded from {urls} ({reason}); put {files} into {downloads / 'manual'}, "
+        "or train on a folder of images: --config.dataset.name=folder --config.dataset.path=..."
+    )
+
+
+@contextlib.contextmanager
+def _quiet_retries() -> Iterator[None]:
+    logger = logging.getLogger("urllib3.connectionpool")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

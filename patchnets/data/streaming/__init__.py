@@ -1,0 +1,166 @@
+"""Batches of images that are read, decoded and cropped while the steps run, each process its own rows of them."""
+
+import contextlib
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
+
+from patchnets import runtime
+from patchnets.data.loader import Batch
+from patchnets.data.sources.base import Records
+from patchnets.data.streaming.batch_reader import BatchReader
+from patchnets.data.streaming.prefetch import ENDLESS, Prefetcher, Unreadable
+from patchnets.errors import RunError
+from patchnets.parallel import mesh as mesh_lib
+from patchnets.parallel import sharding
+
+MAX_CONSECUTIVE_FAILURES = 64  # records; where so many in a row cannot be read, it is not the records
+
+
+class StreamingLoader:
+    """A split that is read from disk, each process its own rows of every batch.
+
+    The batch of any step is a pure function of (seed, step), however many processes and workers share the work. Asking
+    for a step that does not follow the one before starts the workers anew there.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[tuple[Records, int, int]],
+        *,
+        batch_size: int,
+        mesh: Mesh,
+        size: int,
+        channels: int,
+        num_classes: int,
+        seed: int | None = None,
+        crop_scale_min: float = 1.0,
+        crop_ratio_max: float = 4 / 3,
+        crop_pct: float = 1.0,
+        num_workers: int | None = None,
+        on_corrupt: str = "stop",
+    ):
+        """Starts nothing yet.
+
+        Args:
+          parts: (records, first, one past the last) of each part of the split.
+          batch_size: examples in a step, over all devices.
+          mesh: the devices, over whose batch axes every batch is split.
+          size: side of the images in pixels.
+          channels: 1 for gray, 3 for RGB.
+          num_classes: labels are below it.
+          seed: of the order and the crops; None for evaluation: in order, each example once, the center.
+          crop_scale_min, crop_ratio_max, crop_pct: as in `BatchReader`.
+          num_workers: processes; 0 for threads of this one, None for as many processes as there are cores.
+          on_corrupt: "stop" or "skip": what becomes of a record that cannot be read.
+
+        Raises:
+          UserError: the split's images are not stored encoded, or its first one has no label.
+        """
+        self._sharding = NamedSharding(mesh, PartitionSpec(mesh_lib.BATCH_AXES))
+        self._mesh = mesh
+        self._reader = BatchReader(
+            parts=tuple(parts),
+            size=size,
+            channels=channels,
+            num_classes=num_classes,
+            batch_size=batch_size,
+            rows=local_rows(self._sharding, batch_size),
+            seed=seed,
+            crop_scale_min=crop_scale_min,
+            crop_ratio_max=crop_ratio_max,
+            crop_pct=crop_pct,
+            skip=on_corrupt == "skip",
+        )
+        self.num_examples, self.batch_size = self._reader.num_examples, batch_size
+        self.steps_per_epoch = self._reader.steps_per_epoch
+        self.num_workers = runtime.cores() if num_workers is None else num_workers
+        self.unreadable: set[str] = set()  # names of records that were skipped
+        self._in_a_row: dict[str, str] = {}  # names of those since the last that could be read, and what is wrong
+        self._prefetcher: Prefetcher | None = None
+        self._next = 0
+        for part in range(len(parts)):
+            with contextlib.suppress(RunError):  # whether one image is broken shows when its turn comes
+                self._reader.read(0, sum(high - low for _, low, high in parts[:part]))
+
+    def step_inputs(self, step: int) -> tuple[Batch, int]:
+        """The batch of `step`, on the devices; it serves one step.
+
+        Raises:
+          RunError: a record cannot be read, and is not to be skipped, or none of many can, or a worker failed.
+          UserError: a label is outside the classes.
+        """
+        if self._prefetcher is None or step != self._next:
+            self.close()
+            self._start(step)
+        assert self._prefetcher is not None
+        try:
+            batch, unreadable = self._prefetcher.take()
+            self._skip(unreadable)
+        except BaseException:
+            self.close()
+            raise
+        self._next = step + 1
+        if self._reader.seed is None and self._next % self.steps_per_epoch == 0:
+            self.close()
+        return batch, 1
+
+    def batch(self, inputs: Batch, step: Int[Array, ""]) -> Batch:
+        """The batch of one step; traced into the compiled step."""
+        return sharding.shard_batch(inputs, self._mesh)
+
+    def close(self) -> None:
+        """Ends the workers; `inputs` starts them again."""
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+            self._forgotten.detach()
+            self._prefetcher = None
+
+    def _skip(self, unreadable: Unreadable) -> None:
+        """Tells of each record once. Raises RunError where, since the last that could be read, there are too many."""
+        row = 0
+        for place, name, why in unreadable:
+            if place != row:
+                self._in_a_row.clear()
+            self._in_a_row[name] = why
+            if name not in self.unreadable:
+                print(f"skipped: {why}", file=sys.stderr, flush=True)
+                self.unreadable.add(name)
+            if (count := len(self._in_a_row)) >= min(MAX_CONSECUTIVE_FAILURES, self.num_examples):
+                first = next(iter(self._in_a_row.values()))
+                raise RunError(f"{count} records in a row cannot be read, and are too many to skip; the first: {first}")
+            row = place + 1
+        if row < len(self._reader.rows):
+            self._in_a_row.clear()
+
+    def _start(self, step: int) -> None:
+        steps = self.steps_per_epoch - step % self.steps_per_epoch if self._reader.seed is None else ENDLESS
+        self._prefetcher = Prefetcher(self._reader, step, steps, self.num_workers, self._place)
+        self._forgotten = weakref.finalize(self, self._prefetcher.close)
+        self._forgotten.atexit = False
+
+    @property
+    def _place(self) -> Callable[[dict[str, np.ndarray]], Batch]:
+        where, batch_size = self._sharding, self.batch_size  # and not self, which a loader must not keep alive
+
+        def place(local: dict[str, np.ndarray]) -> Batch:
+            return jax.block_until_ready(
+                {
+                    name: jax.make_array_from_process_local_data(where, array, (batch_size, *array.shape[1:]))
+                    for name, array in local.items()
+                }
+            )
+
+        return place
+
+
+def local_rows(where: NamedSharding, batch_size: int) -> np.ndarray:
+    """The places in a batch that the devices of this process hold, in ascending order."""
+    slices = where.addressable_devices_indices_map((batch_size,)).values()
+    spans = sorted({index[0].indices(batch_size)[:2] for index in slices if index})
+    return np.concatenate([np.arange(low, high, dtype=np.int32) for low, high in spans])

@@ -1,0 +1,169 @@
+"""What a worker makes: the images of a chunk, up to 32 neighbors in a batch, read, decoded and cropped.
+
+Order and crops are functions of (seed, epoch, example). Nothing here imports JAX or TensorFlow, which would take each
+worker a second to start and 130 MiB to keep.
+"""
+
+import dataclasses
+import enum
+import functools
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int32
+
+from patchnets.data import decode
+from patchnets.data.sources.base import Records
+from patchnets.errors import RunError, UserError, first_line
+
+CHUNK_SIZE = 32
+MAX_ATTEMPTS = 10
+
+
+class RngStream(enum.IntEnum):
+    """What random numbers are for, beside those of `patchnets.prng`, which are drawn by JAX."""
+
+    ORDER = 1
+    CROP = 2
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, size: int) -> Int32[np.ndarray, " examples"]:
+    """The order in which an epoch visits `size` examples."""
+    order = np.arange(size, dtype=np.int32)
+    generator = np.random.RandomState(
+        [RngStream.ORDER, seed, epoch]
+    )  # its stream is frozen by NumPy's promise (NEP 19)
+    generator.shuffle(order)
+    order.flags.writeable = False
+    return order
+
+
+def random_crop(
+    height: int, width: int, key: tuple[int, ...], least_area: float, aspect: float
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a random part of an image, as torchvision's RandomResizedCrop chooses it.
+
+    Its area is uniform in [least_area, 1] of the image's, the logarithm of width / height uniform in
+    [-log(aspect), log(aspect)]. Where ten such parts do not fit, it is the center, as much of it as `aspect` allows.
+    """
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
+    for area, shape, down, right in generator.random((MAX_ATTEMPTS, 4)):
+        area = height * width * (least_area + (1 - least_area) * area)
+        ratio = math.exp((2 * shape - 1) * math.log(aspect))
+        columns, rows = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < columns <= width and 0 < rows <= height:
+            return int(down * (height - rows + 1)), int(right * (width - columns + 1)), rows, columns
+    rows, columns = min(height, round(width * aspect)), min(width, round(height * aspect))
+    return (height - rows) // 2, (width - columns) // 2, rows, columns
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BatchReader:
+    """A function from the number of a chunk to its arrays, counted through all steps of a run.
+
+    Attributes:
+      parts: (records, first, one past the last) of each part of the split.
+      size: side of the images in pixels.
+      channels: 1 for gray, 3 for RGB.
+      num_classes: labels are below it.
+      batch_size: examples in a step, over all processes.
+      rows: the places in a batch that this process fills.
+      seed: of order and crops; None keeps the order.
+      crop_scale_min: below 1, images are cropped at random from this share of their area up.
+      crop_ratio_max: how many times as wide as high, or the reverse, such a crop is at most.
+      crop_pct: without random crops, the side of the center square as a share of the shorter side.
+      skip: an image that cannot be read gets mask 0, where else it is an error.
+    """
+
+    parts: tuple[tuple[Records, int, int], ...]
+    size: int
+    channels: int
+    num_classes: int
+    batch_size: int
+    rows: Int32[np.ndarray, " local_batch"]
+    seed: int | None
+    crop_scale_min: float = 1.0
+    crop_ratio_max: float = 4 / 3
+    crop_pct: float = 1.0
+    skip: bool = False
+
+    @property
+    def num_examples(self) -> int:
+        return sum(high - low for _, low, high in self.parts)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.num_examples // self.batch_size)
+
+    @property
+    def chunks_per_step(self) -> int:
+        return -(-len(self.rows) // CHUNK_SIZE)
+
+    def __call__(self, number: int) -> dict[str, Any]:
+        """The arrays of a chunk, or {"error": RunError or UserError}, which Grain would not pass on as it is."""
+        try:
+            return self.read_chunk(int(number))
+        except (RunError, UserError) as error:
+            return {"error": error}
+        except Exception as error:
+            return {"error": RunError(f"reading images failed ({type(error).__name__}: {first_line(error)})")}
+
+    def before(self, stop: int, number: int) -> dict[str, Any]:
+        """A chunk, or nothing from number `stop` on."""
+        return self(number) if number < stop else {}
+
+    def read_chunk(self, number: int) -> dict[str, Any]:
+        """{"image": uint8 [n, size, size, channels], "label": int32 [n], "mask": float32 [n], "unreadable": list}
+
+        Unreadable are (place in the chunk, name, what is wrong); these are black, of label 0 and mask 0.
+
+        Raises:
+          RunError: an image cannot be read or decoded, and is not to be skipped; the message names it.
+          UserError: a label is outside the classes.
+        """
+        step, chunk = divmod(number, self.chunks_per_step)
+        epoch, done = divmod(step, self.steps_per_epoch)
+        low, high = (len(self.rows) * i // self.chunks_per_step for i in (chunk, chunk + 1))
+        places = done * self.batch_size + self.rows[low:high]
+        examples = places % self.num_examples
+        if self.seed is not None:
+            examples = epoch_order(self.seed, epoch, self.num_examples)[examples]
+        images = np.zeros((len(places), self.size, self.size, self.channels), np.uint8)
+        labels = np.zeros(len(places), np.int32)
+        mask = (places < self.num_examples).astype(np.float32)
+        unreadable: list[tuple[int, str, str]] = []
+        for i, example in enumerate(examples.tolist()):
+            try:
+                images[i], labels[i] = self.read(epoch, example)
+            except RunError as error:
+                if not self.skip:
+                    raise
+                mask[i] = 0.0
+                records, position = self.find_record(example)
+                unreadable.append((i, records.name_of(position), str(error)))
+        return {"image": images, "label": labels, "mask": mask, "unreadable": unreadable}
+
+    def read(self, epoch: int, example: int) -> tuple[np.ndarray, int]:
+        """One example of the split, as an epoch shows it."""
+        records, position = self.find_record(example)
+        name = records.name_of(position)
+        data, label = records.encoded(position)
+        if not 0 <= label < self.num_classes:
+            raise UserError(
+                f"{name} has no label, or one outside the {self.num_classes} classes ({label}); choose another split"
+            )
+        if self.crop_scale_min < 1 and self.seed is not None:
+            key = (RngStream.CROP, self.seed, epoch, example)
+            choose = functools.partial(random_crop, key=key, least_area=self.crop_scale_min, aspect=self.crop_ratio_max)
+            return decode.decode_crop(data, name, self.channels, self.size, choose), label
+        return decode.decode_image(data, name, self.channels, self.size, self.crop_pct), label
+
+    def find_record(self, example: int) -> tuple[Records, int]:
+        """The records that hold an example of the split, and its position there."""
+        for records, low, high in self.parts:
+            if example < high - low:
+                return records, low + example
+            example -= high - low
+        raise IndexError(example)

@@ -1,0 +1,1 @@
+"""Estimate memory, FLOPs and time of a run before it starts: `python -m patchnets.estimate`."""

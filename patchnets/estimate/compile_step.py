@@ -1,0 +1,200 @@
+"""The training step of a configuration, compiled for the devices it shall run on, and what XLA says of it."""
+
+import contextlib
+import dataclasses
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from jax.sharding import Mesh
+
+from patchnets.errors import UserError, first_line
+from patchnets.estimate.collectives import Collective, collectives
+from patchnets.estimate.dataset_spec import DatasetSpec
+from patchnets.estimate.topology import Topology
+from patchnets.experiment import Outline, make_mesh, make_outline, make_task
+from patchnets.param_rules import name_of
+from patchnets.step.multi_step import compile_train_steps
+from patchnets.step.train_state import TrainState, abstract_train_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on each device, as XLA plans them (`compiled.memory_analysis()`)."""
+
+    arguments: int
+    temporaries: int
+    outputs: int
+    aliased: int  # of the outputs, what lies where the arguments lay
+    program: int
+    peak: int
+
+    @property
+    def needed(self) -> int:
+        """What a device must have room for."""
+        return self.arguments + self.temporaries + self.outputs - self.aliased + self.program
+
+
+class DoesNotFit(Exception):
+    """XLA's compiler finds no room for a program on a device. Says in a few words what it would need."""
+
+    def __init__(self, error: Exception):
+        found = re.search(r"required for ([\w ]+) \((\S+)\) exceeds available HBM \((\S+)\)", str(error))
+        told = f"{found[1]} alone take {found[2]}iB of {found[3]}iB" if found else first_line(error, 60)
+        self.needed = _amount(found[2]) if found else None
+        super().__init__(f"XLA finds no room: {told}")
+
+
+def _amount(text: str) -> float:
+    """ "16.82G" in bytes."""
+    return float(text.rstrip("KMGT")) * 2 ** (10 * " KMGT".index(text[-1])) if text[-1] in "KMGT" else float(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractRun:
+    """A run of which nothing is on any device yet."""
+
+    config: ml_collections.ConfigDict
+    target: Topology
+    dataset: DatasetSpec
+    mesh: Mesh
+    outline: Outline
+    state: TrainState  # of shapes with their places
+
+    def compile(self) -> "CompiledStep":
+        """Compiles the step as a run would. Raises DoesNotFit where XLA finds no room for it."""
+        config, mesh, where = self.config, self.mesh, jax.tree.map(lambda x: x.sharding, self.state)
+        began = time.perf_counter()
+        try:
+            with self.target.compiling():
+                preprocess = self.dataset.preprocess(config)
+                task = make_task(
+                    config, self.outline.model, self.outline.optimizer, preprocess, self.outline.params, mesh
+                )
+                steps: Any = compile_train_steps(task, self.dataset.batch_fn(config, mesh), mesh, where)
+                count, scale = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
+                program = steps.lower(self.state, self.dataset.step_inputs(config, mesh), count, scale).compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise DoesNotFit(error) from error
+        found = program.memory_analysis()
+        memory = Memory(
+            found.argument_size_in_bytes,
+            found.temp_size_in_bytes,
+            found.output_size_in_bytes,
+            found.alias_size_in_bytes,
+            found.generated_code_size_in_bytes,
+            found.peak_memory_in_bytes,
+        )
+        sent = _collectives_of(program) if mesh.size > 1 else []
+        return CompiledStep(self, program, memory, sent, time.perf_counter() - began)
+
+
+def _collectives_of(program: Any) -> list[Collective] | None:
+    try:
+        with _silence_stderr():
+            text = program.as_text()
+    except jax.errors.JaxRuntimeError:  # XLA cannot write down every program that it compiles
+        return None
+    return collectives(text)
+
+
+@contextlib.contextmanager
+def _silence_stderr() -> Iterator[None]:
+    """What XLA itself writes to the terminal meanwhile, such as a stack of its own, goes nowhere."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """A compiled step; `program` takes (state, inputs, count, scale of the rate)."""
+
+    abstract_run: AbstractRun
+    program: Any
+    memory: Memory
+    collectives: list[Collective] | None  # None where XLA does not tell
+    seconds: float
+
+
+def make_abstract_run(config: ml_collections.ConfigDict, target: Topology, dataset: DatasetSpec) -> AbstractRun:
+    """A run of `config` on the devices of `target`. Raises UserError for what cannot be built."""
+    mesh = make_mesh(config, target.devices)
+    if not target.at_hand and mesh.size < len(target.devices):
+        raise UserError(
+            f"config.mesh asks for {mesh.size} of the {len(target.devices)} devices of the topology; use all of them, "
+            "or name a smaller one"
+        )
+    outline = make_outline(
+        config,
+        mesh,
+        per_epoch=dataset.per_epoch(config.batch_size),
+        classes=dataset.classes,
+        channels=dataset.channels,
+        validates=dataset.validates,
+    )
+    state = abstract_train_state(
+        outline.model,
+        outline.optimizer,
+        image_size=config.image_size,
+        channels=dataset.channels,
+        mesh=mesh,
+        ema=config.ema_decay is not None,
+        fsdp_rules=config.mesh.get("fsdp_rules") or (),
+    )
+    return AbstractRun(config, target, dataset, mesh, outline, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class ArrayBytes:
+    """A part of the state.
+
+    Attributes:
+      here: bytes on each device.
+      whole: bytes over all, each number counted once, as in a checkpoint.
+    """
+
+    here: int
+    whole: int
+
+
+def state_bytes(state: TrainState) -> dict[str, ArrayBytes]:
+    """What each part of a state takes, by arithmetic: the bytes of every array over the number of its pieces."""
+    parts: Mapping[str, Any] = {
+        "parameters": state.params,
+        "optimizer": state.opt_state,
+        "running mean": state.ema,
+        "batch_stats": state.batch_stats,
+        "counters": (state.step, state.metrics),
+    }
+    return {name: ArrayBytes(_bytes(tree, split=True), _bytes(tree)) for name, tree in parts.items()}
+
+
+def replicated_arrays(state: TrainState) -> dict[str, int]:
+    """{name: bytes} of the arrays, largest first, of which every device holds a whole copy."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    found = {name_of(path): _array_bytes(x.shape, x) for path, x in leaves if x.sharding.is_fully_replicated}
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _bytes(tree: Any, split: bool = False) -> int:
+    return sum(_array_bytes(x.sharding.shard_shape(x.shape) if split else x.shape, x) for x in jax.tree.leaves(tree))
+
+
+def _array_bytes(shape: tuple[int, ...], array: Any) -> int:
+    return math.prod(shape) * array.dtype.itemsize

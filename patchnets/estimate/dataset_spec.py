@@ -1,0 +1,168 @@
+"""What planning needs to know of the data: how many examples, of which size, and in which way they are fed."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from patchnets import data as data_lib
+from patchnets import runtime
+from patchnets.augment.preprocess import Augment, Preprocess, normalization
+from patchnets.data import splits
+from patchnets.data.on_device import EpochArrays, gather_batch
+from patchnets.data.streaming.batch_reader import CHUNK_SIZE
+from patchnets.data.streaming.prefetch import PREFETCH_BATCHES, THREADS_PER_WORKER
+from patchnets.errors import UserError
+from patchnets.parallel import mesh as mesh_lib
+from patchnets.parallel import sharding
+from patchnets.step.multi_step import BatchFn
+
+# Data sets whose sizes are known without the data: (examples of each split, classes).
+KNOWN: dict[str, tuple[Mapping[str, int], int]] = {"imagenet2012": ({"train": 1_281_167, "validation": 50_000}, 1000)}
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """A data set, as far as its images' contents do not matter.
+
+    Attributes:
+      counts: of train, and of val and test where they are known.
+      validates: whether there is a validation split.
+      stored: images of the splits that these are taken from, which is what is kept on the host.
+      side: of stored images in pixels, as the step gets them.
+      source: where the numbers come from, in words.
+    """
+
+    name: str
+    counts: Mapping[str, int]
+    validates: bool
+    stored: int
+    classes: int
+    channels: int
+    side: int
+    loader: str  # on_device or streaming
+    source: str
+
+    @property
+    def image_bytes(self) -> int:
+        return self.side**2 * self.channels
+
+    def per_epoch(self, batch_size: int) -> int:
+        """Steps."""
+        return -(-self.counts["train"] // batch_size)
+
+    def preprocess(self, config: ml_collections.ConfigDict) -> Preprocess:
+        """That of a run; where it would fit means and deviations to the images, some stand in for them."""
+        name = "unit" if config.normalize == "dataset" else config.normalize
+        mean, std = normalization(name, np.empty((0, 1, 1, self.channels), np.uint8))
+        augment, on_device = Augment(**config.augment.to_dict()), self.loader == "on_device"
+        return Preprocess(config.image_size, mean, std, augment, config.crop_pct, cropped=not on_device)
+
+    def step_inputs(self, config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
+        """Shape, type and place of what the step takes to make its batches: what a feed's `inputs` gives."""
+        whole, parts = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec(mesh_lib.BATCH_AXES))
+        if self.loader == "streaming":
+            of = lambda kind, *shape: jax.ShapeDtypeStruct((config.batch_size, *shape), kind, sharding=parts)
+            image = of(jnp.uint8, self.side, self.side, self.channels)
+            return {"image": image, "label": of(jnp.int32), "mask": of(jnp.float32)}
+        count, sharded = self.counts["train"], self._sharded(config, mesh)
+        held = -(-count // mesh.size) * mesh.size if sharded else count
+        shape = (held, self.side, self.side, self.channels)
+        numbers: Any = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=whole)
+        images: Any = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=parts if sharded else whole)
+        return EpochArrays(images, numbers, numbers)
+
+    def batch_fn(self, config: ml_collections.ConfigDict, mesh: Mesh) -> BatchFn:
+        """What makes a step's batch of these operands, as the feeds do it."""
+        if self.loader == "streaming":
+            return lambda inputs, step: sharding.shard_batch(inputs, mesh)
+        sharded = self._sharded(config, mesh)
+        return lambda inputs, step: gather_batch(inputs, step, config.batch_size, mesh, sharded)
+
+    def _sharded(self, config: ml_collections.ConfigDict, mesh: Mesh) -> bool:
+        return config.dataset.on_device_sharding == "sharded" and mesh.size > 1
+
+    def host_bytes(self, config: ml_collections.ConfigDict) -> tuple[int, str]:
+        """The host's memory that input takes at most in one process, and of what it consists.
+
+        Resident: all images, decoded. Streaming: what each worker holds of chunks that are being made, made, handed
+        over and taken; and batches that are put together or lie ready, of training and of validation at once.
+        """
+        if self.loader == "on_device":
+            return self.stored * self.image_bytes, f"{self.stored:,} decoded images"
+        workers = runtime.cores() if config.dataset.num_workers is None else config.dataset.num_workers
+        chunks = max(workers, 1) * (THREADS_PER_WORKER + 2) * CHUNK_SIZE
+        loaders = 2 if self.validates else 1
+        images = loaders * (chunks + (PREFETCH_BATCHES + 2) * config.batch_size)
+        return images * self.image_bytes, f"{workers} workers, {images:,} images in flight"
+
+
+def find_dataset_spec(
+    config: ml_collections.ConfigDict, devices: int, count: int | None = None, classes: int | None = None
+) -> DatasetSpec:
+    """The data set of `config`: as it was told, as it lies here, or as it is known. Nothing is downloaded.
+
+    Args:
+      count, classes: training examples and classes, where they are told.
+
+    Raises:
+      UserError: the data are not at hand and neither told nor known, or cannot be used as configured.
+    """
+    name = config.dataset.name
+    if count is not None and classes is not None:
+        return _assumed(config, devices, {"train": count}, count, classes, "as given on the command line")
+    if _at_hand(config):
+        return _opened(config, devices)
+    if name in KNOWN:
+        sizes, known = KNOWN[name]
+        specs = data_lib.choose_splits(config.dataset, sizes)
+        parts = {role: splits.parse_split(spec, sizes) for role, spec in specs.items() if spec}
+        counts = {role: splits.examples(some) for role, some in parts.items()}
+        return _assumed(config, devices, counts, sum(sizes.values()), known, "as published; the data are not at hand")
+    raise UserError(
+        f"config.dataset.name={name!r} is not at hand, and planning downloads nothing; give --examples=N, its training "
+        "images, and --classes=K"
+    )
+
+
+def _at_hand(config: ml_collections.ConfigDict) -> bool:
+    if config.dataset.name in ("digits", "folder"):
+        return True
+    from patchnets.data.sources import tfds
+
+    return tfds.is_prepared(config.dataset.name, config.dataset.data_dir)
+
+
+def _opened(config: ml_collections.ConfigDict, devices: int) -> DatasetSpec:
+    opened = data_lib.open_dataset(config, devices)
+    source, on_device = opened.source, opened.loader == "on_device"
+    largest = data_lib.stored_size(config)
+    return DatasetSpec(
+        source.name,
+        {role: splits.examples(some) for role, some in opened.parts.items()},
+        "val" in opened.parts,
+        sum(source.sizes[name] for name in data_lib.names(opened.parts)),
+        len(source.class_names),
+        source.channels,
+        data_lib.side(source, next(iter(opened.parts["train"]))[0], largest) if on_device else config.image_size,
+        opened.loader,
+        "as they lie here",
+    )
+
+
+def _assumed(
+    config: ml_collections.ConfigDict, devices: int, counts: Mapping[str, int], stored: int, classes: int, source: str
+) -> DatasetSpec:
+    """A data set that is not here: images of three colors, stored encoded, at least as large as is kept of them."""
+    largest, loader = data_lib.stored_size(config), config.dataset.loader
+    if loader == "auto":
+        fits = stored * largest**2 * 3 <= data_lib.allowed_bytes(config, devices)
+        loader = "on_device" if fits else "streaming"
+    side = largest if loader == "on_device" else config.image_size
+    validates = config.dataset.val_split != "none"
+    return DatasetSpec(config.dataset.name, counts, validates, stored, classes, 3, side, loader, source)

@@ -1,0 +1,52 @@
+"""How fast a compiled step is: a few real ones, of random images that lie ready, on the devices at hand."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from patchnets.estimate.compile_step import CompiledStep
+from patchnets.run.step_timer import StepTimer
+from patchnets.step.train_state import create_train_state
+
+SECONDS = 5.0  # of training that is timed
+MOST_STEPS = 1000
+
+
+def measure_images_per_second(compiled: CompiledStep) -> float:
+    """Of training, over some seconds after a first dispatch that is not counted."""
+    abstract_run = compiled.abstract_run
+    config, mesh = abstract_run.config, abstract_run.mesh
+    state = create_train_state(
+        abstract_run.outline.model,
+        abstract_run.outline.optimizer,
+        image_size=config.image_size,
+        channels=abstract_run.dataset.channels,
+        seed=config.seed,
+        mesh=mesh,
+        init_head_bias=config.init_head_bias,
+        ema=config.ema_decay is not None,
+        fsdp_rules=config.mesh.get("fsdp_rules") or (),
+    )
+    inputs = jax.tree.map(_filled, abstract_run.dataset.step_inputs(config, mesh))
+    timer, began = StepTimer(config.steps_per_call), time.perf_counter()
+    while not timer.seconds or time.perf_counter() - began < SECONDS:
+        count = timer.steps_per_call(MOST_STEPS)
+        with timer.measure(count, count * config.batch_size):
+            state, _, norm = compiled.program(state, inputs, np.int32(count), np.float32(0.0))
+            jax.block_until_ready(norm)
+    assert timer.images_per_second is not None
+    return timer.images_per_second
+
+
+def _filled(like: Any) -> jax.Array:
+    """Random images, labels and places of 0, and a mask that lets all count."""
+
+    def make() -> jax.Array:
+        if like.dtype == jnp.uint8:
+            return jax.random.bits(jax.random.key(0), like.shape, jnp.uint8)
+        return jnp.ones(like.shape, like.dtype) if like.dtype == jnp.float32 else jnp.zeros(like.shape, like.dtype)
+
+    return jax.jit(make, out_shardings=like.sharding)()

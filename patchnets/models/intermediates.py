@@ -1,0 +1,41 @@
+"""What a network computes on the way to its logits, by name."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+from flax import traverse_util
+from jaxtyping import Array, Float
+
+from patchnets.models.blocks import unstack_blocks
+
+
+def capture_intermediates(
+    model: nn.Module, variables: Mapping[str, Any], images: Float[Array, "batch height width channels"]
+) -> dict[str, Any]:
+    """What `model` computes on the way to its logits, in evaluation, by name and in order.
+
+    Returns:
+      "stem": the embedded patches, (batch, patches, channels). For every block i, "block_i": what it puts out, and
+      "block_i/mixing": how it mixes patches, which is
+        MLP-Mixer: what each hidden unit of the token-mixing MLP reads, (patches, units), and writes, (units, patches)
+        gMLP: the spatial weights of the gating unit, (patches in, patches out)
+        FNet: (cosines, sines) of the Fourier transform over patches, (patches, patches)
+        ViT: the attention weights, (batch, heads, queries, tokens)
+        ConvMixer: the depthwise kernels, (k, k, channels).
+      "pre_logits": what the head sees, (batch, channels); and "logits", (batch, classes).
+    """
+    logits, state = model.apply(variables, images, train=False, mutable=["intermediates"])
+    # sow keeps what it was given as the only element of a tuple.
+    sown = jax.tree.map(lambda kept: kept[0], state["intermediates"], is_leaf=lambda node: isinstance(node, tuple))
+    tree = unstack_blocks({"intermediates": sown})["intermediates"]
+    found: dict[str, Any] = {"stem": tree["stem"]["patches"]}
+    depth = sum(bool(re.fullmatch(r"block_\d+", name)) for name in tree)
+    for i in range(depth):
+        (inside,) = (value for name, value in tree.items() if name.endswith(f"Block_{i}"))
+        flat = traverse_util.flatten_dict(inside)
+        found[f"block_{i}"] = tree[f"block_{i}"]
+        (found[f"block_{i}/mixing"],) = (value for path, value in flat.items() if path[-1] == "mixing")
+    return found | {"pre_logits": tree["pre_logits"], "logits": logits}

@@ -1,0 +1,121 @@
+"""Depthwise convolution: each channel with a kernel of its own, two exact ways of computing it.
+
+`conv` is XLA's grouped convolution. `shifts` is its definition, the sum over the taps of the kernel of the shifted
+image times the tap's weights, which a compiler makes into one pass of elementwise arithmetic; on a CPU that is many
+times faster than what XLA does with the former (docs/measurements.md). Products
+are formed in the type of the images, and summed in float32.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from patchnets.parallel.backend import backend
+
+MIN_CHANNELS, MAX_CHANNELS = (
+    32,
+    128,
+)  # channels that are worked on at a time, where so many divide all of them (docs/benchmarks.md)
+
+
+def depthwise_conv(
+    x: Float[Array, "batch height width channels"], kernel: Float[Array, "k k 1 channels"]
+) -> Float[Array, "batch height width channels"]:
+    """XLA's grouped convolution; zeros beyond the edges, one more at the end where the kernel's side is even."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[-1]
+    )
+
+
+@jax.custom_vjp
+def depthwise_shifts(
+    x: Float[Array, "batch height width channels"], kernel: Float[Array, "k k 1 channels"]
+) -> Float[Array, "batch height width channels"]:
+    """The same as a sum of shifted products."""
+    return _shifted_sum(x, kernel)
+
+
+def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return depthwise_shifts(x, kernel), (x, kernel)
+
+
+def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
+    """With respect to the images, the same convolution with the kernel turned round; with respect to the kernel, the
+    product of gradient and shifted image, summed over examples and places."""
+    x, kernel = saved
+    image_grad = _shifted_sum(grad, kernel[::-1, ::-1], flipped=True)
+    return image_grad, _kernel_gradient(x, grad, kernel.shape).astype(kernel.dtype)
+
+
+depthwise_shifts.defvjp(_forward, _backward)
+
+
+def _shifted_sum(x: Array, kernel: Array, flipped: bool = False) -> Array:
+    """Some channels of an image at a time, so that all taps find them in the processor's cache; and XLA, which would
+    compute one expression for all images anew in each place that reads it, does it once."""
+    batch, height, width, channels = x.shape
+    size, some = kernel.shape[:2], _channel_block(channels)
+    padded = _pad(x, size, flipped)
+
+    def of(place: tuple[Array, Array]) -> Array:
+        image, first = place
+        seen = jax.lax.dynamic_slice(padded, (image, 0, 0, first), (1, *padded.shape[1:3], some))[0]
+        weights = jax.lax.dynamic_slice_in_dim(kernel[:, :, 0], first, some, axis=2)
+        total = jnp.zeros((), jnp.float32)
+        for i, j in np.ndindex(size):
+            total = total + seen[i : i + height, j : j + width] * weights[i, j]
+        return total.astype(x.dtype)
+
+    images, parts = jnp.divmod(jnp.arange(batch * (channels // some)), channels // some)
+    found = jax.lax.map(of, (images, parts * some)).reshape(batch, -1, height, width, some)
+    return jnp.moveaxis(found, 1, 3).reshape(x.shape)
+
+
+def _kernel_gradient(x: Array, grad: Array, shape: tuple[int, ...]) -> Array:
+    """Row after row of some channels, so that the sums of all taps stay in the processor's cache. They are kept apart
+    by column until the end, because elementwise additions are fast where reductions over leading axes are not."""
+    k, taps = shape[0], list(np.ndindex(shape[:2]))
+    batch, height, width, channels = x.shape
+    some, padded = _channel_block(channels), _pad(x, shape[:2])
+    images, rows = jnp.divmod(jnp.arange(batch * height), height)
+
+    def of_channels(first: Array) -> Array:
+        def add_row(sums: tuple[Array, ...], place: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
+            image, row = place
+            seen = jax.lax.dynamic_slice(padded, (image, row, 0, first), (1, k, width + k - 1, some))[0]
+            told = jax.lax.dynamic_slice(grad, (image, row, 0, first), (1, 1, width, some))[0, 0]
+            return tuple(s + seen[i, j : j + width] * told for s, (i, j) in zip(sums, taps)), None
+
+        sums, _ = jax.lax.scan(add_row, (jnp.zeros((width, some), jnp.float32),) * len(taps), (images, rows))
+        return jnp.stack([s.sum(axis=0) for s in sums])
+
+    parts = jax.lax.map(of_channels, jnp.arange(0, channels, some))  # (channels / some, taps, some)
+    return jnp.moveaxis(parts, 0, 1).reshape(shape)
+
+
+def _channel_block(channels: int) -> int:
+    return max((some for some in range(MIN_CHANNELS, MAX_CHANNELS + 1) if channels % some == 0), default=channels)
+
+
+def _pad(x: Array, size: tuple[int, ...], flipped: bool = False) -> Array:
+    low = [(side - 1) // 2 for side in size]
+    high = [side - 1 - before for side, before in zip(size, low)]
+    low, high = (high, low) if flipped else (low, high)
+    return jnp.pad(x, ((0, 0), (low[0], high[0]), (low[1], high[1]), (0, 0)))
+
+
+DEPTHWISE_IMPLS: dict[str, Callable[[Array, Array], Array]] = {"conv": depthwise_conv, "shifts": depthwise_shifts}
+# What `auto` takes: on the CPU the faster one in a training step (docs/measurements.md); elsewhere not measured yet.
+AUTO_CHOICE = {"cpu": "shifts", "gpu": "conv", "tpu": "conv"}
+
+
+def depthwise(
+    x: Float[Array, "batch height width channels"], kernel: Float[Array, "k k 1 channels"], implementation: str
+) -> Float[Array, "batch height width channels"]:
+    """The convolution in one of its two ways, or, for `implementation` = "auto", in the platform's faster one."""
+    return DEPTHWISE_IMPLS[AUTO_CHOICE.get(backend(), "conv") if implementation == "auto" else implementation](
+        x, kernel
+    )

@@ -1,0 +1,162 @@
+"""Weights trained at one image size, for another.
+
+Whatever has a place for each patch is resampled from the old grid of patches to the new one: position embeddings, and
+the weights of networks that mix patches by them. The others, ConvMixer's among them, are the same at any size.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Array, Float
+
+from patchnets.errors import UserError
+from patchnets.models.blocks import stack_blocks, unstack_blocks
+from patchnets.models.convmixer import ConvMixer
+from patchnets.models.fnet import Fnet
+from patchnets.models.gmlp import Gmlp
+from patchnets.models.mlp_mixer import MlpMixer
+from patchnets.models.vit import VisionTransformer
+
+Grid = tuple[int, int]  # rows and columns of patches
+RULES = ("interpolate", "block_diagonal")
+
+# The weights that mix patches, by the end of their path, and what each of their axes goes over.
+TOKENS_IN, TOKENS_OUT, HIDDEN = "patches read", "patches written", "hidden units"
+TOKEN_MIXING_AXES = {
+    "/token_mixing/Dense_0/kernel": (TOKENS_IN, HIDDEN),
+    "/token_mixing/Dense_0/bias": (HIDDEN,),
+    "/token_mixing/Dense_1/kernel": (HIDDEN, TOKENS_OUT),
+    "/token_mixing/Dense_1/bias": (TOKENS_OUT,),
+    "/spatial_gating/kernel": (TOKENS_IN, TOKENS_OUT),
+    "/spatial_gating/bias": (TOKENS_OUT,),
+}
+
+
+def resize_weights(
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    old_size: int | Grid,
+    new_size: int | Grid,
+    rule: str = "interpolate",
+) -> tuple[nn.Module, dict[str, Any]]:
+    """A network and its variables for images of another size.
+
+    Args:
+      model: the network that was trained.
+      variables: its variables, with or without stacked blocks.
+      old_size: of the images it was trained on, in pixels: a side, or (height, width).
+      new_size: of the images to come.
+      rule: how weights that mix patches become those of the new grid. "interpolate" resamples them so that, of
+        activations which are the old ones interpolated, the new weights make the old results interpolated.
+        "block_diagonal" (Mixer and gMLP, to whole multiples of the grid) splits the new grid into tiles of the old
+        size and mixes each apart with the old weights, which are thus repeated along the diagonal of a larger matrix
+        (MLP-Mixer, arXiv 2105.01601, appendix C); the Mixer's `tokens_mlp_dim` grows with the number of tiles.
+
+    Returns:
+      The network, which differs from `model` where the rule says so, and its variables. Where the sizes agree, both
+      are those given.
+
+    Raises:
+      UserError: a size that patches do not divide, an unknown rule, a multiple that is not whole for
+        "block_diagonal", variables of another size, or a network whose head or hidden layers are tied to one size.
+    """
+    if rule not in RULES:
+        raise UserError(f"rule={rule!r} is unknown; expected one of {', '.join(RULES)}")
+    if not isinstance(model, MlpMixer | Gmlp | Fnet | VisionTransformer | ConvMixer):
+        raise UserError(f"{type(model).__name__} cannot be resampled: its layers are tied to one image size")
+    if "params" not in variables:
+        raise UserError(f"the variables hold {', '.join(variables)} and no params; give all that model.init returns")
+    old, new = grid(old_size, model.patch_size), grid(new_size, model.patch_size)
+    if old == new:
+        return model, dict(variables)
+    tiled = rule == "block_diagonal" and isinstance(model, MlpMixer | Gmlp)
+    if tiled and (new[0] % old[0] or new[1] % old[1]):
+        raise UserError(
+            f"{new[0]} x {new[1]} patches are no whole multiple of {old[0]} x {old[1]}, which rule=block_diagonal needs"
+        )
+    apart = unstack_blocks(variables)
+    flat = traverse_util.flatten_dict(apart["params"], sep="/")
+    for path, weights in flat.items():
+        axes = next((axes for end, axes in TOKEN_MIXING_AXES.items() if path.endswith(end)), ())
+        if path == "position_embedding":
+            flat[path] = resize_positions(weights, old, new, getattr(model, "pool_type", None) == "cls")
+        elif axes:
+            _check_patches(path, weights.shape, axes, old)
+            flat[path] = (_tile if tiled else _interpolate)(weights, axes, old, new)
+    found = apart | {"params": traverse_util.unflatten_dict(flat, sep="/")}
+    if tiled and isinstance(model, MlpMixer):
+        model = model.clone(tokens_mlp_dim=model.tokens_mlp_dim * new[0] * new[1] // (old[0] * old[1]))
+    return model, stack_blocks(found) if model.scan else found
+
+
+def grid(size: int | Grid, patch_size: int) -> Grid:
+    """Rows and columns of patches in an image of `size` pixels: a side, or (height, width)."""
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    if min(height, width) < 1 or height % patch_size or width % patch_size:
+        raise UserError(f"images of {height} x {width} pixels are not divisible by patch_size {patch_size}")
+    return height // patch_size, width // patch_size
+
+
+def resize_positions(
+    embedding: Float[Array, "1 tokens channels"], old: Grid, new: Grid, class_token: bool
+) -> Float[Array, "1 new_tokens channels"]:
+    """Bilinear resizing over the grid, between centers of patches; a class token before them keeps its own place."""
+    token, places = embedding[:, : int(class_token)], embedding[:, int(class_token) :]
+    if places.shape[1] != (count := old[0] * old[1]):
+        raise UserError(
+            f"position_embedding is for {places.shape[1]} patches; old_size makes {count}, {old[0]} x {old[1]}"
+        )
+    places = places.reshape(1, *old, -1)
+    places = jax.image.resize(places, (1, *new, places.shape[-1]), "bilinear").reshape(1, new[0] * new[1], -1)
+    return jnp.concatenate([token, places], axis=1)
+
+
+def interpolation(old: Grid, new: Grid) -> Float[np.ndarray, "new_patches patches"]:
+    """The matrix of the bilinear resizing of what lies on a grid of patches."""
+    rows, columns = (
+        np.asarray(jax.image.resize(jnp.eye(before), (after, before), "bilinear"), np.float64)
+        for before, after in zip(old, new)
+    )
+    return np.kron(rows, columns)
+
+
+def _interpolate(weights: Array, axes: tuple[str, ...], old: Grid, new: Grid) -> Array:
+    """What is written is interpolated; what is read is weighted so that reading something interpolated gives what
+    reading it before did: by the pseudoinverse of the interpolation (arXiv 2212.08013, equation 4)."""
+    matrix = interpolation(old, new)
+    maps = {TOKENS_OUT: matrix, TOKENS_IN: np.linalg.pinv(matrix).T}  # (new patches, old patches)
+    found = np.asarray(weights, np.float64)
+    for axis, kind in enumerate(axes):
+        if kind in maps:
+            found = np.moveaxis(np.tensordot(maps[kind], found, (1, axis)), 0, axis)
+    return jnp.asarray(found, weights.dtype)
+
+
+def _tile(weights: Array, axes: tuple[str, ...], old: Grid, new: Grid) -> Array:
+    """Copies of the weights for every tile of the new grid, and zeros between patches of different tiles."""
+    row, column = (place.ravel() for place in np.indices(new))
+    tiles_across = new[1] // old[1]
+    tile = row // old[0] * tiles_across + column // old[1]
+    within = row % old[0] * old[1] + column % old[1]
+    count = tile.max() + 1
+    places, tiles = [], []
+    for size, kind in zip(weights.shape, axes):
+        hidden = kind == HIDDEN
+        places.append(np.arange(count * size) % size if hidden else within)
+        tiles.append(np.arange(count * size) // size if hidden else tile)
+    found = np.asarray(weights)[np.ix_(*places)]
+    if len(axes) == 2:
+        found = np.where(tiles[0][:, None] == tiles[1], found, 0)
+    return jnp.asarray(found)
+
+
+def _check_patches(path: str, shape: tuple[int, ...], axes: tuple[str, ...], old: Grid) -> None:
+    expected = old[0] * old[1]
+    wrong = [size for size, kind in zip(shape, axes) if kind != HIDDEN and size != expected]
+    if wrong:
+        raise UserError(f"{path} is for {wrong[0]} patches; old_size makes {expected}, {old[0]} x {old[1]}")

@@ -1,0 +1,1 @@
+"""Optimizers, learning-rate schedules, and what happens on a plateau of the validation loss."""

@@ -1,0 +1,155 @@
+"""One sheet of what augmentation does: originals, a configuration's samples, and every operation by itself."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from patchnets.augment import color, geometry, mixup, policies, random_erasing
+from patchnets.augment.preprocess import Augment, Preprocess, check_channels
+from patchnets.data import choose_splits, sources, splits
+from patchnets.experiment import make_erase, make_mix
+from patchnets.run import console
+
+Levels = Float[Array, "batch height width channels"]  # from 0 to 255
+Operation = Callable[[Array, Levels], Levels]  # (key, images) -> images
+
+COLUMNS = 2  # of rows of images, side by side
+SAMPLES = 4  # rows of the configuration's own augmentation
+CLASSES = 10  # of the made-up targets that are mixed beside the images
+
+
+def operations(channels: int, height: int) -> dict[str, Operation]:
+    """{what is written beside it: operation at a strength that shows}, for images of so many channels and rows."""
+    geometric: dict[str, Operation] = {
+        "flip": geometry.random_flip,
+        "flip, vertical": geometry.random_vertical_flip,
+        "resize to 1/4 and back": lambda key, images: geometry.resize(
+            geometry.resize(images, size=max(1, height // 4)), size=height
+        ),
+        "center crop 0.75": lambda key, images: geometry.resize(images, size=height, share=0.75),
+        "crop, padding 1/8": functools.partial(geometry.random_crop, padding=max(1, height // 8)),
+        "resized crop, area 0.25-1": functools.partial(
+            geometry.random_resized_crop, size=height, area=0.25, aspect=4 / 3
+        ),
+        "zoom 0.2": functools.partial(geometry.random_zoom, zoom=0.2),
+        "shift 0.2": functools.partial(geometry.random_translation, shift=0.2),
+        "rotation 0.1": functools.partial(geometry.random_rotation, rotation=0.1),
+        "shear 0.3": functools.partial(geometry.random_shear, shear=0.3),
+    }
+    colors: dict[str, Operation] = {
+        "saturation 0.8": functools.partial(color.saturation, limit=0.8),
+        "hue 0.3": functools.partial(color.hue, limit=0.3),
+        "grayscale": functools.partial(color.grayscale, probability=1.0),
+        "color jitter 0.4": functools.partial(
+            color.color_jitter, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1
+        ),
+    }
+    levels: dict[str, Operation] = {
+        "brightness 0.5": functools.partial(color.brightness, limit=0.5),
+        "contrast 0.8": functools.partial(color.contrast, limit=0.8),
+        "sharpness 0.9": functools.partial(color.sharpness, limit=0.9),
+        "solarize 128": functools.partial(color.solarize, threshold=128.0, probability=1.0),
+        "posterize 2 bits": functools.partial(color.posterize, bits=2, probability=1.0),
+        "equalize": functools.partial(color.equalize, probability=1.0),
+        "autocontrast": functools.partial(color.autocontrast, probability=1.0),
+        "invert": functools.partial(color.invert, probability=1.0),
+    }
+    chosen: dict[str, Operation] = {
+        "RandAugment 2, 9": policies.rand_augment,
+        "AutoAugment CIFAR-10": functools.partial(policies.auto_augment, policy="cifar10"),
+        "AutoAugment ImageNet": functools.partial(policies.auto_augment, policy="imagenet"),
+        "TrivialAugment": policies.trivial_augment,
+    }
+    erased: dict[str, Operation] = {
+        f"erasing, {mode}": functools.partial(_erased, mode=mode) for mode in ("constant", "random", "pixel")
+    }
+    mixed: dict[str, Operation] = {
+        "mixup 1, per example": functools.partial(_mixed, mixup.mixup),
+        "CutMix 1, per example": functools.partial(_mixed, mixup.cutmix),
+    }
+    return geometric | levels | (colors if channels == 3 else {}) | chosen | erased | mixed
+
+
+def _erased(key: Array, images: Levels, *, mode: str) -> Levels:
+    """Random erasing, which takes normalized images."""
+    return 127.5 + 64 * random_erasing.random_erasing(key, (images - 127.5) / 64, probability=1.0, mode=mode)
+
+
+def _mixed(mix: Callable[..., tuple[Array, Array]], key: Array, images: Levels) -> Levels:
+    targets = jnp.zeros((images.shape[0], CLASSES), jnp.float32)
+    return mix(key, images, targets, alpha=1.0, mode="example")[0]
+
+
+def training_images(config: ml_collections.ConfigDict, count: int) -> UInt8[np.ndarray, "count size size channels"]:
+    """The first images of the training split, at their own size where that is one for all, else at `image_size`."""
+    source = sources.open_source(config.dataset)
+    check_channels(Augment(**config.augment.to_dict()), source.channels)
+    spec = choose_splits(config.dataset, source.sizes)["train"] or "train"
+    name, low, high = splits.parse_split(spec, source.sizes)[0]
+    records = source.records(name)
+    size = None if records.native_size() else config.image_size
+    return np.stack([image for image, _ in records.examples(range(low, min(high, low + count)), size)])
+
+
+def sheet(
+    config: ml_collections.ConfigDict, images: UInt8[np.ndarray, "batch height width channels"]
+) -> dict[str, UInt8[np.ndarray, "batch size size channels"]]:
+    """{label: a row of images}: the originals, samples as `config` has it, and every operation by itself."""
+    channels, key = images.shape[-1], jax.random.key(config.seed)
+    plain = Preprocess(config.image_size, (0.0,) * channels, (1.0,) * channels)
+    gray = (127.5,) * channels
+    prepare = Preprocess(config.image_size, gray, (64.0,) * channels, Augment(**config.augment.to_dict()))
+    mix, erase = make_mix(config), make_erase(config)
+
+    @jax.jit
+    def augmented(key: Array) -> Array:
+        x = prepare(jnp.asarray(images), jax.random.fold_in(key, 0))
+        if mix is not None:
+            x, _ = mix(jax.random.fold_in(key, 1), x, jnp.zeros((len(images), CLASSES), jnp.float32))
+        return 127.5 + 64 * (x if erase is None else erase(jax.random.fold_in(key, 2), x))
+
+    resized = plain(jnp.asarray(images))
+    rows = {"original": resized}
+    rows |= {f"this configuration, {i + 1}": augmented(jax.random.fold_in(key, i)) for i in range(SAMPLES)}
+    rows |= {label: jax.jit(run)(key, resized) for label, run in operations(channels, config.image_size).items()}
+    return {label: np.asarray(jnp.clip(jnp.round(row), 0, 255)).astype(np.uint8) for label, row in rows.items()}
+
+
+def draw(config: ml_collections.ConfigDict, path: pathlib.Path, count: int = 8) -> pathlib.Path:
+    """Writes the sheet of `count` training images to `path`, a PNG file, and returns its path.
+
+    Raises:
+      UserError: the data set, or its images with these settings, cannot be had.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = sheet(config, training_images(config, count))
+    lines = -(-len(rows) // COLUMNS)
+    size = (COLUMNS * (0.75 * count + 2.0), 0.8 * lines + 0.6)
+    figure, axes = plt.subplots(lines, COLUMNS, figsize=size, squeeze=False, layout="constrained")
+    for axis in axes.ravel():
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_visible(False)
+    for i, (axis, (label, images)) in enumerate(zip(axes.T.ravel(), rows.items())):
+        framed = np.pad(images, ((0, 0), (0, 0), (0, max(1, images.shape[2] // 16)), (0, 0)), constant_values=255)
+        strip = np.concatenate(list(framed), axis=1)
+        axis.imshow(strip.squeeze(-1) if strip.shape[-1] == 1 else strip, cmap="gray", vmin=0, vmax=255)
+        weight = "bold" if i <= SAMPLES else "normal"
+        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, weight=weight)
+    settings = console.describe_augmentation(config) or "nothing"
+    figure.suptitle(
+        f"{config.dataset.name}, {config.image_size} px; this configuration: {settings}", fontsize=9, wrap=True
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)
+    return path

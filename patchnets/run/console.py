@@ -1,0 +1,214 @@
+"""What a person sees of a run: what is trained, how far it is, and what came out."""
+
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import ml_collections
+from tqdm import tqdm
+
+from patchnets import __version__
+from patchnets import config as config_lib
+from patchnets.config import published
+from patchnets.data import Dataset
+from patchnets.run.step_timer import StepTimer
+
+SETTLED_SECONDS = 1.0  # of training, before its speed is worth telling
+
+
+def duration(seconds: float) -> str:
+    """3725 -> "1 h 02 min"."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def epochs(count: float) -> str:
+    """1.0 -> "1 epoch", 2.5 -> "2.5 epochs"."""
+    return f"{count:.4g} epoch" + ("" if count == 1 else "s")
+
+
+def device_name() -> str:
+    """What kind of devices JAX uses: "NVIDIA H200 (gpu)", or "cpu"."""
+    device = jax.devices()[0]
+    return device.platform if device.device_kind == device.platform else f"{device.device_kind} ({device.platform})"
+
+
+def devices(count: int) -> str:
+    """ "8 x NVIDIA H200 (gpu)", and over how many processes they are spread where those are several."""
+    processes = jax.process_count()
+    return f"{count} x {device_name()}" + (f" in {processes} processes" if processes > 1 else "")
+
+
+def describe_plateau(config: ml_collections.ConfigDict) -> str:
+    """What a run does when validation stops getting better, as the end of a sentence."""
+    text = ""
+    if config.reduce_on_plateau.patience:
+        text += (
+            f"; rate x {config.reduce_on_plateau.factor:g} after "
+            f"{validations(config.reduce_on_plateau.patience)} without lower loss"
+        )
+    if config.early_stopping.patience:
+        text += f"; ends after {validations(config.early_stopping.patience)} without lower loss"
+    return text
+
+
+def validations(count: int) -> str:
+    return f"{count} validation" + ("" if count == 1 else "s")
+
+
+def describe_optimizer(config: ml_collections.ConfigDict) -> str:
+    """Optimizer, learning rate and decay in a few words: "adamw, learning rate 0.001 cosine after 5 epochs, ..."."""
+    optimizer, schedule = config.optimizer, config.schedule
+    text = f"{optimizer.name}, learning rate {optimizer.learning_rate:g} {schedule.name}"
+    for name, words in (("warmup", "after a warm-up of"), ("cooldown", "with a cooldown of")):
+        if steps := schedule[f"{name}_steps"]:
+            text += f" {words} {steps:,} steps"
+        elif count := schedule[f"{name}_epochs"]:
+            text += f" {words} {epochs(count)}"
+    decaying = "by rules" if optimizer.wd_mults else {"all": "of all", "kernels": "of kernels"}[optimizer.wd_mask]
+    return text + (f", decay {optimizer.weight_decay:g} {decaying}" if optimizer.weight_decay else ", no decay")
+
+
+def describe_extras(config: ml_collections.ConfigDict) -> str:
+    """What is done beyond optimizer and schedule, in one line; nothing where that is nothing."""
+    said = {
+        f"{config.loss} loss": config.loss != "softmax",
+        f"biases of the head from {config.init_head_bias:g}": config.init_head_bias,
+        "learning rates by rules": config.optimizer.lr_mults,
+        "some parameters frozen": config.optimizer.frozen,
+        f"label smoothing {config.label_smoothing:g}": config.label_smoothing,
+        f"clipped to norm {config.optimizer.grad_clip_norm or 0:g}": config.optimizer.grad_clip_norm,
+        f"SAM radius {config.optimizer.sam_rho or 0:g}": config.optimizer.sam_rho,
+        f"batches in {config.grad_accum_steps} parts": config.grad_accum_steps > 1,
+        f"evaluated by a running mean of decay {config.ema_decay or 0:g}": config.ema_decay,
+    }
+    return ", ".join(text for text, holds in said.items() if holds)
+
+
+def describe_augmentation(config: ml_collections.ConfigDict) -> str:
+    """The settings of `config.augment` that differ from their defaults: "flip, zoom 0.2"."""
+    defaults = config_lib.default_config().augment
+    changed = {name: value for name, value in config.augment.items() if value != defaults[name]}
+    return ", ".join(name if value is True else f"{name} {value}" for name, value in changed.items())
+
+
+def print_header(
+    config: ml_collections.ConfigDict,
+    *,
+    workdir: os.PathLike[str],
+    data: Dataset,
+    params: int,
+    overview: str,
+    devices: str,
+    total_steps: int,
+    eval_every: int,
+    model_fields: Mapping[str, Any],
+) -> None:
+    """The first screen."""
+    loaders = {"train": data.train, "val": data.val, "test": data.test}
+    counts = ", ".join(
+        f"{role} {loader.num_examples:,} ({data.split_specs[role]})" for role, loader in loaders.items() if loader
+    )
+    size, stored = config.image_size, data.stored_size
+    shown = f"{size} px" if size == stored else f"{stored} px, resized to {size} px"
+    shown += ", read while training" if data.loader == "streaming" else ""
+    variant = f" {config.model.variant}" if config.model.variant else ""
+    fields = ", ".join(f"{k} {v}" for k, v in model_fields.items())
+    per_epoch = data.train.steps_per_epoch
+    print(overview)
+    print(f"patchnets {__version__} on JAX {jax.__version__}, {devices}")
+    print(f"  data     {data.name}: {counts}; {len(data.class_names)} classes; {shown}, {data.channels} channel(s)")
+    print(f"  model    {config.model.name}{variant}: {params:,} parameters; {fields}")
+    print(
+        f"  run      {total_steps:,} steps of {config.batch_size} images ({epochs(total_steps / per_epoch)} of "
+        f"{per_epoch:,}); validated and saved every {eval_every:,} steps"
+    )
+    print(f"  recipe   {describe_optimizer(config)}{describe_plateau(config)}")
+    if more := describe_extras(config):
+        print(f"           {more}")
+    if augmented := describe_augmentation(config):
+        print(f"  augment  {augmented}")
+    if target := published.describe(config):
+        print(f"  target   {target}")
+    print(f"  config   {config_lib.config_hash(config)}")
+    print(f"  workdir  {workdir}", flush=True)
+
+
+class Progress:
+    """A bar with the time left on a terminal, plain lines elsewhere; `write` prints a line without breaking the bar."""
+
+    def __init__(self, total_steps: int, done: int, batch_size: int):
+        self._bar = tqdm(
+            total=total_steps,
+            initial=done,
+            unit="step",
+            desc="training",
+            disable=None,
+            dynamic_ncols=True,
+            smoothing=0.05,
+            leave=False,
+        )
+        self._batch_size = batch_size
+        self._announced = False
+
+    def advance(self, steps: int, timer: StepTimer, steps_left: int) -> None:
+        self._bar.update(steps)
+        images_per_second = timer.images_per_second
+        if images_per_second is None:
+            return
+        self._bar.set_postfix_str(f"{images_per_second:,.0f} images/s")
+        if not self._announced and timer.seconds > SETTLED_SECONDS:
+            self._announced = True
+            left = steps_left * self._batch_size / images_per_second
+            self.write(
+                f"training at {images_per_second:,.0f} images/s: about {duration(left)} to go, evaluations not counted"
+            )
+
+    def metrics(self, row: Mapping[str, float]) -> None:
+        """One line of figures."""
+        text = f"epoch {row['epoch']:7.2f}  step {row['step']:>7,}"
+        for role in ("train", "val"):
+            if f"{role}_loss" in row:
+                text += f" | {role} loss {row[f'{role}_loss']:.4f} top-1 {row[f'{role}_accuracy']:6.2%}"
+        if "val_loss" in row:
+            text += f" top-5 {row['val_top5_accuracy']:6.2%}"
+        if "images_per_second" in row:
+            text += f" | {row['images_per_second']:,.0f} images/s"
+        self.write(text)
+
+    def write(self, text: str) -> None:
+        self._bar.clear()
+        tqdm.write(text, file=sys.stdout)
+        sys.stdout.flush()
+        self._bar.refresh()
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+def print_summary(summary: Mapping[str, Any], workdir: os.PathLike[str]) -> None:
+    """The last screen."""
+    best = f"checkpoint of step {summary['best_step']:,}"
+    if "val_accuracy" in summary:
+        best = f"best {best}: val top-1 {summary['val_accuracy']:.2%} top-5 {summary['val_top5_accuracy']:.2%}"
+    print(f"  kept     {best}")
+    if "test_accuracy" in summary:
+        print(
+            f"  test     top-1 {summary['test_accuracy']:.2%}  top-5 {summary['test_top5_accuracy']:.2%}  "
+            f"loss {summary['test_loss']:.4f}"
+        )
+    else:
+        print("  test     none: there is no test split")
+    if "published" in summary:
+        print(f"  target   {published.describe_comparison(summary['published'])}")
+    if summary.get("skipped_records"):
+        print(f"  skipped  {summary['skipped_records']:,} records that could not be read")
+    rate = f", {summary['images_per_second']:,.0f} images/s" if summary.get("images_per_second") else ""
+    work = f"{epochs(summary['epochs'])}, {summary['steps']:,} steps"
+    print(f"  took     {duration(summary['wall_seconds'])} for {work}{rate}")
+    plots = ", plots/" if os.path.isdir(os.path.join(workdir, "plots")) else ""
+    print(f"  results  {workdir}/: summary.json, metrics.jsonl, checkpoints/{plots}", flush=True)

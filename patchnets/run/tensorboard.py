@@ -1,0 +1,58 @@
+"""TensorBoard events, written with TensorBoard's own record writer, which needs no TensorFlow."""
+
+import os
+import pathlib
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from patchnets.errors import first_line
+
+
+class TensorBoard:
+    """Writes scalars to an event file in `directory`, which is made with the first of them. Failing to write is told
+    once and stops no run."""
+
+    def __init__(self, directory: pathlib.Path, enabled: bool):
+        self._directory, self._enabled = directory, enabled
+        self._records: Any = None
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes one event with all the `scalars` of a step, and flushes it."""
+        if not self._enabled:
+            return
+        try:
+            # Here, not above: the import takes half a second. EventFileWriter beside it would import TensorFlow too,
+            # where that is installed, to open its file.
+            from tensorboard.compat.proto import event_pb2, summary_pb2
+
+            if self._records is None:
+                self._records = self._open()
+                self._records.write(
+                    event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString()
+                )
+            values = [summary_pb2.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
+            event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values))
+            self._records.write(event.SerializeToString())
+            self._records.flush()
+        except ImportError:
+            self._stop("TensorBoard events are not written: tensorboard is not installed")
+        except Exception as error:
+            self._stop(f"TensorBoard events are no longer written: {first_line(error)}")
+
+    def close(self) -> None:
+        if self._records is not None:
+            self._records.close()
+            self._records = None
+
+    def _open(self) -> Any:
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        return RecordWriter((self._directory / name).open("ab"))
+
+    def _stop(self, why: str) -> None:
+        self._enabled = False
+        print(why, file=sys.stderr)

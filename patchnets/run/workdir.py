@@ -1,0 +1,235 @@
+"""The work directory of a run: who may use it, what it was made with, and the figures written into it.
+
+config.json (the configuration), data.json (which examples), metrics.jsonl (one object a line), summary.json (the final
+figures), checkpoints/, plots/, parameters.txt and TensorBoard events: whoever receives the folder needs nothing else.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import secrets
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from typing import IO, Any
+
+import jax
+import ml_collections
+
+from patchnets import config as config_lib
+from patchnets.errors import UserError
+from patchnets.parallel import multihost
+
+SHOWS_SECONDS = 10.0  # within which what one machine writes has to show on the others
+
+
+class Workdir:
+    """One run's folder. Nothing is written before `acquire`, and nothing at all without `writes`: one of the processes
+    of a run writes for all."""
+
+    def __init__(self, path: str | os.PathLike[str], config: ml_collections.ConfigDict, writes: bool = True):
+        self.writes = writes
+        self.path = pathlib.Path(path).expanduser()
+        self._config = config_lib.flatten(config)
+        self._nested = json.loads(config.to_json_best_effort())
+        self._lock: IO[str] | None = None
+
+    @property
+    def checkpoints(self) -> pathlib.Path:
+        return self.path / "checkpoints"
+
+    def load_summary(self) -> dict[str, Any] | None:
+        """The summary if a run with this configuration has ended here, None if there is still something to do.
+
+        Raises:
+          UserError: the folder belongs to a run with another configuration, is in use, or cannot be one.
+        """
+        if not self.writes:
+            return None
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--workdir={self.path} is a file; give a folder, or a path that does not exist yet")
+        place = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            raise UserError(f"--workdir={self.path}: {place} cannot be written to; give another --workdir")
+        self._compare_configuration()
+        if (self.path / ".lock").exists():
+            self._take_lock()
+            self.release()
+        try:
+            return json.loads((self.path / "summary.json").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def acquire(self, data: Mapping[str, Any]) -> None:
+        """Makes the folder and holds it until `release` or the end of the process.
+
+        `data` is what tells the examples of this run from others; it is written at first, and compared from then on.
+
+        Raises:
+          UserError: another process holds the folder, or it belongs to another configuration or other data.
+          OSError: it cannot be written.
+        """
+        if not self.writes:
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        self._compare_configuration()
+        stored = self._read_json("data.json")
+        if stored is None:
+            self.write_json("data.json", data)
+        elif changed := [name for name in data if data[name] != stored.get(name)]:
+            raise UserError(
+                f"the data have changed since {self.path} was begun ({', '.join(changed)} differ from its data.json); "
+                "give another --workdir, or bring the data back"
+            )
+        if not (self.path / "config.json").exists():
+            self.write_json("config.json", self._nested)
+
+    def check_shared(self) -> None:
+        """Checks that all processes see the same folder, and leaves it as it was. Raises UserError in all of them
+        otherwise."""
+        if jax.process_count() == 1:
+            return
+        token = multihost.broadcast_from_first(secrets.randbelow(2**31))
+        with contextlib.ExitStack() as stack:
+            with multihost.errors_on_all():  # nobody looks before that: file systems may remember what was not there
+                stack.enter_context(self.probe_file(token))
+            other = multihost.first_false(self.probe_visible(token))
+            if other is not None:
+                raise UserError(
+                    f"--workdir={self.path} is not the same folder in process {other}: what process 0 writes there "
+                    "does not show; give one on a file system that all machines share"
+                )
+
+    @contextlib.contextmanager
+    def probe_file(self, token: int) -> Iterator[None]:
+        """Meanwhile there is a file in the folder, by which other processes know it (`shows`). Where this ends in an
+        error, folders that were made for it are gone too."""
+        if not self.writes:
+            yield
+            return
+        made = [place for place in (self.path, *self.path.parents) if not place.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        file = self.path / f".run-{token}"
+        file.touch()
+        try:
+            yield
+            made = []
+        finally:
+            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                for place in made:
+                    place.rmdir()
+
+    def probe_visible(self, token: int, seconds: float = SHOWS_SECONDS) -> bool:
+        """Whether the folder is, or within so many seconds becomes, the one that another process has `marked`."""
+        until = time.monotonic() + seconds
+        while True:
+            with contextlib.suppress(OSError):
+                if f".run-{token}" in os.listdir(self.path):  # shared file systems list anew, where they remember names
+                    return True
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.1)
+
+    def _compare_configuration(self) -> None:
+        stored = self._read_json("config.json")
+        if stored is None:
+            return
+        changed = config_lib.diff(config_lib.flatten(stored), self._config)
+        if changed:
+            raise UserError(
+                f"{self.path} belongs to a run with another configuration ({'; '.join(changed)}); "
+                "give another --workdir"
+            )
+
+    def _read_json(self, name: str) -> dict[str, Any] | None:
+        return read_json(self.path / name) if (self.path / name).exists() else None
+
+    def _take_lock(self) -> None:
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            import fcntl
+
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # no such locks on this system
+            pass
+        except BlockingIOError as error:
+            self.release()
+            raise UserError(
+                f"another process is running in {self.path}; wait for it, or give another --workdir"
+            ) from error
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Writes a file whole or not at all."""
+        self.write_text(name, json.dumps(_without_none(content), indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        if not self.writes:
+            return
+        handle, partial = tempfile.mkstemp(dir=self.path, prefix=f".{name}-")
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(text)
+            os.chmod(partial, 0o644)
+            os.replace(partial, self.path / name)
+        except BaseException:
+            os.unlink(partial)
+            raise
+
+    def rewind_metrics(self, step: int) -> None:
+        """Drops the lines of metrics.jsonl past `step`, which a continued run writes again, and a torn last line."""
+        if not self.writes:
+            return
+        try:
+            lines = (self.path / "metrics.jsonl").read_text(errors="replace").splitlines()
+        except FileNotFoundError:
+            return
+        kept = []
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and row.get("step", math.inf) <= step and "test_loss" not in row:
+                kept.append(line + "\n")
+        self.write_text("metrics.jsonl", "".join(kept))
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        if not self.writes:
+            return
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A file of a work directory; raises UserError where it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error}); give another --workdir") from error
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a work directory's metrics.jsonl; raises UserError where there is none."""
+    try:
+        return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UserError(f"{path} is not a work directory: there is no metrics.jsonl in it") from error
+    except ValueError as error:
+        raise UserError(f"{path / 'metrics.jsonl'} cannot be read ({error})") from error
+
+
+def _without_none(content: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in content.items()
+        if value is not None
+    }

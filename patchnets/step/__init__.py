@@ -1,0 +1,1 @@
+"""What is compiled: the training and evaluation step, its loss, gradients, metrics and state."""

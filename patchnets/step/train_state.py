@@ -1,0 +1,109 @@
+"""What a training step takes and gives back, and what a checkpoint holds."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Int32
+
+from patchnets import prng
+from patchnets.parallel import mesh as mesh_lib
+from patchnets.parallel import sharding
+from patchnets.param_rules import Rules
+from patchnets.step.metrics import TrainMetrics
+
+# For a program that runs once, most of XLA's code generation takes longer than it gains; the values are the same.
+FAST_COMPILE = {"xla_backend_optimization_level": 1}
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that changes during training. The data order and all randomness follow from `step` and the seed."""
+
+    step: Int32[Array, ""]
+    params: Any
+    batch_stats: Any  # running statistics of BatchNorm; empty for networks without it
+    ema: Any  # running mean of params and batch_stats, as a network takes them; empty where none is kept
+    opt_state: optax.OptState
+    metrics: TrainMetrics  # sums since they were last written, so that a continued run writes the same figures
+
+    @property
+    def eval_variables(self) -> Any:
+        """The variables by which the network is evaluated."""
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_train_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    image_size: int,
+    channels: int,
+    seed: int,
+    mesh: Mesh,
+    init_head_bias: float = 0.0,
+    ema: bool = False,
+    fsdp_rules: Rules = (),
+) -> TrainState:
+    """The state at step 0, made where it lives on `mesh`; the biases of the head start at `init_head_bias`."""
+    make = functools.partial(_init_state, model, optimizer, image_size, channels, init_head_bias, ema)
+    if mesh.shape[mesh_lib.FSDP_AXIS] == 1:
+        return jax.jit(make, out_shardings=sharding.replicated(mesh), compiler_options=FAST_COMPILE)(seed)
+    where = sharding.infer_state_sharding(jax.eval_shape(make, seed), mesh, fsdp_rules)
+    return jax.jit(make, out_shardings=where, compiler_options=FAST_COMPILE)(seed)
+
+
+def abstract_train_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    image_size: int,
+    channels: int,
+    mesh: Mesh,
+    ema: bool = False,
+    fsdp_rules: Rules = (),
+) -> TrainState:
+    """The shape, type and place of every array of a state, without making them."""
+    shapes = jax.eval_shape(functools.partial(_init_state, model, optimizer, image_size, channels, 0.0, ema), 0)
+    where = sharding.infer_state_sharding(shapes, mesh, fsdp_rules)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, where)
+
+
+def _init_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    image_size: int,
+    channels: int,
+    init_head_bias: float,
+    ema: bool,
+    seed: Int32[Array, ""],
+) -> TrainState:
+    variables = init_variables(model, prng.key(seed, prng.RngStream.INIT), image_size, channels)
+    params, batch_stats = variables["params"], variables["batch_stats"]
+    if init_head_bias:
+        head = params["head"]
+        params = params | {"head": head | {"bias": jnp.full_like(head["bias"], init_head_bias)}}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        ema={"params": params, "batch_stats": batch_stats} if ema else {},
+        opt_state=optimizer.init(params),
+        metrics=TrainMetrics.empty(),
+    )
+
+
+def init_variables(model: nn.Module, key: Array, image_size: int, channels: int) -> dict[str, Any]:
+    """{"params", "batch_stats"} of a network for images of `image_size` pixels a side."""
+    image = jnp.zeros((1, image_size, image_size, channels), jnp.float32)
+    variables = model.init(key, image, train=False)
+    return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
+
+
+def abstract_params(model: nn.Module, image_size: int, channels: int) -> Any:
+    """The tree of parameters as shapes, without making them."""
+    return jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_size, channels))["params"]

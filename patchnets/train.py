@@ -1,0 +1,367 @@
+"""A run from its configuration to its final figures: build, restore, (train, evaluate, save)*, test, summary."""
+
+import contextlib
+import dataclasses
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+import optax
+from clu import parameter_overview
+
+from patchnets import __version__, models
+from patchnets import config as config_lib
+from patchnets.config import published
+from patchnets.data.loader import Loader
+from patchnets.errors import Preempted, RunError, UserError, first_line
+from patchnets.experiment import Experiment, build_experiment
+from patchnets.parallel import distributed, multihost, sharding
+from patchnets.parallel.preemption import PreemptionHandler
+from patchnets.run import console
+from patchnets.run.checkpoints import Checkpoints
+from patchnets.run.step_timer import StepTimer
+from patchnets.run.tensorboard import TensorBoard
+from patchnets.run.workdir import Workdir
+from patchnets.step.metrics import EvalMetrics, TrainMetrics
+from patchnets.step.multi_step import compile_eval_steps, compile_train_steps
+
+OVERVIEW_LINES = 20
+PER_HOST_KEYS = {"dataset.path", "dataset.data_dir", "dataset.cache_dir", "dataset.num_workers"}  # may differ
+
+
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike[str],
+    began: float | None = None,
+    preemption: PreemptionHandler | None = None,
+) -> dict[str, Any]:
+    """Trains what `config` describes, or goes on where an earlier run in `workdir` was cut, and returns the summary.
+
+    `began` is the time.monotonic() from which the run's seconds are counted, where that is before the call;
+    `preemption` notes signals, where that began before it too.
+
+    Raises:
+      UserError: the configuration, the data or the work directory cannot be used; nothing was written.
+      RunError: the run had to stop; what was saved stays as it is.
+      Preempted: a signal asked for it; the state was saved.
+    """
+    began = time.monotonic() if began is None else began
+    check_same_config(config)
+    place = Workdir(workdir, config, writes=multihost.is_first_process())
+    with multihost.errors_on_all():
+        summary = place.load_summary()
+    if multihost.broadcast_from_first(summary is not None):
+        return _already(config, summary, place) if summary else {}
+    with multihost.errors_on_all():
+        experiment = build_experiment(config)
+    place.check_shared()
+    with multihost.errors_on_all():
+        place.acquire(experiment.data.fingerprint)
+    checkpoints = Checkpoints(place.checkpoints, config.checkpoint)
+    board = TensorBoard(place.path, config.tensorboard and multihost.is_first_process())
+    lost = False
+    try:
+        with contextlib.nullcontext(preemption) if preemption else PreemptionHandler() as handler:
+            return Run(experiment, place, checkpoints, board, handler, began).complete()
+    except Exception as error:
+        lost = distributed.lost_peer(error)
+        raise
+    finally:
+        experiment.data.close()
+        board.close()
+        if not lost:  # it would wait for the process that is gone
+            checkpoints.close()
+        place.release()
+
+
+def check_same_config(config: ml_collections.ConfigDict) -> None:
+    """Raises UserError, in all processes, unless all have the same configuration, PER_HOST_KEYS aside."""
+    values = {name: value for name, value in config_lib.flatten(config).items() if name not in PER_HOST_KEYS}
+    if (other := multihost.first_different(values)) is not None:
+        raise UserError(
+            f"--config gives process {other} another configuration than process 0; bring the file, and what it "
+            "imports, to the same state on all machines"
+        )
+
+
+def _already(config: ml_collections.ConfigDict, summary: dict[str, Any], place: Workdir) -> dict[str, Any]:
+    """Tells what came out of a finished run."""
+    print(f"{place.path} holds a finished run of this configuration; nothing to do")
+    summary = summary | published.compare(config, summary)  # which may have changed since
+    console.print_summary(summary, place.path)
+    return summary
+
+
+class Run:
+    """A plan being carried out in a work directory."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        place: Workdir,
+        checkpoints: Checkpoints,
+        board: TensorBoard,
+        preemption: PreemptionHandler,
+        began: float,
+    ):
+        self.experiment, self.place, self.checkpoints, self.tensorboard = experiment, place, checkpoints, board
+        self.preemption, self.began = preemption, began
+        self.first_step_seconds: float | None = None
+        self.state = experiment.initial_state()
+        self.abstract_state = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state
+        )
+        self.where = jax.tree.map(lambda x: x.sharding, self.state)
+        restored = checkpoints.restore_latest(self.abstract_state)
+        progress: dict[str, Any] = {}
+        if restored:
+            self.state, progress = restored
+        self.step = self.resumed_at = int(self.state.step)
+        self.previous_seconds = progress.get("wall_seconds", 0.0)
+        self.plateau = dataclasses.replace(experiment.plateau)
+        self.plateau.load_state_dict(progress.get("plateau", {}))
+        self.last_eval_step = progress.get("last_eval_step", self.step)  # the last stop of which all was done
+        self.unreadable = set(progress.get("unreadable", ()))  # records that earlier processes skipped
+        self.timer = StepTimer(
+            experiment.config.steps_per_call, progress.get("images", 0), progress.get("seconds", 0.0)
+        )
+        place.rewind_metrics(self.resumed_at)
+
+    def complete(self) -> dict[str, Any]:
+        """Trains to the end, tests the best checkpoint, and writes the summary."""
+        params = self.print_header()
+        self.fit()
+        summary = self.test()
+        summary |= published.compare(self.experiment.config, summary) | self.environment(params)
+        self.tensorboard.close()  # which imports, in its thread, what drawing imports too
+        self.place.write_json("summary.json", summary)
+        if self.experiment.config.plots and jax.process_count() == 1:  # several draw once they have ended (main)
+            self.draw()
+        console.print_summary(summary, self.place.path)
+        return summary
+
+    def print_header(self) -> int:
+        """Shows the first screen; returns the number of parameters."""
+        experiment, params = self.experiment, self.state.params
+        if not self.resumed_at:
+            told = params if jax.process_count() == 1 else self.abstract_state.params  # no process has them all
+            overview = parameter_overview.get_parameter_overview(told, include_stats=jax.process_count() == 1)
+            self.place.write_text("parameters.txt", overview + "\n")
+        count = sum(leaf.size for leaf in jax.tree.leaves(params))
+        console.print_header(
+            experiment.config,
+            workdir=self.place.path,
+            data=experiment.data,
+            params=count,
+            overview=parameter_overview.get_parameter_overview(
+                self.abstract_state.params, include_stats=False, max_lines=OVERVIEW_LINES
+            ),
+            devices=console.devices(experiment.mesh.size),
+            total_steps=experiment.total_steps,
+            eval_every=experiment.eval_every,
+            model_fields=models.resolve_fields(experiment.config.model),
+        )
+        if self.resumed_at:
+            print(f"going on from the checkpoint of step {self.resumed_at:,}", flush=True)
+        return count
+
+    def fit(self) -> None:
+        """Trains from the state's step to the last one."""
+        if number := self.stop_signal():  # meanwhile; compiling may take longer than there is time
+            raise Preempted(number, self.step)
+        experiment = self.experiment
+        train_steps = compile_train_steps(experiment.task, experiment.data.train.batch, experiment.mesh, self.where)
+        evaluate = self.evaluator(experiment.data.val)
+        batch_size = experiment.config.batch_size
+        progress = console.Progress(experiment.total_steps, self.step, batch_size)
+        try:
+            if self.step != self.last_eval_step and experiment.next_stop(self.step - 1) == self.step:
+                self.log_eval_and_save(optax.global_norm(self.state.params), evaluate, progress)
+            while self.step < experiment.total_steps and not self.plateau.should_stop:
+                until, asked = experiment.next_stop(self.step), time.perf_counter()
+                with self.saving_if_unreadable():
+                    inputs, available = experiment.data.train.step_inputs(self.step)
+                count = multihost.broadcast_from_first(self.timer.steps_per_call(min(until - self.step, available)))
+                with self.timer.measure(count, count * batch_size, asked):
+                    self.state, finite, param_norm = train_steps(self.state, inputs, count, self.plateau.lr_scale)
+                    healthy = bool(finite) and bool(np.isfinite(param_norm))
+                self.step = int(self.state.step)
+                if self.first_step_seconds is None:
+                    self.first_step_seconds = round(time.monotonic() - self.began, 1)
+                    progress.write(f"first step after {self.first_step_seconds:.1f} s")
+                if not healthy:
+                    raise self.not_finite(f"at step {self.step:,} the loss, its gradient or the parameters")
+                progress.advance(count, self.timer, experiment.total_steps - self.step)
+                if self.step == until:
+                    self.log_eval_and_save(param_norm, evaluate, progress)
+                if number := self.stop_signal():
+                    self.save()
+                    self.checkpoints.wait()
+                    raise Preempted(number, self.step)
+        finally:
+            progress.close()
+        self.checkpoints.wait()
+
+    def log_eval_and_save(
+        self,
+        param_norm: jax.Array,
+        evaluate: Callable[[], dict[str, float]] | None,
+        progress: console.Progress,
+    ) -> None:
+        """What is due at a stop: writing figures, validating, saving."""
+        experiment, step = self.experiment, self.step
+        ending = step == experiment.total_steps
+        validating = ending or step % experiment.eval_every == 0
+        with self.saving_if_unreadable():
+            val_metrics = evaluate() if evaluate and validating else None
+        if val_metrics and not np.isfinite(val_metrics["loss"]):
+            raise self.not_finite(f"at step {step:,} the validation loss")
+        if validating or step % experiment.log_every == 0:
+            row = {"step": step, "epoch": round(step / experiment.data.train.steps_per_epoch, 4)}
+            measured = self.state.metrics.compute()
+            row |= {f"train_{k}": shortest_float(measured[k]) for k in ("loss", "accuracy", "top5_accuracy")}
+            row |= {f"val_{k}": v for k, v in (val_metrics or {}).items()}
+            row["learning_rate"] = shortest_float(experiment.schedule(step - 1) * self.plateau.lr_scale)
+            row |= {"grad_norm": shortest_float(measured["grad_norm"]), "param_norm": shortest_float(param_norm)}
+            if rate := self.timer.rate_since_last():
+                row["images_per_second"] = round(rate, 1)
+            self.place.append_metrics(row)
+            self.tensorboard.write(step, {k: v for k, v in row.items() if k not in ("step", "epoch")})
+            progress.metrics(row)
+            self.state = self.state.replace(metrics=sharding.init_replicated(TrainMetrics.empty, experiment.mesh))
+        if val_metrics:
+            self.plateau.observe(val_metrics["loss"])
+            if self.plateau.should_stop:
+                progress.write(
+                    f"no lower validation loss in {self.plateau.stop_waited} validations; ending at step {step:,}"
+                )
+        self.last_eval_step = step
+        if validating or step % (experiment.config.checkpoint.save_interval_steps or experiment.total_steps) == 0:
+            self.save(val_metrics)
+
+    def stop_signal(self) -> int:
+        """The number of the signal that any process got, or 0: all of them stop at the same step."""
+        return multihost.max_over_processes(self.preemption.signal_number or 0)
+
+    @contextlib.contextmanager
+    def saving_if_unreadable(self) -> Iterator[None]:
+        """Saves what was trained where images cannot be read: the same command goes on once they can. Not where only
+        one of several processes knows, for saving takes all of them."""
+        try:
+            yield
+        except RunError:
+            if jax.process_count() == 1 and self.step and self.step != self.checkpoints.latest_step():
+                self.save()
+                self.checkpoints.wait()
+            raise
+
+    def save(self, val_metrics: dict[str, float] | None = None) -> None:
+        progress: dict[str, Any] = {
+            "wall_seconds": self.wall_seconds,
+            "images": self.timer.images,
+            "seconds": self.timer.seconds,
+            "plateau": self.plateau.state_dict(),
+            "last_eval_step": self.last_eval_step,
+            "unreadable": sorted(multihost.union(self.unreadable | self.experiment.data.unreadable)),
+        }
+        self.checkpoints.save(self.step, self.state, progress, val_metrics)
+
+    def evaluator(self, loader: Loader | None, may_stop: bool = False) -> Callable[[], dict[str, float]] | None:
+        """A function that evaluates the current state on a split, every example once; None without a split.
+
+        Where `may_stop`, because all is saved, it raises Preempted on a signal.
+        """
+        if loader is None:
+            return None
+        eval_steps = compile_eval_steps(self.experiment.task, loader.batch, self.experiment.mesh, self.where)
+        timer = StepTimer(self.experiment.config.steps_per_call)
+
+        def evaluate() -> dict[str, float]:
+            metrics, first = sharding.init_replicated(EvalMetrics.empty, self.experiment.mesh), 0
+            while first < loader.steps_per_epoch:
+                inputs, available = loader.step_inputs(first)
+                count = multihost.broadcast_from_first(
+                    timer.steps_per_call(min(available, loader.steps_per_epoch - first))
+                )
+                with timer.measure(count, count * loader.batch_size):
+                    metrics = jax.block_until_ready(eval_steps(self.state, metrics, inputs, first, count))
+                first += count
+                if may_stop and (number := self.stop_signal()):
+                    raise Preempted(number, self.step)
+            return {name: shortest_float(value) for name, value in metrics.compute().items()}
+
+        return evaluate
+
+    def test(self) -> dict[str, Any]:
+        """The figures of the best checkpoint: its validation metrics, and the test split's, looked at only now."""
+        best, self.state, val_metrics = self.checkpoints.restore_best(self.abstract_state)
+        found: dict[str, Any] = {"best_step": best}
+        found |= {f"val_{name}": value for name, value in val_metrics.items()}
+        if evaluate := self.evaluator(self.experiment.data.test, may_stop=True):
+            test_metrics = {f"test_{k}": v for k, v in evaluate().items()}
+            if not np.isfinite(test_metrics["test_loss"]):
+                raise self.not_finite(f"with the checkpoint of step {best:,} the test loss")
+            self.place.append_metrics({"step": self.step, "best_step": best} | test_metrics)
+            self.tensorboard.write(self.step, test_metrics)
+            found |= test_metrics
+        return found
+
+    def environment(self, params: int) -> dict[str, Any]:
+        """The rest of the summary: how long, how fast, on what."""
+        experiment = self.experiment
+        return {
+            "steps": self.step,
+            "epochs": round(self.step / experiment.data.train.steps_per_epoch, 4),
+            "params": params,
+            "skipped_records": len(multihost.union(self.unreadable | experiment.data.unreadable)),
+            "images_per_second": self.timer.images_per_second and round(self.timer.images_per_second, 1),
+            "first_step_seconds": self.first_step_seconds,
+            "wall_seconds": round(self.wall_seconds, 1),
+            "device": console.devices(experiment.mesh.size) + f", host with {os.cpu_count()} cores",
+            "versions": {
+                "patchnets": __version__,
+                "python": platform.python_version(),
+                **{module.__name__: module.__version__ for module in (jax, optax, np)},
+            },
+            "config_hash": config_lib.config_hash(experiment.config),
+            "dataset": experiment.data.name,
+            "splits": experiment.data.split_specs,
+        }
+
+    @property
+    def wall_seconds(self) -> float:
+        """Since the start, over all the processes that worked on this run."""
+        return self.previous_seconds + time.monotonic() - self.began
+
+    def not_finite(self, what: str) -> RunError:
+        kept = self.checkpoints.latest_step()
+        last = "nothing was saved yet" if kept is None else f"the checkpoint of step {kept:,} is untouched"
+        return RunError(
+            f"{what} stopped being finite; {last}. A lower learning rate, clipping or a longer warm-up may help"
+        )
+
+    def draw(self) -> None:
+        """Pictures of the best checkpoint; failing to draw is told and changes nothing."""
+
+        def say(text: str) -> None:
+            print(text, file=sys.stderr)
+
+        try:
+            from patchnets.plots import run
+
+            run.draw(
+                self.experiment, self.state, self.place.path, say, lambda: self.preemption.signal_number is not None
+            )
+        except Exception as error:
+            say(f"the pictures could not be drawn: {first_line(error)}")
+
+
+def shortest_float(value: Any) -> float:
+    """A float32 as the shortest decimal that stands for it: 0.93, not 0.9300000071525574."""
+    return float(str(np.float32(value)))

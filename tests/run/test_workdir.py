@@ -1,0 +1,122 @@
+"""A work directory is written whole or not at all, belongs to one run at a time, and goes back to its checkpoint."""
+
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from patchnets import train
+from patchnets.errors import UserError
+from patchnets.parallel import multihost
+from patchnets.run.workdir import Workdir, read_metrics
+
+DATA = {"name": "digits", "examples": {"train": 3}}
+
+
+def test_it_is_empty_until_it_is_claimed_and_then_holds_the_configuration(tiny_config, tmp_path):
+    place = Workdir(tmp_path / "a" / "b", tiny_config)
+    assert place.load_summary() is None
+    assert list(tmp_path.iterdir()) == []
+    place.acquire(DATA)
+    assert json.loads((tmp_path / "a/b/config.json").read_text())["model"]["patch_size"] == 4
+    assert json.loads((tmp_path / "a/b/data.json").read_text()) == DATA
+
+
+def test_only_one_at_a_time_may_have_it(tiny_config, tmp_path):
+    first, second = (Workdir(tmp_path / "run", tiny_config) for _ in range(2))
+    first.acquire(DATA)
+    for attempt in (second.load_summary, lambda: second.acquire(DATA)):
+        with pytest.raises(UserError, match="another process is running"):
+            attempt()
+    first.release()
+    second.acquire(DATA)
+
+
+def test_processes_know_the_folder_by_a_mark_in_it_which_leaves_nothing(tiny_config, tmp_path):
+    first, second, other = (
+        Workdir(tmp_path / name, tiny_config, writes=name == "a/b") for name in ("a/b", "a/../a/b", "c")
+    )
+    with first.probe_file(7), second.probe_file(7):
+        assert (
+            second.probe_visible(7, seconds=0)
+            and not second.probe_visible(8, seconds=0)
+            and not other.probe_visible(7, seconds=0)
+        )
+    assert list((tmp_path / "a" / "b").iterdir()) == [] and not other.path.exists()
+    with pytest.raises(UserError), Workdir(tmp_path / "d" / "e", tiny_config).probe_file(7):
+        raise UserError("it is not the same")
+    assert not (tmp_path / "d").exists()
+
+
+@pytest.mark.parametrize("theirs", ["the same", "another"])
+def test_processes_agree_on_their_folder_and_configuration_or_all_are_told(tiny_config, tmp_path, monkeypatch, theirs):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    theirs_is = lambda value: value if theirs == "the same" else np.zeros_like(value)
+    monkeypatch.setattr(multihost, "gather", lambda value: np.array([value, theirs_is(value)]))
+    place = Workdir(tmp_path / "run", tiny_config)
+    if theirs == "the same":
+        place.check_shared()
+        train.check_same_config(tiny_config)
+        return
+    with pytest.raises(UserError, match=f"--workdir={tmp_path}/run is not the same folder in process 1"):
+        place.check_shared()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match="gives process 1 another configuration than process 0"):
+        train.check_same_config(tiny_config)
+
+
+def test_a_claim_compares_again_what_another_run_wrote_in_the_meantime(tiny_config, tmp_path):
+    mine = Workdir(tmp_path / "run", tiny_config)
+    assert mine.load_summary() is None
+    other = tiny_config.copy_and_resolve_references()
+    other.seed = 5
+    theirs = Workdir(tmp_path / "run", other)
+    theirs.acquire(DATA)
+    theirs.release()
+    with pytest.raises(UserError, match="seed: 5 there, 0 here"):
+        mine.acquire(DATA)
+
+
+def test_where_things_lie_may_change_and_what_figures_hang_on_may_not(tiny_config, tmp_path):
+    Workdir(tmp_path / "run", tiny_config).acquire(DATA)
+    moved = tiny_config.copy_and_resolve_references()
+    moved.dataset.cache_dir, moved.checkpoint.max_to_keep, moved.plots = "elsewhere", 7, True
+    assert Workdir(tmp_path / "run", moved).load_summary() is None
+    moved.batch_size = 8
+    with pytest.raises(UserError, match=r"\(batch_size: 64 there, 8 here\)"):
+        Workdir(tmp_path / "run", moved).load_summary()
+
+
+def test_lines_past_the_checkpoint_and_torn_or_strange_ones_go_and_the_others_stay_to_the_letter(tiny_config, tmp_path):
+    place = Workdir(tmp_path, tiny_config)
+    good = [json.dumps({"step": step, "train_loss": 0.5}) for step in (10, 20)]
+    strange = [
+        json.dumps({"step": 20, "test_loss": 1.0}),
+        json.dumps({"step": 30}),
+        "7",
+        "{}",
+        "\udcff",
+        '{"step": 1, "tr',
+    ]
+    text = "\n".join([good[0], *strange[:3], good[1], *strange[3:]])
+    (tmp_path / "metrics.jsonl").write_bytes(text.encode(errors="surrogateescape"))
+    place.rewind_metrics(20)
+    assert (tmp_path / "metrics.jsonl").read_text().splitlines() == good
+    place.append_metrics({"step": 25})
+    assert [row["step"] for row in read_metrics(tmp_path)] == [10, 20, 25]
+
+
+def test_a_file_that_cannot_be_replaced_is_left_as_it_was(tiny_config, tmp_path, monkeypatch):
+    place = Workdir(tmp_path, tiny_config)
+    place.write_text("note", "before")
+
+    def fail(*arguments):
+        raise OSError("no")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="no"):
+        place.write_text("note", "after")
+    assert (tmp_path / "note").read_text() == "before"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["note"]
