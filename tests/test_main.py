@@ -99,10 +99,10 @@ def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(one_line, argu
 def test_errors_in_a_config_file_are_told_with_their_kind(one_line, tmp_path_factory):
     place = tmp_path_factory.mktemp("configs")
     (place / "unknown.py").write_text(
-        "from configs import common\ndef get_config():\n    return common.base(bacth_size=3)\n"
+        "from patchnets.config import common\ndef get_config():\n    return common.base(bacth_size=3)\n"
     )
     (place / "wrong.py").write_text(
-        "from configs import common\ndef get_config():\n    return common.base(batch_size='3')\n"
+        "from patchnets.config import common\ndef get_config():\n    return common.base(batch_size='3')\n"
     )
     (place / "syntax.py").write_text("def get_config(:\n")
     (place / "missing.py").write_text("import no_such_module\n")

@@ -33,7 +33,7 @@ SUMMARY_KEYS = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run: (work directory, configuration, summary)."""
-    from configs import common
+    from patchnets.config import common
 
     config = common.base(
         dataset=dict(name="digits"),

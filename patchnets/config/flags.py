@@ -1,5 +1,6 @@
 """The command line to a configuration and a work directory; --help."""
 
+import difflib
 import itertools
 import os
 import pathlib
@@ -30,6 +31,10 @@ def parse_flags(argv: list[str]):
     path = path or next((b for a, b in itertools.pairwise(argv) if a == "--config"), None)
     if path is None:
         raise UserError("--config is not given; for example --config=configs/mixer_digits.py, and --help explains")
+    name, _, variant = path.partition(":")
+    file = find_config(name)
+    argv = [a.replace(path, file + path[len(name) :]) if a in (path, f"--config={path}") else a for a in argv]
+    path = file + path[len(name) :]
     original = _load_file(path)
     argv, unset = _unset(argv, config_lib.known_keys())
     values = flags.FlagValues()
@@ -46,9 +51,35 @@ def parse_flags(argv: list[str]):
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not understood; overrides have the form --config.KEY=VALUE")
     config_lib.validate(config)
-    name = pathlib.Path(path.split(":", 1)[0]).stem
-    variant = "".join(c if c.isalnum() or c in "-_." else "-" for c in path.partition(":")[2])
+    name = pathlib.Path(file).stem
+    variant = "".join(c if c.isalnum() or c in "-_." else "-" for c in variant)
     return config, workdir_flag.value or os.path.join("runs", f"{name}-{variant}" if variant else name)
+
+
+def config_directories() -> list[pathlib.Path]:
+    """Return where configurations are found by name: ./configs, those of the clone, those of an installed package."""
+    package = pathlib.Path(__file__).resolve().parents[1]
+    return [pathlib.Path("configs"), package.parent / "configs", package / "configs"]
+
+
+def find_config(name: str) -> str:
+    """The file of a configuration: a path, or the name of one that comes with patchnets, such as "mixer_digits".
+
+    Raises:
+      UserError: there is none; the message names near ones.
+    """
+    if pathlib.Path(name).is_file():
+        return name
+    known = {}
+    for directory in reversed(config_directories()):
+        known |= {path.stem: path for path in sorted(directory.glob("*.py")) if path.stem != "__init__"}
+    if name in known:
+        return str(known[name])
+    near = difflib.get_close_matches(pathlib.Path(name).stem, known, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise UserError(
+        f"--config={name}: there is no such file, nor a configuration of that name among those of patchnets{hint}"
+    )
 
 
 def _unset(argv: list[str], keys: Mapping[str, Any]) -> tuple[list[str], list[str]]:

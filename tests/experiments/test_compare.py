@@ -9,13 +9,12 @@ import statistics
 import jax
 import pytest
 
-from configs import common
 from experiments.compare import __main__ as compare
 from experiments.compare import match_cost, report
 from experiments.compare.match_cost import FAMILIES, Shape, matched
 from experiments.runner import jobs
 from patchnets import models
-from patchnets.config import flags
+from patchnets.config import common, flags
 from patchnets.errors import UserError
 from patchnets.step.train_state import abstract_params
 

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from configs import common
 from experiments.reproduce import __main__ as reproduce
 from experiments.runner import jobs, learning_curves, report
+from patchnets.config import common
 from patchnets.run import workdir
 
 

@@ -10,8 +10,8 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from configs import common
 from patchnets import models, train
+from patchnets.config import common
 from patchnets.errors import UserError
 from patchnets.estimate.compile_step import make_abstract_run
 from patchnets.estimate.dataset_spec import find_dataset_spec
