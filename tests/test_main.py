@@ -203,6 +203,7 @@ def test_a_work_directory_that_cannot_be_made_is_told_in_one_line(capsys, tmp_pa
         assert printed.err.count("\n") == 1 and str(tmp_path / "file") in printed.err, printed
 
 
+@pytest.mark.slow
 def test_the_digits_train_where_tensorflow_tfds_and_grain_are_not_installed(tmp_path):
     absent = ["tensorflow", "tensorflow_datasets", "tensorboard", "grain", "array_record"]
     arguments = ["", DIGITS, *SMALL, f"--workdir={tmp_path / 'x'}"]

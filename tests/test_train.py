@@ -181,6 +181,7 @@ def test_another_configuration_is_refused_and_the_differing_keys_are_named(finis
         train.train(other, path)
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_give_the_same_metrics(tiny_config, tmp_path):
     tiny_config.model.dropout_rate = 0.1
     tiny_config.total_epochs = 1.0

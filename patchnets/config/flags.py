@@ -70,7 +70,7 @@ def find_config(name: str) -> str:
     """
     if pathlib.Path(name).is_file():
         return name
-    known = {}
+    known: dict[str, pathlib.Path] = {}
     for directory in reversed(config_directories()):
         known |= {path.stem: path for path in sorted(directory.glob("*.py")) if path.stem != "__init__"}
     if name in known:

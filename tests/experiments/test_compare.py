@@ -34,6 +34,7 @@ def networks(place):
     return {found["id"]: found for found in json.loads((place / "compare.json").read_text())["networks"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [100_000, 300_000])
 def test_any_two_families_have_parameters_within_five_per_cent(target, capsys, tmp_path):
     assert start(tmp_path, "--match=params", f"--target={target}", "--list") == 0
