@@ -19,7 +19,7 @@ def quick_pictures(monkeypatch):
     nothing = io.BytesIO()
     Image.new("L", (1, 1)).save(nothing, format="png")
     drawn = lambda results: nothing.getvalue() if any(r["curve"]["val_accuracy"] for r in results) else None
-    monkeypatch.setattr(picture, "curves", drawn)
+    monkeypatch.setattr(learning_curves, "curves", drawn)
 
 
 def start(place, *options):
