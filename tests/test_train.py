@@ -16,9 +16,9 @@ from patchnets.augment.preprocess import Augment
 from patchnets.config import published
 from patchnets.data import sources
 from patchnets.errors import RunError, UserError
+from patchnets.experiment import build_schedule, optimizer_options
 from patchnets.optim import plateau
 from patchnets.optim.optimizers import make_optimizer
-from patchnets.optim.schedules import make_schedule
 from patchnets.run.checkpoints import Checkpoints
 from patchnets.step import multi_step, train_step
 from patchnets.step.metrics import EvalMetrics
@@ -331,9 +331,9 @@ def test_every_known_key_is_read_by_a_run(tiny_config, tmp_path, monkeypatch):
     published.compare(tiny_config, {"test_accuracy": 0.8})
     for tiny_config.schedule.name in ("step", "rsqrt"):
         tiny_config.schedule.step_every_epochs = 1.0 if tiny_config.schedule.name == "step" else None
-        make_schedule(tiny_config, 10, 2)
+        build_schedule(tiny_config, 10, 2)
     tiny_config.optimizer.name = "sgd"
-    make_optimizer(tiny_config.optimizer, lambda step: 0.1, {"kernel": np.zeros(1)})
+    make_optimizer(**optimizer_options(tiny_config), learning_rate=0.1, params={"kernel": np.zeros(1)})
     expected = {key for key in config_lib.known_keys() if not key.startswith(tuple(handed_over))}
     expected -= {"dataset.num_workers", "dataset.on_corrupt"}  # of streaming feeds: tests/data/test_data.py
     assert expected - seen == set()
