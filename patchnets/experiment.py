@@ -96,9 +96,25 @@ def build_experiment(config: ml_collections.ConfigDict, data: Dataset | None = N
     )
 
 
+def use_cpu_cores(config: ml_collections.ConfigDict, processes: int = 1, processes_on_host: int = 1) -> None:
+    """Make a device of each core of a CPU, before JAX first looks for devices (`cpu.use_one_device_per_core`)."""
+    cpu.use_one_device_per_core(
+        {config.batch_size // config.grad_accum_steps, config.eval_batch_size or config.batch_size},
+        data=config.mesh.data,
+        fsdp=config.mesh.fsdp,
+        processes=processes,
+        processes_on_host=processes_on_host,
+    )
+
+
 def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The devices that share a batch, of those given or all. Raises UserError where the batches do not divide."""
-    mesh = mesh_lib.make_mesh(config.mesh, (config.batch_size, config.eval_batch_size or config.batch_size), devices)
+    mesh = mesh_lib.make_mesh(
+        config.mesh.data,
+        config.mesh.fsdp,
+        batch_sizes=(config.batch_size, config.eval_batch_size or config.batch_size),
+        devices=devices,
+    )
     if (part := config.batch_size // config.grad_accum_steps) % mesh.size:
         raise UserError(
             f"config.grad_accum_steps={config.grad_accum_steps} makes parts of {part} examples, which cannot be "

@@ -99,7 +99,7 @@ def test_the_test_figures_are_those_of_the_best_checkpoint(finished):
     assert (summary["val_accuracy"], summary["best_step"]) == max(validated)
     experiment = train.build_experiment(config)
     like = _like(experiment.initial_state())
-    step, state, _ = Checkpoints(path / "checkpoints", config.checkpoint).restore_best(like)
+    step, state, _ = Checkpoints(path / "checkpoints", max_to_keep=1).restore_best(like)
     assert step == summary["best_step"]
     # Every example of the test split, one by one, without the code that batches them.
     records = sources.open_source(config.dataset).records("test")
@@ -163,7 +163,7 @@ def test_the_lowered_learning_rate_is_the_one_that_is_written(tiny_config, tmp_p
     train.train(tiny_config, tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row.get("learning_rate") for row in rows[:4]] == [1e-7, 1e-7, 5e-8, 2.5e-8]
-    assert Checkpoints(tmp_path / "run" / "checkpoints", tiny_config.checkpoint).latest_step() == 44
+    assert Checkpoints(tmp_path / "run" / "checkpoints").latest_step() == 44
 
 
 def test_patience_without_a_validation_split_is_refused(tiny_config, tmp_path):
@@ -208,7 +208,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_leaves_the_last_checkpoint
         RunError, match=r"at step 18 the loss.* stopped being finite; the checkpoint of step 15 is untouched"
     ):
         train.train(tiny_config, tmp_path / "run")
-    assert Checkpoints(tmp_path / "run" / "checkpoints", tiny_config.checkpoint).latest_step() == 15
+    assert Checkpoints(tmp_path / "run" / "checkpoints").latest_step() == 15
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
