@@ -100,12 +100,12 @@ def _train(
         config, workdir = parse_flags(argv)
         runtime.enable_compilation_cache()
         from patchnets import train
-        from patchnets.parallel import cpu
+        from patchnets.experiment import use_cpu_cores
 
         if process is None:
-            cpu.use_one_device_per_core(config)
+            use_cpu_cores(config)
         else:
-            cpu.use_one_device_per_core(config, process.count or 1, process.processes_on_host)
+            use_cpu_cores(config, process.count or 1, process.processes_on_host)
             with preemption.exit_immediately(name) if preemption else contextlib.nullcontext():
                 distributed.initialize(process)
         train.train(config, workdir, began=STARTED, preemption=preemption)

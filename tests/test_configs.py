@@ -12,7 +12,7 @@ import configs
 from patchnets import config as config_lib
 from patchnets import models
 from patchnets.errors import UserError
-from patchnets.optim.schedules import make_schedule
+from patchnets.experiment import build_schedule
 
 FOLDER = pathlib.Path(configs.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "def get_config(" in path.read_text())
@@ -57,7 +57,7 @@ def test_the_published_configurations_are_there():
 def test_configuration_passes_and_can_be_scheduled(name, argument):
     config = get(name, argument)
     assert config_lib.validate(config) is None
-    peak = make_schedule(config, 100_000, 1_000)(40_000)
+    peak = build_schedule(config, 100_000, 1_000)(40_000)
     assert 0 < peak <= config.optimizer.learning_rate
 
 

@@ -125,7 +125,7 @@ def test_a_checkpoint_takes_what_is_told(tiny_config, tmp_path):
     def noise(leaf):
         return rng.standard_normal(leaf.shape).astype(leaf.dtype) if leaf.ndim else leaf
 
-    saved = Checkpoints(tmp_path / "checkpoints", tiny_config.checkpoint)
+    saved = Checkpoints(tmp_path / "checkpoints", max_to_keep=3)
     saved.save(1, jax.tree.map(noise, real_state(abstract_run)), {}, None)
     saved.wait()
     saved.close()

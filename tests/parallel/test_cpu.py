@@ -162,10 +162,11 @@ def test_gelu_against_the_normal_distribution():
 PROGRAM = """
 import jax
 from configs import mixer_digits
+from patchnets.experiment import use_cpu_cores
 from patchnets.parallel import cpu
 config = mixer_digits.get_config()
 {change}
-cpu.use_one_device_per_core(config)
+use_cpu_cores(config)
 print(jax.device_count())
 """
 
@@ -173,9 +174,9 @@ print(jax.device_count())
 @pytest.mark.parametrize(
     "change, flags, expected",
     [
-        ("processors.host.cores = lambda: 4", "", 4),
-        ("processors.host.cores = lambda: 4; config.mesh.data = 1", "", 1),
-        ("processors.host.cores = lambda: 4", "--xla_force_host_platform_device_count=3", 3),
+        ("cpu.runtime.cores = lambda: 4", "", 4),
+        ("cpu.runtime.cores = lambda: 4; config.mesh.data = 1", "", 1),
+        ("cpu.runtime.cores = lambda: 4", "--xla_force_host_platform_device_count=3", 3),
     ],
 )
 def test_each_core_becomes_a_device_unless_told_otherwise(change, flags, expected):

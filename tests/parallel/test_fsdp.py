@@ -4,7 +4,6 @@ import json
 import math
 
 import jax
-import ml_collections
 import numpy as np
 import optax
 import pytest
@@ -27,7 +26,7 @@ OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
 
 
 def mesh_of(data, fsdp):
-    return mesh_lib.make_mesh(ml_collections.ConfigDict({"data": data, "fsdp": fsdp}))
+    return mesh_lib.make_mesh(data, fsdp)
 
 
 def network(scan=False, **fields):
@@ -179,14 +178,14 @@ def test_activations_stay_split_by_examples_where_parameters_are_split(tiny_conf
 
 
 @pytest.mark.slow
-def test_a_checkpoint_fits_every_mesh_bit_for_bit(tiny_config, tmp_path):
+def test_a_checkpoint_fits_every_mesh_bit_for_bit(tmp_path):
     def states(seed):
         sizes = dict(image_size=8, channels=1, seed=seed)
         return {m: create_train_state(network(depth=1), OPTIMIZER, mesh=mesh_of(*m), **sizes) for m in MESHES}
 
     others = states(seed=2)
     for written, saved in states(seed=1).items():
-        checkpoints = Checkpoints(tmp_path / str(written), tiny_config.checkpoint)
+        checkpoints = Checkpoints(tmp_path / str(written))
         checkpoints.save(1, saved, {}, None)
         checkpoints.wait()
         for other in others.values():
