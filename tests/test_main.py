@@ -264,3 +264,38 @@ def test_pictures_of_several_processes_are_drawn_once_after_the_end(monkeypatch,
     os.utime(picture, (2e9 + 1, 2e9 + 1))
     main._draw(argv)
     assert drawn == [str(tmp_path)]
+
+
+def test_a_config_file_is_executed_once(parsed, tmp_path):
+    """The file notes each of its executions, and each call of its function."""
+    file, notes = tmp_path / "noted.py", tmp_path / "notes"
+    file.write_text(
+        "from configs import mixer_digits\n"
+        f"def note(text):\n    with open({str(notes)!r}, 'a') as sink:\n        print(text, file=sink)\n"
+        "note('executed')\n"
+        "def get_config(variant='tutorial'):\n    note(variant)\n    return mixer_digits.get_config(variant)\n"
+    )
+    config, _ = parsed(f"--config={file}:paper", "--config.batch_size=32", "--config.eval_batch_size=None")
+    assert notes.read_text() == "executed\npaper\n"
+    assert config.batch_size == 32 and config.model.variant == parsed(DIGITS)[0].model.variant
+
+
+def test_a_config_file_that_changes_is_read_again(parsed, tmp_path):
+    file = tmp_path / "changed.py"
+    text = "from configs import mixer_digits\ndef get_config():\n    return mixer_digits.get_config()\n"
+    file.write_text(text)
+    before = parsed(f"--config={file}")[0].seed
+    file.write_text(
+        text.replace(
+            "return mixer_digits.get_config()",
+            "config = mixer_digits.get_config()\n    config.seed = 77\n    return config",
+        )
+    )
+    assert (before, parsed(f"--config={file}")[0].seed) == (0, 77)
+    assert parsed("--config", str(file), "--config.seed=3")[0].seed == 3
+
+
+def test_a_config_file_whose_function_returns_no_configuration_is_refused(one_line, tmp_path_factory):
+    file = tmp_path_factory.mktemp("configs") / "none.py"
+    file.write_text("def get_config():\n    return {'batch_size': 3}\n")
+    assert "get_config() returns a dict; expected a ConfigDict" in one_line(f"--config={file}")

@@ -158,7 +158,7 @@ def test_a_file_that_does_not_do_costs_one_line(text, said, tmp_path, capsys):
         (["--only=1", "--report"], "--only=1 and --report are both given"),
         (["--config.optimizer.learning_rate=1"], "--config.optimizer.learning_rate=1: --sweep="),
         (["--report"], "none of these runs has finished there"),
-        (["--seeds=0"], "--seeds=0: expected a whole number above 0"),
+        (["--seeds=0"], "--seeds: expected a whole number above 0, and at most 9,999, got '0'"),
     ],
 )
 def test_a_mistake_costs_one_line_and_writes_nothing(options, said, tmp_path, capsys):
