@@ -69,7 +69,7 @@ def whole_number(name: str, given: Mapping[str, str]) -> int | None:
 def execute(argv: list[str]) -> int:
     """Plans what a command line asks for; returns the exit status."""
     from patchnets.config import flags
-    from patchnets.parallel import cpu
+    from patchnets.experiment import use_cpu_cores
 
     given, rest = split_options(argv[1:])
     memory, rate = number("memory", given), number("images-per-second", given)
@@ -89,7 +89,7 @@ def execute(argv: list[str]) -> int:
     if topology:
         jax.config.update("jax_platforms", "cpu")  # nothing is computed, and no accelerator is to be taken for it
     else:
-        cpu.use_one_device_per_core(config)
+        use_cpu_cores(config)
     from patchnets.estimate.compile_step import make_abstract_run
     from patchnets.estimate.dataset_spec import find_dataset_spec
     from patchnets.estimate.report import Options, estimate

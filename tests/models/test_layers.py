@@ -1,6 +1,7 @@
 """The shared layers against flax's convolution, binomial statistics, and themselves on one device and on eight."""
 
 import itertools
+import functools
 import math
 
 import flax.linen as nn
@@ -216,13 +217,14 @@ def test_every_network_with_stochastic_depth_may_leave_its_branches_as_they_are(
     """With one block whose rate is half, examples that keep all branches give the logits of evaluation."""
     model = model.clone(drop_path_schedule="constant", drop_path_scale_by_keep=False)
     images = np.random.default_rng(0).standard_normal((64, 4, 4, 3)).astype(np.float32)
-    variables = model.init(jax.random.key(1), images[:1], train=False)
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(1), images[:1])
     rng = np.random.default_rng(2)
     variables = jax.tree.map(lambda p: p + rng.standard_normal(p.shape).astype(np.float32), variables)
-    expected = model.apply(variables, images, train=False)
+    expected = jax.jit(functools.partial(model.apply, train=False))(variables, images)
 
     def kept(model):
-        logits = model.apply(variables, images, train=True, rngs={"dropout": jax.random.key(3)})
+        apply = jax.jit(functools.partial(model.apply, train=True))
+        logits = apply(variables, images, rngs={"dropout": jax.random.key(3)})
         return np.isclose(logits, expected, rtol=1e-3, atol=1e-4).all(axis=1)
 
     assert 0 < kept(model).mean() < 1

@@ -117,7 +117,7 @@ def test_evaluation_goes_in_groups_with_batch_norm_too(config, groups):
 def test_a_batch_is_evaluated_in_groups_as_at_once(groups, devices):
     network, _ = models.MODELS["convmixer"]
     model = network(num_classes=5, patch_size=2, depth=1, hidden_dim=8, kernel_size=3)
-    variables = model.init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)), train=False)
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))
     images = np.random.default_rng(0).integers(0, 256, (BATCH, 8, 8, 3), np.uint8)
     preprocess = Preprocess(8, (127.5,) * 3, (64.0,) * 3)
     at_once = train_step.Task(model, optax.identity(), preprocess, 0).logits_fn
@@ -153,7 +153,8 @@ def close(a, b, **tolerance):
 def mixer():
     network, _ = models.MODELS["keras_mixer"]
     model = network(num_classes=5, patch_size=4, depth=1, hidden_dim=8, dropout_rate=0.0)
-    return model, model.init(jax.random.key(1), jnp.zeros((1, 12, 12, 3)), train=False)["params"]
+    init = jax.jit(functools.partial(model.init, train=False))
+    return model, init(jax.random.key(1), jnp.zeros((1, 12, 12, 3)))["params"]
 
 
 @pytest.mark.parametrize("groups, devices", [(4, 1), (4, 2), (8, 8)])
@@ -202,7 +203,7 @@ def test_dropout_in_groups_is_the_same_on_any_number_of_devices(mixer):
 def test_batch_norm_in_groups_looks_at_all_examples():
     network, _ = models.MODELS["convmixer"]
     model = network(num_classes=5, patch_size=2, depth=1, hidden_dim=8, kernel_size=3)
-    variables = model.init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)), train=False)
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))
     params, stats = variables["params"], variables["batch_stats"]
     batch, key, grad_fn = a_batch(rows=8), jax.random.key(2), grad_fn_of(model)
     expected = jax.jit(grad_fn)(params, stats, batch, key)
@@ -226,10 +227,11 @@ def test_gelu_against_the_normal_distribution():
 PROGRAM = """
 import jax
 from configs import mixer_digits
+from patchnets.experiment import use_cpu_cores
 from patchnets.parallel import cpu
 config = mixer_digits.get_config()
 {change}
-cpu.use_one_device_per_core(config)
+use_cpu_cores(config)
 print(jax.device_count())
 """
 

@@ -1,5 +1,7 @@
 """Losses against their formulas, accumulated gradients against the whole batch's, SAM and running means by hand."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -52,7 +54,7 @@ def test_sigmoid_cross_entropy_sums_a_question_a_class():
 
 def params_of(model: nn.Module, **kwargs):
     """Random parameters, none of them zero, and statistics."""
-    variables = model.init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)), train=False)
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda p: p + 0.3 * rng.standard_normal(p.shape).astype(np.float32), variables["params"])
     return params, variables.get("batch_stats", {})
@@ -92,12 +94,13 @@ def test_batch_norm_sees_the_parts_one_after_the_other(batch):
     model = CONVMIXER
     params, stats = params_of(model)
     key, parts = jax.random.key(0), 2
-    (_, aux), _ = gradients.accumulate_grads(grad_fn_of(model), parts)(params, stats, batch, key)
+    (_, aux), _ = jax.jit(gradients.accumulate_grads(grad_fn_of(model), parts))(params, stats, batch, key)
+    train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
     expected = stats
     for j in range(parts):
         part = jax.tree.map(lambda x: x[j::parts], batch)  # noqa: B023
         variables = {"params": params, "batch_stats": expected}
-        _, updated = model.apply(variables, part.images, train=True, mask=part.mask, mutable=["batch_stats"])
+        _, updated = train(variables, part.images, mask=part.mask)
         expected = updated["batch_stats"]
     assert_close(aux.batch_stats, expected, rtol=1e-5, atol=1e-6)
     assert any(not np.allclose(a, b) for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(stats)))
@@ -107,7 +110,8 @@ def test_batch_norm_sees_the_parts_one_after_the_other(batch):
 def test_a_batch_of_nothing_but_padding_changes_nothing(batch, model):
     params, stats = params_of(model)
     none = batch._replace(mask=np.zeros(BATCH, np.float32))
-    (_, aux), grads = gradients.accumulate_grads(grad_fn_of(model), 2)(params, stats, none, jax.random.key(0))
+    accumulated = jax.jit(gradients.accumulate_grads(grad_fn_of(model), 2))
+    (_, aux), grads = accumulated(params, stats, none, jax.random.key(0))
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
     assert_close(aux.batch_stats, stats)
 
