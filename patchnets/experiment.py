@@ -82,9 +82,9 @@ def build_experiment(config: ml_collections.ConfigDict, data: Dataset | None = N
         per_epoch, validates = data.train.steps_per_epoch, data.val is not None
         classes, channels = len(data.class_names), data.channels
     outline = make_outline(config, mesh, per_epoch=per_epoch, classes=classes, channels=channels, validates=validates)
+    counts = num_microbatches(config, outline.model, outline.params, mesh)
     # Last, for it may take minutes, and what is wrong should be told at once.
     data = load_dataset(config, mesh, opened) if data is None else data
-    counts = num_microbatches(config, outline.model, outline.params, mesh)
     task = make_task(config, outline.model, outline.optimizer, data.preprocess, outline.params, mesh, counts)
     return Experiment(
         config,

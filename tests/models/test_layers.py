@@ -1,7 +1,7 @@
 """The shared layers against flax's convolution, binomial statistics, and themselves on one device and on eight."""
 
-import itertools
 import functools
+import itertools
 import math
 
 import flax.linen as nn
