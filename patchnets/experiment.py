@@ -24,9 +24,11 @@ from patchnets.optim.plateau import Plateau
 from patchnets.optim.schedules import in_steps, make_schedule
 from patchnets.parallel import cpu, sharding
 from patchnets.parallel import mesh as mesh_lib
+from patchnets.parallel.microbatches import GradFn
+from patchnets.step.gradients import accumulate_grads, sharpness_aware, zero_frozen_grads
 from patchnets.step.losses import LOSSES
 from patchnets.step.train_state import TrainState, abstract_params, create_train_state
-from patchnets.step.train_step import Erase, Mix, Task
+from patchnets.step.train_step import Erase, LogitsFn, Mix, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Experiment:
     plateau: Plateau
     total_steps: int
     eval_every: int
+    num_microbatches: int = 1
 
     @property
     def log_every(self) -> int:
@@ -79,9 +82,10 @@ def build_experiment(config: ml_collections.ConfigDict, data: Dataset | None = N
         per_epoch, validates = data.train.steps_per_epoch, data.val is not None
         classes, channels = len(data.class_names), data.channels
     outline = make_outline(config, mesh, per_epoch=per_epoch, classes=classes, channels=channels, validates=validates)
+    counts = num_microbatches(config, outline.model, outline.params, mesh)
     # Last, for it may take minutes, and what is wrong should be told at once.
     data = load_dataset(config, mesh, opened) if data is None else data
-    task = make_task(config, outline.model, outline.optimizer, data.preprocess, outline.params, mesh)
+    task = make_task(config, outline.model, outline.optimizer, data.preprocess, outline.params, mesh, counts)
     return Experiment(
         config,
         mesh,
@@ -93,6 +97,7 @@ def build_experiment(config: ml_collections.ConfigDict, data: Dataset | None = N
         outline.plateau,
         outline.total_steps,
         outline.eval_every,
+        counts[0],
     )
 
 
@@ -100,6 +105,7 @@ def use_cpu_cores(config: ml_collections.ConfigDict, processes: int = 1, process
     """Make a device of each core of a CPU, before JAX first looks for devices (`cpu.use_one_device_per_core`)."""
     cpu.use_one_device_per_core(
         {config.batch_size // config.grad_accum_steps, config.eval_batch_size or config.batch_size},
+        devices=config.cpu.devices,
         data=config.mesh.data,
         fsdp=config.mesh.fsdp,
         processes=processes,
@@ -203,17 +209,12 @@ def make_task(
     preprocess: Preprocess,
     params: Any,
     mesh: Mesh | None = None,
+    microbatches: tuple[int, int] | None = None,
 ) -> Task:
-    """What a step does, as `config` has it; with a `mesh`, a batch may go over its devices in groups."""
-    num_microbatches = num_eval_microbatches = 1
-    if mesh is not None:
-        size, evaluated = config.image_size, config.eval_batch_size or config.batch_size
-        num_microbatches = (
-            cpu.num_microbatches(model, params, size, config.batch_size, mesh.size)
-            if config.grad_accum_steps == 1
-            else 1
-        )
-        num_eval_microbatches = cpu.num_microbatches(model, params, size, evaluated, mesh.size, train=False)
+    """What a step does, as `config` has it, over the devices of `mesh`; `microbatches` are those of `num_microbatches`,
+    where they are known already."""
+    in_train, in_eval = microbatches or num_microbatches(config, model, params, mesh)
+    loss = LOSSES[config.loss]
     return Task(
         model,
         optimizer,
@@ -222,15 +223,58 @@ def make_task(
         label_smoothing=config.label_smoothing,
         mix=make_mix(config),
         erase=make_erase(config),
-        loss=LOSSES[config.loss],
-        grad_accum_steps=config.grad_accum_steps,
-        num_microbatches=num_microbatches,
-        num_eval_microbatches=num_eval_microbatches,
-        mesh=mesh,
-        sam_radius=config.optimizer.sam_rho,
-        frozen=frozen_params(config.optimizer.frozen, params) if config.optimizer.frozen else None,
+        loss=loss if mesh is None or in_train > 1 else sharding.batch_sharded_loss(loss, mesh),
         ema_decay=config.ema_decay,
+        wrap_grad_fn=functools.partial(
+            wrap_grad_fn,
+            mesh=mesh,
+            num_microbatches=in_train,
+            grad_accum_steps=config.grad_accum_steps,
+            frozen=frozen_params(config.optimizer.frozen, params) if config.optimizer.frozen else None,
+            sam_rho=config.optimizer.sam_rho,
+        ),
+        wrap_logits_fn=functools.partial(wrap_logits_fn, mesh=mesh, num_microbatches=in_eval),
     )
+
+
+def num_microbatches(
+    config: ml_collections.ConfigDict, model: nn.Module, params: Any, mesh: Mesh | None
+) -> tuple[int, int]:
+    """In how many microbatches a CPU works through a training batch and an evaluation batch; 1 elsewhere, and where
+    gradients are accumulated. Raises UserError where config.cpu.microbatch does not divide."""
+    if mesh is None:
+        return 1, 1
+    count = functools.partial(cpu.num_microbatches, model, params, config.image_size, microbatch=config.cpu.microbatch)
+    in_train = count(config.batch_size, mesh.size) if config.grad_accum_steps == 1 else 1
+    return in_train, count(config.eval_batch_size or config.batch_size, mesh.size, train=False)
+
+
+def wrap_grad_fn(
+    grad_fn: GradFn,
+    *,
+    mesh: Mesh | None,
+    num_microbatches: int = 1,
+    grad_accum_steps: int = 1,
+    frozen: Any = None,
+    sam_rho: float | None = None,
+) -> GradFn:
+    """Wraps a training step's grad_fn in what the devices and the recipe ask for."""
+    if mesh is not None and num_microbatches > 1:
+        grad_fn = cpu.per_device_microbatch_grads(grad_fn, num_microbatches, mesh)
+    else:
+        grad_fn = grad_fn if mesh is None else sharding.batch_sharded_grads(grad_fn, mesh)
+        grad_fn = accumulate_grads(grad_fn, grad_accum_steps)
+    grad_fn = grad_fn if frozen is None else zero_frozen_grads(grad_fn, frozen)
+    return grad_fn if sam_rho is None else sharpness_aware(grad_fn, sam_rho)
+
+
+def wrap_logits_fn(logits_fn: LogitsFn, *, mesh: Mesh | None, num_microbatches: int) -> LogitsFn:
+    """Wraps an evaluation step's logits_fn in what the devices ask for."""
+    if mesh is None:
+        return logits_fn
+    if num_microbatches > 1:
+        return cpu.per_device_microbatch_logits(logits_fn, num_microbatches, mesh)
+    return sharding.batch_sharded_logits(logits_fn, mesh)
 
 
 def make_mix(config: ml_collections.ConfigDict) -> Mix | None:

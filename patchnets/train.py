@@ -168,6 +168,7 @@ class Run:
             total_steps=experiment.total_steps,
             eval_every=experiment.eval_every,
             model_fields=models.resolve_fields(experiment.config.model),
+            cpu=console.describe_cpu(experiment.mesh.size, experiment.config.batch_size, experiment.num_microbatches),
         )
         if self.resumed_at:
             print(f"going on from the checkpoint of step {self.resumed_at:,}", flush=True)

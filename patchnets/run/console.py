@@ -43,6 +43,15 @@ def devices(count: int) -> str:
     return f"{count} x {device_name()}" + (f" in {processes} processes" if processes > 1 else "")
 
 
+def describe_cpu(devices: int, batch_size: int, num_microbatches: int) -> str | None:
+    """How a CPU works through a training batch: "2 devices, microbatches of 16"; None on an accelerator."""
+    if jax.default_backend() != "cpu":
+        return None
+    microbatches = f"microbatches of {batch_size // num_microbatches}"
+    text = f"{devices} device" + ("" if devices == 1 else "s")
+    return f"{text}, {microbatches if num_microbatches > 1 else 'the whole batch at once'}"
+
+
 def describe_plateau(config: ml_collections.ConfigDict) -> str:
     """What a run does when validation stops getting better, as the end of a sentence."""
     text = ""
@@ -107,6 +116,7 @@ def print_header(
     total_steps: int,
     eval_every: int,
     model_fields: Mapping[str, Any],
+    cpu: str | None = None,
 ) -> None:
     """The first screen."""
     loaders = {"train": data.train, "val": data.val, "test": data.test}
@@ -127,6 +137,8 @@ def print_header(
         f"  run      {total_steps:,} steps of {config.batch_size} images ({epochs(total_steps / per_epoch)} of "
         f"{per_epoch:,}); validated and saved every {eval_every:,} steps"
     )
+    if cpu:
+        print(f"  cpu      {cpu}")
     print(f"  recipe   {describe_optimizer(config)}{describe_plateau(config)}")
     if more := describe_extras(config):
         print(f"           {more}")
