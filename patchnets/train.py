@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,9 +15,10 @@ import numpy as np
 import optax
 from clu import parameter_overview
 
-from patchnets import __version__, models
+from patchnets import __version__
 from patchnets import config as config_lib
 from patchnets.config import published
+from patchnets.config.published import Published
 from patchnets.data.loader import Loader
 from patchnets.errors import Preempted, RunError, UserError, first_line
 from patchnets.experiment import Experiment, build_experiment
@@ -52,12 +53,13 @@ def train(
       Preempted: a signal asked for it; the state was saved.
     """
     began = time.monotonic() if began is None else began
-    check_same_config(config)
-    place = Workdir(workdir, config_lib.flatten(config), writes=multihost.is_first_process())
+    flat = config_lib.flatten(config)
+    check_same_config(flat)
+    place = Workdir(workdir, flat, writes=multihost.is_first_process())
     with multihost.errors_on_all():
         summary = place.load_summary()
     if multihost.broadcast_from_first(summary is not None):
-        return _already(config, summary, place) if summary else {}
+        return _already(Published(**config.published.to_dict()), summary, place) if summary else {}
     with multihost.errors_on_all():
         experiment = build_experiment(config)
     place.check_shared()
@@ -82,9 +84,9 @@ def train(
         place.release()
 
 
-def check_same_config(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError, in all processes, unless all have the same configuration, PER_HOST_KEYS aside."""
-    values = {name: value for name, value in config_lib.flatten(config).items() if name not in PER_HOST_KEYS}
+def check_same_config(flat: Mapping[str, Any]) -> None:
+    """Raises UserError, in all processes, unless all have the same flat configuration, PER_HOST_KEYS aside."""
+    values = {name: value for name, value in flat.items() if name not in PER_HOST_KEYS}
     if (other := multihost.first_different(values)) is not None:
         raise UserError(
             f"--config gives process {other} another configuration than process 0; bring the file, and what it "
@@ -92,10 +94,10 @@ def check_same_config(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def _already(config: ml_collections.ConfigDict, summary: dict[str, Any], place: Workdir) -> dict[str, Any]:
+def _already(figures: Published, summary: dict[str, Any], place: Workdir) -> dict[str, Any]:
     """Tells what came out of a finished run."""
     print(f"{place.path} holds a finished run of this configuration; nothing to do")
-    summary = summary | published.compare(config, summary)  # which may have changed since
+    summary = summary | published.compare(figures, summary)  # which may have changed since
     console.print_summary(summary, place.path)
     return summary
 
@@ -115,7 +117,7 @@ class Run:
         self.experiment, self.place, self.checkpoints, self.tensorboard = experiment, place, checkpoints, board
         self.preemption, self.began = preemption, began
         self.first_step_seconds: float | None = None
-        self.state = experiment.initial_state()
+        self.state = experiment.init_state()
         self.abstract_state = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state
         )
@@ -140,7 +142,7 @@ class Run:
         params = self.print_header()
         self.fit()
         summary = self.test()
-        summary |= published.compare(self.experiment.config, summary) | self.environment(params)
+        summary |= published.compare(self.experiment.published, summary) | self.environment(params)
         self.tensorboard.close()  # which imports, in its thread, what drawing imports too
         self.place.write_json("summary.json", summary)
         if self.experiment.config.plots and jax.process_count() == 1:  # several draw once they have ended (main)
@@ -157,17 +159,12 @@ class Run:
             self.place.write_text("parameters.txt", overview + "\n")
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         console.print_header(
-            experiment.config,
-            workdir=self.place.path,
-            data=experiment.data,
-            params=count,
-            overview=parameter_overview.get_parameter_overview(
+            experiment,
+            self.place.path,
+            count,
+            parameter_overview.get_parameter_overview(
                 self.abstract_state.params, include_stats=False, max_lines=OVERVIEW_LINES
             ),
-            devices=console.devices(experiment.mesh.size),
-            total_steps=experiment.total_steps,
-            eval_every=experiment.eval_every,
-            model_fields=models.resolve_fields(experiment.config.model),
         )
         if self.resumed_at:
             print(f"going on from the checkpoint of step {self.resumed_at:,}", flush=True)
@@ -181,12 +178,12 @@ class Run:
         train_steps = compile_train_steps(experiment.task, experiment.data.train.batch, experiment.mesh, self.where)
         evaluate = self.evaluator(experiment.data.val)
         batch_size = experiment.config.batch_size
-        progress = console.Progress(experiment.total_steps, self.step, batch_size)
+        progress = console.ProgressBar(experiment.total_steps, self.step, batch_size)
         try:
-            if self.step != self.last_eval_step and experiment.next_stop(self.step - 1) == self.step:
+            if self.step != self.last_eval_step and experiment.next_boundary(self.step - 1) == self.step:
                 self.log_eval_and_save(optax.global_norm(self.state.params), evaluate, progress)
             while self.step < experiment.total_steps and not self.plateau.should_stop:
-                until, asked = experiment.next_stop(self.step), time.perf_counter()
+                until, asked = experiment.next_boundary(self.step), time.perf_counter()
                 with self.saving_if_unreadable():
                     inputs, available = experiment.data.train.step_inputs(self.step)
                 count = multihost.broadcast_from_first(self.timer.steps_per_call(min(until - self.step, available)))
@@ -214,7 +211,7 @@ class Run:
         self,
         param_norm: jax.Array,
         evaluate: Callable[[], dict[str, float]] | None,
-        progress: console.Progress,
+        progress: console.ProgressBar,
     ) -> None:
         """What is due at a stop: writing figures, validating, saving."""
         experiment, step = self.experiment, self.step
@@ -244,7 +241,7 @@ class Run:
                     f"no lower validation loss in {self.plateau.stop_waited} validations; ending at step {step:,}"
                 )
         self.last_eval_step = step
-        if validating or step % (experiment.config.checkpoint.save_interval_steps or experiment.total_steps) == 0:
+        if validating or step % experiment.save_every == 0:
             self.save(val_metrics)
 
     def stop_signal(self) -> int:
@@ -331,7 +328,7 @@ class Run:
                 "python": platform.python_version(),
                 **{module.__name__: module.__version__ for module in (jax, optax, np)},
             },
-            "config_hash": config_lib.config_hash(experiment.config),
+            "config_hash": config_lib.config_hash(config_lib.flatten(experiment.config)),
             "dataset": experiment.data.name,
             "splits": experiment.data.split_specs,
         }

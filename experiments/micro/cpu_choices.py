@@ -49,7 +49,7 @@ def milliseconds(name: str, each_core: bool, grouped: bool, options: bool, steps
     experiment = bench_patchnets.planned(config, workload, *bench_patchnets.arrays(workload, 10 * workload.batch))
     task = experiment.task if grouped else dataclasses.replace(experiment.task, num_microbatches=1)
     train_steps = compile_train_steps(task, experiment.data.train.batch, experiment.mesh)
-    state, times = experiment.initial_state(), []
+    state, times = experiment.init_state(), []
     for i in range(DISPATCHES + 1):
         inputs, _ = experiment.data.train.step_inputs(0)
         began = time.perf_counter()

@@ -8,14 +8,17 @@ import runpy
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from patchnets.errors import UserError, first_line
 
+if TYPE_CHECKING:
+    import ml_collections
 
-def parse_flags(argv: list[str]):
+
+def parse_flags(argv: list[str]) -> "tuple[ml_collections.ConfigDict, str]":
     """(configuration, work directory) from a command line. Raises UserError, in one line, for what is wrong with it."""
     from ml_collections import config_flags
 
@@ -41,8 +44,12 @@ def parse_flags(argv: list[str]):
         raise UserError(_tidy(error)) from error
     config = config_flag.value
     given = config_flags.get_override_values(values["config"])
-    config.update_from_flattened_dict(dict.fromkeys([*config_lib.overridden_by(config, [*given, *unset]), *unset]))
-    published.mark_incomparable(config, config_lib.recipe_diff(original, config_lib.flatten(config)))
+    config.update_from_flattened_dict(
+        dict.fromkeys([*config_lib.overridden_by(config_lib.flatten(config), [*given, *unset]), *unset])
+    )
+    changed = config_lib.recipe_diff(original, config_lib.flatten(config))
+    figures = published.mark_incomparable(published.Published(**config.published.to_dict()), changed)
+    config.published.incomparable = figures.incomparable
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not understood; overrides have the form --config.KEY=VALUE")
     config_lib.validate(config)
@@ -106,4 +113,4 @@ def print_help(argv: list[str], usage: str | None) -> None:
         + (" as given" if config is not None else " by default")
         + " (- for not set), and meanings:\n"
     )
-    print(config_lib.format_help(config))
+    print(config_lib.format_help(None if config is None else config_lib.flatten(config)))
