@@ -6,7 +6,7 @@ the same parts, of data and devices that need not be at hand.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import flax.linen as nn
@@ -154,7 +154,7 @@ def build_experiment(
     model = models.create_model(**config.model, num_classes=summary.num_classes)
     params = abstract_params(model, config.image_size, summary.channels)
     schedule = build_schedule(config, total_steps, per_epoch)
-    optimizer = make_optimizer(**optimizer_options(config), learning_rate=schedule, params=params)
+    optimizer = make_optimizer(**optimizer_options(config.optimizer), learning_rate=schedule, params=params)
     sharding.fsdp_dimensions(params, mesh, fsdp_rules)
 
     if opened is not None:  # last, for it may take minutes, and what is wrong should be told at once
@@ -220,11 +220,10 @@ def use_cpu_cores(config: ml_collections.ConfigDict, processes: int = 1, process
     )
 
 
-def optimizer_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """Return the arguments of `make_optimizer` that `config.optimizer` holds, all but the learning rate."""
-    options = config.optimizer.to_dict()
-    del options["learning_rate"], options["sam_rho"]  # of the schedule, and of the gradient
-    return options
+def optimizer_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `make_optimizer` among the keys below `optimizer.`: the schedule has the learning rate,
+    and the gradient the radius of sharpness-aware minimization."""
+    return {name: value for name, value in values.items() if name not in ("learning_rate", "sam_rho")}
 
 
 def build_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_per_epoch: int) -> optax.Schedule:

@@ -1,8 +1,8 @@
 """Trains a patch-based image classifier.
 
-    python -m patchnets.main --config=FILE[:ARGUMENT] [--workdir=DIR] [--config.KEY=VALUE ...]
+    python -m patchnets.main --config=CONFIG[:VARIANT] [--workdir=DIR] [--config.KEY=VALUE ...]
 
---config   a file of configs/, e.g. configs/mixer_cifar100.py
+--config   a Python file with get_config(), or the name of one that comes with patchnets: mixer_cifar100, mixer_digits
 --workdir  where results go (default: runs/, in a folder named after the configuration)
 
 Under SLURM, Open MPI, Kubernetes and on TPU pods the processes of a run find each other; elsewhere each is given

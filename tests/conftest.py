@@ -54,7 +54,7 @@ def mesh8():
 @pytest.fixture
 def tiny_config():
     """A run of a few seconds: a Mixer of one small block on the digits, 4 epochs of 11 steps, on one device."""
-    from configs import common
+    from patchnets.config import common
 
     return common.base(
         dataset=dict(name="digits", train_split="train[:700]", val_split="train[700:800]", test_split="test[:130]"),

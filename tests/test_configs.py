@@ -237,7 +237,7 @@ def test_recipes_for_cifar_from_scratch_are_those_published(name, argument, coun
 )
 def test_tutorials_claim_what_they_publish(name, argument, epochs, top1, top5):
     config = get(name, argument)
-    assert has(config, total_epochs=epochs, claims__accuracy=top1, claims__top5_accuracy=top5)
+    assert has(config, total_epochs=epochs, published__accuracy=top1, published__top5_accuracy=top5)
     assert 0 < config.published.tolerance <= 0.02 and "Keras example" in config.published.source
 
 
@@ -284,7 +284,7 @@ IMAGENET_ROWS = [
 @pytest.mark.parametrize(("family", "argument", "count", "accuracy", "recipe"), IMAGENET_ROWS)
 def test_recipes_for_imagenet_are_those_of_the_papers(family, argument, count, accuracy, recipe):
     config = get(f"{family}_imagenet", argument)
-    assert has(config, image_size=224, dataset__test_split="validation", claims__accuracy=accuracy, **recipe)
+    assert has(config, image_size=224, dataset__test_split="validation", published__accuracy=accuracy, **recipe)
     assert count is None or parameters(config, 1000) == count
     survival = models.resolve_fields(**config.model).get("survival_probability")
     assert survival == {"Ti/16": 1.0, "S/16": 0.95, "B/16": 0.8}.get(argument) or family != "gmlp"

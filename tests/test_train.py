@@ -33,7 +33,7 @@ SUMMARY_KEYS = {
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A finished run: (work directory, configuration, summary)."""
-    from configs import common
+    from patchnets.config import common
 
     config = common.base(
         dataset=dict(name="digits"),
@@ -181,6 +181,7 @@ def test_another_configuration_is_refused_and_the_differing_keys_are_named(finis
         train.train(other, path)
 
 
+@pytest.mark.slow
 def test_one_and_eight_devices_give_the_same_metrics(tiny_config, tmp_path):
     tiny_config.model.dropout_rate = 0.1
     tiny_config.total_epochs = 1.0
@@ -333,7 +334,7 @@ def test_every_known_key_is_read_by_a_run(tiny_config, tmp_path, monkeypatch):
         tiny_config.schedule.step_every_epochs = 1.0 if tiny_config.schedule.name == "step" else None
         build_schedule(tiny_config, 10, 2)
     tiny_config.optimizer.name = "sgd"
-    make_optimizer(**optimizer_options(tiny_config), learning_rate=0.1, params={"kernel": np.zeros(1)})
+    make_optimizer(**optimizer_options(tiny_config.optimizer), learning_rate=0.1, params={"kernel": np.zeros(1)})
     expected = {key for key in config_lib.known_keys() if not key.startswith(tuple(handed_over))}
     expected -= {"dataset.num_workers", "dataset.on_corrupt"}  # of streaming feeds: tests/data/test_data.py
     assert expected - seen == set()

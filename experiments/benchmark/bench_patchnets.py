@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from configs import common
 from experiments.benchmark.ipc import Exchange, Message, peak_memory_mib
 from experiments.benchmark.workloads import WORKLOADS, Workload, examples
 from patchnets import __version__, prng
 from patchnets.augment.preprocess import Augment, Preprocess, normalization
+from patchnets.config import common
 from patchnets.data import Dataset
 from patchnets.data.loader import Loader
 from patchnets.data.on_device import OnDeviceLoader

@@ -15,9 +15,8 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import PartitionSpec
 
-from configs import common
 from patchnets import runtime
-from patchnets.config import flags
+from patchnets.config import common, flags
 from patchnets.data.sources.digits import Digits
 from patchnets.estimate import __main__ as program
 from patchnets.estimate import batch_search, compile_step, report, throughput, topology

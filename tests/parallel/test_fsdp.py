@@ -9,8 +9,8 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from configs import common
 from patchnets import models, train
+from patchnets.config import common
 from patchnets.errors import UserError
 from patchnets.estimate.compile_step import make_abstract_run
 from patchnets.estimate.dataset_spec import find_dataset_spec
@@ -159,6 +159,7 @@ def test_every_mesh_gives_the_same_figures(platform, meshes, tiny_config, tmp_pa
     assert found[0][1]["train_loss"] < found[0][0]["train_loss"]
 
 
+@pytest.mark.slow
 def test_activations_stay_split_by_examples_where_parameters_are_split(tiny_config):
     """What is exchanged is in the order of the parameters' size, not of the activations', and memory that of a share of
     the batch; scanned blocks are where XLA would do otherwise."""
@@ -177,6 +178,7 @@ def test_activations_stay_split_by_examples_where_parameters_are_split(tiny_conf
     assert split.collectives and sum(one.bytes for one in split.collectives) < 4 * params
 
 
+@pytest.mark.slow
 def test_a_checkpoint_fits_every_mesh_bit_for_bit(tmp_path):
     def states(seed):
         sizes = dict(image_size=8, channels=1, seed=seed)
