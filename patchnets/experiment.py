@@ -154,7 +154,7 @@ def build_experiment(
     model = models.create_model(**config.model, num_classes=summary.num_classes)
     params = abstract_params(model, config.image_size, summary.channels)
     schedule = build_schedule(config, total_steps, per_epoch)
-    optimizer = make_optimizer(**optimizer_options(config.optimizer), learning_rate=schedule, params=params)
+    optimizer = make_optimizer(**optimizer_options(config.optimizer.to_dict()), learning_rate=schedule, params=params)
     sharding.fsdp_dimensions(params, mesh, fsdp_rules)
 
     if opened is not None:  # last, for it may take minutes, and what is wrong should be told at once

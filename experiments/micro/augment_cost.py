@@ -85,9 +85,8 @@ def of_tutorial(name: str, rounds: int) -> dict[str, float]:
         works[label] = functools.partial(jax.jit(prepare), images, key)
     model = models.create_model(**config.model, num_classes=classes)
     variables = jax.jit(lambda key: init_variables(model, key, size, 3))(key)
-    optimizer = make_optimizer(
-        **optimizer_options(config.optimizer), learning_rate=build_schedule(config, 1000, 100), params=variables["params"]
-    )
+    schedule, options = build_schedule(config, 1000, 100), optimizer_options(config.optimizer.to_dict())
+    optimizer = make_optimizer(**options, learning_rate=schedule, params=variables["params"])
     augment = Augment(**config.augment.to_dict())
     task = Task(
         model,
