@@ -1,7 +1,20 @@
 """The configuration ends at experiment.py: which functions have a ConfigDict in their signature, and how many."""
 
 import ast
+import json
 import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from patchnets.data import DataOptions, load_dataset
+from patchnets.models import create_model
+from patchnets.optim.optimizers import make_optimizer
+from patchnets.optim.schedules import make_schedule
+from patchnets.parallel.mesh import make_mesh
+from patchnets.run.checkpoints import Checkpoints
+from patchnets.run.workdir import Workdir
+from patchnets.step.train_state import abstract_params
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "patchnets"
 ALLOWED = ("experiment.py", "train.py", "config/", "run/console.py", "estimate/")
@@ -40,3 +53,29 @@ def test_no_argument_called_config_goes_without_saying_what_it_is():
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 for argument in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]:
                     assert argument.arg != "config" or argument.annotation, f"{file}:{node.name}"
+
+
+def test_the_parts_of_a_run_are_made_without_a_configuration(tmp_path):
+    mesh = make_mesh(data=1)
+    data = load_dataset(DataOptions("digits", train_split="train[:40]", image_size=8, batch_size=8), mesh)
+    model = create_model(
+        "mlp_mixer", num_classes=10, patch_size=4, depth=1, hidden_dim=4, tokens_mlp_dim=4, channels_mlp_dim=4
+    )
+    params = abstract_params(model, 8, data.channels)
+    schedule = make_schedule("linear", learning_rate=0.5, total_steps=10, warmup_steps=2)
+    assert [float(schedule(step)) for step in (1, 2, 6)] == [0.25, 0.5, 0.25]
+    optimizer = make_optimizer(
+        "sgd", learning_rate=schedule, params=params, momentum=0.0, lr_mults=(("head/.*", 2.0), (".*", 1.0))
+    )
+    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), params)
+    state = optimizer.init(ones)
+    _, state = optimizer.update(ones, state, ones)  # at a rate of 0
+    updates, _ = optimizer.update(ones, state, ones)
+    assert float(updates["head"]["bias"][0]) == -0.5 and float(updates["stem"]["bias"][0]) == -0.25
+    assert data.steps_per_epoch == 5 and data.num_classes == 10 and mesh.size == 1
+    workdir = Workdir(tmp_path / "run", {"optimizer.name": "sgd", "seed": 3})
+    workdir.acquire(data.fingerprint)
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == {"optimizer": {"name": "sgd"}, "seed": 3}
+    checkpoints = Checkpoints(workdir.checkpoints, max_to_keep=1, best_metric="loss")
+    assert checkpoints.latest_step() is None
+    checkpoints.close()
