@@ -49,7 +49,7 @@ def milliseconds(name: str, each_core: bool, grouped: bool, options: bool, steps
     use_cpu_cores(config)
     experiment = bench_patchnets.planned(config, workload, *bench_patchnets.arrays(workload, 10 * workload.batch))
     train_steps = compile_train_steps(experiment.task, experiment.data.train.batch, experiment.mesh)
-    state, times = experiment.initial_state(), []
+    state, times = experiment.init_state(), []
     for i in range(DISPATCHES + 1):
         inputs, _ = experiment.data.train.step_inputs(0)
         began = time.perf_counter()

@@ -69,7 +69,7 @@ def whole_number(name: str, given: Mapping[str, str]) -> int | None:
 def execute(argv: list[str]) -> int:
     """Plans what a command line asks for; returns the exit status."""
     from patchnets.config import flags
-    from patchnets.experiment import use_cpu_cores
+    from patchnets.experiment import data_options, use_cpu_cores
 
     given, rest = split_options(argv[1:])
     memory, rate = number("memory", given), number("images-per-second", given)
@@ -97,10 +97,13 @@ def execute(argv: list[str]) -> int:
     from patchnets.estimate.topology import find_topology
 
     target = find_topology(topology, memory)
-    abstract_run = make_abstract_run(config, target, find_dataset_spec(config, len(target.devices), count, classes))
+    dataset = find_dataset_spec(data_options(config), len(target.devices), count, classes)
+    abstract_run = make_abstract_run(config, target, dataset)
     if sys.stderr.isatty():
         print(
-            f"compiling the training step for {abstract_run.mesh.size} x {target.kind} ...", file=sys.stderr, flush=True
+            f"compiling the training step for {abstract_run.experiment.mesh.size} x {target.kind} ...",
+            file=sys.stderr,
+            flush=True,
         )
     figures = estimate(abstract_run, Options(topology, rate, "measure" in given, "largest-batch" in given))
     print(format_report(figures), flush=True)

@@ -81,12 +81,13 @@ def _out(argv: list[str], default: str) -> pathlib.Path:
 
 def _augment(argv: list[str]) -> pathlib.Path:
     runtime.silence_logs()
+    from patchnets.experiment import data_options
     from patchnets.plots import augmentations
 
     out = _out(argv, "augment.png")
     config, _ = flags.parse_flags([argv[0]] + [a for a in argv[2:] if not a.startswith("--out=")])
     runtime.enable_compilation_cache()
-    return augmentations.draw(config, out)
+    return augmentations.draw(data_options(config), out)
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def test_devices_divide_every_batch(cores, batches, devices):
 )
 def test_groups(file, classes, devices, groups):
     config = file.get_config()
-    model = models.create_model(config.model, classes)
+    model = models.create_model(**config.model, num_classes=classes)
     shapes = abstract_params(model, config.image_size, 1 if classes == 10 and file is mixer_digits else 3)
     assert cpu.num_microbatches(model, shapes, config.image_size, config.batch_size, devices) == groups
 
@@ -101,14 +101,14 @@ def test_microbatches_are_part_of_what_a_run_computes_and_devices_are_not():
 
 def test_the_largest_activation_of_a_vit_is_its_attention():
     config = vit_cifar100.get_config()
-    model = models.create_model(config.model, 100)
+    model = models.create_model(**config.model, num_classes=100)
     found = cpu.largest_activation(model, abstract_params(model, 72, 3), 72)
     assert found == 4 * 144 * 144 * 4  # heads, queries, keys, bytes
 
 
 @pytest.mark.parametrize("config, groups", [(mixer_cifar100.get_config(), 8), (convmixer_cifar10.get_config(), 8)])
 def test_evaluation_goes_in_groups_with_batch_norm_too(config, groups):
-    model = models.create_model(config.model, 10)
+    model = models.create_model(**config.model, num_classes=10)
     shapes = abstract_params(model, config.image_size, 3)
     assert cpu.num_microbatches(model, shapes, config.image_size, config.batch_size, 2, train=False) == groups
 
