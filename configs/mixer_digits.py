@@ -11,7 +11,7 @@ Measured on two CPU cores, seed 0: 96.94 % of the test split in 35 s, of which 1
 the paper's 98.61 % in 44 s.
 """
 
-from configs import common
+from patchnets.config import common
 
 
 def get_config(variant: str | None = None):

@@ -10,7 +10,7 @@ gives 76.44 % top-1 for B/16 and 71.76 % for L/16. Not run here: it needs a clus
 
 from functools import partial
 
-from configs import common
+from patchnets.config import common
 
 ACCURACY = {"B/16": 0.7644, "L/16": 0.7176}
 

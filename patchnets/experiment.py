@@ -21,7 +21,7 @@ from patchnets.data import Dataset, load_dataset, open_dataset
 from patchnets.errors import UserError
 from patchnets.optim.optimizers import frozen_params, make_optimizer
 from patchnets.optim.plateau import Plateau
-from patchnets.optim.schedules import make_schedule, steps_of
+from patchnets.optim.schedules import in_steps, make_schedule
 from patchnets.parallel import cpu, sharding
 from patchnets.parallel import mesh as mesh_lib
 from patchnets.step.losses import LOSSES
@@ -96,9 +96,25 @@ def build_experiment(config: ml_collections.ConfigDict, data: Dataset | None = N
     )
 
 
+def use_cpu_cores(config: ml_collections.ConfigDict, processes: int = 1, processes_on_host: int = 1) -> None:
+    """Make a device of each core of a CPU, before JAX first looks for devices (`cpu.use_one_device_per_core`)."""
+    cpu.use_one_device_per_core(
+        {config.batch_size // config.grad_accum_steps, config.eval_batch_size or config.batch_size},
+        data=config.mesh.data,
+        fsdp=config.mesh.fsdp,
+        processes=processes,
+        processes_on_host=processes_on_host,
+    )
+
+
 def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The devices that share a batch, of those given or all. Raises UserError where the batches do not divide."""
-    mesh = mesh_lib.make_mesh(config.mesh, (config.batch_size, config.eval_batch_size or config.batch_size), devices)
+    mesh = mesh_lib.make_mesh(
+        config.mesh.data,
+        config.mesh.fsdp,
+        batch_sizes=(config.batch_size, config.eval_batch_size or config.batch_size),
+        devices=devices,
+    )
     if (part := config.batch_size // config.grad_accum_steps) % mesh.size:
         raise UserError(
             f"config.grad_accum_steps={config.grad_accum_steps} makes parts of {part} examples, which cannot be "
@@ -130,16 +146,54 @@ def make_outline(
 ) -> Outline:
     """All that can be built knowing only so much of the data: steps in an epoch, classes, channels, and whether a part
     is for validation. Raises UserError for what cannot be built."""
-    total_steps = max(1, steps_of(config, "total", per_epoch) or 0)
-    eval_every = steps_of(config, "eval_every", per_epoch)
+    total_steps = in_steps("total", steps=config.total_steps, epochs=config.total_epochs, steps_per_epoch=per_epoch)
+    total_steps = max(1, total_steps or 0)
+    eval_every = in_steps(
+        "eval_every", steps=config.eval_every_steps, epochs=config.eval_every_epochs, steps_per_epoch=per_epoch
+    )
     eval_every = per_epoch if eval_every is None else max(1, eval_every)
-    plateau = Plateau.from_config(config, validates=validates)
+    plateau = Plateau(
+        config.reduce_on_plateau.factor, config.reduce_on_plateau.patience, config.early_stopping.patience
+    )
+    plateau.check_observable(validates)
     model = models.create_model(config.model, classes)
-    schedule = make_schedule(config, total_steps, per_epoch)
+    schedule = build_schedule(config, total_steps, per_epoch)
     params = abstract_params(model, config.image_size, channels)
-    optimizer = make_optimizer(config.optimizer, schedule, params)
+    optimizer = make_optimizer(**optimizer_options(config), learning_rate=schedule, params=params)
     sharding.fsdp_dimensions(params, mesh, config.mesh.get("fsdp_rules") or ())
     return Outline(model, params, optimizer, schedule, plateau, total_steps, min(eval_every, total_steps))
+
+
+def optimizer_options(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """Return the arguments of `make_optimizer` that `config.optimizer` holds, all but the learning rate."""
+    options = config.optimizer.to_dict()
+    del options["learning_rate"], options["sam_rho"]  # of the schedule, and of the gradient
+    return options
+
+
+def build_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
+    """Return the schedule of `config.schedule`. Raises UserError for what does not fit together, or into the run."""
+    schedule = config.schedule
+
+    def steps(name: str) -> int | None:
+        return in_steps(
+            f"schedule.{name}",
+            steps=schedule[f"{name}_steps"],
+            epochs=schedule[f"{name}_epochs"],
+            steps_per_epoch=steps_per_epoch,
+        )
+
+    return make_schedule(
+        schedule.name,
+        learning_rate=config.optimizer.learning_rate,
+        total_steps=total_steps,
+        warmup_steps=steps("warmup") or 0,
+        cooldown_steps=steps("cooldown") or 0,
+        end_factor=schedule.end_factor,
+        step_factor=schedule.step_factor,
+        step_every_steps=steps("step_every"),
+        timescale_steps=schedule.timescale_steps,
+    )
 
 
 def make_task(
@@ -174,7 +228,7 @@ def make_task(
         num_eval_microbatches=num_eval_microbatches,
         mesh=mesh,
         sam_radius=config.optimizer.sam_rho,
-        frozen=frozen_params(config.optimizer, params) if config.optimizer.frozen else None,
+        frozen=frozen_params(config.optimizer.frozen, params) if config.optimizer.frozen else None,
         ema_decay=config.ema_decay,
     )
 

@@ -1,8 +1,8 @@
 """Trains a patch-based image classifier.
 
-    python -m patchnets.main --config=FILE[:ARGUMENT] [--workdir=DIR] [--config.KEY=VALUE ...]
+    python -m patchnets.main --config=CONFIG[:VARIANT] [--workdir=DIR] [--config.KEY=VALUE ...]
 
---config   a file of configs/, e.g. configs/mixer_cifar100.py
+--config   a Python file with get_config(), or the name of one that comes with patchnets: mixer_cifar100, mixer_digits
 --workdir  where results go (default: runs/, in a folder named after the configuration)
 
 Under SLURM, Open MPI, Kubernetes and on TPU pods the processes of a run find each other; elsewhere each is given
@@ -100,12 +100,12 @@ def _train(
         config, workdir = parse_flags(argv)
         runtime.enable_compilation_cache()
         from patchnets import train
-        from patchnets.parallel import cpu
+        from patchnets.experiment import use_cpu_cores
 
         if process is None:
-            cpu.use_one_device_per_core(config)
+            use_cpu_cores(config)
         else:
-            cpu.use_one_device_per_core(config, process.count or 1, process.processes_on_host)
+            use_cpu_cores(config, process.count or 1, process.processes_on_host)
             with preemption.exit_immediately(name) if preemption else contextlib.nullcontext():
                 distributed.initialize(process)
         train.train(config, workdir, began=STARTED, preemption=preemption)

@@ -53,7 +53,7 @@ def train(
     """
     began = time.monotonic() if began is None else began
     check_same_config(config)
-    place = Workdir(workdir, config, writes=multihost.is_first_process())
+    place = Workdir(workdir, config_lib.flatten(config), writes=multihost.is_first_process())
     with multihost.errors_on_all():
         summary = place.load_summary()
     if multihost.broadcast_from_first(summary is not None):
@@ -63,7 +63,9 @@ def train(
     place.check_shared()
     with multihost.errors_on_all():
         place.acquire(experiment.data.fingerprint)
-    checkpoints = Checkpoints(place.checkpoints, config.checkpoint)
+    checkpoints = Checkpoints(
+        place.checkpoints, max_to_keep=config.checkpoint.max_to_keep, best_metric=config.checkpoint.best_metric
+    )
     board = TensorBoard(place.path, config.tensorboard and multihost.is_first_process())
     lost = False
     try:

@@ -99,10 +99,10 @@ def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(one_line, argu
 def test_errors_in_a_config_file_are_told_with_their_kind(one_line, tmp_path_factory):
     place = tmp_path_factory.mktemp("configs")
     (place / "unknown.py").write_text(
-        "from configs import common\ndef get_config():\n    return common.base(bacth_size=3)\n"
+        "from patchnets.config import common\ndef get_config():\n    return common.base(bacth_size=3)\n"
     )
     (place / "wrong.py").write_text(
-        "from configs import common\ndef get_config():\n    return common.base(batch_size='3')\n"
+        "from patchnets.config import common\ndef get_config():\n    return common.base(batch_size='3')\n"
     )
     (place / "syntax.py").write_text("def get_config(:\n")
     (place / "missing.py").write_text("import no_such_module\n")
@@ -203,6 +203,7 @@ def test_a_work_directory_that_cannot_be_made_is_told_in_one_line(capsys, tmp_pa
         assert printed.err.count("\n") == 1 and str(tmp_path / "file") in printed.err, printed
 
 
+@pytest.mark.slow
 def test_the_digits_train_where_tensorflow_tfds_and_grain_are_not_installed(tmp_path):
     absent = ["tensorflow", "tensorflow_datasets", "tensorboard", "grain", "array_record"]
     arguments = ["", DIGITS, *SMALL, f"--workdir={tmp_path / 'x'}"]

@@ -52,7 +52,7 @@ def check(config: ml_collections.ConfigDict, processes: int, devices: int | None
             "give -1 for all"
         )
     if devices is not None:
-        over, what = math.prod(mesh.mesh_shape(config.mesh, devices)), "devices"
+        over, what = math.prod(mesh.mesh_shape(config.mesh.data, config.mesh.fsdp, devices)), "devices"
         if processes > 1 and over < devices:
             raise UserError(f"config.mesh asks for {over} of {devices} devices; with several processes use all of them")
     batches = {

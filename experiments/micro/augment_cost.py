@@ -26,9 +26,8 @@ import numpy as np
 from patchnets import models
 from patchnets.augment.preprocess import Augment, Preprocess
 from patchnets.cli import ArgumentParser, file_of_type, positive_int, run_cli, words
-from patchnets.experiment import make_task
+from patchnets.experiment import build_schedule, make_task, optimizer_options
 from patchnets.optim.optimizers import make_optimizer
-from patchnets.optim.schedules import make_schedule
 from patchnets.plots.augmentations import operations
 from patchnets.run import console
 from patchnets.step.metrics import TrainMetrics
@@ -86,7 +85,9 @@ def of_tutorial(name: str, rounds: int) -> dict[str, float]:
         works[label] = functools.partial(jax.jit(prepare), images, key)
     model = models.create_model(config.model, classes)
     variables = jax.jit(lambda key: init_variables(model, key, size, 3))(key)
-    optimizer = make_optimizer(config.optimizer, make_schedule(config, 1000, 100), variables["params"])
+    optimizer = make_optimizer(
+        **optimizer_options(config), learning_rate=build_schedule(config, 1000, 100), params=variables["params"]
+    )
     task = make_task(config, model, optimizer, Preprocess(size, mean, std), variables["params"])
     opt_state = jax.jit(optimizer.init)(variables["params"])
     state = TrainState(jnp.int32(0), **variables, ema={}, opt_state=opt_state, metrics=TrainMetrics.empty())

@@ -38,13 +38,14 @@ def milliseconds(name: str, each_core: bool, grouped: bool, options: bool, steps
 
     from experiments.benchmark import bench_patchnets
     from experiments.benchmark.workloads import WORKLOADS
+    from patchnets.experiment import use_cpu_cores
     from patchnets.parallel import cpu
     from patchnets.step.multi_step import compile_train_steps
 
     workload = WORKLOADS[name]
     config = bench_patchnets.configured(workload, workload.batch, "float32", -1 if each_core else 1)
     cpu.XLA_OPTIONS = cpu.XLA_OPTIONS if options else ""
-    cpu.use_one_device_per_core(config)
+    use_cpu_cores(config)
     experiment = bench_patchnets.planned(config, workload, *bench_patchnets.arrays(workload, 10 * workload.batch))
     task = experiment.task if grouped else dataclasses.replace(experiment.task, num_microbatches=1)
     train_steps = compile_train_steps(task, experiment.data.train.batch, experiment.mesh)

@@ -70,6 +70,18 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested dictionary of which `flatten` makes `flat`."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *groups, leaf = name.split(".")
+        node = nested
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[leaf] = value
+    return nested
+
+
 def _listed(value: Any) -> Any:
     """Tuples as lists, however deep, as JSON gives them back."""
     return [_listed(item) for item in value] if isinstance(value, tuple | list) else value

@@ -1,5 +1,6 @@
 """The command line to a configuration and a work directory; --help."""
 
+import difflib
 import os
 import pathlib
 import re
@@ -31,7 +32,9 @@ def parse_flags(argv: list[str]):
     path, argv = _pop_config_path(argv)
     if not path:
         raise UserError("--config is not given; for example --config=configs/mixer_digits.py, and --help explains")
-    config = load_config(path)
+    name, colon, variant = path.partition(":")
+    file = find_config(name)
+    config = load_config(file + colon + variant)
     original = config_lib.flatten(config)
     argv, unset = _unset(argv, config_lib.known_keys())
     values = flags.FlagValues()
@@ -48,9 +51,35 @@ def parse_flags(argv: list[str]):
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not understood; overrides have the form --config.KEY=VALUE")
     config_lib.validate(config)
-    name = pathlib.Path(path.split(":", 1)[0]).stem
-    variant = "".join(c if c.isalnum() or c in "-_." else "-" for c in path.partition(":")[2])
+    name = pathlib.Path(file).stem
+    variant = "".join(c if c.isalnum() or c in "-_." else "-" for c in variant)
     return config, workdir_flag.value or os.path.join("runs", f"{name}-{variant}" if variant else name)
+
+
+def config_directories() -> list[pathlib.Path]:
+    """Return where configurations are found by name: ./configs, those of the clone, those of an installed package."""
+    package = pathlib.Path(__file__).resolve().parents[1]
+    return [pathlib.Path("configs"), package.parent / "configs", package / "configs"]
+
+
+def find_config(name: str) -> str:
+    """The file of a configuration: a path, or the name of one that comes with patchnets, such as "mixer_digits".
+
+    Raises:
+      UserError: there is none; the message names near ones.
+    """
+    if pathlib.Path(name).is_file():
+        return name
+    known: dict[str, pathlib.Path] = {}
+    for directory in reversed(config_directories()):
+        known |= {path.stem: path for path in sorted(directory.glob("*.py")) if path.stem != "__init__"}
+    if name in known:
+        return str(known[name])
+    near = difflib.get_close_matches(pathlib.Path(name).stem, known, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise UserError(
+        f"--config={name}: there is no such file, nor a configuration of that name among those of patchnets{hint}"
+    )
 
 
 def _pop_config_path(argv: list[str]) -> tuple[str | None, list[str]]:

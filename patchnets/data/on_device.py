@@ -1,15 +1,14 @@
 """Batches from images that live on the devices: gathered there, inside the compiled step."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Int32, UInt8
 
-from patchnets import prng
 from patchnets.data.loader import Batch
+from patchnets.data.order import epoch_order
 from patchnets.parallel import sharding
 
 
@@ -52,8 +51,6 @@ class OnDeviceLoader:
         self._images = place(np.ascontiguousarray(images), mesh)
         self._labels = sharding.replicate(np.ascontiguousarray(labels, np.int32), mesh)
         self._order: tuple[int, Array] | None = None
-        out = sharding.replicated(mesh)
-        self._permute = jax.jit(epoch_order, static_argnames=("size",), out_shardings=out)
 
     def step_inputs(self, step: int) -> tuple[EpochArrays, int]:
         """What `batch` needs at `step`, and for how many steps, this one included, it serves."""
@@ -62,10 +59,10 @@ class OnDeviceLoader:
             epoch = 0
         if self._order is None or self._order[0] != epoch:
             if self.shuffle_seed is None:
-                order = sharding.replicate(np.arange(self.num_examples, dtype=np.int32), self._mesh)
+                order = np.arange(self.num_examples, dtype=np.int32)
             else:
-                order = self._permute(self.shuffle_seed, epoch, size=self.num_examples)
-            self._order = epoch, order
+                order = epoch_order(self.shuffle_seed, epoch, self.num_examples)
+            self._order = epoch, sharding.replicate(order, self._mesh)
         return EpochArrays(self._images, self._labels, self._order[1]), self.steps_per_epoch - done
 
     def batch(self, inputs: EpochArrays, step: Int[Array, ""]) -> Batch:
@@ -86,8 +83,3 @@ def gather_batch(inputs: EpochArrays, step: Int[Array, ""], batch_size: int, mes
     take = sharding.gather_rows if sharded else lambda images, index, mesh: images[index]
     batch = {"image": take(inputs.images, index, mesh), "label": inputs.labels[index], "mask": mask}
     return sharding.shard_batch(batch, mesh)
-
-
-def epoch_order(seed: Any, epoch: Any, *, size: int) -> Int32[Array, " examples"]:
-    """The order in which an epoch visits `size` examples."""
-    return jax.random.permutation(prng.key(seed, prng.RngStream.ORDER, epoch), jnp.arange(size, dtype=jnp.int32))

@@ -61,7 +61,7 @@ def parse_args(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
 def execute(arguments: list[str]) -> int:
     """Plans what a command line asks for; returns the exit status."""
     from patchnets.config import flags
-    from patchnets.parallel import cpu
+    from patchnets.experiment import use_cpu_cores
 
     given, rest = parse_args(arguments)
     if (given.examples is None) != (given.classes is None):
@@ -78,7 +78,7 @@ def execute(arguments: list[str]) -> int:
     if given.topology:
         jax.config.update("jax_platforms", "cpu")  # nothing is computed, and no accelerator is to be taken for it
     else:
-        cpu.use_one_device_per_core(config)
+        use_cpu_cores(config)
     from patchnets.estimate.compile_step import make_abstract_run
     from patchnets.estimate.dataset_spec import find_dataset_spec
     from patchnets.estimate.report import Options, estimate

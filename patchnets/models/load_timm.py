@@ -61,7 +61,7 @@ DENSE = dict(kernel=ParamSource("weight", (1, 0)), **BIAS)
 POINTWISE = dict(kernel=ParamSource("weight", (1, 0), lambda shape: (*shape, 1, 1)), **BIAS)
 FROM_HEADS = dict(kernel=ParamSource("weight", (2, 0, 1), lambda shape: (shape[0], shape[1] * shape[2])), **BIAS)
 NORM = dict(scale=ParamSource("weight"), **BIAS)
-BATCH_NORM = dict(**NORM, mean=ParamSource("update_ema"), var=ParamSource("running_var"))
+BATCH_NORM = dict(**NORM, mean=ParamSource("running_mean"), var=ParamSource("running_var"))
 
 # A family: {our layer: (timm's layer, its kind)}, for every block i.
 Layers = dict[str, tuple[str, dict[str, ParamSource]]]

@@ -8,13 +8,12 @@ caches (docs/benchmarks.md says what that gives). Accelerators need none of it.
 
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import ml_collections
 from jax.extend import core
 
 from patchnets import runtime
@@ -29,25 +28,27 @@ MAX_DEVICES = 8  # more were not measured
 PROGRAMS = (core.Jaxpr, core.ClosedJaxpr)
 
 
-def use_one_device_per_core(config: ml_collections.ConfigDict, processes: int = 1, beside: int = 1) -> None:
-    """Makes a device of each core, as far as batches divide, before JAX first looks for devices.
+def use_one_device_per_core(
+    batch_sizes: Collection[int], *, data: int = -1, fsdp: int = 1, processes: int = 1, processes_on_host: int = 1
+) -> None:
+    """Make a device of each core, as far as batches divide, before JAX first looks for devices.
 
-    As many as config.mesh asks for, where it does; of the `processes` that share a run, each makes its share, and the
-    ones `beside` each other on a machine share its cores. Nothing is changed where XLA_FLAGS or JAX_NUM_CPU_DEVICES say
-    how many there shall be, or where JAX has looked already. The devices are not used where there is an accelerator.
+    As many as `data` times `fsdp`, the axes of the mesh, where neither is -1; of the `processes` that share a run, each
+    makes its share, and the `processes_on_host` of one machine share its cores. Nothing is changed where XLA_FLAGS or
+    JAX_NUM_CPU_DEVICES say how many there shall be, or where JAX has looked already. The devices are not used where
+    there is an accelerator.
     """
     told = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if told or jax.config.values["jax_num_cpu_devices"] > 0:
         return
-    batches = {config.batch_size // config.grad_accum_steps, config.eval_batch_size or config.batch_size}
     cores = runtime.cores()
     if cores == os.cpu_count():  # else the engine has given each its own
-        cores = max(1, cores // beside)
-    asked = [size for size in (config.mesh.data, config.mesh.get("fsdp", 1)) if size != -1]
+        cores = max(1, cores // processes_on_host)
+    asked = [size for size in (data, fsdp) if size != -1]
     if len(asked) == 2:
         devices = min(-(-math.prod(asked) // processes), cores)
     else:
-        devices = devices_for(cores, batches, processes, *asked)
+        devices = devices_for(cores, batch_sizes, processes, *asked)
     if devices > 1:
         try:
             jax.config.update("jax_num_cpu_devices", devices)

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from configs import common
+from patchnets.config import common
 from patchnets.estimate import compile_step
 from patchnets.estimate.dataset_spec import find_dataset_spec
 from patchnets.estimate.topology import GIB, find_topology

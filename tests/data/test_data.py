@@ -404,3 +404,56 @@ def test_without_grain_streams_are_refused_and_resident_images_go_on(pictures, m
 def test_colors_of_gray_images_are_not_changed():
     with pytest.raises(UserError, match=r"config\.augment\.saturation=0\.4.*gray"):
         data.open_dataset(run_config(augment__saturation=0.4), 1)
+
+
+# --- one order for both loaders ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def noise(tmp_path_factory):
+    """A folder of 22 PNGs of noise, 8 x 8 pixels, in two classes: no two are alike."""
+    root = tmp_path_factory.mktemp("noise")
+    generator = np.random.default_rng(0)
+    for i in range(22):
+        path = root / "train" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    return root
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_streaming_and_on_device_runs_of_one_seed_show_the_same_images_in_the_same_order(noise, mesh1, seed):
+    def epochs(loader, split):
+        config = run_config(
+            dataset__name="folder",
+            dataset__path=str(noise),
+            dataset__loader=loader,
+            dataset__num_workers=0,
+            dataset__train_split="train[:17]",
+            dataset__val_split="train[17:]",
+            batch_size=5,
+            seed=seed,
+        )
+        loaded = data.load_dataset(config, mesh1)
+        assert loaded.loader == loader
+        feed = getattr(loaded, split)
+        batch_fn = jax.jit(feed.batch)
+        steps = range(2 * feed.steps_per_epoch)
+        batches = [jax.device_get(batch_fn(feed.step_inputs(step)[0], np.int32(step))) for step in steps]
+        loaded.close()
+        return batches
+
+    orders = []
+    for split, count in (("train", 17), ("val", 5)):
+        streamed, resident = (epochs(loader, split) for loader in ("streaming", "on_device"))
+        assert len(streamed) == len(resident) == 2 * -(-count // 5)
+        for step, (one, other) in enumerate(zip(streamed, resident)):
+            assert set(one) == set(other) == {"image", "label", "mask"}
+            for name in one:
+                np.testing.assert_array_equal(one[name], other[name], err_msg=f"{name} of {split}, step {step}")
+        for epoch in np.split(np.arange(len(resident)), 2):
+            batches = [resident[i] for i in epoch]
+            images = np.concatenate([batch["image"][batch["mask"] == 1] for batch in batches])
+            assert len({image.tobytes() for image in images}) == len(images) == count
+            orders.append(images.tobytes())
+    assert orders[0] != orders[1] and orders[2] == orders[3]  # training is shuffled anew each epoch, evaluation never

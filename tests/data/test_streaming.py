@@ -23,9 +23,10 @@ from PIL import Image
 from sklearn import datasets
 
 from patchnets.data import decode
+from patchnets.data.order import epoch_order
 from patchnets.data.sources import digits, folder
 from patchnets.data.streaming import StreamingLoader, batch_reader, prefetch
-from patchnets.data.streaming.batch_reader import BatchReader, epoch_order, random_crop
+from patchnets.data.streaming.batch_reader import BatchReader, random_crop
 from patchnets.errors import RunError, UserError
 from patchnets.parallel import mesh as mesh_lib
 
@@ -144,7 +145,7 @@ def test_the_order_does_not_hang_on_how_many_processes_share_a_batch():
         return BatchReader(parts=tuple(parts()), rows=np.arange(first, last, dtype=np.int32), **options)
 
     def made(share, step):
-        some = [share(number) for number in range(step * share.per_step, (step + 1) * share.per_step)]
+        some = [share(number) for number in range(step * share.chunks_per_step, (step + 1) * share.chunks_per_step)]
         assert max(len(chunk["label"]) for chunk in some) <= batch_reader.CHUNK_SIZE
         return {name: np.concatenate([chunk[name] for chunk in some]) for name in ("image", "label", "mask")}
 

@@ -15,9 +15,8 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import PartitionSpec
 
-from configs import common
 from patchnets import runtime
-from patchnets.config import flags
+from patchnets.config import common, flags
 from patchnets.data.sources.digits import Digits
 from patchnets.estimate import __main__ as program
 from patchnets.estimate import batch_search, compile_step, report, throughput, topology
@@ -126,7 +125,7 @@ def test_a_checkpoint_takes_what_is_told(tiny_config, tmp_path):
     def noise(leaf):
         return rng.standard_normal(leaf.shape).astype(leaf.dtype) if leaf.ndim else leaf
 
-    saved = Checkpoints(tmp_path / "checkpoints", tiny_config.checkpoint)
+    saved = Checkpoints(tmp_path / "checkpoints", max_to_keep=3)
     saved.save(1, jax.tree.map(noise, real_state(abstract_run)), {}, None)
     saved.wait()
     saved.close()

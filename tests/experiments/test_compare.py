@@ -9,13 +9,12 @@ import statistics
 import jax
 import pytest
 
-from configs import common
 from experiments.compare import __main__ as compare
 from experiments.compare import match_cost, report
 from experiments.compare.match_cost import FAMILIES, Shape, matched
 from experiments.runner import jobs
 from patchnets import models
-from patchnets.config import flags
+from patchnets.config import common, flags
 from patchnets.errors import UserError
 from patchnets.step.train_state import abstract_params
 
@@ -35,6 +34,7 @@ def networks(place):
     return {found["id"]: found for found in json.loads((place / "compare.json").read_text())["networks"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [100_000, 300_000])
 def test_any_two_families_have_parameters_within_five_per_cent(target, capsys, tmp_path):
     assert start(tmp_path, "--match=params", f"--target={target}", "--list") == 0

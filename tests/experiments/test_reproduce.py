@@ -221,6 +221,7 @@ def test_a_row_that_was_not_run_says_what_it_needs(tmp_path):
     assert str(TABLES["keras_examples"][0].cost) == "1 epoch on 2 CPU cores, about 3 min a seed"
 
 
+@pytest.mark.slow
 def test_sizes_need_no_training(tmp_path, capsys):
     assert reproduce.main(["reproduce", "--table=sizes", f"--workdir={tmp_path}"]) == 0
     assert "networks have their published size" in capsys.readouterr().out

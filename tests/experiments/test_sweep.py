@@ -4,11 +4,10 @@ import json
 
 import pytest
 
-from configs import common
 from experiments.runner import jobs
 from experiments.sweep import __main__ as sweep
 from experiments.sweep import report
-from patchnets.config import flags
+from patchnets.config import common, flags
 
 LR = "experiments/sweeps/mixer_digits_lr.py"
 TWO = "CONFIG = 'configs/mixer_digits.py'\ndef get_sweep():\n    yield 'a', {'batch_size': 64}\n    yield 'b', %s\n"

@@ -104,6 +104,7 @@ def test_a_limit_that_leaves_no_time_for_a_step_is_told(fake, monkeypatch, capsy
     assert "leaves no time for a step" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_patchnets_itself_is_measured_to_its_end(tmp_path):
     tiny = [f"--config.{each}" for each in ("model.depth=1", "batch_size=256", "mesh.data=1")]
     asked = time_to_accuracy.parse_args(["--config=configs/mixer_digits.py:paper", "--seconds=20", *tiny])

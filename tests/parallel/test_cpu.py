@@ -1,6 +1,7 @@
 """A CPU's devices and groups: what is chosen, and that a batch in groups has the gradient of the batch."""
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -69,7 +70,7 @@ def test_evaluation_goes_in_groups_with_batch_norm_too(config, groups):
 def test_a_batch_is_evaluated_in_groups_as_at_once(groups, devices):
     network, _ = models.MODELS["convmixer"]
     model = network(num_classes=5, patch_size=2, depth=1, hidden_dim=8, kernel_size=3)
-    variables = model.init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)), train=False)
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))
     images = np.random.default_rng(0).integers(0, 256, (BATCH, 8, 8, 3), np.uint8)
     preprocess = Preprocess(8, (127.5,) * 3, (64.0,) * 3)
     at_once = train_step.Task(model, optax.identity(), preprocess, 0)
@@ -101,14 +102,15 @@ def close(a, b, **tolerance):
 def mixer():
     network, _ = models.MODELS["keras_mixer"]
     model = network(num_classes=5, patch_size=4, depth=1, hidden_dim=8, dropout_rate=0.0)
-    return model, model.init(jax.random.key(1), jnp.zeros((1, 12, 12, 3)), train=False)["params"]
+    init = jax.jit(functools.partial(model.init, train=False))
+    return model, init(jax.random.key(1), jnp.zeros((1, 12, 12, 3)))["params"]
 
 
 @pytest.mark.parametrize("groups, devices", [(4, 1), (4, 2), (8, 8)])
 def test_a_batch_in_groups_has_the_gradient_of_the_batch(mixer, groups, devices):
     model, params = mixer
     batch, key, loss = a_batch(), jax.random.key(2), losses.softmax_cross_entropy
-    expected, seen = gradients.compute_grads(model, loss, params, {}, batch, key)
+    expected, seen = jax.jit(gradients.compute_grads, static_argnums=(0, 1))(model, loss, params, {}, batch, key)
     grouped = jax.jit(gradients.per_device_microbatch_grads, static_argnums=(0, 1, 6, 7))
     grads, found = grouped(model, loss, params, {}, batch, key, groups, mesh_of(devices))
     close(grads, expected, rtol=1e-4, atol=1e-6)
@@ -135,10 +137,10 @@ def test_dropout_in_groups_is_the_same_on_any_number_of_devices(mixer):
 def test_batch_norm_in_groups_looks_at_all_examples():
     network, _ = models.MODELS["convmixer"]
     model = network(num_classes=5, patch_size=2, depth=1, hidden_dim=8, kernel_size=3)
-    variables = model.init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)), train=False)
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))
     params, stats = variables["params"], variables["batch_stats"]
     batch, key, loss = a_batch(rows=8), jax.random.key(2), losses.softmax_cross_entropy
-    expected, seen = gradients.compute_grads(model, loss, params, stats, batch, key)
+    expected, seen = jax.jit(gradients.compute_grads, static_argnums=(0, 1))(model, loss, params, stats, batch, key)
     grouped = jax.jit(gradients.per_device_microbatch_grads, static_argnums=(0, 1, 6, 7))
     grads, found = grouped(model, loss, params, stats, batch, key, 4, mesh_of(4))
     close(grads, expected, rtol=2e-3, atol=2e-5)
@@ -160,10 +162,11 @@ def test_gelu_against_the_normal_distribution():
 PROGRAM = """
 import jax
 from configs import mixer_digits
+from patchnets.experiment import use_cpu_cores
 from patchnets.parallel import cpu
 config = mixer_digits.get_config()
 {change}
-cpu.use_one_device_per_core(config)
+use_cpu_cores(config)
 print(jax.device_count())
 """
 
@@ -171,9 +174,9 @@ print(jax.device_count())
 @pytest.mark.parametrize(
     "change, flags, expected",
     [
-        ("processors.host.cores = lambda: 4", "", 4),
-        ("processors.host.cores = lambda: 4; config.mesh.data = 1", "", 1),
-        ("processors.host.cores = lambda: 4", "--xla_force_host_platform_device_count=3", 3),
+        ("cpu.runtime.cores = lambda: 4", "", 4),
+        ("cpu.runtime.cores = lambda: 4; config.mesh.data = 1", "", 1),
+        ("cpu.runtime.cores = lambda: 4", "--xla_force_host_platform_device_count=3", 3),
     ],
 )
 def test_each_core_becomes_a_device_unless_told_otherwise(change, flags, expected):

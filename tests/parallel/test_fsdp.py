@@ -4,14 +4,13 @@ import json
 import math
 
 import jax
-import ml_collections
 import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from configs import common
 from patchnets import models, train
+from patchnets.config import common
 from patchnets.errors import UserError
 from patchnets.estimate.compile_step import make_abstract_run
 from patchnets.estimate.dataset_spec import find_dataset_spec
@@ -27,7 +26,7 @@ OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
 
 
 def mesh_of(data, fsdp):
-    return mesh_lib.make_mesh(ml_collections.ConfigDict({"data": data, "fsdp": fsdp}))
+    return mesh_lib.make_mesh(data, fsdp)
 
 
 def network(scan=False, **fields):
@@ -159,6 +158,7 @@ def test_every_mesh_gives_the_same_figures(platform, meshes, tiny_config, tmp_pa
     assert found[0][1]["train_loss"] < found[0][0]["train_loss"]
 
 
+@pytest.mark.slow
 def test_activations_stay_split_by_examples_where_parameters_are_split(tiny_config):
     """What is exchanged is in the order of the parameters' size, not of the activations', and memory that of a share of
     the batch; scanned blocks are where XLA would do otherwise."""
@@ -177,14 +177,15 @@ def test_activations_stay_split_by_examples_where_parameters_are_split(tiny_conf
     assert split.collectives and sum(one.bytes for one in split.collectives) < 4 * params
 
 
-def test_a_checkpoint_fits_every_mesh_bit_for_bit(tiny_config, tmp_path):
+@pytest.mark.slow
+def test_a_checkpoint_fits_every_mesh_bit_for_bit(tmp_path):
     def states(seed):
         sizes = dict(image_size=8, channels=1, seed=seed)
         return {m: create_train_state(network(depth=1), OPTIMIZER, mesh=mesh_of(*m), **sizes) for m in MESHES}
 
     others = states(seed=2)
     for written, saved in states(seed=1).items():
-        checkpoints = Checkpoints(tmp_path / str(written), tiny_config.checkpoint)
+        checkpoints = Checkpoints(tmp_path / str(written))
         checkpoints.save(1, saved, {}, None)
         checkpoints.wait()
         for other in others.values():

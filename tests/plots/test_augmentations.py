@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import common
+from patchnets.config import common
 from patchnets.plots import __main__ as plots
 from patchnets.plots import augmentations
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import common
 from patchnets import config as config_lib
 from patchnets import train
+from patchnets.config import common
 from patchnets.experiment import build_experiment
 from patchnets.plots import __main__ as program
 from patchnets.plots import predictions, run

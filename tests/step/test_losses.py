@@ -1,5 +1,7 @@
 """Losses against their formulas, accumulated gradients against the whole batch's, SAM and running means by hand."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -52,7 +54,7 @@ def test_sigmoid_cross_entropy_sums_a_question_a_class():
 
 def params_of(model: nn.Module, **kwargs):
     """Random parameters, none of them zero, and statistics."""
-    variables = model.init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)), train=False)
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda p: p + 0.3 * rng.standard_normal(p.shape).astype(np.float32), variables["params"])
     return params, variables.get("batch_stats", {})
@@ -79,12 +81,14 @@ def test_batch_norm_sees_the_parts_one_after_the_other(batch):
     model = CONVMIXER
     params, stats = params_of(model)
     key, parts = jax.random.key(0), 2
-    _, seen = gradients.accumulate_grads(model, losses.softmax_cross_entropy, params, stats, batch, key, parts)
+    gradient = jax.jit(gradients.accumulate_grads, static_argnums=(0, 1, 6))
+    _, seen = gradient(model, losses.softmax_cross_entropy, params, stats, batch, key, parts)
+    train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
     expected = stats
     for j in range(parts):
         part = jax.tree.map(lambda x: x[j::parts], batch)  # noqa: B023
         variables = {"params": params, "batch_stats": expected}
-        _, updated = model.apply(variables, part.images, train=True, mask=part.mask, mutable=["batch_stats"])
+        _, updated = train(variables, part.images, mask=part.mask)
         expected = updated["batch_stats"]
     assert_close(seen.batch_stats, expected, rtol=1e-5, atol=1e-6)
     assert any(not np.allclose(a, b) for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(stats)))
@@ -94,9 +98,8 @@ def test_batch_norm_sees_the_parts_one_after_the_other(batch):
 def test_a_batch_of_nothing_but_padding_changes_nothing(batch, model):
     params, stats = params_of(model)
     none = batch._replace(mask=np.zeros(BATCH, np.float32))
-    grads, seen = gradients.accumulate_grads(
-        model, losses.softmax_cross_entropy, params, stats, none, jax.random.key(0), 2
-    )
+    gradient = jax.jit(gradients.accumulate_grads, static_argnums=(0, 1, 6))
+    grads, seen = gradient(model, losses.softmax_cross_entropy, params, stats, none, jax.random.key(0), 2)
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
     assert_close(seen.batch_stats, stats)
 

@@ -5,7 +5,6 @@ worker a second to start and 130 MiB to keep.
 """
 
 import dataclasses
-import enum
 import functools
 import math
 from typing import Any
@@ -14,30 +13,13 @@ import numpy as np
 from jaxtyping import Int32
 
 from patchnets.data import decode
+from patchnets.data.order import epoch_order
 from patchnets.data.sources.base import Records
 from patchnets.errors import RunError, UserError, first_line
+from patchnets.prng import RngStream
 
 CHUNK_SIZE = 32
 MAX_ATTEMPTS = 10
-
-
-class RngStream(enum.IntEnum):
-    """What random numbers are for, beside those of `patchnets.prng`, which are drawn by JAX."""
-
-    ORDER = 1
-    CROP = 2
-
-
-@functools.lru_cache(maxsize=4)
-def epoch_order(seed: int, epoch: int, size: int) -> Int32[np.ndarray, " examples"]:
-    """The order in which an epoch visits `size` examples."""
-    order = np.arange(size, dtype=np.int32)
-    generator = np.random.RandomState(
-        [RngStream.ORDER, seed, epoch]
-    )  # its stream is frozen by NumPy's promise (NEP 19)
-    generator.shuffle(order)
-    order.flags.writeable = False
-    return order
 
 
 def random_crop(
