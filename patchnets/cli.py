@@ -54,9 +54,9 @@ def run_cli(argv: Sequence[str], execute: Callable[[list[str]], int], program: s
 
 
 def text(value: str) -> str:
-    """Any but the empty string."""
-    if not value:
-        raise argparse.ArgumentTypeError("expected a value, got ''")
+    """Printable characters, one at least."""
+    if not value or not value.isprintable():
+        raise argparse.ArgumentTypeError(f"expected printable characters, got {value[:120]!r}")
     return value
 
 

@@ -2,13 +2,14 @@
 
     python -m patchnets.models [NAME ...]
 
-NAME  a model, such as mlp_mixer; all of them by default. Exit status: 0, or 2 for a name that is not known.
+Exit status: 0, or 2 for a name that is not known.
 """
 
 import sys
 from collections.abc import Iterator
 
 from patchnets import models
+from patchnets.cli import ArgumentParser, run_cli
 from patchnets.errors import UserError
 from patchnets.models.flops import cost
 from patchnets.models.published_sizes import PUBLISHED
@@ -57,16 +58,20 @@ def line(cells: tuple[str, ...], widths: list[int]) -> str:
     return "  ".join(aligned).rstrip()
 
 
-def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
-    if {"--help", "-h"} & set(argv[1:]):
-        print(__doc__)
-        return 0
-    names = list(dict.fromkeys(argv[1:])) or list(models.MODELS)
-    for name in names:
-        if name not in models.MODELS:
-            print(f"patchnets: there is no model {name!r}; known: {', '.join(models.MODELS)}", file=sys.stderr)
-            return UserError.status
+def model_name(value: str) -> str:
+    """The type of NAME."""
+    if value not in models.MODELS:
+        raise UserError(f"there is no model {value!r}; known: {', '.join(models.MODELS)}")
+    return value
+
+
+def execute(arguments: list[str]) -> int:
+    """Prints the table; returns the exit status."""
+    parser = ArgumentParser("python -m patchnets.models", description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", type=model_name, metavar="NAME", help="a model, such as mlp_mixer (default: all)"
+    )
+    names = list(dict.fromkeys(parser.parse_args(arguments).names)) or list(models.MODELS)
     table = list(rows(names))
     widths = [max(len(row[i]) for row in (COLUMNS, *table)) for i in range(len(COLUMNS))]
     print(line(COLUMNS, widths))
@@ -79,6 +84,11 @@ def main(argv: list[str]) -> int:
         "\nA dash: nothing was published; the sizes are this project's own, or the source gives no figure."
     )
     return 0
+
+
+def main(argv: list[str]) -> int:
+    """Carries out a command line and returns the exit status."""
+    return run_cli(argv, execute)
 
 
 if __name__ == "__main__":
