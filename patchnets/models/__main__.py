@@ -1,4 +1,4 @@
-"""Prints every model and variant: what it costs, what was published, and the difference.
+"""Print every model and variant: its cost, the published cost, and the difference.
 
     python -m patchnets.models [NAME ...]
 
@@ -26,11 +26,11 @@ COLUMNS = (
     "published",
     "diff",
 )
-NUMBERS_FROM = 2  # the columns from here on are numbers, and end where their headings end
+NUMBERS_FROM = 2  # columns from here on are numbers, right-aligned
 
 
 def rows(names: list[str]) -> Iterator[tuple[str, ...]]:
-    """The cells of every variant of the models named."""
+    """Yield the table cells of every variant of the named models."""
     for name in names:
         network, variants = models.MODELS[name]
         for variant, fields in variants.items():
@@ -58,14 +58,14 @@ def line(cells: tuple[str, ...], widths: list[int]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
+    """Run the command line and return the exit status."""
     if {"--help", "-h"} & set(argv[1:]):
         print(__doc__)
         return 0
     names = list(dict.fromkeys(argv[1:])) or list(models.MODELS)
     for name in names:
         if name not in models.MODELS:
-            print(f"patchnets: there is no model {name!r}; known: {', '.join(models.MODELS)}", file=sys.stderr)
+            print(f"patchnets: unknown model {name!r}; known models: {', '.join(models.MODELS)}", file=sys.stderr)
             return UserError.status
     table = list(rows(names))
     widths = [max(len(row[i]) for row in (COLUMNS, *table)) for i in range(len(COLUMNS))]
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
         print(line(row, widths))
     print(
         "\nGMACs: billions of multiply-accumulates of matrix products, convolutions and Fourier transforms, an image."
-        "\nA dash: nothing was published; the sizes are this project's own, or the source gives no figure."
+        "\nA dash: nothing is published, because the sizes are this project's own or the source gives no figure."
     )
     return 0
 
