@@ -14,7 +14,7 @@ import pytest
 from patchnets import main, trainer
 
 ROOT = pathlib.Path(__file__).parent.parent
-TIMEOUT = 120.0
+TIMEOUT = 300.0
 
 
 CONFIG = f"--config={ROOT / 'tests' / 'kill_config.py'}"
