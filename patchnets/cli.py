@@ -4,7 +4,7 @@ import argparse
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from patchnets.errors import RunError, UserError, first_line, report_error
@@ -17,8 +17,8 @@ class ArgumentParser(argparse.ArgumentParser):
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
-        defaults = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False}
-        super().__init__(*args, **(defaults | kwargs))
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(*args, allow_abbrev=False, **kwargs)
         self.register("type", None, text)
 
     def error(self, message: str) -> Any:
@@ -54,9 +54,9 @@ def run_cli(argv: Sequence[str], execute: Callable[[list[str]], int], program: s
 
 
 def text(value: str) -> str:
-    """Any but the empty string."""
-    if not value:
-        raise argparse.ArgumentTypeError("expected a value, got ''")
+    """Printable characters, one at least."""
+    if not value or not value.isprintable():
+        raise argparse.ArgumentTypeError(f"expected printable characters, got {value[:120]!r}")
     return value
 
 
@@ -112,7 +112,7 @@ def file_of_type(suffix: str) -> Callable[[str], pathlib.Path]:
     return parse
 
 
-def words(known: Sequence[str], noun: str) -> Callable[[str], tuple[str, ...]]:
+def words(known: Collection[str], noun: str) -> Callable[[str], tuple[str, ...]]:
     """The type of a list with commas whose items are all among `known`; repeated ones count once."""
 
     def parse(value: str) -> tuple[str, ...]:

@@ -26,9 +26,11 @@ from patchnets.optim.plateau import Plateau
 from patchnets.optim.schedules import in_steps, make_schedule
 from patchnets.parallel import cpu, sharding
 from patchnets.parallel import mesh as mesh_lib
+from patchnets.parallel.microbatches import GradFn
+from patchnets.step.gradients import accumulate_grads, sharpness_aware, zero_frozen_grads
 from patchnets.step.losses import LOSSES
 from patchnets.step.train_state import TrainState, abstract_params, abstract_train_state, create_train_state
-from patchnets.step.train_step import Erase, Mix, Task
+from patchnets.step.train_step import Erase, LogitsFn, Mix, Task
 
 
 class DataSummary(Protocol):
@@ -60,6 +62,7 @@ class Experiment:
       params: tree of shapes.
       schedule: step -> learning rate, before `plateau` scales it.
       plateau: as it is at step 0; a run works on a copy.
+      num_microbatches: that a CPU splits a training batch into.
     """
 
     config: ml_collections.ConfigDict
@@ -74,6 +77,7 @@ class Experiment:
     published: Published
     total_steps: int
     eval_every: int
+    num_microbatches: int = 1
 
     @property
     def log_every(self) -> int:
@@ -157,11 +161,14 @@ def build_experiment(
     optimizer = make_optimizer(**optimizer_options(config.optimizer.to_dict()), learning_rate=schedule, params=params)
     sharding.fsdp_dimensions(params, mesh, fsdp_rules)
 
+    count = functools.partial(cpu.num_microbatches, model, params, config.image_size, microbatch=config.cpu.microbatch)
+    in_train = count(config.batch_size, mesh.size) if config.grad_accum_steps == 1 else 1
+    in_eval = count(eval_batch_size, mesh.size, train=False)
+
     if opened is not None:  # last, for it may take minutes, and what is wrong should be told at once
         data = load_opened(opened, mesh)
     assert data is not None
-    size, accumulates = config.image_size, config.grad_accum_steps > 1
-    augment = Augment(**config.augment.to_dict())
+    augment, loss = Augment(**config.augment.to_dict()), LOSSES[config.loss]
     task = Task(
         model,
         optimizer,
@@ -170,14 +177,17 @@ def build_experiment(
         label_smoothing=config.label_smoothing,
         mix=make_mix(augment),
         erase=make_erase(augment),
-        loss=LOSSES[config.loss],
-        grad_accum_steps=config.grad_accum_steps,
-        num_microbatches=1 if accumulates else cpu.num_microbatches(model, params, size, config.batch_size, mesh.size),
-        num_eval_microbatches=cpu.num_microbatches(model, params, size, eval_batch_size, mesh.size, train=False),
-        mesh=mesh,
-        sam_radius=config.optimizer.sam_rho,
-        frozen=frozen_params(config.optimizer.frozen, params) if config.optimizer.frozen else None,
+        loss=loss if in_train > 1 else sharding.batch_sharded_loss(loss, mesh),
         ema_decay=config.ema_decay,
+        wrap_grad_fn=functools.partial(
+            wrap_grad_fn,
+            mesh=mesh,
+            num_microbatches=in_train,
+            grad_accum_steps=config.grad_accum_steps,
+            frozen=frozen_params(config.optimizer.frozen, params) if config.optimizer.frozen else None,
+            sam_rho=config.optimizer.sam_rho,
+        ),
+        wrap_logits_fn=functools.partial(wrap_logits_fn, mesh=mesh, num_microbatches=in_eval),
     )
     return Experiment(
         config=config,
@@ -192,6 +202,7 @@ def build_experiment(
         published=Published(**config.published.to_dict()),
         total_steps=total_steps,
         eval_every=min(eval_every, total_steps),
+        num_microbatches=in_train,
     )
 
 
@@ -213,6 +224,7 @@ def use_cpu_cores(config: ml_collections.ConfigDict, processes: int = 1, process
     """Make a device of each core of a CPU, before JAX first looks for devices (`cpu.use_one_device_per_core`)."""
     cpu.use_one_device_per_core(
         {config.batch_size // config.grad_accum_steps, config.eval_batch_size or config.batch_size},
+        devices=config.cpu.devices,
         data=config.mesh.data,
         fsdp=config.mesh.fsdp,
         processes=processes,
@@ -249,6 +261,34 @@ def build_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_pe
         step_every_steps=steps("step_every"),
         timescale_steps=schedule.timescale_steps,
     )
+
+
+def wrap_grad_fn(
+    grad_fn: GradFn,
+    *,
+    mesh: Mesh | None,
+    num_microbatches: int = 1,
+    grad_accum_steps: int = 1,
+    frozen: Any = None,
+    sam_rho: float | None = None,
+) -> GradFn:
+    """Wraps a training step's grad_fn in what the devices and the recipe ask for."""
+    if mesh is not None and num_microbatches > 1:
+        grad_fn = cpu.per_device_microbatch_grads(grad_fn, num_microbatches, mesh)
+    else:
+        grad_fn = grad_fn if mesh is None else sharding.batch_sharded_grads(grad_fn, mesh)
+        grad_fn = accumulate_grads(grad_fn, grad_accum_steps)
+    grad_fn = grad_fn if frozen is None else zero_frozen_grads(grad_fn, frozen)
+    return grad_fn if sam_rho is None else sharpness_aware(grad_fn, sam_rho)
+
+
+def wrap_logits_fn(logits_fn: LogitsFn, *, mesh: Mesh | None, num_microbatches: int) -> LogitsFn:
+    """Wraps an evaluation step's logits_fn in what the devices ask for."""
+    if mesh is None:
+        return logits_fn
+    if num_microbatches > 1:
+        return cpu.per_device_microbatch_logits(logits_fn, num_microbatches, mesh)
+    return sharding.batch_sharded_logits(logits_fn, mesh)
 
 
 def make_mix(augment: Augment) -> Mix | None:

@@ -102,6 +102,7 @@ def test_imagenet_recipe_is_that_of_the_mixer_paper():
     assert (schedule.name, schedule.warmup_steps, schedule.warmup_epochs) == ("linear", 10_000, None)
     assert schedule.end_factor == 0.0
     network = models.resolve_fields(**config.model)
+    assert not network["drop_path_scale_by_keep"]  # as the authors' code
     assert network["drop_path_rate"] == 0.1 and network.get("dropout_rate", 0.0) == 0.0
     assert network.get("gelu", "tanh") == "tanh" and config.label_smoothing == 0.0
     assert config.image_size == 224

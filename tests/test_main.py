@@ -176,7 +176,7 @@ def test_help_explains_every_key_and_what_the_exit_statuses_mean(capsys):
     text = capsys.readouterr().out
     for name in config_lib.known_keys():
         assert f"--config.{name} " in text
-    assert "143" in text and "--workdir" in text
+    assert "143" in text and "--workdir" in text and "PATCHNETS_HUGE_PAGES=0" in text
     assert "--config.image_size" in text and " 8 " in text
 
 

@@ -126,6 +126,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"config.batch_size={config.batch_size}; choose one "
             "that does"
         )
+    if config.cpu.microbatch and config.grad_accum_steps > 1:
+        raise UserError(
+            f"config.cpu.microbatch={config.cpu.microbatch} and config.grad_accum_steps={config.grad_accum_steps} both "
+            "split a batch; give one"
+        )
     models.validate(config.image_size, **config.model)
 
 
@@ -165,8 +170,9 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def recipe_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys in which two flat configurations differ as recipes: seeds, places, logs and claims do not count."""
-    return changed_keys(old, new, KEYS_IGNORED_BY_HASH | LOGGING_KEYS | {"seed"})
+    """The keys in which two flat configurations differ as recipes: seeds, places, logs and claims do not count,
+    nor does cpu.microbatch, which like a seed decides what dropout leaves out."""
+    return changed_keys(old, new, KEYS_IGNORED_BY_HASH | LOGGING_KEYS | {"seed", "cpu.microbatch"})
 
 
 def format_help(config: Mapping[str, Any] | None = None) -> str:

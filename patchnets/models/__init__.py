@@ -37,6 +37,7 @@ FIELD_HELP = {
     "dropout_rate": "share of units dropped, where the source of the network has dropout",
     "drop_path_rate": "probability of dropping the last block's branches",
     "drop_path_schedule": "how that probability goes over the blocks: linear from 0, or constant",
+    "drop_path_scale_by_keep": "whether a branch that is kept is divided by the probability of keeping it",
     "norm_epsilon": "added to the variance in every LayerNorm",
     "mlp_dim": "hidden units of a block's MLP",
     "embedding_norm": "whether a LayerNorm follows the position embedding",

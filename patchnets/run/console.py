@@ -45,6 +45,15 @@ def devices(count: int) -> str:
     return f"{count} x {device_name()}" + (f" in {processes} processes" if processes > 1 else "")
 
 
+def describe_cpu(devices: int, batch_size: int, num_microbatches: int) -> str | None:
+    """How a CPU works through a training batch: "2 devices, microbatches of 16"; None on an accelerator."""
+    if jax.default_backend() != "cpu":
+        return None
+    microbatches = f"microbatches of {batch_size // num_microbatches}"
+    text = f"{devices} device" + ("" if devices == 1 else "s")
+    return f"{text}, {microbatches if num_microbatches > 1 else 'the whole batch at once'}"
+
+
 def describe_plateau(plateau: Plateau) -> str:
     """What a run does when validation stops getting better, as the end of a sentence."""
     text = ""
@@ -118,6 +127,8 @@ def print_header(experiment: Experiment, workdir: os.PathLike[str], params: int,
         f"  run      {total:,} steps of {config.batch_size} images ({epochs(total / per_epoch)} of "
         f"{per_epoch:,}); validated and saved every {experiment.eval_every:,} steps"
     )
+    if cpu := describe_cpu(experiment.mesh.size, config.batch_size, experiment.num_microbatches):
+        print(f"  cpu      {cpu}")
     print(f"  recipe   {describe_optimizer(experiment)}{describe_plateau(experiment.plateau)}")
     if more := describe_extras(experiment):
         print(f"           {more}")

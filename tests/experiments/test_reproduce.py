@@ -189,7 +189,7 @@ def test_stopped_it_tells_its_runs_to_save_and_reports_what_there_is(tmp_path):
         (["--table=cifar", "--config.dataset.name=digits"], "--config.dataset.name=digits: give --data=NAME or"),
         (["--table=cifar", "--config.dataset.path=/x"], "--config.dataset.path=/x: give --data=NAME or --data=folder:"),
         (["--table=cifar", "--wokdir=x"], "unrecognized arguments: --wokdir=x"),
-        (["--table=cifar", "--workdir="], "--workdir: expected a value, got ''"),
+        (["--table=cifar", "--workdir="], "--workdir: expected printable characters, got ''"),
         (["--table=cifar", "--seeds"], "--seeds: expected one argument"),
         (["--table=cifar", "--config.seed", "3"], "unrecognized arguments: 3"),
         (["--table=cifar", "--a\nb"], "unrecognized arguments: --a b"),

@@ -67,9 +67,13 @@ def test_the_command_draws_a_picture_and_says_where(quick, tmp_path, capsys):
     ("arguments", "words"),
     [
         (["augment"], "--config is not given"),
-        (["augment", "--config=configs/mixer_digits.py", "--out=sheet.gif"], "--out=sheet.gif"),
+        (
+            ["augment", "--config=configs/mixer_digits.py", "--out=sheet.gif"],
+            "--out: expected the name of a .png file, got 'sheet.gif'",
+        ),
         (["augment", "--config=configs/mixer_digits.py", "--config.augment.hue=0.2"], "config.augment.hue=0.2"),
-        (["--wrong"], "--wrong"),
+        (["--wrong"], "the following arguments are required: workdir"),
+        (["there", "--wrong"], "unrecognized arguments: --wrong"),
         (["no/such/place"], "no/such/place"),
     ],
 )

@@ -146,8 +146,8 @@ def test_a_saved_configuration_is_read_back_as_it_was(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["mixing"], "one or more work directories"),
-        (["mixing", "--out=x.gif", "there"], "--out=x.gif"),
+        (["mixing"], "the following arguments are required: workdirs"),
+        (["mixing", "--out=x.gif", "there"], "--out: expected the name of a .png file, got 'x.gif'"),
         (["mixing", "nowhere"], "nowhere is not a work directory"),
         (["nowhere", "--config.batch_size=3"], "--config.batch_size=3"),
     ],
