@@ -22,7 +22,13 @@ def get_config(variant: str | None = None):
 def paper(variant: str):
     return common.imagenet(
         augment=common.tensorflow_randaugment(15) | dict(mixup=0.5),
-        model=dict(name="mlp_mixer", variant=variant, drop_path_rate=0.1, dtype="bfloat16"),
+        model=dict(
+            name="mlp_mixer",
+            variant=variant,
+            drop_path_rate=0.1,
+            drop_path_scale_by_keep=False,  # as in the authors' code
+            dtype="bfloat16",
+        ),
         batch_size=4096,
         total_epochs=300.0,
         optimizer=dict(learning_rate=1e-3, weight_decay=0.1, grad_clip_norm=1.0),

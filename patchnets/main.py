@@ -8,6 +8,10 @@
 Under SLURM, Open MPI, Kubernetes and on TPU pods the processes of a run find each other; elsewhere each is given
 --coordinator=HOST[:PORT] (where process 0 runs), --processes=N and --process=0 to N - 1 (docs/clusters.md).
 
+On a CPU each core is a device that takes a few examples at a time through the network (--config.cpu.devices=1 and
+--config.cpu.microbatch=0 turn that off); on Linux the program starts itself anew, as the same process, so that its
+large arrays lie in pages of 2 MiB (PATCHNETS_HUGE_PAGES=0 in the environment turns that off).
+
 The same command continues a run that was cut, and says so where it is finished. Exit status: 0 finished; 1 the run had
 to stop; 2 the request cannot be carried out; 128 + N stopped by signal N (SIGTERM: 143, SIGINT: 130), state saved.
 """

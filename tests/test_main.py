@@ -137,7 +137,7 @@ def test_overrides_of_every_kind_reach_the_run(parsed):
         "--config.total_steps=10",
     )  # fmt: skip
     assert workdir == "somewhere"
-    chosen = models.resolve_fields(config.model)
+    chosen = models.resolve_fields(**config.model)
     assert (chosen["depth"], chosen["hidden_dim"], chosen["patch_size"]) == (12, 768, 4)  # B/16's but for what is given
     assert (config.model.variant, config.image_size, config.model.patch_size, config.seed) == ("B/16", 32, 4, 3)
     assert config.augment.flip is True and config.plots is False
@@ -163,7 +163,7 @@ def test_claims_hold_for_the_recipe_of_the_file_alone(parsed):
 
 def test_another_model_takes_nothing_from_the_one_of_the_file(parsed):
     config, _ = parsed(DIGITS, "--config.model.name=vit", "--config.model.variant=Ti/16", "--config.model.patch_size=2")
-    assert models.resolve_fields(config.model) == models.MODELS["vit"][1]["Ti/16"] | dict(patch_size=2)
+    assert models.resolve_fields(**config.model) == models.MODELS["vit"][1]["Ti/16"] | dict(patch_size=2)
 
 
 def test_the_work_directory_is_named_after_the_configuration(parsed):
@@ -176,7 +176,7 @@ def test_help_explains_every_key_and_what_the_exit_statuses_mean(capsys):
     text = capsys.readouterr().out
     for name in config_lib.known_keys():
         assert f"--config.{name} " in text
-    assert "143" in text and "--workdir" in text
+    assert "143" in text and "--workdir" in text and "PATCHNETS_HUGE_PAGES=0" in text
     assert "--config.image_size" in text and " 8 " in text
 
 
@@ -226,7 +226,7 @@ from patchnets import main
 from patchnets.run import console
 
 LARGE = "tensorflow tensorboard tensorflow_datasets grain keras torch matplotlib sklearn scipy".split()
-say = console.Progress.write
+say = console.ProgressBar.write
 
 def told(when):
     print("loaded", when, *[name for name in LARGE if name in sys.modules])
@@ -236,7 +236,7 @@ def saying(progress, text):
         told("at first")
     say(progress, text)
 
-console.Progress.write = saying
+console.ProgressBar.write = saying
 for place, board in (("without", "--noconfig.tensorboard"), ("with", "--config.tensorboard")):
     arguments = [*{SMALL}, "--noconfig.plots", "--config.dataset.cache_dir={tmp_path}", "--workdir={tmp_path}/" + place]
     assert main.main(["", {DIGITS!r}, *arguments, board]) == 0

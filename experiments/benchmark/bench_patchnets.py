@@ -119,7 +119,7 @@ def paced(dispatch: Callable[[int, Any, int], Any], loader: Loader) -> Work:
 
 def training(experiment: Experiment) -> Work:
     """From stored images to updated weights."""
-    state = experiment.initial_state()
+    state = experiment.init_state()
     train_steps = compile_train_steps(experiment.task, experiment.data.train.batch, experiment.mesh)
 
     def dispatch(first: int, inputs: Any, count: int) -> Any:
@@ -132,7 +132,7 @@ def training(experiment: Experiment) -> Work:
 
 def evaluation(experiment: Experiment) -> Work:
     """From stored images to metrics."""
-    state, loader = experiment.initial_state(), experiment.data.test
+    state, loader = experiment.init_state(), experiment.data.test
     assert loader is not None
     eval_steps = compile_eval_steps(experiment.task, loader.batch, experiment.mesh)
     metrics = sharding.init_replicated(EvalMetrics.empty, experiment.mesh)

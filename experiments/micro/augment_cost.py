@@ -26,13 +26,13 @@ import numpy as np
 from patchnets import models
 from patchnets.augment.preprocess import Augment, Preprocess
 from patchnets.cli import ArgumentParser, file_of_type, positive_int, run_cli, words
-from patchnets.experiment import build_schedule, make_task, optimizer_options
+from patchnets.experiment import build_schedule, make_erase, make_mix, optimizer_options
 from patchnets.optim.optimizers import make_optimizer
 from patchnets.plots.augmentations import operations
 from patchnets.run import console
 from patchnets.step.metrics import TrainMetrics
 from patchnets.step.train_state import TrainState, init_variables
-from patchnets.step.train_step import train_step
+from patchnets.step.train_step import Task, train_step
 
 TUTORIALS = {
     "mixer": ("mixer_cifar100", 100),
@@ -83,12 +83,20 @@ def of_tutorial(name: str, rounds: int) -> dict[str, float]:
     for label, prepare in prepares.items():
         images = stored if label == "own augmentation" else ready
         works[label] = functools.partial(jax.jit(prepare), images, key)
-    model = models.create_model(config.model, classes)
+    model = models.create_model(**config.model, num_classes=classes)
     variables = jax.jit(lambda key: init_variables(model, key, size, 3))(key)
-    optimizer = make_optimizer(
-        **optimizer_options(config), learning_rate=build_schedule(config, 1000, 100), params=variables["params"]
+    schedule, options = build_schedule(config, 1000, 100), optimizer_options(config.optimizer.to_dict())
+    optimizer = make_optimizer(**options, learning_rate=schedule, params=variables["params"])
+    augment = Augment(**config.augment.to_dict())
+    task = Task(
+        model,
+        optimizer,
+        Preprocess(size, mean, std),
+        config.seed,
+        label_smoothing=config.label_smoothing,
+        mix=make_mix(augment),
+        erase=make_erase(augment),
     )
-    task = make_task(config, model, optimizer, Preprocess(size, mean, std), variables["params"])
     opt_state = jax.jit(optimizer.init)(variables["params"])
     state = TrainState(jnp.int32(0), **variables, ema={}, opt_state=opt_state, metrics=TrainMetrics.empty())
     data = {"image": ready, "label": jnp.zeros(batch, jnp.int32), "mask": jnp.ones(batch)}

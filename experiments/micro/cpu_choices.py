@@ -1,4 +1,5 @@
-"""What the choices of processors.py and host.py give on this CPU: the tutorials' training steps, one choice at a time.
+"""What the choices of parallel/cpu.py and runtime.py give on this CPU: the tutorials' training steps, choice
+by choice.
 
     python -m experiments.micro.cpu_choices [--model=mixer,fnet,gmlp,vit,convmixer] [--steps=N]
 
@@ -7,7 +8,6 @@ images: from bytes to updated weights, the tutorial's own augmentation included.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import statistics
@@ -45,11 +45,11 @@ def milliseconds(name: str, each_core: bool, grouped: bool, options: bool, steps
     workload = WORKLOADS[name]
     config = bench_patchnets.configured(workload, workload.batch, "float32", -1 if each_core else 1)
     cpu.XLA_OPTIONS = cpu.XLA_OPTIONS if options else ""
+    config.cpu.microbatch = None if grouped else 0
     use_cpu_cores(config)
     experiment = bench_patchnets.planned(config, workload, *bench_patchnets.arrays(workload, 10 * workload.batch))
-    task = experiment.task if grouped else dataclasses.replace(experiment.task, num_microbatches=1)
-    train_steps = compile_train_steps(task, experiment.data.train.batch, experiment.mesh)
-    state, times = experiment.initial_state(), []
+    train_steps = compile_train_steps(experiment.task, experiment.data.train.batch, experiment.mesh)
+    state, times = experiment.init_state(), []
     for i in range(DISPATCHES + 1):
         inputs, _ = experiment.data.train.step_inputs(0)
         began = time.perf_counter()

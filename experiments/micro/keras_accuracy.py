@@ -22,6 +22,7 @@ from patchnets.config import flags
 from patchnets.data import decoded_cache, open_dataset
 from patchnets.data.splits import Part
 from patchnets.errors import UserError
+from patchnets.experiment import data_options
 
 Arrays = tuple[np.ndarray, np.ndarray]  # uint8 images (examples, 32, 32, 3), labels (examples,)
 
@@ -32,7 +33,7 @@ def arrays(config: ml_collections.ConfigDict) -> dict[str, Arrays]:
     Raises:
       UserError: it cannot be had.
     """
-    opened = open_dataset(config, 1)
+    opened = open_dataset(data_options(config), 1)
     root, most = runtime.cache_root(config.dataset.cache_dir), config.dataset.max_on_device_gib * 2**30
     whole: dict[str, Arrays] = {}
     for name in dict.fromkeys(name for parts in opened.parts.values() for name, _, _ in parts):

@@ -15,7 +15,7 @@ from absl import flags
 from patchnets.errors import UserError, first_line
 
 
-def parse_flags(argv: list[str]):
+def parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict, str]:
     """(configuration, work directory) from a command line; executes the configuration file once.
 
     Raises UserError, in one line, for what is wrong with it.
@@ -46,8 +46,12 @@ def parse_flags(argv: list[str]):
         raise UserError(_tidy(error)) from error
     config = config_flag.value
     given = config_flags.get_override_values(values["config"])
-    config.update_from_flattened_dict(dict.fromkeys([*config_lib.overridden_by(config, [*given, *unset]), *unset]))
-    published.mark_incomparable(config, config_lib.recipe_diff(original, config_lib.flatten(config)))
+    config.update_from_flattened_dict(
+        dict.fromkeys([*config_lib.overridden_by(config_lib.flatten(config), [*given, *unset]), *unset])
+    )
+    changed = config_lib.recipe_diff(original, config_lib.flatten(config))
+    figures = published.mark_incomparable(published.Published(**config.published.to_dict()), changed)
+    config.published.incomparable = figures.incomparable
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not understood; overrides have the form --config.KEY=VALUE")
     config_lib.validate(config)
@@ -151,4 +155,4 @@ def print_help(argv: list[str], usage: str | None) -> None:
         + (" as given" if config is not None else " by default")
         + " (- for not set), and meanings:\n"
     )
-    print(config_lib.format_help(config))
+    print(config_lib.format_help(None if config is None else config_lib.flatten(config)))

@@ -1,24 +1,73 @@
 """The order in which an epoch visits its examples, the same for images on the devices and for those that are streamed.
 
-Imports neither JAX nor a data source, so that worker processes and notebooks can use it alone.
+Computed by NumPy, so that worker processes find it without a JAX backend. It is what
+`jax.random.permutation(prng.key(seed, RngStream.ORDER, epoch), num_examples)` gives in JAX 0.10 and 0.11: Threefry-2x32
+(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011, https://doi.org/10.1145/2063384.2063405), whose
+numbers are sorted. Unlike JAX's, it stays as it is.
 """
 
 import functools
+import math
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, UInt32
 
 from patchnets.prng import RngStream
+
+ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
+PARITY = 0x1BD11BDA
+BLOCK_SIZE = 2**15  # numbers at a time, which stay in a core's cache
+
+Words = tuple[UInt32[np.ndarray, " n"], UInt32[np.ndarray, " n"]]
 
 
 @functools.lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, num_examples: int) -> Int32[np.ndarray, " examples"]:
     """Returns the positions of all examples in the order in which an epoch visits them; read-only.
 
-    A pure function of its arguments. For 1.3 million examples it takes 0.13 s, once an epoch, and 5 MB.
+    A pure function of its arguments. For 1.3 million examples it takes 0.2 s, once an epoch.
     """
+    key = _fold_in(_fold_in((0, seed), RngStream.ORDER), epoch)
     order = np.arange(num_examples, dtype=np.int32)
-    generator = np.random.RandomState([RngStream.ORDER, seed, epoch])  # its stream is frozen by NumPy (NEP 19)
-    generator.shuffle(order)
+    # So many that two orders are as likely as each other although some of the numbers are equal.
+    for _ in range(math.ceil(3 * math.log(num_examples) / math.log(2**32 - 1))):
+        key, subkey = _fold_in(key, 0), _fold_in(key, 1)
+        # Sorts the positions by random numbers; of equal ones the first stays first.
+        pairs = _random_bits(subkey, num_examples).astype(np.uint64) << np.uint64(32)
+        pairs |= np.arange(num_examples, dtype=np.uint64)
+        pairs.sort()
+        order = order[(pairs & np.uint64(2**32 - 1)).astype(np.int64)]
     order.flags.writeable = False
     return order
+
+
+def _random_bits(key: tuple[int, int], count: int) -> UInt32[np.ndarray, " count"]:
+    """`jax.random.bits(key, (count,))`, for fewer than 2**32."""
+    bits = np.empty(count, np.uint32)
+    for low in range(0, count, BLOCK_SIZE):
+        counter = np.arange(low, min(low + BLOCK_SIZE, count), dtype=np.uint32)
+        np.bitwise_xor(*_threefry2x32(key, (np.zeros_like(counter), counter)), out=bits[low : low + BLOCK_SIZE])
+    return bits
+
+
+def _fold_in(key: tuple[int, int], number: int) -> tuple[int, int]:
+    """`jax.random.fold_in(key, number)`, and, for 0 and 1, the two keys of `jax.random.split(key)`."""
+    high, low = _threefry2x32(key, (np.zeros(1, np.uint32), np.full(1, number, np.uint32)))
+    return int(high[0]), int(low[0])
+
+
+def _threefry2x32(key: tuple[int, int], counter: Words) -> Words:
+    """Threefry-2x32 with 20 rounds, of many counters under one key."""
+    schedule = [np.uint32(word) for word in (*key, key[0] ^ key[1] ^ PARITY)]
+    x, y = counter[0] + schedule[0], counter[1] + schedule[1]
+    shifted = np.empty_like(y)
+    for group in range(5):
+        for bits in ROTATIONS[group % 2]:
+            x += y
+            np.right_shift(y, np.uint32(32 - bits), out=shifted)
+            y <<= np.uint32(bits)
+            y |= shifted
+            y ^= x
+        x += schedule[(group + 1) % 3]
+        y += np.uint32((int(schedule[(group + 2) % 3]) + group + 1) % 2**32)
+    return x, y

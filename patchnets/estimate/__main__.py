@@ -61,7 +61,7 @@ def parse_args(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
 def execute(arguments: list[str]) -> int:
     """Plans what a command line asks for; returns the exit status."""
     from patchnets.config import flags
-    from patchnets.experiment import use_cpu_cores
+    from patchnets.experiment import data_options, use_cpu_cores
 
     given, rest = parse_args(arguments)
     if (given.examples is None) != (given.classes is None):
@@ -86,12 +86,13 @@ def execute(arguments: list[str]) -> int:
     from patchnets.estimate.topology import find_topology
 
     target = find_topology(given.topology, given.memory)
-    abstract_run = make_abstract_run(
-        config, target, find_dataset_spec(config, len(target.devices), given.examples, given.classes)
-    )
+    dataset = find_dataset_spec(data_options(config), len(target.devices), given.examples, given.classes)
+    abstract_run = make_abstract_run(config, target, dataset)
     if sys.stderr.isatty():
         print(
-            f"compiling the training step for {abstract_run.mesh.size} x {target.kind} ...", file=sys.stderr, flush=True
+            f"compiling the training step for {abstract_run.experiment.mesh.size} x {target.kind} ...",
+            file=sys.stderr,
+            flush=True,
         )
     figures = estimate(
         abstract_run, Options(given.topology, given.images_per_second, given.measure, given.largest_batch)

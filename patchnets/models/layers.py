@@ -190,8 +190,15 @@ class MlpBlock(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drops a residual branch for whole examples with probability `rate` (arXiv 1603.09382), and divides what is
-    kept by 1 - rate, so that nothing changes in evaluation. A rate of None is none at all."""
+    """Drops a residual branch for whole examples with probability `rate` in training (stochastic depth, arXiv
+    1603.09382). A rate of None is none at all.
+
+    With `scale_by_keep` what is kept is divided by 1 - rate, so that its expectation is the branch itself, as in
+    evaluation (timm's rule). Without, it is added as it is, in training and in evaluation: the rule of the Mixer
+    authors' own code (google-research/big_vision, models/mlp_mixer.py).
+    """
+
+    scale_by_keep: bool = True
 
     @nn.compact
     def __call__(
@@ -199,6 +206,6 @@ class DropPath(nn.Module):
     ) -> Float[Array, "batch ..."]:
         if rate is None or not train:
             return x
-        keep = jnp.asarray(1.0 - rate, x.dtype)
         mask = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-        return jnp.where(mask, x / keep, jnp.zeros_like(x))
+        kept = x / jnp.asarray(1.0 - rate, x.dtype) if self.scale_by_keep else x
+        return jnp.where(mask, kept, jnp.zeros_like(x))

@@ -134,6 +134,7 @@ class VitBlock(nn.Module):
     layer_scale: float = 0.0
     attention_impl: str = "auto"
     dtype: Any = jnp.float32
+    drop_path_scale_by_keep: bool = True
 
     @nn.compact
     def __call__(
@@ -143,7 +144,7 @@ class VitBlock(nn.Module):
             if self.layer_scale:
                 scale = nn.initializers.constant(self.layer_scale)
                 y = y * self.param(f"{name}_scale", scale, (x.shape[-1],), jnp.float32).astype(self.dtype)
-            return DropPath()(y, drop_path_rate, train=train)
+            return DropPath(self.drop_path_scale_by_keep)(y, drop_path_rate, train=train)
 
         y = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="attention_norm")(x)
         y = MultiHeadAttention(
@@ -198,6 +199,7 @@ class VisionTransformer(nn.Module):
     attention_dropout_rate: float = 0.0
     drop_path_rate: float = 0.0
     drop_path_schedule: str = "linear"
+    drop_path_scale_by_keep: bool = True
     layer_scale: float = 0.0
     gelu: str = "tanh"
     attention_impl: str = "auto"
@@ -221,6 +223,7 @@ class VisionTransformer(nn.Module):
             layer_scale=self.layer_scale,
             attention_impl=self.attention_impl,
             dtype=self.dtype,
+            drop_path_scale_by_keep=self.drop_path_scale_by_keep,
         )
         drop = (self.drop_path_rate, self.drop_path_schedule)
         x = apply_blocks(self, block, x, *drop, train=train)

@@ -84,13 +84,14 @@ def _augment(arguments: list[str]) -> pathlib.Path:
     parser.add_argument("--out", type=file_of_type(".png"), default="augment.png", help="default: %(default)s")
     given, rest = parser.parse_known_args(arguments)
     runtime.silence_logs()
+    from patchnets.experiment import data_options
     from patchnets.plots import augmentations
 
     config, _ = flags.parse_flags(
         ["patchnets.plots", *([] if given.config is None else [f"--config={given.config}"]), *rest]
     )
     runtime.enable_compilation_cache()
-    return augmentations.draw(config, given.out)
+    return augmentations.draw(data_options(config), given.out)
 
 
 def main(argv: list[str]) -> int:

@@ -213,9 +213,7 @@ def load_run(place: pathlib.Path, changes: dict[str, Any] | None = None) -> tupl
         raise RunError(f"{place} has no checkpoints")
     checkpoints = Checkpoints(place / "checkpoints", best_metric=config.checkpoint.best_metric, read_only=True)
     try:
-        state = experiment.initial_state()
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        return experiment, checkpoints.restore_best(like)[1]
+        return experiment, checkpoints.restore_best(experiment.abstract_state())[1]
     finally:
         checkpoints.close()
 

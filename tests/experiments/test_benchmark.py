@@ -193,7 +193,7 @@ def test_what_is_measured_trains_as_a_run_does(tiny_config):
     states = []
     for one in (experiment, same):
         steps = bench_patchnets.compile_train_steps(one.task, one.data.train.batch, one.mesh)
-        states.append(steps(one.initial_state(), one.data.train.step_inputs(0)[0], 3, 1.0)[0])
+        states.append(steps(one.init_state(), one.data.train.step_inputs(0)[0], 3, 1.0)[0])
     jax.tree.map(np.testing.assert_array_equal, *(state.params for state in states))
     assert int(states[1].step) == 3
 

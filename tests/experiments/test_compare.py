@@ -22,7 +22,7 @@ from patchnets.step.train_state import abstract_params
 def parameters(shape):
     """By the arrays that the network is initialized with."""
     config = common.base(model={**shape.fields, "patch_size": 1})
-    model = models.create_model(config.model, 10)
+    model = models.create_model(**config.model, num_classes=10)
     return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model, 8, 1)))
 
 

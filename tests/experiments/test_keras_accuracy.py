@@ -26,7 +26,7 @@ def test_a_mistake_costs_one_line(options, said, capsys):
 def test_the_images_are_those_of_the_splits(tmp_path):
     config, _ = parse_flags(["x", "--config=configs/mixer_digits.py", f"--config.dataset.cache_dir={tmp_path}"])
     found = keras_accuracy.arrays(config)
-    source = sources.open_source(config.dataset)
+    source = sources.open_source(config.dataset.name, config.dataset.path)
     examples = source.sizes["train"]
     assert {role: len(images) for role, (images, _) in found.items()} == {
         "train": examples * 9 // 10,

@@ -15,6 +15,7 @@ from patchnets.errors import UserError
 from patchnets.estimate.compile_step import make_abstract_run
 from patchnets.estimate.dataset_spec import find_dataset_spec
 from patchnets.estimate.topology import find_topology
+from patchnets.experiment import data_options
 from patchnets.parallel import mesh as mesh_lib
 from patchnets.parallel.backend import target_backend
 from patchnets.param_rules import name_of
@@ -31,7 +32,7 @@ def mesh_of(data, fsdp):
 
 def network(scan=False, **fields):
     sizes = dict(patch_size=4, depth=3, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32) | fields
-    return models.create_model(common.base(model=dict(name="mlp_mixer", scan=scan) | sizes).model, 10)
+    return models.create_model(**common.base(model=dict(name="mlp_mixer", scan=scan) | sizes).model, num_classes=10)
 
 
 def places(mesh, rules=(), optimizer=OPTIMIZER, **fields):
@@ -168,11 +169,11 @@ def test_activations_stay_split_by_examples_where_parameters_are_split(tiny_conf
     for mesh in (dict(data=8, fsdp=1), dict(data=1, fsdp=8)):
         tiny_config.update(mesh=mesh)
         target = find_topology(None, None)
-        abstract_run = make_abstract_run(tiny_config, target, find_dataset_spec(tiny_config, 8))
         with target_backend("tpu"):
+            abstract_run = make_abstract_run(tiny_config, target, find_dataset_spec(data_options(tiny_config), 8))
             found.append(abstract_run.compile())
     whole, split = found
-    params = sum(leaf.size * 4 for leaf in jax.tree.leaves(whole.abstract_run.outline.params))
+    params = sum(leaf.size * 4 for leaf in jax.tree.leaves(whole.abstract_run.experiment.params))
     assert split.memory.temporaries < 1.2 * whole.memory.temporaries
     assert split.collectives and sum(one.bytes for one in split.collectives) < 4 * params
 

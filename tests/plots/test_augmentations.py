@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from patchnets.config import common
+from patchnets.experiment import data_options
 from patchnets.plots import __main__ as plots
 from patchnets.plots import augmentations
 
@@ -34,8 +35,9 @@ def test_every_operation_is_shown_and_gray_images_keep_their_only_channel():
 
 def test_rows_are_the_originals_the_configuration_and_each_operation(quick):
     config = common.base(dataset=dict(name="digits"), image_size=8, augment=dict(flip=True), total_epochs=1.0)
-    images = augmentations.training_images(config, 6)
-    rows = augmentations.sheet(config, images)
+    options = data_options(config)
+    images = augmentations.training_images(options, 6)
+    rows = augmentations.sheet(options, images)
     assert list(rows) == ["original", *(f"this configuration, {i}" for i in (1, 2, 3, 4)), "flip", "invert"]
     np.testing.assert_array_equal(rows["original"], images)
     np.testing.assert_array_equal(rows["invert"], 255 - images)

@@ -85,7 +85,7 @@ def test_predictions_are_those_that_the_summary_counts(trained):
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "mlp_mixer"])
 def test_every_family_has_its_pictures(name, tmp_path):
     experiment = build_experiment(config_of(name, tmp_path))
-    state = experiment.initial_state()
+    state = experiment.init_state()
     made = dict(run.pictures(experiment, state))
     expected = ALWAYS - {"learning_curves"} | {"mistakes"}
     expected |= (
@@ -103,7 +103,7 @@ def test_fixed_positions_are_shown_as_learned_ones_are(position, tmp_path):
     config = config_of("vit", tmp_path)
     config.model.posemb = position
     experiment = build_experiment(config)
-    made = dict(run.pictures(experiment, experiment.initial_state()))
+    made = dict(run.pictures(experiment, experiment.init_state()))
     assert ("position_similarity" in made) == (position == "sincos2d")
     if position == "sincos2d":
         figure = made["position_similarity"]()
