@@ -4,7 +4,7 @@ import argparse
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from patchnets.errors import RunError, UserError, first_line, report_error
@@ -113,7 +113,7 @@ def file_of_type(suffix: str) -> Callable[[str], pathlib.Path]:
     return parse
 
 
-def words(known: Sequence[str], noun: str) -> Callable[[str], tuple[str, ...]]:
+def words(known: Collection[str], noun: str) -> Callable[[str], tuple[str, ...]]:
     """The type of a list with commas whose items are all among `known`; repeated ones count once."""
 
     def parse(value: str) -> tuple[str, ...]:

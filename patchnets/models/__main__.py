@@ -1,4 +1,4 @@
-"""Prints every model and variant: what it costs, what was published, and the difference.
+"""Print every model and variant: its cost, the published cost, and the difference.
 
     python -m patchnets.models [NAME ...]
 
@@ -27,11 +27,11 @@ COLUMNS = (
     "published",
     "diff",
 )
-NUMBERS_FROM = 2  # the columns from here on are numbers, and end where their headings end
+NUMBERS_FROM = 2  # columns from here on are numbers, right-aligned
 
 
 def rows(names: list[str]) -> Iterator[tuple[str, ...]]:
-    """The cells of every variant of the models named."""
+    """Yield the table cells of every variant of the named models."""
     for name in names:
         network, variants = models.MODELS[name]
         for variant, fields in variants.items():
@@ -61,7 +61,7 @@ def line(cells: tuple[str, ...], widths: list[int]) -> str:
 def model_name(value: str) -> str:
     """The type of NAME."""
     if value not in models.MODELS:
-        raise UserError(f"there is no model {value!r}; known: {', '.join(models.MODELS)}")
+        raise UserError(f"unknown model {value!r}; known models: {', '.join(models.MODELS)}")
     return value
 
 
@@ -81,7 +81,7 @@ def execute(arguments: list[str]) -> int:
         print(line(row, widths))
     print(
         "\nGMACs: billions of multiply-accumulates of matrix products, convolutions and Fourier transforms, an image."
-        "\nA dash: nothing was published; the sizes are this project's own, or the source gives no figure."
+        "\nA dash: nothing is published, because the sizes are this project's own or the source gives no figure."
     )
     return 0
 

@@ -1,4 +1,4 @@
-"""gMLP: MLPs with a spatial gating unit in place of attention (Liu et al. 2021, arXiv 2105.08050)."""
+"""gMLP: MLPs with a spatial gating unit instead of attention (Liu et al. 2021, arXiv 2105.08050)."""
 
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class SpatialGatingUnit(nn.Module):
     """u * (W norm(v) + b), where u is the first half of the channels, v the second, and W mixes patches (section 2.1).
 
-    W starts near zero and b at one, so that the unit starts as u, and every block as an ordinary feed-forward network.
+    W starts near zero and b at one, so the unit starts as u and every block as a plain feed-forward network.
     """
 
     dtype: Any = jnp.float32
@@ -61,7 +61,7 @@ class GmlpBlock(nn.Module):
 class Gmlp(nn.Module):
     """Patch embedding, gMLP blocks, LayerNorm, mean over patches, linear head (section 3).
 
-    There is no position embedding: the spatial projections know their places. `d_ffn` has to be even.
+    There is no position embedding, because spatial projections depend on position. `ffn_dim` must be even.
     """
 
     num_classes: int

@@ -48,16 +48,16 @@ class MixerBlock(nn.Module):
 
         y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype)(x)
         y = MlpBlock(self.channels_mlp_dim, **mlp, name="channel_mixing")(y, train=train)
-        # What each hidden unit of the token-mixing MLP reads, (patches, D_S), and what it writes, (D_S, patches).
+        # Input weights (patches, D_S) and output weights (D_S, patches) of the token-mixing MLP.
         weights = token_mixing.variables["params"]
         self.sow("intermediates", "mixing", (weights["Dense_0"]["kernel"], weights["Dense_1"]["kernel"]))
         return x + drop_branch(y, drop_path_rate, train=train)
 
 
 class MlpMixer(nn.Module):
-    """The network of figure 1: per-patch linear embedding, Mixer layers, LayerNorm, mean over patches, linear head.
+    """Network of figure 1: per-patch linear embedding, Mixer layers, LayerNorm, mean over patches, linear head.
 
-    Parameters bear the names of the authors' published checkpoints (`stem`, `MixerBlock_3/token_mixing/Dense_0`, ...).
+    Parameters have the names of the authors' published checkpoints (`stem`, `MixerBlock_3/token_mixing/Dense_0`, ...).
     Stochastic depth grows linearly with depth (appendix B).
     """
 

@@ -177,11 +177,11 @@ def test_what_cannot_be_done_is_told_in_one_line(model, sizes, rule, words):
 
 
 def test_parameters_alone_are_refused_with_what_to_give():
-    with pytest.raises(UserError, match=r"give all that model\.init returns"):
+    with pytest.raises(UserError, match=r"pass everything that model\.init returns"):
         resize_weights(MIXER, variables_of(MIXER, (8, 8))["params"], 8, 16)
 
 
 def test_networks_tied_to_one_size_are_refused():
     model = tutorials.BlogMixerKeras(3, 2, 1, 8, 4, 4)
-    with pytest.raises(UserError, match="BlogMixerKeras cannot be resampled"):
+    with pytest.raises(UserError, match="BlogMixerKeras cannot be resized"):
         resize_weights(model, variables_of(model, (8, 8)), 8, 16)
