@@ -1,12 +1,12 @@
 """What all pictures share: a canvas without a screen, tiles of small images, and writing a PNG whole or not at all."""
 
-import os
 import pathlib
-import tempfile
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Num
+
+from patchnets.files import atomic_path
 
 DPI = 110
 APART = (0.62, 0.72, 0.86)  # the color between tiles, which is that of no gray image
@@ -25,15 +25,9 @@ def pyplot() -> Any:
 def save(figure: Any, path: pathlib.Path) -> pathlib.Path:
     """Writes a figure to `path`, a PNG, closes it, and returns the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".png")
-    os.close(handle)
     try:
-        figure.savefig(partial, dpi=DPI)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
+        with atomic_path(path) as partial:
+            figure.savefig(partial, dpi=DPI)
     finally:
         pyplot().close(figure)
     return path
