@@ -1,7 +1,7 @@
 """What a worker makes: the images of a chunk, up to 32 neighbors in a batch, read, decoded and cropped.
 
-Order and crops are functions of (seed, epoch, example). Nothing here imports JAX or TensorFlow, which would take each
-worker a second to start and 130 MiB to keep.
+Order and crops are functions of (seed, epoch, example), drawn by NumPy: a worker imports JAX, because Grain does, but
+never initializes a backend, which would take a device from the program that trains, nor imports TensorFlow.
 """
 
 import dataclasses

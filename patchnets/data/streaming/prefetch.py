@@ -5,11 +5,12 @@ import contextlib
 import functools
 import gc
 import itertools
+import multiprocessing
+import os
 import pathlib
 import queue
 import re
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -29,9 +30,7 @@ THREADS_PER_WORKER = 2  # of a worker: one waits for the disk while the other de
 CLOSE_SECONDS = 30.0  # to wait for workers that wait for a disk
 UNLINK_SECONDS = 1.0  # to wait for shared memory to be unlinked
 ENDLESS = 2**40  # steps, more than any run has
-WORKER = str(pathlib.Path(__file__).with_name("worker.py"))
 Unreadable = list[tuple[int, str, str]]  # rows of a batch, names of their records, and what is wrong with them
-_starting = threading.Lock()
 
 
 class Prefetcher:
@@ -142,6 +141,8 @@ def _failure(error: BaseException) -> RunError:
         cause = "; memory may be short: set fewer config.dataset.num_workers"
     elif code == -getattr(signal, "SIGBUS", 0):
         cause = "; shared memory is full: give /dev/shm more, or set fewer config.dataset.num_workers"
+    elif code == 1:  # Python's status after an exception, which the worker has printed
+        cause = '; a program of your own that starts workers needs `if __name__ == "__main__":` round what it does'
     return RunError(f"reading images failed: {reason}{cause}")
 
 
@@ -162,16 +163,33 @@ def read(reader: BatchReader, numbers: range, workers: int) -> Generator[dict[st
     )
     data = data.to_iter_dataset(options)
     if workers:
-        data = data.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1))
+        data = data.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1), worker_init_fn=init_worker
+        )
     made = iter(data)
     try:
-        with worker_main() if workers else contextlib.nullcontext():
-            started = [next(made) for _ in range(workers)]  # one of each, so that all have started
-        while started:
-            yield started.pop(0)
-        yield from itertools.islice(made, len(numbers) - workers)
+        yield from itertools.islice(made, len(numbers))
     finally:
         made.close()
+
+
+def init_worker(index: int, count: int) -> None:
+    """Prepares a worker process; Grain calls it there, before the first image is read."""
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
+    threading.Thread(target=exit_with_parent, name="patchnets-parent", daemon=True).start()
+
+
+def exit_with_parent() -> None:
+    """Ends this worker process once the program that started it has ended, however that came about.
+
+    Grain's workers wait for that program's word to stop, which never comes where it was killed.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this is not a worker process"
+    parent.join()
+    os._exit(1)
 
 
 @functools.cache
@@ -193,22 +211,3 @@ def leave_signals_to_the_main_thread() -> None:
     if hasattr(signal, "pthread_sigmask"):
         resource_tracker.ensure_running()  # which, the first time, lets signals through again
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
-
-
-@contextlib.contextmanager
-def worker_main() -> Iterator[None]:
-    """Processes that are started meanwhile run `worker.py` in place of the program's own main module.
-
-    Python's spawn takes the main module's name or path from these attributes. If ever it does not, workers start more
-    slowly, and all else is the same.
-    """
-    main = sys.modules["__main__"]
-    with _starting:
-        kept = {name: getattr(main, name) for name in ("__spec__", "__file__") if hasattr(main, name)}
-        main.__spec__, main.__file__ = None, WORKER
-        try:
-            yield
-        finally:
-            del main.__file__
-            for name, value in kept.items():
-                setattr(main, name, value)
