@@ -1,4 +1,4 @@
-"""Optimizers from the configuration: chains of optax transformations."""
+"""Build optimizers as chains of optax transformations."""
 
 from typing import Any
 
@@ -31,8 +31,8 @@ def make_optimizer(
     """
     if config.nesterov and (config.name != "sgd" or not config.momentum):
         raise UserError(
-            f"config.optimizer.nesterov is of sgd with momentum only, not of {config.name} with "
-            f"config.optimizer.momentum={config.momentum}; unset it"
+            f"config.optimizer.nesterov needs optimizer.name=sgd and momentum > 0 (got {config.name} with "
+            f"momentum={config.momentum}); unset it"
         )
     frozen = frozen_params(config, params)
     if all(jax.tree.leaves(frozen)):
