@@ -33,5 +33,5 @@ def image_and_patches(image: Float[np.ndarray, "height width channels"], patch: 
         axis.imshow(shown, interpolation="nearest")
         axis.set_title(title, fontsize=10)
         bare(axis)
-    figure.suptitle("An image as the network gets it", fontsize=10)
+    figure.suptitle("Input image and its patches", fontsize=10)
     return figure
