@@ -12,7 +12,7 @@ above 1 scaled down.
 Nothing is published about it, and it claims nothing: it is nobody's own recipe, and so favors no family by design.
 """
 
-from configs import common
+from patchnets.config import common
 
 
 def get_config(dataset: str | None = None):

@@ -19,7 +19,7 @@ example's 10 epochs, 25 min on two CPU cores, 73.00 % of the test split, and 72.
 
 import re
 
-from configs import common
+from patchnets.config import common
 
 
 def get_config(variant: str | None = None):

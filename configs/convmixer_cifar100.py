@@ -9,7 +9,7 @@ The second is the network and the recipe with which the paper trains on CIFAR-10
 Not run yet.
 """
 
-from configs import common
+from patchnets.config import common
 
 
 def get_config(variant: str | None = None):

@@ -1,16 +1,16 @@
-"""A small ConvMixer on scikit-learn's handwritten digits, which need no download.
+"""93.59 % on scikit-learn's handwritten digits with a small ConvMixer; 99.16 % with the paper's network.
 
     python -m patchnets.main --config=configs/convmixer_digits.py
     python -m patchnets.main --config=configs/convmixer_digits.py:paper
 
-1,797 images of 8 x 8 pixels, of which a fixed, stratified fifth is the test split. The first is the network and the
-recipe of the Keras example "image classification with ConvMixer", made small, without mirroring; the second the paper's
-network, with a recipe for these images.
+Test accuracy on two CPU cores, seed 0, in 36 s and 76 s.
 
-Measured on two CPU cores, seed 0: 93.59 % of the test split in 36 s; the paper's 99.16 % in 76 s.
+1,797 images of 8 x 8 pixels, without a download; a fixed, stratified fifth is the test split. The first command trains
+the network of the Keras example "image classification with ConvMixer" with its recipe, made small and without flips;
+the second the paper's network, with a recipe for these images.
 """
 
-from configs import common
+from patchnets.config import common
 
 
 def get_config(variant: str | None = None):

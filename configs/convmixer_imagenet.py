@@ -12,7 +12,7 @@ and 73.8 %. Not run here: it needs a cluster.
 
 from functools import partial
 
-from configs import common
+from patchnets.config import common
 
 ACCURACY = {"1536/20": 0.8137, "768/32": 0.8016, "1024/20": 0.7694, "1024/12": 0.778, "512/16": 0.738}
 

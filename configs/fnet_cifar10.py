@@ -9,7 +9,7 @@ second dense layer, LayerNorm after the embeddings.
 Not run yet.
 """
 
-from configs import common
+from patchnets.config import common
 
 
 def get_config(variant: str | None = None):

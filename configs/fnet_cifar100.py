@@ -12,7 +12,7 @@ Measured with :one_epoch on two CPU cores, three seeds: 13.75 / 36.18 % of the t
 machine of this kind: 14.01 / 36.25 and 13.73 / 36.53 % with two seeds); the paper's network, one seed: 3.77 / 16.16 %.
 """
 
-from configs import common
+from patchnets.config import common
 
 
 def get_config(variant: str | None = None):

@@ -9,7 +9,7 @@ the width, spatial weights that start near zero.
 Not run yet.
 """
 
-from configs import common
+from patchnets.config import common
 
 
 def get_config(variant: str | None = None):

@@ -12,7 +12,7 @@ Measured with :one_epoch on two CPU cores, six seeds: 16.33 / 41.63 % of the tes
 machine of this kind: 16.78 / 42.39 and 16.19 / 41.65 % with two seeds); the paper's network, one seed: 19.28 / 47.11 %.
 """
 
-from configs import common
+from patchnets.config import common
 
 
 def get_config(variant: str | None = None):

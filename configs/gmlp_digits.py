@@ -1,16 +1,16 @@
-"""A small gMLP on scikit-learn's handwritten digits, which need no download.
+"""97.49 % on scikit-learn's handwritten digits with a small gMLP; 98.89 % with the paper's network.
 
     python -m patchnets.main --config=configs/gmlp_digits.py
     python -m patchnets.main --config=configs/gmlp_digits.py:paper
 
-1,797 images of 8 x 8 pixels, of which a fixed, stratified fifth is the test split. The first is the network and the
-recipe of the Keras example "image classification with modern MLP models", made small, without mirroring; the second the
-paper's network, with a recipe for these images.
+Test accuracy on two CPU cores, seed 0, in 28 s and 35 s.
 
-Measured on two CPU cores, seed 0: 97.49 % of the test split in 28 s; the paper's 98.89 % in 35 s.
+1,797 images of 8 x 8 pixels, without a download; a fixed, stratified fifth is the test split. The first command trains
+the network of the Keras example "image classification with modern MLP models" with its recipe, made small and without
+flips; the second the paper's network, with a recipe for these images.
 """
 
-from configs import common
+from patchnets.config import common
 
 
 def get_config(variant: str | None = None):

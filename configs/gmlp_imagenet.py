@@ -11,7 +11,7 @@ Ti/16 and 81.6 % for B/16. Not run here: it needs a cluster.
 
 from functools import partial
 
-from configs import common
+from patchnets.config import common
 
 ACCURACY = {"S/16": 0.796, "Ti/16": 0.723, "B/16": 0.816}
 

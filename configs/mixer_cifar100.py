@@ -16,7 +16,7 @@ The fourth is Mixer-nano with the recipe of github.com/omihub777/MLP-Mixer-CIFAR
 Not run to its end.
 """
 
-from configs import common
+from patchnets.config import common
 
 
 def get_config(variant: str | None = None):

@@ -1,17 +1,16 @@
-"""A small MLP-Mixer on scikit-learn's handwritten digits, which need no download.
+"""96.94 % on scikit-learn's handwritten digits with a small MLP-Mixer; 98.61 % with the paper's network.
 
     python -m patchnets.main --config=configs/mixer_digits.py
     python -m patchnets.main --config=configs/mixer_digits.py:paper
 
-1,797 images of 8 x 8 pixels, of which a fixed, stratified fifth is the test split. The first is the network and the
-recipe of the Keras example "image classification with modern MLP models", made small, without mirroring; the second the
-paper's network, with a recipe for these images.
+Test accuracy on two CPU cores, seed 0, in 35 s and 44 s. The first step of a first run comes after 11 s of the 35.
 
-Measured on two CPU cores, seed 0: 96.94 % of the test split in 35 s, of which 11 s until the first step of a first run;
-the paper's 98.61 % in 44 s.
+1,797 images of 8 x 8 pixels, without a download; a fixed, stratified fifth is the test split. The first command trains
+the network of the Keras example "image classification with modern MLP models" with its recipe, made small and without
+flips; the second the paper's network, with a recipe for these images.
 """
 
-from configs import common
+from patchnets.config import common
 
 
 def get_config(variant: str | None = None):

@@ -10,7 +10,7 @@ gives 76.44 % top-1 for B/16 and 71.76 % for L/16. Not run here: it needs a clus
 
 from functools import partial
 
-from configs import common
+from patchnets.config import common
 
 ACCURACY = {"B/16": 0.7644, "L/16": 0.7176}
 
@@ -22,7 +22,13 @@ def get_config(variant: str | None = None):
 def paper(variant: str):
     return common.imagenet(
         augment=common.tensorflow_randaugment(15) | dict(mixup=0.5),
-        model=dict(name="mlp_mixer", variant=variant, drop_path_rate=0.1, dtype="bfloat16"),
+        model=dict(
+            name="mlp_mixer",
+            variant=variant,
+            drop_path_rate=0.1,
+            drop_path_scale_by_keep=False,  # as in the authors' code
+            dtype="bfloat16",
+        ),
         batch_size=4096,
         total_epochs=300.0,
         optimizer=dict(learning_rate=1e-3, weight_decay=0.1, grad_clip_norm=1.0),

@@ -15,7 +15,7 @@ Not run yet.
 
 from functools import partial
 
-from configs import common
+from patchnets.config import common
 
 KENTAROY47 = {200: 0.80, 500: 0.85, 1000: 0.89}  # epochs: test accuracy
 

@@ -15,7 +15,7 @@ publishes 66.54 % and kentaroy47 52 %. Not run to the end yet: 1 epoch of the ex
 gives 10.69 / 29.42 % (Keras itself, on a machine of this kind: 8.36 / 25.87 %).
 """
 
-from configs import common
+from patchnets.config import common
 
 
 def get_config(variant: str | None = None):

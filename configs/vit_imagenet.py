@@ -22,7 +22,7 @@ from functools import partial
 
 from ml_collections import ConfigDict
 
-from configs import common
+from patchnets.config import common
 
 PLAIN = {90: 0.765, 150: 0.785, 300: 0.80}  # epochs: test accuracy
 AUGREG = {"S/16": 0.7884, "B/32": 0.7491, "B/16": 0.7915}

@@ -1,16 +1,8 @@
 """How accurate a network gets within so many seconds, from the start of the program to its end.
 
     python -m experiments.time_to_accuracy --config=configs/convmixer_cifar10.py:sprint-{epochs} --seconds=60,120,300
-    --out=DIR python -m experiments.time_to_accuracy --config=configs/mixer_digits.py --seconds=20
-
---config   a configuration; {epochs} in it becomes the whole epochs that fit, for recipes that hang on their length
---seconds  wall-time limits; each is a run of its own, from scratch
---data     where the images lie: a folder of train/CLASS/* and test/CLASS/*, or else a TFDS data_dir
---compile  before (default): each limited run finds its programs compiled, by a run of the same configuration that is
-           ended after its first step; within: it finds nothing compiled
---pilot    steps of the runs that measure how long a step takes (default: 100)
---out      a folder for sprint.jsonl and sprint.md; nothing is kept without
---config.KEY=VALUE  handed on to every run
+    --out=DIR
+    python -m experiments.time_to_accuracy --config=configs/mixer_digits.py --seconds=20
 
 Every run is `python -m patchnets.main`, timed from outside: imports, images, compilation, training, the last validation
 where there is a validation split, the test split and the summary are all within the limit. A pilot that finds nothing
@@ -21,6 +13,7 @@ The test split chooses nothing here. Exit status: 0; 1 where a run failed or too
 says; 2 for a command that is not understood or a configuration that cannot be carried out.
 """
 
+import argparse
 import dataclasses
 import json
 import os
@@ -33,8 +26,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from experiments.runner.cli import run_cli
 from experiments.time_to_accuracy_report import Row, markdown, write
+from patchnets.cli import ArgumentParser, out_folder, positive_float, positive_int, run_cli
 from patchnets.config import flags
 from patchnets.errors import RunError, UserError
 
@@ -114,50 +107,67 @@ def data_options(path: str) -> list[str]:
     return [f"--config.dataset.data_dir={place.resolve()}"]
 
 
-def number(option: str, text: str, kind: Callable[[str], Any], least: float) -> Any:
-    """Raises UserError unless `text` is a number of this kind that is no smaller than `least`."""
-    try:
-        value = kind(text)
-    except ValueError:
-        value = 0
-    if not least <= value < float("inf"):
-        whole = "a whole number" if kind is int else "seconds"
-        raise UserError(f"{option}: {text!r} is not right; expected {whole} of at least {least:g}")
-    return value
+def limits_type(value: str) -> tuple[float, ...]:
+    """The type of --seconds: numbers of at least 1, the smallest first."""
+    limits = tuple(sorted(map(positive_float, value.split(","))))
+    if limits[0] < 1:
+        raise argparse.ArgumentTypeError(f"expected seconds of at least 1, got {limits[0]:g}")
+    return limits
+
+
+def pilot_type(value: str) -> int:
+    """The type of --pilot."""
+    steps = positive_int(value)
+    if steps < LEAST_PILOT:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least {LEAST_PILOT}, got {value!r}")
+    return steps
 
 
 def parse_args(arguments: Sequence[str]) -> Options:
     """What a command line asks for. Raises UserError for what is wrong with it."""
-    given: dict[str, str] = {}
-    handed_on = []
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        if option.startswith("--config."):
-            if option.removeprefix("--config.") in LENGTH:
-                raise UserError(f"{argument}: the length of a run follows from --seconds; leave it out")
-            handed_on.append(argument)
-        elif option in ("--config", "--seconds", "--data", "--compile", "--pilot", "--out") and equals and value:
-            given[option] = value
-        else:
-            raise UserError(
-                f"{argument!r} is not understood; options have the form --NAME=VALUE, and --help lists them"
-            )
-    for option, example in (("--config", "configs/mixer_digits.py"), ("--seconds", "60,120,300")):
-        if option not in given:
-            raise UserError(f"{option} is not given; for example {option}={example}")
-    if given.get("--compile", "before") not in ("before", "within"):
-        raise UserError(f"--compile={given['--compile']} is unknown; expected before or within")
-    limits = [number("--seconds", each, float, 1.0) for each in given["--seconds"].split(",")]
-    out = pathlib.Path(given["--out"]) if "--out" in given else None
-    if out and out.exists() and not out.is_dir():
-        raise UserError(f"--out={out} is a file; name a folder")
+    parser = ArgumentParser("python -m experiments.time_to_accuracy", description=__doc__)
+    parser.add_argument(
+        "--config",
+        required=True,
+        help="a configuration; {epochs} in it becomes the whole epochs that fit, for recipes that hang on their length",
+    )
+    parser.add_argument(
+        "--seconds",
+        required=True,
+        type=limits_type,
+        metavar="N,N...",
+        help="wall-time limits, such as 60,120,300; each is a run of its own, from scratch",
+    )
+    parser.add_argument(
+        "--data",
+        type=data_options,
+        default=(),
+        help="where the images lie: a folder of train/CLASS/* and test/CLASS/*, or else a TFDS data_dir",
+    )
+    parser.add_argument(
+        "--compile",
+        choices=("before", "within"),
+        default="before",
+        help="before (default): each limited run finds its programs compiled, by a run of the same configuration that "
+        "is ended after its first step; within: it finds nothing compiled",
+    )
+    parser.add_argument(
+        "--pilot",
+        type=pilot_type,
+        default=100,
+        help="steps of the runs that measure how long a step takes (default: 100)",
+    )
+    parser.add_argument(
+        "--out",
+        type=out_folder,
+        metavar="DIR",
+        help="a folder for sprint.jsonl and sprint.md; nothing is kept without",
+    )
+    given, overrides = parser.parse_with_overrides(arguments)
+    if lengths := [a for a in overrides if a.removeprefix("--config.").partition("=")[0] in LENGTH]:
+        raise UserError(f"{lengths[0]}: the length of a run follows from --seconds; leave it out")
     return Options(
-        given["--config"],
-        tuple(sorted(limits)),
-        (*(data_options(given["--data"]) if "--data" in given else ()), *handed_on),
-        given.get("--compile") != "within",
-        number("--pilot", given.get("--pilot", "100"), int, LEAST_PILOT),
-        out,
+        given.config, given.seconds, (*given.data, *overrides), given.compile == "before", given.pilot, given.out
     )
 
 
@@ -297,7 +307,7 @@ def execute(arguments: list[str]) -> int:
 
 def main(argv: list[str]) -> int:
     """Carries out a command line and returns the exit status."""
-    return run_cli(argv, __doc__, execute)
+    return run_cli(argv, execute)
 
 
 if __name__ == "__main__":

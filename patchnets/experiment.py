@@ -1,12 +1,13 @@
-"""All that a run is made of, built from its configuration before the first step.
+"""The one place that turns a configuration into the parts of a run: `build_experiment`.
 
-`python -m patchnets.estimate` tells what it will take; that program is in the modules beside, which a run does not
-import."""
+What these parts are made by takes plain arguments, and knows no configuration. `python -m patchnets.estimate` builds
+the same parts, of data and devices that need not be at hand.
+"""
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
 
 import flax.linen as nn
 import jax
@@ -16,172 +17,282 @@ from jax.sharding import Mesh
 
 from patchnets import models
 from patchnets.augment import mixup, random_erasing
-from patchnets.augment.preprocess import Preprocess
-from patchnets.data import Dataset, load_dataset, open_dataset
+from patchnets.augment.preprocess import Augment, Preprocess
+from patchnets.config.published import Published
+from patchnets.data import DataOptions, Dataset, load_opened, open_dataset
 from patchnets.errors import UserError
 from patchnets.optim.optimizers import frozen_params, make_optimizer
 from patchnets.optim.plateau import Plateau
-from patchnets.optim.schedules import make_schedule, steps_of
+from patchnets.optim.schedules import in_steps, make_schedule
 from patchnets.parallel import cpu, sharding
 from patchnets.parallel import mesh as mesh_lib
+from patchnets.parallel.microbatches import GradFn
+from patchnets.step.gradients import accumulate_grads, sharpness_aware, zero_frozen_grads
 from patchnets.step.losses import LOSSES
-from patchnets.step.train_state import TrainState, abstract_params, create_train_state
-from patchnets.step.train_step import Erase, Mix, Task
+from patchnets.step.train_state import TrainState, abstract_params, abstract_train_state, create_train_state
+from patchnets.step.train_step import Erase, LogitsFn, Mix, Task
+
+
+class DataSummary(Protocol):
+    """What the parts of a run need to know of its data, before any image is decoded."""
+
+    @property
+    def num_classes(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def steps_per_epoch(self) -> int: ...
+    @property
+    def has_val(self) -> bool: ...
+
+
+class AbstractDataset(DataSummary, Protocol):
+    """A data set that is at hand, or of which only the sizes are known."""
+
+    @property
+    def preprocess(self) -> Preprocess: ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """A run to be."""
+    """The parts of a run.
+
+    Attributes:
+      data: in an estimate, only what `AbstractDataset` has.
+      params: tree of shapes.
+      schedule: step -> learning rate, before `plateau` scales it.
+      plateau: as it is at step 0; a run works on a copy.
+      num_microbatches: that a CPU splits a training batch into.
+    """
 
     config: ml_collections.ConfigDict
     mesh: Mesh
     data: Dataset
     model: nn.Module
+    params: Any
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     task: Task
     plateau: Plateau
+    published: Published
     total_steps: int
     eval_every: int
+    num_microbatches: int = 1
 
     @property
     def log_every(self) -> int:
         return self.config.log_every_steps or self.eval_every
 
-    def initial_state(self) -> TrainState:
+    @property
+    def save_every(self) -> int:
+        return self.config.checkpoint.save_interval_steps or self.total_steps
+
+    def init_state(self, seed: int | None = None) -> TrainState:
+        """Return the state at step 0, on the devices; `seed` in place of the configuration's."""
         return create_train_state(
-            self.model,
-            self.optimizer,
-            image_size=self.config.image_size,
-            channels=self.data.channels,
-            seed=self.config.seed,
-            mesh=self.mesh,
+            seed=self.config.seed if seed is None else seed,
             init_head_bias=self.config.init_head_bias,
-            ema=self.config.ema_decay is not None,
-            fsdp_rules=self.config.mesh.get("fsdp_rules") or (),
+            **self._state_options(),
         )
 
-    def next_stop(self, step: int) -> int:
-        """The step, after `step`, at which something other than training happens."""
-        periods = (self.eval_every, self.log_every, self.config.checkpoint.save_interval_steps or self.total_steps)
+    def abstract_state(self) -> TrainState:
+        """Return shape, type and sharding of every array of a state (`jax.ShapeDtypeStruct`), without making them."""
+        return abstract_train_state(**self._state_options())
+
+    def _state_options(self) -> dict[str, Any]:
+        return dict(
+            model=self.model,
+            optimizer=self.optimizer,
+            image_size=self.config.image_size,
+            channels=self.data.channels,
+            mesh=self.mesh,
+            ema=self.config.ema_decay is not None,
+            fsdp_rules=self.config.mesh.fsdp_rules or (),
+        )
+
+    def next_boundary(self, step: int) -> int:
+        """Return the next step after `step` at which to log, evaluate or save."""
+        periods = (self.eval_every, self.log_every, self.save_every)
         return min(self.total_steps, *(step + period - step % period for period in periods))
 
 
-def build_experiment(config: ml_collections.ConfigDict, data: Dataset | None = None) -> Experiment:
-    """Builds everything that `config` describes, of `data` where they are at hand. Raises UserError for what cannot be
-    built."""
-    mesh = make_mesh(config)
-    if data is None:
-        opened = open_dataset(config, mesh.size)
-        per_epoch, validates = -(-opened.train_examples // config.batch_size), "val" in opened.parts
-        classes, channels = len(opened.source.class_names), opened.source.channels
-    else:
-        per_epoch, validates = data.train.steps_per_epoch, data.val is not None
-        classes, channels = len(data.class_names), data.channels
-    outline = make_outline(config, mesh, per_epoch=per_epoch, classes=classes, channels=channels, validates=validates)
-    # Last, for it may take minutes, and what is wrong should be told at once.
-    data = load_dataset(config, mesh, opened) if data is None else data
-    task = make_task(config, outline.model, outline.optimizer, data.preprocess, outline.params, mesh)
-    return Experiment(
-        config,
-        mesh,
-        data,
-        outline.model,
-        outline.optimizer,
-        outline.schedule,
-        task,
-        outline.plateau,
-        outline.total_steps,
-        outline.eval_every,
+def build_experiment(
+    config: ml_collections.ConfigDict,
+    data: AbstractDataset | None = None,
+    devices: Sequence[jax.Device] | None = None,
+) -> Experiment:
+    """Build everything that `config` describes.
+
+    Args:
+      data: a data set to use in place of `config.dataset`.
+      devices: those to use, which need not be at hand; None for all there are.
+
+    Raises:
+      UserError: something cannot be built as configured.
+      RunError: an image cannot be decoded.
+    """
+    eval_batch_size = config.eval_batch_size or config.batch_size
+    fsdp_rules = config.mesh.fsdp_rules or ()
+    mesh = mesh_lib.make_mesh(
+        config.mesh.data, config.mesh.fsdp, batch_sizes=(config.batch_size, eval_batch_size), devices=devices
     )
-
-
-def make_mesh(config: ml_collections.ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """The devices that share a batch, of those given or all. Raises UserError where the batches do not divide."""
-    mesh = mesh_lib.make_mesh(config.mesh, (config.batch_size, config.eval_batch_size or config.batch_size), devices)
     if (part := config.batch_size // config.grad_accum_steps) % mesh.size:
         raise UserError(
             f"config.grad_accum_steps={config.grad_accum_steps} makes parts of {part} examples, which cannot be "
-            f"split evenly over "
-            f"{mesh.size} devices; lower it, or raise config.batch_size"
+            f"split evenly over {mesh.size} devices; lower it, or raise config.batch_size"
         )
-    return mesh
+    opened = open_dataset(data_options(config), mesh.size) if data is None else None
+    summary = cast(DataSummary, opened or data)
 
-
-@dataclasses.dataclass(frozen=True)
-class Outline:
-    """What a run is made of besides its data.
-
-    Attributes:
-      params: tree of shapes.
-    """
-
-    model: nn.Module
-    params: Any
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    plateau: Plateau
-    total_steps: int
-    eval_every: int
-
-
-def make_outline(
-    config: ml_collections.ConfigDict, mesh: Mesh, *, per_epoch: int, classes: int, channels: int, validates: bool
-) -> Outline:
-    """All that can be built knowing only so much of the data: steps in an epoch, classes, channels, and whether a part
-    is for validation. Raises UserError for what cannot be built."""
-    total_steps = max(1, steps_of(config, "total", per_epoch) or 0)
-    eval_every = steps_of(config, "eval_every", per_epoch)
+    per_epoch = summary.steps_per_epoch
+    total_steps = in_steps("total", steps=config.total_steps, epochs=config.total_epochs, steps_per_epoch=per_epoch)
+    total_steps = max(1, total_steps or 0)
+    eval_every = in_steps(
+        "eval_every", steps=config.eval_every_steps, epochs=config.eval_every_epochs, steps_per_epoch=per_epoch
+    )
     eval_every = per_epoch if eval_every is None else max(1, eval_every)
-    plateau = Plateau.from_config(config, validates=validates)
-    model = models.create_model(config.model, classes)
-    schedule = make_schedule(config, total_steps, per_epoch)
-    params = abstract_params(model, config.image_size, channels)
-    optimizer = make_optimizer(config.optimizer, schedule, params)
-    sharding.fsdp_dimensions(params, mesh, config.mesh.get("fsdp_rules") or ())
-    return Outline(model, params, optimizer, schedule, plateau, total_steps, min(eval_every, total_steps))
+    on_plateau = config.reduce_on_plateau
+    plateau = Plateau(on_plateau.factor, on_plateau.patience, config.early_stopping.patience)
+    plateau.check_observable(summary.has_val)
 
+    model = models.create_model(**config.model, num_classes=summary.num_classes)
+    params = abstract_params(model, config.image_size, summary.channels)
+    schedule = build_schedule(config, total_steps, per_epoch)
+    optimizer = make_optimizer(**optimizer_options(config.optimizer.to_dict()), learning_rate=schedule, params=params)
+    sharding.fsdp_dimensions(params, mesh, fsdp_rules)
 
-def make_task(
-    config: ml_collections.ConfigDict,
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    preprocess: Preprocess,
-    params: Any,
-    mesh: Mesh | None = None,
-) -> Task:
-    """What a step does, as `config` has it; with a `mesh`, a batch may go over its devices in groups."""
-    num_microbatches = num_eval_microbatches = 1
-    if mesh is not None:
-        size, evaluated = config.image_size, config.eval_batch_size or config.batch_size
-        num_microbatches = (
-            cpu.num_microbatches(model, params, size, config.batch_size, mesh.size)
-            if config.grad_accum_steps == 1
-            else 1
-        )
-        num_eval_microbatches = cpu.num_microbatches(model, params, size, evaluated, mesh.size, train=False)
-    return Task(
+    count = functools.partial(cpu.num_microbatches, model, params, config.image_size, microbatch=config.cpu.microbatch)
+    in_train = count(config.batch_size, mesh.size) if config.grad_accum_steps == 1 else 1
+    in_eval = count(eval_batch_size, mesh.size, train=False)
+
+    if opened is not None:  # last, for it may take minutes, and what is wrong should be told at once
+        data = load_opened(opened, mesh)
+    assert data is not None
+    augment, loss = Augment(**config.augment.to_dict()), LOSSES[config.loss]
+    task = Task(
         model,
         optimizer,
-        preprocess,
+        data.preprocess,
         config.seed,
         label_smoothing=config.label_smoothing,
-        mix=make_mix(config),
-        erase=make_erase(config),
-        loss=LOSSES[config.loss],
-        grad_accum_steps=config.grad_accum_steps,
-        num_microbatches=num_microbatches,
-        num_eval_microbatches=num_eval_microbatches,
-        mesh=mesh,
-        sam_radius=config.optimizer.sam_rho,
-        frozen=frozen_params(config.optimizer, params) if config.optimizer.frozen else None,
+        mix=make_mix(augment),
+        erase=make_erase(augment),
+        loss=loss if in_train > 1 else sharding.batch_sharded_loss(loss, mesh),
         ema_decay=config.ema_decay,
+        wrap_grad_fn=functools.partial(
+            wrap_grad_fn,
+            mesh=mesh,
+            num_microbatches=in_train,
+            grad_accum_steps=config.grad_accum_steps,
+            frozen=frozen_params(config.optimizer.frozen, params) if config.optimizer.frozen else None,
+            sam_rho=config.optimizer.sam_rho,
+        ),
+        wrap_logits_fn=functools.partial(wrap_logits_fn, mesh=mesh, num_microbatches=in_eval),
+    )
+    return Experiment(
+        config=config,
+        mesh=mesh,
+        data=cast(Dataset, data),
+        model=model,
+        params=params,
+        optimizer=optimizer,
+        schedule=schedule,
+        task=task,
+        plateau=plateau,
+        published=Published(**config.published.to_dict()),
+        total_steps=total_steps,
+        eval_every=min(eval_every, total_steps),
+        num_microbatches=in_train,
     )
 
 
-def make_mix(config: ml_collections.ConfigDict) -> Mix | None:
-    """mixup and CutMix as `config.augment` has them; None for neither."""
-    augment = config.augment
+def data_options(config: ml_collections.ConfigDict) -> DataOptions:
+    """Return which examples a run takes, and how they are fed."""
+    return DataOptions(
+        **config.dataset.to_dict(),
+        image_size=config.image_size,
+        normalize=config.normalize,
+        crop_pct=config.crop_pct,
+        augment=Augment(**config.augment.to_dict()),
+        batch_size=config.batch_size,
+        eval_batch_size=config.eval_batch_size,
+        seed=config.seed,
+    )
+
+
+def use_cpu_cores(config: ml_collections.ConfigDict, processes: int = 1, processes_on_host: int = 1) -> None:
+    """Make a device of each core of a CPU, before JAX first looks for devices (`cpu.use_one_device_per_core`)."""
+    cpu.use_one_device_per_core(
+        {config.batch_size // config.grad_accum_steps, config.eval_batch_size or config.batch_size},
+        devices=config.cpu.devices,
+        data=config.mesh.data,
+        fsdp=config.mesh.fsdp,
+        processes=processes,
+        processes_on_host=processes_on_host,
+    )
+
+
+def optimizer_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `make_optimizer` among the keys below `optimizer.`: the schedule has the learning rate,
+    and the gradient the radius of sharpness-aware minimization."""
+    return {name: value for name, value in values.items() if name not in ("learning_rate", "sam_rho")}
+
+
+def build_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
+    """Return the schedule of `config.schedule`. Raises UserError for what does not fit together, or into the run."""
+    schedule = config.schedule
+
+    def steps(name: str) -> int | None:
+        return in_steps(
+            f"schedule.{name}",
+            steps=schedule[f"{name}_steps"],
+            epochs=schedule[f"{name}_epochs"],
+            steps_per_epoch=steps_per_epoch,
+        )
+
+    return make_schedule(
+        schedule.name,
+        learning_rate=config.optimizer.learning_rate,
+        total_steps=total_steps,
+        warmup_steps=steps("warmup") or 0,
+        cooldown_steps=steps("cooldown") or 0,
+        end_factor=schedule.end_factor,
+        step_factor=schedule.step_factor,
+        step_every_steps=steps("step_every"),
+        timescale_steps=schedule.timescale_steps,
+    )
+
+
+def wrap_grad_fn(
+    grad_fn: GradFn,
+    *,
+    mesh: Mesh | None,
+    num_microbatches: int = 1,
+    grad_accum_steps: int = 1,
+    frozen: Any = None,
+    sam_rho: float | None = None,
+) -> GradFn:
+    """Wraps a training step's grad_fn in what the devices and the recipe ask for."""
+    if mesh is not None and num_microbatches > 1:
+        grad_fn = cpu.per_device_microbatch_grads(grad_fn, num_microbatches, mesh)
+    else:
+        grad_fn = grad_fn if mesh is None else sharding.batch_sharded_grads(grad_fn, mesh)
+        grad_fn = accumulate_grads(grad_fn, grad_accum_steps)
+    grad_fn = grad_fn if frozen is None else zero_frozen_grads(grad_fn, frozen)
+    return grad_fn if sam_rho is None else sharpness_aware(grad_fn, sam_rho)
+
+
+def wrap_logits_fn(logits_fn: LogitsFn, *, mesh: Mesh | None, num_microbatches: int) -> LogitsFn:
+    """Wraps an evaluation step's logits_fn in what the devices ask for."""
+    if mesh is None:
+        return logits_fn
+    if num_microbatches > 1:
+        return cpu.per_device_microbatch_logits(logits_fn, num_microbatches, mesh)
+    return sharding.batch_sharded_logits(logits_fn, mesh)
+
+
+def make_mix(augment: Augment) -> Mix | None:
+    """Return mixup and CutMix; None for neither."""
     if not augment.mixup and not augment.cutmix:
         return None
     return functools.partial(
@@ -194,7 +305,7 @@ def make_mix(config: ml_collections.ConfigDict) -> Mix | None:
     )
 
 
-def make_erase(config: ml_collections.ConfigDict) -> Erase | None:
-    """Random erasing as `config.augment` has it; None for none."""
-    probability, mode = config.augment.random_erasing_prob, config.augment.random_erasing_mode
+def make_erase(augment: Augment) -> Erase | None:
+    """Return random erasing; None for none."""
+    probability, mode = augment.random_erasing_prob, augment.random_erasing_mode
     return functools.partial(random_erasing.random_erasing, probability=probability, mode=mode) if probability else None

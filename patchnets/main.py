@@ -1,12 +1,16 @@
 """Trains a patch-based image classifier.
 
-    python -m patchnets.main --config=FILE[:ARGUMENT] [--workdir=DIR] [--config.KEY=VALUE ...]
+    python -m patchnets.main --config=CONFIG[:VARIANT] [--workdir=DIR] [--config.KEY=VALUE ...]
 
---config   a file of configs/, e.g. configs/mixer_cifar100.py
+--config   a Python file with get_config(), or the name of one that comes with patchnets: mixer_cifar100, mixer_digits
 --workdir  where results go (default: runs/, in a folder named after the configuration)
 
 Under SLURM, Open MPI, Kubernetes and on TPU pods the processes of a run find each other; elsewhere each is given
 --coordinator=HOST[:PORT] (where process 0 runs), --processes=N and --process=0 to N - 1 (docs/clusters.md).
+
+On a CPU each core is a device that takes a few examples at a time through the network (--config.cpu.devices=1 and
+--config.cpu.microbatch=0 turn that off); on Linux the program starts itself anew, as the same process, so that its
+large arrays lie in pages of 2 MiB (PATCHNETS_HUGE_PAGES=0 in the environment turns that off).
 
 The same command continues a run that was cut, and says so where it is finished. Exit status: 0 finished; 1 the run had
 to stop; 2 the request cannot be carried out; 128 + N stopped by signal N (SIGTERM: 143, SIGINT: 130), state saved.
@@ -100,12 +104,12 @@ def _train(
         config, workdir = parse_flags(argv)
         runtime.enable_compilation_cache()
         from patchnets import train
-        from patchnets.parallel import cpu
+        from patchnets.experiment import use_cpu_cores
 
         if process is None:
-            cpu.use_one_device_per_core(config)
+            use_cpu_cores(config)
         else:
-            cpu.use_one_device_per_core(config, process.count or 1, process.processes_on_host)
+            use_cpu_cores(config, process.count or 1, process.processes_on_host)
             with preemption.exit_immediately(name) if preemption else contextlib.nullcontext():
                 distributed.initialize(process)
         train.train(config, workdir, began=STARTED, preemption=preemption)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class RngStream(enum.IntEnum):
-    """What random numbers are for. Those of ORDER and CROP are drawn by NumPy on the host, all others by JAX."""
+    """What random numbers are for. Those of ORDER and CROP are computed by NumPy on the host, all others by JAX."""
 
     INIT = 0
     ORDER = 1

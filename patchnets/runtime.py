@@ -31,8 +31,10 @@ def tunables() -> str | None:
     """The GLIBC_TUNABLES with which a program's large arrays lie in pages of 2 MiB, those that are set included.
 
     None where they do already, or cannot: where the system decides by itself, or glibc is older than 2.35 or absent.
-    Where the user has set that very tunable, None too.
+    Where the user has set that very tunable, or PATCHNETS_HUGE_PAGES=0, None too.
     """
+    if os.environ.get("PATCHNETS_HUGE_PAGES") == "0":
+        return None
     given = os.environ.get("GLIBC_TUNABLES", "")
     try:
         library, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
@@ -51,7 +53,7 @@ def reexec_with_huge_pages() -> None:
     On a CPU, XLA asks for its working memory anew at each dispatch, and the system hands it out page by page; in pages
     of 4 KiB that takes up to a fifth of a training step. glibc asks for larger ones if it is told to by the environment
     in which a program starts, and there is no later way. Call it first of all, for what was done before is done twice;
-    it does nothing under a debugger.
+    it does nothing under a debugger, nor where PATCHNETS_HUGE_PAGES=0.
     """
     wanted = tunables()
     if wanted is not None and sys.executable and sys.gettrace() is None:

@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,9 +15,10 @@ import numpy as np
 import optax
 from clu import parameter_overview
 
-from patchnets import __version__, models
+from patchnets import __version__
 from patchnets import config as config_lib
 from patchnets.config import published
+from patchnets.config.published import Published
 from patchnets.data.loader import Loader
 from patchnets.errors import Preempted, RunError, UserError, first_line
 from patchnets.experiment import Experiment, build_experiment
@@ -52,18 +53,21 @@ def train(
       Preempted: a signal asked for it; the state was saved.
     """
     began = time.monotonic() if began is None else began
-    check_same_config(config)
-    place = Workdir(workdir, config, writes=multihost.is_first_process())
+    flat = config_lib.flatten(config)
+    check_same_config(flat)
+    place = Workdir(workdir, flat, writes=multihost.is_first_process())
     with multihost.errors_on_all():
         summary = place.load_summary()
     if multihost.broadcast_from_first(summary is not None):
-        return _already(config, summary, place) if summary else {}
+        return _already(Published(**config.published.to_dict()), summary, place) if summary else {}
     with multihost.errors_on_all():
         experiment = build_experiment(config)
     place.check_shared()
     with multihost.errors_on_all():
         place.acquire(experiment.data.fingerprint)
-    checkpoints = Checkpoints(place.checkpoints, config.checkpoint)
+    checkpoints = Checkpoints(
+        place.checkpoints, max_to_keep=config.checkpoint.max_to_keep, best_metric=config.checkpoint.best_metric
+    )
     board = TensorBoard(place.path, config.tensorboard and multihost.is_first_process())
     lost = False
     try:
@@ -80,9 +84,9 @@ def train(
         place.release()
 
 
-def check_same_config(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError, in all processes, unless all have the same configuration, PER_HOST_KEYS aside."""
-    values = {name: value for name, value in config_lib.flatten(config).items() if name not in PER_HOST_KEYS}
+def check_same_config(flat: Mapping[str, Any]) -> None:
+    """Raises UserError, in all processes, unless all have the same flat configuration, PER_HOST_KEYS aside."""
+    values = {name: value for name, value in flat.items() if name not in PER_HOST_KEYS}
     if (other := multihost.first_different(values)) is not None:
         raise UserError(
             f"--config gives process {other} another configuration than process 0; bring the file, and what it "
@@ -90,16 +94,48 @@ def check_same_config(config: ml_collections.ConfigDict) -> None:
         )
 
 
-def _already(config: ml_collections.ConfigDict, summary: dict[str, Any], place: Workdir) -> dict[str, Any]:
+def _already(figures: Published, summary: dict[str, Any], place: Workdir) -> dict[str, Any]:
     """Tells what came out of a finished run."""
     print(f"{place.path} holds a finished run of this configuration; nothing to do")
-    summary = summary | published.compare(config, summary)  # which may have changed since
+    summary = summary | published.compare(figures, summary)  # which may have changed since
     console.print_summary(summary, place.path)
     return summary
 
 
+@dataclasses.dataclass
+class Progress:
+    """What a continued run needs besides the state, to go on as the one that was cut would have.
+
+    Attributes:
+      wall_seconds: since the start, over all the processes that worked on this run.
+      images, seconds: trained on, and what that took; the first call of a process, which compiles, is not counted.
+      plateau: of `Plateau.state_dict`.
+      last_eval_step: the last boundary at which all was done that is due.
+      skipped: records that could not be read.
+    """
+
+    wall_seconds: float = 0.0
+    images: int = 0
+    seconds: float = 0.0
+    plateau: dict[str, Any] = dataclasses.field(default_factory=dict)
+    last_eval_step: int = 0
+    skipped: list[str] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def from_saved(cls, values: Mapping[str, Any]) -> "Progress":
+        """Return what `dataclasses.asdict` saved. Raises RunError where another version of patchnets did."""
+        names = {field.name for field in dataclasses.fields(cls)}
+        if names != set(values):
+            different = ", ".join(sorted(names ^ set(values)))
+            raise RunError(
+                f"the checkpoint was written by another version of patchnets ({different}); use that one, or give "
+                "another --workdir"
+            )
+        return cls(**values)
+
+
 class Run:
-    """A plan being carried out in a work directory."""
+    """An experiment being carried out in a work directory."""
 
     def __init__(
         self,
@@ -113,24 +149,20 @@ class Run:
         self.experiment, self.place, self.checkpoints, self.tensorboard = experiment, place, checkpoints, board
         self.preemption, self.began = preemption, began
         self.first_step_seconds: float | None = None
-        self.state = experiment.initial_state()
+        self.state = experiment.init_state()
         self.abstract_state = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state
         )
-        self.where = jax.tree.map(lambda x: x.sharding, self.state)
+        self.shardings = jax.tree.map(lambda x: x.sharding, self.state)
         restored = checkpoints.restore_latest(self.abstract_state)
-        progress: dict[str, Any] = {}
+        self.restored = Progress()
         if restored:
-            self.state, progress = restored
+            self.state, self.restored = restored[0], Progress.from_saved(restored[1])
         self.step = self.resumed_at = int(self.state.step)
-        self.previous_seconds = progress.get("wall_seconds", 0.0)
+        self.last_eval_step = self.restored.last_eval_step
         self.plateau = dataclasses.replace(experiment.plateau)
-        self.plateau.load_state_dict(progress.get("plateau", {}))
-        self.last_eval_step = progress.get("last_eval_step", self.step)  # the last stop of which all was done
-        self.unreadable = set(progress.get("unreadable", ()))  # records that earlier processes skipped
-        self.timer = StepTimer(
-            experiment.config.steps_per_call, progress.get("images", 0), progress.get("seconds", 0.0)
-        )
+        self.plateau.load_state_dict(self.restored.plateau)
+        self.timer = StepTimer(experiment.config.steps_per_call, self.restored.images, self.restored.seconds)
         place.rewind_metrics(self.resumed_at)
 
     def complete(self) -> dict[str, Any]:
@@ -138,7 +170,7 @@ class Run:
         params = self.print_header()
         self.fit()
         summary = self.test()
-        summary |= published.compare(self.experiment.config, summary) | self.environment(params)
+        summary |= published.compare(self.experiment.published, summary) | self.environment(params)
         self.tensorboard.close()  # which imports, in its thread, what drawing imports too
         self.place.write_json("summary.json", summary)
         if self.experiment.config.plots and jax.process_count() == 1:  # several draw once they have ended (main)
@@ -155,17 +187,12 @@ class Run:
             self.place.write_text("parameters.txt", overview + "\n")
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         console.print_header(
-            experiment.config,
-            workdir=self.place.path,
-            data=experiment.data,
-            params=count,
-            overview=parameter_overview.get_parameter_overview(
+            experiment,
+            self.place.path,
+            count,
+            parameter_overview.get_parameter_overview(
                 self.abstract_state.params, include_stats=False, max_lines=OVERVIEW_LINES
             ),
-            devices=console.devices(experiment.mesh.size),
-            total_steps=experiment.total_steps,
-            eval_every=experiment.eval_every,
-            model_fields=models.resolve_fields(experiment.config.model),
         )
         if self.resumed_at:
             print(f"going on from the checkpoint of step {self.resumed_at:,}", flush=True)
@@ -175,44 +202,48 @@ class Run:
         """Trains from the state's step to the last one."""
         if number := self.stop_signal():  # meanwhile; compiling may take longer than there is time
             raise Preempted(number, self.step)
-        experiment = self.experiment
-        train_steps = compile_train_steps(experiment.task, experiment.data.train.batch, experiment.mesh, self.where)
+        experiment, loader, batch_size = self.experiment, self.experiment.data.train, self.experiment.config.batch_size
+        train_steps = compile_train_steps(experiment.task, loader.batch, experiment.mesh, self.shardings)
         evaluate = self.evaluator(experiment.data.val)
-        batch_size = experiment.config.batch_size
-        progress = console.Progress(experiment.total_steps, self.step, batch_size)
+        bar = console.ProgressBar(experiment.total_steps, self.step, batch_size)
         try:
-            if self.step != self.last_eval_step and experiment.next_stop(self.step - 1) == self.step:
-                self.log_eval_and_save(optax.global_norm(self.state.params), evaluate, progress)
+            if self.step != self.last_eval_step and experiment.next_boundary(self.step - 1) == self.step:
+                self.log_eval_and_save(optax.global_norm(self.state.params), evaluate, bar)
             while self.step < experiment.total_steps and not self.plateau.should_stop:
-                until, asked = experiment.next_stop(self.step), time.perf_counter()
+                boundary = experiment.next_boundary(self.step)  # the next step at which to log, evaluate or save
+                began = time.perf_counter()
                 with self.saving_if_unreadable():
-                    inputs, available = experiment.data.train.step_inputs(self.step)
-                count = multihost.broadcast_from_first(self.timer.steps_per_call(min(until - self.step, available)))
-                with self.timer.measure(count, count * batch_size, asked):
-                    self.state, finite, param_norm = train_steps(self.state, inputs, count, self.plateau.lr_scale)
-                    healthy = bool(finite) and bool(np.isfinite(param_norm))
-                self.step = int(self.state.step)
-                if self.first_step_seconds is None:
-                    self.first_step_seconds = round(time.monotonic() - self.began, 1)
-                    progress.write(f"first step after {self.first_step_seconds:.1f} s")
+                    inputs, available = loader.step_inputs(self.step)
+                n = multihost.broadcast_from_first(self.timer.steps_per_call(min(boundary - self.step, available)))
+                with self.timer.measure(n, n * batch_size, began):
+                    self.state, finite, param_norm = train_steps(self.state, inputs, n, self.plateau.lr_scale)
+                    healthy = bool(finite) and bool(np.isfinite(param_norm))  # waits for the device
+                self.step = int(self.state.step)  # fewer than n later, where a step was not finite
+                self.report_first_step(bar)
                 if not healthy:
                     raise self.not_finite(f"at step {self.step:,} the loss, its gradient or the parameters")
-                progress.advance(count, self.timer, experiment.total_steps - self.step)
-                if self.step == until:
-                    self.log_eval_and_save(param_norm, evaluate, progress)
+                bar.advance(n, self.timer, experiment.total_steps - self.step)
+                if self.step == boundary:
+                    self.log_eval_and_save(param_norm, evaluate, bar)
                 if number := self.stop_signal():
                     self.save()
                     self.checkpoints.wait()
                     raise Preempted(number, self.step)
         finally:
-            progress.close()
+            bar.close()
         self.checkpoints.wait()
+
+    def report_first_step(self, bar: console.ProgressBar) -> None:
+        """Says, once, how long it took from the start of the process to the end of the first step."""
+        if self.first_step_seconds is None:
+            self.first_step_seconds = round(time.monotonic() - self.began, 1)
+            bar.write(f"first step after {self.first_step_seconds:.1f} s")
 
     def log_eval_and_save(
         self,
         param_norm: jax.Array,
         evaluate: Callable[[], dict[str, float]] | None,
-        progress: console.Progress,
+        bar: console.ProgressBar,
     ) -> None:
         """What is due at a stop: writing figures, validating, saving."""
         experiment, step = self.experiment, self.step
@@ -233,16 +264,16 @@ class Run:
                 row["images_per_second"] = round(rate, 1)
             self.place.append_metrics(row)
             self.tensorboard.write(step, {k: v for k, v in row.items() if k not in ("step", "epoch")})
-            progress.metrics(row)
+            bar.metrics(row)
             self.state = self.state.replace(metrics=sharding.init_replicated(TrainMetrics.empty, experiment.mesh))
         if val_metrics:
             self.plateau.observe(val_metrics["loss"])
             if self.plateau.should_stop:
-                progress.write(
+                bar.write(
                     f"no lower validation loss in {self.plateau.stop_waited} validations; ending at step {step:,}"
                 )
         self.last_eval_step = step
-        if validating or step % (experiment.config.checkpoint.save_interval_steps or experiment.total_steps) == 0:
+        if validating or step % experiment.save_every == 0:
             self.save(val_metrics)
 
     def stop_signal(self) -> int:
@@ -262,15 +293,19 @@ class Run:
             raise
 
     def save(self, val_metrics: dict[str, float] | None = None) -> None:
-        progress: dict[str, Any] = {
-            "wall_seconds": self.wall_seconds,
-            "images": self.timer.images,
-            "seconds": self.timer.seconds,
-            "plateau": self.plateau.state_dict(),
-            "last_eval_step": self.last_eval_step,
-            "unreadable": sorted(multihost.union(self.unreadable | self.experiment.data.unreadable)),
-        }
-        self.checkpoints.save(self.step, self.state, progress, val_metrics)
+        """Saves state and progress, in the background; all processes take part."""
+        self.checkpoints.save(self.step, self.state, dataclasses.asdict(self.progress()), val_metrics)
+
+    def progress(self) -> Progress:
+        """How far the run is; all processes take part."""
+        return Progress(
+            wall_seconds=self.wall_seconds,
+            images=self.timer.images,
+            seconds=self.timer.seconds,
+            plateau=self.plateau.state_dict(),
+            last_eval_step=self.last_eval_step,
+            skipped=sorted(multihost.union(set(self.restored.skipped) | self.experiment.data.unreadable)),
+        )
 
     def evaluator(self, loader: Loader | None, may_stop: bool = False) -> Callable[[], dict[str, float]] | None:
         """A function that evaluates the current state on a split, every example once; None without a split.
@@ -279,7 +314,7 @@ class Run:
         """
         if loader is None:
             return None
-        eval_steps = compile_eval_steps(self.experiment.task, loader.batch, self.experiment.mesh, self.where)
+        eval_steps = compile_eval_steps(self.experiment.task, loader.batch, self.experiment.mesh, self.shardings)
         timer = StepTimer(self.experiment.config.steps_per_call)
 
         def evaluate() -> dict[str, float]:
@@ -314,22 +349,22 @@ class Run:
 
     def environment(self, params: int) -> dict[str, Any]:
         """The rest of the summary: how long, how fast, on what."""
-        experiment = self.experiment
+        experiment, progress = self.experiment, self.progress()
         return {
             "steps": self.step,
             "epochs": round(self.step / experiment.data.train.steps_per_epoch, 4),
             "params": params,
-            "skipped_records": len(multihost.union(self.unreadable | experiment.data.unreadable)),
+            "skipped_records": len(progress.skipped),
             "images_per_second": self.timer.images_per_second and round(self.timer.images_per_second, 1),
             "first_step_seconds": self.first_step_seconds,
-            "wall_seconds": round(self.wall_seconds, 1),
+            "wall_seconds": round(progress.wall_seconds, 1),
             "device": console.devices(experiment.mesh.size) + f", host with {os.cpu_count()} cores",
             "versions": {
                 "patchnets": __version__,
                 "python": platform.python_version(),
                 **{module.__name__: module.__version__ for module in (jax, optax, np)},
             },
-            "config_hash": config_lib.config_hash(experiment.config),
+            "config_hash": config_lib.config_hash(config_lib.flatten(experiment.config)),
             "dataset": experiment.data.name,
             "splits": experiment.data.split_specs,
         }
@@ -337,7 +372,7 @@ class Run:
     @property
     def wall_seconds(self) -> float:
         """Since the start, over all the processes that worked on this run."""
-        return self.previous_seconds + time.monotonic() - self.began
+        return self.restored.wall_seconds + time.monotonic() - self.began
 
     def not_finite(self, what: str) -> RunError:
         kept = self.checkpoints.latest_step()

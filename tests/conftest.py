@@ -16,7 +16,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import jax
-import ml_collections
 import pytest
 
 from patchnets.parallel import mesh
@@ -43,19 +42,19 @@ def programs_of_one_file():
 @pytest.fixture(scope="session")
 def mesh1():
     """One device."""
-    return mesh.make_mesh(ml_collections.ConfigDict({"data": 1}))
+    return mesh.make_mesh(data=1)
 
 
 @pytest.fixture(scope="session")
 def mesh8():
     """Eight devices that share every batch."""
-    return mesh.make_mesh(ml_collections.ConfigDict({"data": 8}))
+    return mesh.make_mesh(data=8)
 
 
 @pytest.fixture
 def tiny_config():
     """A run of a few seconds: a Mixer of one small block on the digits, 4 epochs of 11 steps, on one device."""
-    from configs import common
+    from patchnets.config import common
 
     return common.base(
         dataset=dict(name="digits", train_split="train[:700]", val_split="train[700:800]", test_split="test[:130]"),

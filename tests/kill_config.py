@@ -1,6 +1,6 @@
 """The run that tests/test_kill.py starts and kills: 240 steps, one a dispatch, validated every 60, saved every 20."""
 
-from configs import common
+from patchnets.config import common
 
 
 def get_config():

@@ -12,7 +12,7 @@ import configs
 from patchnets import config as config_lib
 from patchnets import models
 from patchnets.errors import UserError
-from patchnets.optim.schedules import make_schedule
+from patchnets.experiment import build_schedule
 
 FOLDER = pathlib.Path(configs.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "def get_config(" in path.read_text())
@@ -42,7 +42,7 @@ def get(name: str, argument: str | None = None):
 
 
 def parameters(config, num_classes: int, channels: int = 3) -> int:
-    model = models.create_model(config.model, num_classes)
+    model = models.create_model(**config.model, num_classes=num_classes)
     image = jnp.zeros((1, config.image_size, config.image_size, channels))
     shapes = jax.eval_shape(lambda key: model.init(key, image, train=False), jax.random.key(0))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
@@ -57,7 +57,7 @@ def test_the_published_configurations_are_there():
 def test_configuration_passes_and_can_be_scheduled(name, argument):
     config = get(name, argument)
     assert config_lib.validate(config) is None
-    peak = make_schedule(config, 100_000, 1_000)(40_000)
+    peak = build_schedule(config, 100_000, 1_000)(40_000)
     assert 0 < peak <= config.optimizer.learning_rate
 
 
@@ -97,11 +97,12 @@ def test_imagenet_recipe_is_that_of_the_mixer_paper():
     assert (config.total_epochs, config.total_steps, config.batch_size) == (300, None, 4096)
     given = config.optimizer
     assert (given.name, given.beta1, given.beta2, given.learning_rate) == ("adamw", 0.9, 0.999, 1e-3)
-    assert (given.weight_decay, given.decay, given.grad_clip_norm) == (0.1, "kernels", 1.0)
+    assert (given.weight_decay, given.wd_mask, given.grad_clip_norm) == (0.1, "kernels", 1.0)
     schedule = config.schedule
     assert (schedule.name, schedule.warmup_steps, schedule.warmup_epochs) == ("linear", 10_000, None)
     assert schedule.end_factor == 0.0
-    network = models.resolve_fields(config.model)
+    network = models.resolve_fields(**config.model)
+    assert not network["drop_path_scale_by_keep"]  # as the authors' code
     assert network["drop_path_rate"] == 0.1 and network.get("dropout_rate", 0.0) == 0.0
     assert network.get("gelu", "tanh") == "tanh" and config.label_smoothing == 0.0
     assert config.image_size == 224
@@ -147,7 +148,7 @@ def test_recipe_of_the_mlp_example(family, rate, argument):
             label_smoothing=0.0,
         )
         assert has(config, augment__flip=True, augment__zoom=0.2, augment__rotation=0.0, augment__translate=0.0)
-        network = models.resolve_fields(config.model)
+        network = models.resolve_fields(**config.model)
         assert (network["patch_size"], network["depth"], network["hidden_dim"]) == (8, 4, 256)
         assert network.get("dropout_rate", 0.2) == 0.2
 
@@ -161,7 +162,7 @@ def test_recipe_of_the_vit_example(argument):
         assert has(config, schedule__name="constant", reduce_on_plateau__factor=None, early_stopping__patience=None)
         assert has(config, checkpoint__best_metric="accuracy", normalize="dataset")
         assert has(config, augment__flip=True, augment__zoom=0.2, augment__rotation=0.02, augment__translate=0.0)
-        network = models.resolve_fields(config.model)
+        network = models.resolve_fields(**config.model)
         assert (network["patch_size"], network["depth"], network["hidden_dim"], network["num_heads"]) == (6, 8, 64, 4)
 
 
@@ -172,7 +173,7 @@ def test_recipe_of_the_convmixer_example():
         assert has(config, batch_size=128, total_epochs=10, checkpoint__best_metric="accuracy", normalize="unit")
         assert has(config, optimizer__learning_rate=1e-3, optimizer__weight_decay=1e-4, optimizer__wd_mask="all")
         assert has(config, schedule__name="constant", augment__flip=True, augment__zoom=0.0, augment__rotation=0.0)
-    network = models.create_model(get("convmixer_cifar10").model, 10)
+    network = models.create_model(**get("convmixer_cifar10").model, num_classes=10)
     assert (network.batch_norm_epsilon, network.batch_norm_momentum) == (1e-3, 0.99)
 
 
@@ -237,7 +238,7 @@ def test_recipes_for_cifar_from_scratch_are_those_published(name, argument, coun
 )
 def test_tutorials_claim_what_they_publish(name, argument, epochs, top1, top5):
     config = get(name, argument)
-    assert has(config, total_epochs=epochs, claims__accuracy=top1, claims__top5_accuracy=top5)
+    assert has(config, total_epochs=epochs, published__accuracy=top1, published__top5_accuracy=top5)
     assert 0 < config.published.tolerance <= 0.02 and "Keras example" in config.published.source
 
 
@@ -284,9 +285,9 @@ IMAGENET_ROWS = [
 @pytest.mark.parametrize(("family", "argument", "count", "accuracy", "recipe"), IMAGENET_ROWS)
 def test_recipes_for_imagenet_are_those_of_the_papers(family, argument, count, accuracy, recipe):
     config = get(f"{family}_imagenet", argument)
-    assert has(config, image_size=224, dataset__test_split="validation", claims__accuracy=accuracy, **recipe)
+    assert has(config, image_size=224, dataset__test_split="validation", published__accuracy=accuracy, **recipe)
     assert count is None or parameters(config, 1000) == count
-    survival = models.resolve_fields(config.model).get("survival_probability")
+    survival = models.resolve_fields(**config.model).get("survival_probability")
     assert survival == {"Ti/16": 1.0, "S/16": 0.95, "B/16": 0.8}.get(argument) or family != "gmlp"
 
 

@@ -48,7 +48,7 @@ QUICK = ("mlp_mixer", "convmixer", "vit")  # without and with running statistics
 )
 def test_the_loss_falls_within_one_epoch(name, loader, mesh1):
     config = default_config(model=dict(name=name, **COMMON, **SMALL[name])).model
-    model, optimizer = models.create_model(config, 10), optax.adamw(5e-3)
+    model, optimizer = models.create_model(**config, num_classes=10), optax.adamw(5e-3)
     task = Task(model, optimizer, Preprocess(8, (127.5,), (127.5,)), seed=0)
     state = create_train_state(model, optimizer, image_size=8, channels=1, seed=0, mesh=mesh1)
     steps = compile_train_steps(task, loader.batch, mesh1)

@@ -99,10 +99,10 @@ def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(one_line, argu
 def test_errors_in_a_config_file_are_told_with_their_kind(one_line, tmp_path_factory):
     place = tmp_path_factory.mktemp("configs")
     (place / "unknown.py").write_text(
-        "from configs import common\ndef get_config():\n    return common.base(bacth_size=3)\n"
+        "from patchnets.config import common\ndef get_config():\n    return common.base(bacth_size=3)\n"
     )
     (place / "wrong.py").write_text(
-        "from configs import common\ndef get_config():\n    return common.base(batch_size='3')\n"
+        "from patchnets.config import common\ndef get_config():\n    return common.base(batch_size='3')\n"
     )
     (place / "syntax.py").write_text("def get_config(:\n")
     (place / "missing.py").write_text("import no_such_module\n")
@@ -137,7 +137,7 @@ def test_overrides_of_every_kind_reach_the_run(parsed):
         "--config.total_steps=10",
     )  # fmt: skip
     assert workdir == "somewhere"
-    chosen = models.resolve_fields(config.model)
+    chosen = models.resolve_fields(**config.model)
     assert (chosen["depth"], chosen["hidden_dim"], chosen["patch_size"]) == (12, 768, 4)  # B/16's but for what is given
     assert (config.model.variant, config.image_size, config.model.patch_size, config.seed) == ("B/16", 32, 4, 3)
     assert config.augment.flip is True and config.plots is False
@@ -163,7 +163,7 @@ def test_claims_hold_for_the_recipe_of_the_file_alone(parsed):
 
 def test_another_model_takes_nothing_from_the_one_of_the_file(parsed):
     config, _ = parsed(DIGITS, "--config.model.name=vit", "--config.model.variant=Ti/16", "--config.model.patch_size=2")
-    assert models.resolve_fields(config.model) == models.MODELS["vit"][1]["Ti/16"] | dict(patch_size=2)
+    assert models.resolve_fields(**config.model) == models.MODELS["vit"][1]["Ti/16"] | dict(patch_size=2)
 
 
 def test_the_work_directory_is_named_after_the_configuration(parsed):
@@ -176,7 +176,7 @@ def test_help_explains_every_key_and_what_the_exit_statuses_mean(capsys):
     text = capsys.readouterr().out
     for name in config_lib.known_keys():
         assert f"--config.{name} " in text
-    assert "143" in text and "--workdir" in text
+    assert "143" in text and "--workdir" in text and "PATCHNETS_HUGE_PAGES=0" in text
     assert "--config.image_size" in text and " 8 " in text
 
 
@@ -203,6 +203,7 @@ def test_a_work_directory_that_cannot_be_made_is_told_in_one_line(capsys, tmp_pa
         assert printed.err.count("\n") == 1 and str(tmp_path / "file") in printed.err, printed
 
 
+@pytest.mark.slow
 def test_the_digits_train_where_tensorflow_tfds_and_grain_are_not_installed(tmp_path):
     absent = ["tensorflow", "tensorflow_datasets", "tensorboard", "grain", "array_record"]
     arguments = ["", DIGITS, *SMALL, f"--workdir={tmp_path / 'x'}"]
@@ -225,7 +226,7 @@ from patchnets import main
 from patchnets.run import console
 
 LARGE = "tensorflow tensorboard tensorflow_datasets grain keras torch matplotlib sklearn scipy".split()
-say = console.Progress.write
+say = console.ProgressBar.write
 
 def told(when):
     print("loaded", when, *[name for name in LARGE if name in sys.modules])
@@ -235,7 +236,7 @@ def saying(progress, text):
         told("at first")
     say(progress, text)
 
-console.Progress.write = saying
+console.ProgressBar.write = saying
 for place, board in (("without", "--noconfig.tensorboard"), ("with", "--config.tensorboard")):
     arguments = [*{SMALL}, "--noconfig.plots", "--config.dataset.cache_dir={tmp_path}", "--workdir={tmp_path}/" + place]
     assert main.main(["", {DIGITS!r}, *arguments, board]) == 0
@@ -263,3 +264,38 @@ def test_pictures_of_several_processes_are_drawn_once_after_the_end(monkeypatch,
     os.utime(picture, (2e9 + 1, 2e9 + 1))
     main._draw(argv)
     assert drawn == [str(tmp_path)]
+
+
+def test_a_config_file_is_executed_once(parsed, tmp_path):
+    """The file notes each of its executions, and each call of its function."""
+    file, notes = tmp_path / "noted.py", tmp_path / "notes"
+    file.write_text(
+        "from configs import mixer_digits\n"
+        f"def note(text):\n    with open({str(notes)!r}, 'a') as sink:\n        print(text, file=sink)\n"
+        "note('executed')\n"
+        "def get_config(variant='tutorial'):\n    note(variant)\n    return mixer_digits.get_config(variant)\n"
+    )
+    config, _ = parsed(f"--config={file}:paper", "--config.batch_size=32", "--config.eval_batch_size=None")
+    assert notes.read_text() == "executed\npaper\n"
+    assert config.batch_size == 32 and config.model.variant == parsed(DIGITS)[0].model.variant
+
+
+def test_a_config_file_that_changes_is_read_again(parsed, tmp_path):
+    file = tmp_path / "changed.py"
+    text = "from configs import mixer_digits\ndef get_config():\n    return mixer_digits.get_config()\n"
+    file.write_text(text)
+    before = parsed(f"--config={file}")[0].seed
+    file.write_text(
+        text.replace(
+            "return mixer_digits.get_config()",
+            "config = mixer_digits.get_config()\n    config.seed = 77\n    return config",
+        )
+    )
+    assert (before, parsed(f"--config={file}")[0].seed) == (0, 77)
+    assert parsed("--config", str(file), "--config.seed=3")[0].seed == 3
+
+
+def test_a_config_file_whose_function_returns_no_configuration_is_refused(one_line, tmp_path_factory):
+    file = tmp_path_factory.mktemp("configs") / "none.py"
+    file.write_text("def get_config():\n    return {'batch_size': 3}\n")
+    assert "get_config() returns a dict; expected a ConfigDict" in one_line(f"--config={file}")

@@ -53,6 +53,7 @@ def cut(finished, workdir, step):
     shutil.rmtree(workdir / "checkpoints" / "best", ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_a_run_with_the_whole_recipe_continues_as_if_never_cut(tiny_config, tmp_path):
     config = tiny_config
     config.update(RECIPE)
@@ -103,6 +104,7 @@ def streamed(tiny_config, photographs):
     return tiny_config
 
 
+@pytest.mark.slow
 def test_a_streamed_run_learns_and_continues_as_if_never_cut(streamed, tmp_path, capsys):
     straight = train.train(streamed, tmp_path / "straight")
     assert "16 px, read while training" in capsys.readouterr().out
@@ -129,6 +131,7 @@ def test_a_broken_record_stops_a_streamed_run_or_is_skipped_and_counted(streamed
     assert figures(tmp_path / "cut") == figures(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_where_validation_cannot_be_read_nothing_trained_is_lost(streamed, photographs, tmp_path):
     root = tmp_path / "photographs"
     shutil.copytree(photographs, root)

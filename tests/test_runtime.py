@@ -26,6 +26,7 @@ needs_glibc = pytest.mark.skipif(not glibc.startswith("glibc"), reason="not a sy
 def setting(tmp_path, monkeypatch):
     """A system that gives huge pages to who asks for them."""
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.delenv("PATCHNETS_HUGE_PAGES", raising=False)
     path = tmp_path / "enabled"
     path.write_text("always [madvise] never\n")
     monkeypatch.setattr(runtime, "HUGE_PAGES", path)
@@ -51,6 +52,12 @@ def test_what_is_set_already_is_kept(setting, monkeypatch):
 @pytest.mark.parametrize("given", ["glibc.malloc.hugetlb=0", "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=2"])
 def test_the_users_own_word_stands(setting, monkeypatch, given):
     monkeypatch.setenv("GLIBC_TUNABLES", given)
+    assert runtime.tunables() is None
+
+
+def test_huge_pages_can_be_turned_off(setting, monkeypatch):
+    assert runtime.tunables() is not None
+    monkeypatch.setenv("PATCHNETS_HUGE_PAGES", "0")
     assert runtime.tunables() is None
 
 

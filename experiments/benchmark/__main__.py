@@ -4,28 +4,13 @@
     python -m experiments.benchmark --suite=cpu --out=DIR
     python -m experiments.benchmark --suite=gpu --out=DIR
 
---model       tutorials: mixer fnet gmlp vit convmixer, from uint8 images to updated weights, each with its own size,
-              batch and augmentation; papers' networks on ready batches: mixer-S/16 mixer-B/16 vit-S/16 vit-B/16
-              gmlp-S/16 convmixer-512/16 convmixer-768/32 convmixer-1536/20; digits, to try this program
---against     keras-jax keras-tensorflow (tutorials), timm timm-channels-last timm-compiled; none by default
---work        train (default); eval; input: augmentation alone; devices: on 1, 2, 4 and 8 simulated CPU devices
---suite       cpu or gpu: all that is worth comparing there, in place of --model, --against and --work
---rounds      turns of each that count, after one that warms up (default: 7)
---seconds     length of a turn, which is one step at least (default: 5)
---batch       images a step (default: the tutorial's; for papers' networks 8, on a GPU 256); with --suite, of papers'
---images      how many a tutorial holds in memory, about (default: 10000)
---dtype       float32 (default) or bfloat16 (default of the suite gpu)
---python-of   NAME=FILE: the interpreter of a competitor, keras or timm, where it is not this one; may be given twice
---peak-tflops what the data sheet says of the GPU in bfloat16, for MFU (default: by its name, where that is known)
---patience    seconds to wait for an answer before a competitor is given up (default: 1200)
---out         a folder for benchmark.json, benchmark.md and benchmark.png; nothing is written without
-
 Each runs in a process of its own, and sleeps while another has its turn. images/s is the median over turns; the first
 step is counted from the start of the process, with nothing compiled before; memory is the most held by the process, or
 on a GPU the most taken there. Exit status: 0; 1 where somebody could not be measured, which costs a line; 2 for a
 command that is not understood.
 """
 
+import argparse
 import dataclasses
 import json
 import pathlib
@@ -37,10 +22,9 @@ from typing import Any
 from experiments.benchmark import machine, report, workloads
 from experiments.benchmark.measure import Settings, compare, starter
 from experiments.benchmark.workloads import PAPERS, Row
-from experiments.runner.cli import run_cli
+from experiments.runner.cli import join_values
+from patchnets.cli import ArgumentParser, out_folder, positive_float, positive_int, run_cli
 from patchnets.errors import UserError
-
-NUMBERS = {"rounds": int, "seconds": float, "batch": int, "images": int, "patience": float, "peak_tflops": float}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,50 +40,84 @@ class Options:
         return dataclasses.replace(self.settings, batch=None) if own else self.settings
 
 
-def number(name: str, value: str) -> float:
-    """Raises UserError unless `value` is a number above 0, whole where that is expected."""
-    kind = NUMBERS[name]
-    option = "--" + name.replace("_", "-")
-    try:
-        found = kind(value)
-    except ValueError:
-        found = 0
-    if not 0 < found < float("inf"):
-        expected = "a whole number above 0" if kind is int else "a number above 0"
-        raise UserError(f"{option}={value}: expected {expected}")
-    return found
+def interpreter(value: str) -> tuple[str, str]:
+    """The type of --python-of: NAME=FILE."""
+    competitor, _, file = value.partition("=")
+    if competitor not in (*workloads.COMPETITORS, "keras") or not pathlib.Path(file).is_file():
+        expected = "expected NAME=FILE, of a competitor and its Python interpreter"
+        raise argparse.ArgumentTypeError(f"{expected}, got {value[:120]!r}")
+    return competitor, file
 
 
 def parse_args(arguments: list[str], gpu: str) -> Options:
     """What a command line asks for, on a machine with this GPU or none. Raises UserError for what is wrong with it."""
-    given: dict[str, Any] = {}
-    pythons: dict[str, str] = {}
-    known = ("model", "against", "work", "suite", "dtype", "out", "python_of", *NUMBERS)
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        name = option.removeprefix("--").replace("-", "_")
-        if not option.startswith("--") or name not in known or not equals or not value:
-            raise UserError(
-                f"{argument!r} is not understood; options have the form --NAME=VALUE, and --help lists them"
-            )
-        if name == "python_of":
-            competitor, equals, file = value.partition("=")
-            if competitor not in (*workloads.COMPETITORS, "keras") or not pathlib.Path(file).is_file():
-                raise UserError(f"{argument}: expected NAME=FILE, of a competitor and its Python interpreter")
-            pythons[competitor] = file
-        else:
-            given[name] = number(name, value) if name in NUMBERS else value
-    if (dtype := given.get("dtype", "bfloat16" if given.get("suite") == "gpu" else "float32")) not in workloads.DTYPES:
-        raise UserError(f"--dtype={dtype} is unknown; expected one of {', '.join(workloads.DTYPES)}")
+    parser = ArgumentParser("python -m experiments.benchmark", description=__doc__, argument_default=argparse.SUPPRESS)
+    parser.add_argument(
+        "--model",
+        help="tutorials: mixer fnet gmlp vit convmixer, from uint8 images to updated weights, each with its own size, "
+        "batch and augmentation; papers' networks on ready batches: mixer-S/16 mixer-B/16 vit-S/16 vit-B/16 gmlp-S/16 "
+        "convmixer-512/16 convmixer-768/32 convmixer-1536/20; digits, to try this program",
+    )
+    parser.add_argument(
+        "--against",
+        help="keras-jax keras-tensorflow (tutorials), timm timm-channels-last timm-compiled (default: none)",
+    )
+    parser.add_argument(
+        "--work",
+        help="train (default); eval; input: augmentation alone; devices: on 1, 2, 4 and 8 simulated CPU devices",
+    )
+    parser.add_argument(
+        "--suite",
+        choices=("cpu", "gpu"),
+        help="all that is worth comparing there, in place of --model, --against and --work",
+    )
+    parser.add_argument(
+        "--rounds", type=positive_int, help="turns of each that count, after one that warms up (default: 7)"
+    )
+    parser.add_argument(
+        "--seconds", type=positive_float, help="length of a turn, which is one step at least (default: 5)"
+    )
+    parser.add_argument(
+        "--batch",
+        type=positive_int,
+        help="images a step (default: the tutorial's; for papers' networks 8, on a GPU 256); with --suite, of papers'",
+    )
+    parser.add_argument(
+        "--images", type=positive_int, help="how many a tutorial holds in memory, about (default: 10000)"
+    )
+    parser.add_argument("--dtype", choices=workloads.DTYPES, help="default: float32; bfloat16 in the suite gpu")
+    parser.add_argument(
+        "--python-of",
+        type=interpreter,
+        action="append",
+        metavar="NAME=FILE",
+        help="the interpreter of a competitor, keras or timm, where it is not this one; may be given twice",
+    )
+    parser.add_argument(
+        "--peak-tflops",
+        type=positive_float,
+        help="what the data sheet says of the GPU in bfloat16, for MFU (default: by its name, where that is known)",
+    )
+    parser.add_argument(
+        "--patience",
+        type=positive_float,
+        help="seconds to wait for an answer before a competitor is given up (default: 1200)",
+    )
+    parser.add_argument(
+        "--out",
+        type=out_folder,
+        metavar="DIR",
+        help="a folder for benchmark.json, benchmark.md and benchmark.png; nothing is written without",
+    )
+    given = vars(parser.parse_args(arguments))
     settings = Settings(
-        **{name: given[name] for name in NUMBERS if name in given and name != "peak_tflops"},
-        dtype=dtype,
-        pythons=pythons,
+        **{name: given[name] for name in ("rounds", "seconds", "batch", "images", "patience") if name in given},
+        dtype=given.get("dtype", "bfloat16" if given.get("suite") == "gpu" else "float32"),
+        pythons=dict(given.get("python_of", ())),
         peak_tflops=given.get("peak_tflops") or machine.peak_tflops(gpu),
         gpu=bool(gpu),
     )
-    out = pathlib.Path(given["out"]) if "out" in given else None
-    return Options(rows_of(given), settings, out, "suite" in given)
+    return Options(rows_of(given), settings, given.get("out"), "suite" in given)
 
 
 def rows_of(given: dict[str, Any]) -> list[Row]:
@@ -107,8 +125,6 @@ def rows_of(given: dict[str, Any]) -> list[Row]:
     if "suite" in given:
         if also := [name for name in ("model", "against", "work") if name in given]:
             raise UserError(f"--suite and --{also[0]} are both given; a suite names its own")
-        if given["suite"] not in ("cpu", "gpu"):
-            raise UserError(f"--suite={given['suite']} is unknown; expected cpu or gpu")
         return workloads.suite(given["suite"])
     if "model" not in given:
         raise UserError("neither --model nor --suite is given; for example --model=mixer --against=timm")
@@ -159,9 +175,7 @@ def without_folder(argument: str) -> str:
 def execute(arguments: list[str]) -> int:
     """All that is asked for; returns the exit status."""
     asked = parse_args(arguments, machine.gpu_name())
-    if asked.out and asked.out.exists() and not asked.out.is_dir():
-        raise UserError(f"--out={asked.out} is a file; name a folder")
-    command = shlex.join(["python", "-m", "experiments.benchmark", *map(without_folder, arguments)])
+    command = shlex.join(["python", "-m", "experiments.benchmark", *map(without_folder, join_values(arguments))])
     try:
         with tempfile.TemporaryDirectory() as logs:
             return measure_all(asked, command, pathlib.Path(logs))
@@ -172,7 +186,7 @@ def execute(arguments: list[str]) -> int:
 
 def main(argv: list[str]) -> int:
     """Carries out a command line and returns the exit status."""
-    return run_cli(argv, __doc__, execute)
+    return run_cli(argv, execute)
 
 
 if __name__ == "__main__":

@@ -14,18 +14,18 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from configs import common
 from experiments.benchmark.ipc import Exchange, Message, peak_memory_mib
 from experiments.benchmark.workloads import WORKLOADS, Workload, examples
 from patchnets import __version__, prng
 from patchnets.augment.preprocess import Augment, Preprocess, normalization
+from patchnets.config import common
 from patchnets.data import Dataset
 from patchnets.data.loader import Loader
 from patchnets.data.on_device import OnDeviceLoader
-from patchnets.experiment import Experiment, build_experiment
+from patchnets.experiment import Experiment, build_experiment, use_cpu_cores
 from patchnets.models.flops import cost
-from patchnets.parallel import cpu, sharding
 from patchnets.parallel import mesh as mesh_lib
+from patchnets.parallel import sharding
 from patchnets.run import console
 from patchnets.run.step_timer import StepTimer
 from patchnets.step.metrics import EvalMetrics
@@ -71,7 +71,7 @@ def planned(
     config: ml_collections.ConfigDict, workload: Workload, images: np.ndarray, labels: np.ndarray
 ) -> Experiment:
     """The plan of a run with this configuration, of images that are at hand."""
-    mesh = mesh_lib.make_mesh(config.mesh, (config.batch_size,))
+    mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp, batch_sizes=(config.batch_size,))
     fed = dict(batch_size=config.batch_size, mesh=mesh)
     train = OnDeviceLoader(images, labels, shuffle_seed=config.seed if workload.config else None, **fed)
     test = OnDeviceLoader(images, labels, **fed)
@@ -119,7 +119,7 @@ def paced(dispatch: Callable[[int, Any, int], Any], loader: Loader) -> Work:
 
 def training(experiment: Experiment) -> Work:
     """From stored images to updated weights."""
-    state = experiment.initial_state()
+    state = experiment.init_state()
     train_steps = compile_train_steps(experiment.task, experiment.data.train.batch, experiment.mesh)
 
     def dispatch(first: int, inputs: Any, count: int) -> Any:
@@ -132,7 +132,7 @@ def training(experiment: Experiment) -> Work:
 
 def evaluation(experiment: Experiment) -> Work:
     """From stored images to metrics."""
-    state, loader = experiment.initial_state(), experiment.data.test
+    state, loader = experiment.init_state(), experiment.data.test
     assert loader is not None
     eval_steps = compile_eval_steps(experiment.task, loader.batch, experiment.mesh)
     metrics = sharding.init_replicated(EvalMetrics.empty, experiment.mesh)
@@ -172,7 +172,7 @@ def run(spec: Message, exchange: Exchange) -> Message:
     workload = WORKLOADS[spec["model"]]
     batch = spec["batch"]
     config = configured(workload, batch, spec["dtype"], spec.get("devices", -1))
-    cpu.use_one_device_per_core(config)
+    use_cpu_cores(config)
     if "devices" not in spec and jax.default_backend() != "cpu":
         config.mesh.data = 1  # as many as the others take
     held = examples(spec["images"], batch) if workload.config else 2 * batch

@@ -2,22 +2,6 @@
 
     python -m experiments.compare --models=mlp_mixer,fnet,gmlp,convmixer,vit --match=params --dataset=cifar100 --seeds=3
 
---models    families, of mlp_mixer, fnet, gmlp, convmixer, vit (default: all)
---match     what any two networks of a target have the same of, to within 5 %: params (parameters, default), flops
-            (those of an image), or time (of a training step on this machine, which short runs measure first; where the
-            runs themselves turn out further apart, the report and the last line say so)
---target    how much of it: parameters, multiply-accumulates (half the FLOPs), or milliseconds a step; 300k, 1.5M;
-            several, with commas, give each family several sizes (default: that of the first family with 8 blocks of
-            128 channels)
---dataset   digits, the name of a TFDS data set, or folder:PATH with train/CLASS/ in it (default: cifar100)
---epochs    length of every run (default: 10)
---minutes   in place of it: as many steps for each as make so many minutes of training on this machine
---seeds     runs of each network, with seeds 0 to N - 1, which fix the order of the images too (default: 3)
---workdir   a folder for runs and report (default: runs/compare-MATCH)
---parallel  runs at the same time (default: one for each GPU; 1 on a CPU)
---report    writes the report of what is there, and trains and measures nothing
---list      prints the networks, and trains none of them; for equal time, their speed is measured
-
 All are trained by configs/compare.py; other keys, such as --config.optimizer.learning_rate=3e-4, change it for all of
 them. Finished runs are kept: the same command does what is missing, and goes on where a run was cut.
 
@@ -25,23 +9,26 @@ Writes compare.md, compare.json, compare.png and curves.png into the folder, als
 where a run failed; 2 for a command that is not understood; 128 + N where signal N stopped it.
 """
 
+import argparse
 import dataclasses
+import functools
 import pathlib
 import re
 import shlex
 import sys
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from experiments.compare import report
 from experiments.compare.costs import Pilots, counted
 from experiments.compare.match_cost import FAMILIES, Shape, matched
 from experiments.runner import dataset_arg as data_lib
 from experiments.runner import jobs as jobs_lib
-from experiments.runner.cli import count, home, run_cli, split_options
+from experiments.runner.cli import add_run_options
 from experiments.runner.jobs import Interrupted
 from experiments.runner.progress import train
 from experiments.runner.run_spec import Budget, RunSpec
+from patchnets.cli import ArgumentParser, run_cli, words
 from patchnets.config import flags
 from patchnets.errors import UserError
 from patchnets.models import flops as models_cost
@@ -79,46 +66,84 @@ class Options:
         return None if self.dataset in VARIANTS else self.dataset
 
 
-def parse_args(arguments: Sequence[str]) -> Options:
+def parse_args(arguments: Sequence[str], description: str | None = None) -> Options:
     """Raises UserError for what is not understood."""
-    options = ("models", "match", "target", "dataset", "epochs", "minutes", "seeds", "workdir", "parallel")
-    given, handed_on = split_options(arguments, options, switches=("report", "list"))
-    families = tuple(dict.fromkeys(given.get("models", ",".join(FAMILIES)).split(",")))
-    if unknown := [name for name in families if name not in FAMILIES]:
-        raise UserError(f"--models: {unknown[0]!r} is no family; known: {', '.join(FAMILIES)}")
-    match = given.get("match", "params")
-    if match not in MATCHES:
-        raise UserError(f"--match={match} is unknown; known: {', '.join(MATCHES)}")
-    if "epochs" in given and "minutes" in given:
-        raise UserError(f"--epochs={given['epochs']} and --minutes={given['minutes']} are both given; give one")
-    if told := [a for a in handed_on if a.removeprefix("--config.").partition("=")[0] in OWN]:
-        raise UserError(f"{told[0]}: give --models, --target, --dataset, --epochs or --minutes, from which it follows")
-    minutes = number("minutes", given["minutes"]) if "minutes" in given else None
+    parser = ArgumentParser("python -m experiments.compare", description=description)
+    parser.add_argument(
+        "--models",
+        type=words(FAMILIES, "family"),
+        default=tuple(FAMILIES),
+        metavar="NAME,NAME...",
+        help=f"families, of {', '.join(FAMILIES)} (default: all)",
+    )
+    parser.add_argument(
+        "--match",
+        choices=MATCHES,
+        default="params",
+        help="what any two networks of a target have in common, to within 5 %%: parameters (default), FLOPs of an "
+        "image, or time of a training step here, which short runs measure first; where the runs themselves turn out "
+        "further apart, the report and the last line say so",
+    )
+    parser.add_argument(
+        "--target",
+        type=targets,
+        default=(),
+        metavar="N,N...",
+        help="how much of it: parameters, multiply-accumulates (half the FLOPs), or milliseconds a step, such as 300k; "
+        "several give each family several sizes (default: that of the first family with 8 blocks of 128 channels)",
+    )
+    parser.add_argument(
+        "--dataset",
+        type=functools.partial(data_lib.checked, option="dataset"),
+        default="cifar100",
+        help="digits, the name of a TFDS data set, or folder:PATH with train/CLASS/ in it (default: cifar100)",
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=limited("epochs"), help="length of every run (default: 10)")
+    length.add_argument(
+        "--minutes",
+        type=limited("minutes"),
+        help="in place of it: as many steps for each as make so many minutes of training on this machine",
+    )
+    add_run_options(parser, 3, "network", "runs/compare-MATCH")
+    given, overrides = parser.parse_with_overrides(arguments)
+    if refused := [a for a in overrides if a.removeprefix("--config.").partition("=")[0] in OWN]:
+        raise UserError(
+            f"{refused[0]}: give --models, --target, --dataset, --epochs or --minutes, from which it follows"
+        )
     return Options(
-        families,
-        match,
-        tuple(number("target", each) for each in given["target"].split(",")) if "target" in given else (),
-        data_lib.checked(given.get("dataset", "cifar100"), "dataset"),
-        None if minutes else number("epochs", given.get("epochs", "10")),
-        minutes,
-        count("seeds", given) or 3,
-        home(given.get("workdir", f"runs/compare-{match}")),
-        count("parallel", given),
-        "report" in given,
-        "list" in given,
-        handed_on,
+        given.models,
+        given.match,
+        given.target,
+        given.dataset,
+        None if given.minutes else given.epochs or 10.0,
+        given.minutes,
+        given.seeds,
+        given.workdir or pathlib.Path("runs", f"compare-{given.match}"),
+        given.parallel,
+        given.report,
+        given.list,
+        overrides,
     )
 
 
-def number(option: str, text: str) -> float:
-    """ "1.5M" -> 1500000. Raises UserError for what is no number above 0."""
-    found = re.fullmatch(r"(\d{1,12}(?:\.\d{0,12})?)([kMG]?)", text, re.ASCII)
-    value = float(found[1]) * UNITS[found[2]] if found else 0.0
-    if not 0 < value <= MOST[option]:
-        raise UserError(
-            f"--{option}={text}: expected a number above 0, such as 20, 300k or 1.5M, and at most {MOST[option]:,.0f}"
-        )
-    return value
+def limited(option: str) -> Callable[[str], float]:
+    """The type of a number above 0 that may have a unit: "1.5M" is 1500000."""
+
+    def number(value: str) -> float:
+        parts = re.fullmatch(r"(\d{1,12}(?:\.\d{0,12})?)([kMG]?)", value, re.ASCII)
+        result = float(parts[1]) * UNITS[parts[2]] if parts else 0.0
+        if not 0 < result <= MOST[option]:
+            expected = f"a number above 0, such as 20, 300k or 1.5M, and at most {MOST[option]:,.0f}"
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {value[:120]!r}")
+        return result
+
+    return number
+
+
+def targets(value: str) -> tuple[float, ...]:
+    """The type of --target."""
+    return tuple(map(limited("target"), value.split(",")))
 
 
 def row(asked: Options, shape: Shape, length: Mapping[str, float] = types.MappingProxyType({})) -> RunSpec:
@@ -178,7 +203,7 @@ def chosen(asked: Options, pilots: Pilots) -> dict[Shape, list[float]]:
 
 def execute(arguments: list[str]) -> int:
     """Chooses, trains and reports; returns the exit status."""
-    asked = parse_args(arguments)
+    asked = parse_args(arguments, __doc__)
     jobs_lib.check_workdir(asked.workdir)
     pilots = Pilots(asked.workdir / "speeds", asked.other_data, asked.handed_on, not asked.report_only)
     try:
@@ -222,7 +247,7 @@ def execute(arguments: list[str]) -> int:
 
 def main(argv: list[str]) -> int:
     """Carries out a command line and returns the exit status."""
-    return run_cli(argv, __doc__, execute)
+    return run_cli(argv, execute)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from patchnets import models
 from patchnets.config import flags
 from patchnets.data import open_dataset
 from patchnets.errors import RunError, UserError
+from patchnets.experiment import data_options
 from patchnets.models.flops import ModelCost, cost
 
 RUNS = 3  # whose median is taken
@@ -30,8 +31,10 @@ def counted(arguments: Sequence[str]) -> ModelCost:
     """
     with jobs_lib.at_root():
         config = flags.parse_flags(["compare", *arguments])[0]
-        source = open_dataset(config, 1).source
-    return cost(models.create_model(config.model, len(source.class_names)), config.image_size, source.channels)
+        source = open_dataset(data_options(config), 1).source
+    return cost(
+        models.create_model(**config.model, num_classes=len(source.class_names)), config.image_size, source.channels
+    )
 
 
 @dataclasses.dataclass(frozen=True)

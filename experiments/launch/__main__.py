@@ -4,24 +4,10 @@
     python -m experiments.launch k8s   --config=FILE[:ARGUMENT] --nodes=N --image=IMAGE --volume-claim=NAME
     python -m experiments.launch tpu   --config=FILE[:ARGUMENT] --tpu-type=v5litepod-16 --zone=ZONE --workdir=DIR
 
---workdir   the run's folder, which all nodes see as the same path (default: runs/NAME; k8s: /runs/NAME)
---name      of the job (default: after the configuration)
---out       the file that is written (default: jobs/NAME.sbatch, .yaml or .sh)
---dry-run   prints it, and writes nothing
---submit    hands it to sbatch, kubectl or bash
-
-In place of --config several runs: --sweep=FILE (experiments.sweep), with --seeds=N; the command that reports is told.
-
-slurm: --nodes, --tasks-per-node (default: 1, with all GPUs of its node), --gpus-per-node, --cpus-per-task, --mem,
---time, --partition, --account; --max-requeues (default: 100) after the time limit or a preemption; --setup=COMMAND
-before the run; --python (default: this one). Several runs are an array, and may be the rows of a table too:
---table=NAME [--rows=ID,ID...] [--data=DATA] (experiments.reproduce).
-
-k8s: a JobSet for each run. --nodes, --gpus-per-node, --cpus-per-task, --mem, --namespace, --max-restarts (default:
-100), --python; --tpu-type=tpu-v5-lite-podslice --tpu-topology=4x4 --tpus-per-node=4 on GKE.
-
-tpu: a script of gcloud commands; several runs follow each other. --project, --runtime=VERSION, --setup=COMMAND on
-every host (such as a mount).
+In place of --config several runs: --sweep=FILE (experiments.sweep), with --seeds=N, and under SLURM the rows of a
+table, --table=NAME [--rows=ID,ID...] [--data=DATA] (experiments.reproduce); the command that reports is printed.
+Options of an engine: python -m experiments.launch slurm --help. On GKE a JobSet may have TPUs:
+--tpu-type=tpu-v5-lite-podslice --tpu-topology=4x4 --tpus-per-node=4.
 
 The configuration is checked before anything is written. Exit status: 0; 1 where it could not be submitted; 2 for a
 command that is not understood.
@@ -36,7 +22,7 @@ import sys
 from experiments.launch import k8s, slurm, tpu
 from experiments.launch import options as asked_lib
 from experiments.runner import artifacts
-from experiments.runner.cli import run_cli
+from patchnets.cli import run_cli
 from patchnets.errors import RunError, UserError, first_line
 
 ENGINES = {"slurm": slurm, "k8s": k8s, "tpu": tpu}
@@ -44,7 +30,7 @@ ENGINES = {"slurm": slurm, "k8s": k8s, "tpu": tpu}
 
 def execute(arguments: list[str]) -> int:
     """Writes, and submits where asked; returns the exit status."""
-    asked = asked_lib.parse_args(arguments)
+    asked = asked_lib.parse_args(arguments, __doc__)
     engine = ENGINES[asked.engine]
     text = engine.write(asked)
     if "dry-run" in asked.given:
@@ -77,7 +63,7 @@ def _submit(command: list[str]) -> None:
 
 def main(argv: list[str]) -> int:
     """Carries out a command line and returns the exit status."""
-    return run_cli(argv, __doc__, execute)
+    return run_cli(argv, execute)
 
 
 if __name__ == "__main__":

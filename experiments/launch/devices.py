@@ -3,10 +3,10 @@
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import ml_collections
 
-from experiments.runner.cli import count
 from patchnets.errors import UserError
 from patchnets.parallel import mesh
 
@@ -15,13 +15,13 @@ UNITS = {"v2": 1, "v3": 1, "v4": 2, "v5litepod": 1, "v5p": 2, "v6e": 1}
 ONE_A_CHIP = r"tpu-v(4-podslice|5-lite-.*|5p-slice|6e-slice)"  # of GKE's types
 
 
-def known(engine: str, given: Mapping[str, str], nodes: int) -> int | None:
+def known(engine: str, given: Mapping[str, Any], nodes: int) -> int | None:
     """All devices of a job; None where they cannot be told. Raises UserError where what is given does not agree."""
     kind = given.get("tpu-type", "")
     if engine == "tpu":
         version, _, units = kind.rpartition("-")
         return int(units) // UNITS[version] if version in UNITS and re.fullmatch(r"\d{1,6}", units) else None
-    gpus, chips = count("gpus-per-node", given), count("tpus-per-node", given)
+    gpus, chips = given.get("gpus-per-node"), given.get("tpus-per-node")
     if gpus and chips:
         raise UserError(f"--gpus-per-node={gpus} and --tpus-per-node={chips} are both given; give one")
     if chips and "tpu-topology" in given:
@@ -52,7 +52,7 @@ def check(config: ml_collections.ConfigDict, processes: int, devices: int | None
             "give -1 for all"
         )
     if devices is not None:
-        over, what = math.prod(mesh.mesh_shape(config.mesh, devices)), "devices"
+        over, what = math.prod(mesh.mesh_shape(config.mesh.data, config.mesh.fsdp, devices)), "devices"
         if processes > 1 and over < devices:
             raise UserError(f"config.mesh asks for {over} of {devices} devices; with several processes use all of them")
     batches = {

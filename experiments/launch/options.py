@@ -1,50 +1,110 @@
 """What a command line asks to be launched, held against the configuration before anything is written."""
 
+import argparse
 import dataclasses
 import pathlib
 import re
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from experiments.launch import devices as devices_lib
-from experiments.reproduce import __main__ as reproduce
+from experiments.reproduce import options as reproduce
 from experiments.runner import jobs as jobs_lib
-from experiments.runner.cli import count, home, split_options
-from experiments.sweep import __main__ as sweep
+from experiments.sweep import options as sweep
+from patchnets.cli import ArgumentParser, count, path
 from patchnets.config import flags
 from patchnets.errors import UserError
 
-COMMON = ("config", "workdir", "name", "out")
-SWITCHES = ("submit", "dry-run")
-OPTIONS = {
-    "slurm": ("nodes", "tasks-per-node", "gpus-per-node", "cpus-per-task", "mem", "time", "partition", "account",
-              "max-requeues", "setup", "python", "table", "rows", "data", "sweep", "seeds"),
-    "k8s": ("nodes", "image", "volume-claim", "gpus-per-node", "tpu-type", "tpu-topology", "tpus-per-node", "mem",
-            "cpus-per-task", "namespace", "max-restarts", "python", "sweep", "seeds"),
-    "tpu": ("tpu-type", "zone", "project", "runtime", "setup", "sweep", "seeds"),
-}  # fmt: skip
 SUFFIX = {"slurm": ".sbatch", "k8s": ".yaml", "tpu": ".sh"}
-WORD = r"[A-Za-z0-9][A-Za-z0-9_.,-]{0,99}"
 LABEL = r"[a-z](?:[a-z0-9-]{0,48}[a-z0-9])?"
-RULES: dict[str, tuple[str, str]] = {
-    "name": (WORD, "a word"),
-    "partition": (WORD, "a word"),
-    "account": (WORD, "a word"),
-    "time": (r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}", "minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS"),
-    "image": (r"[A-Za-z0-9][\w./:@-]*", "the name of an image, such as registry/patchnets:1"),
-    "volume-claim": (r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", "the name of a PersistentVolumeClaim"),
-    "namespace": (LABEL, "small letters, digits and -"),
-    "tpu-type": (r"[a-z0-9][a-z0-9-]*", "a type, such as v5litepod-16 (Cloud TPU) or tpu-v5-lite-podslice (GKE)"),
-    "tpu-topology": (r"\d+x\d+(x\d+)?", "a topology, such as 4x4"),
-    "zone": (r"[a-z]+-[a-z0-9]+-[a-z]", "a zone, such as us-west4-a"),
-    "project": (r"[a-z][a-z0-9:.-]*", "the id of a project"),
-    "runtime": (r"[a-z0-9][a-z0-9.-]*", "a runtime version, such as tpu-ubuntu2204-base"),
-}
-MEMORY = {
-    "slurm": (r"[1-9]\d*[KMGT]?", "memory of a node, such as 64G"),
-    "k8s": (r"[1-9]\d*([KMGT]i?)?", "memory of a pod, such as 64Gi"),
-}
+
+
+def matching(pattern: str, expected: str) -> Callable[[str], str]:
+    """The type of an option whose values all of `pattern` matches."""
+
+    def parse(value: str) -> str:
+        if not re.fullmatch(pattern, value, re.ASCII):
+            raise argparse.ArgumentTypeError(f"expected {expected}, got {value[:120]!r}")
+        return value
+
+    return parse
+
+
+word = matching(r"[A-Za-z0-9][A-Za-z0-9_.,-]{0,99}", "a word")
+tpu_type = matching(r"[a-z0-9][a-z0-9-]*", "a type, such as v5litepod-16 (Cloud TPU) or tpu-v5-lite-podslice (GKE)")
+
+
+def make_parser(description: str | None = None) -> ArgumentParser:
+    """The parser of the command line, with one of its own for each engine."""
+    parser = ArgumentParser("python -m experiments.launch", description=description)
+    engines = parser.add_subparsers(dest="engine", required=True, metavar="{slurm,k8s,tpu}")
+    engines.type = str  # of all that follows the engine, which its own parser checks
+    slurm, k8s, tpu = (
+        engines.add_parser(engine, help=text, argument_default=argparse.SUPPRESS)
+        for engine, text in (
+            ("slurm", "an sbatch script; several runs are an array"),
+            ("k8s", "a JobSet for each run"),
+            ("tpu", "a script of gcloud commands; several runs follow each other"),
+        )
+    )
+    for each, suffix in ((slurm, "sbatch"), (k8s, "yaml"), (tpu, "sh")):
+        each.add_argument("--config", metavar="FILE[:ARGUMENT]", help="what is trained")
+        each.add_argument("--sweep", metavar="FILE", help="several runs: those of experiments.sweep")
+        each.add_argument("--seeds", type=count, help="of a sweep or table: runs of each, with seeds 0 to N - 1")
+        each.add_argument(
+            "--workdir",
+            help="the run's folder, which all nodes see as the same path (default: runs/NAME; k8s: /runs/NAME)",
+        )
+        each.add_argument("--name", type=word, help="of the job (default: after the configuration)")
+        each.add_argument("--out", type=path, help=f"the file that is written (default: jobs/NAME.{suffix})")
+        each.add_argument("--dry-run", action="store_true", help="print it, and write nothing")
+        each.add_argument("--submit", action="store_true", help="hand it to sbatch, kubectl or bash")
+    for each in (slurm, k8s):
+        each.add_argument("--nodes", type=count, help="how many (default: 1)")
+        each.add_argument("--gpus-per-node", type=count)
+        each.add_argument("--cpus-per-task", type=count)
+    for each, where in ((slurm, "this one"), (k8s, "python")):
+        each.add_argument("--python", help=f"the interpreter on the nodes (default: {where})")
+    for each, where in ((slurm, "before the run"), (tpu, "on every host, such as a mount")):
+        each.add_argument("--setup", metavar="COMMAND", help=f"a command {where}")
+    slurm.add_argument("--tasks-per-node", type=count, help="default: 1, with all GPUs of its node")
+    slurm.add_argument("--mem", type=matching(r"[1-9]\d*[KMGT]?", "memory of a node, such as 64G"))
+    slurm.add_argument(
+        "--time",
+        type=matching(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}", "minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS"),
+        help="limit: minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS",
+    )
+    slurm.add_argument("--partition", type=word)
+    slurm.add_argument("--account", type=word)
+    slurm.add_argument("--max-requeues", type=count, help="times after the time limit or a preemption (default: 100)")
+    slurm.add_argument("--table", help="several runs: the rows of a table of experiments.reproduce")
+    slurm.add_argument("--rows", metavar="ID,ID...", help="of the table (default: all)")
+    slurm.add_argument("--data", help="in place of the table's own data sets, as experiments.reproduce takes it")
+    k8s.add_argument(
+        "--image", type=matching(r"[A-Za-z0-9][\w./:@-]*", "the name of an image, such as registry/patchnets:1")
+    )
+    k8s.add_argument(
+        "--volume-claim",
+        type=matching(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", "the name of a PersistentVolumeClaim"),
+        help="where runs outlive their pods",
+    )
+    k8s.add_argument("--mem", type=matching(r"[1-9]\d*([KMGT]i?)?", "memory of a pod, such as 64Gi"))
+    k8s.add_argument("--namespace", type=matching(LABEL, "small letters, digits and -"))
+    k8s.add_argument("--max-restarts", type=count, help="default: 100")
+    k8s.add_argument("--tpu-type", type=tpu_type, help="of GKE, such as tpu-v5-lite-podslice")
+    k8s.add_argument("--tpu-topology", type=matching(r"\d+x\d+(x\d+)?", "a topology, such as 4x4"), help="such as 4x4")
+    k8s.add_argument("--tpus-per-node", type=count, help="chips of a pod, such as 4")
+    tpu.add_argument("--tpu-type", type=tpu_type, help="such as v5litepod-16")
+    tpu.add_argument("--zone", type=matching(r"[a-z]+-[a-z0-9]+-[a-z]", "a zone, such as us-west4-a"))
+    tpu.add_argument("--project", type=matching(r"[a-z][a-z0-9:.-]*", "the id of a project"))
+    tpu.add_argument(
+        "--runtime",
+        type=matching(r"[a-z0-9][a-z0-9.-]*", "a runtime version, such as tpu-ubuntu2204-base"),
+        help="a runtime version (default: by the type)",
+    )
+    return parser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +112,13 @@ class Options:
     """A request that can be carried out.
 
     Attributes:
-      given: the options as they were given.
+      given: {name of an option: its value}, of those that are on the command line.
       runs: for each run the arguments of `python -m patchnets.main`, --config first; of a table or sweep several.
       report: the command that gathers what these leave; empty where one run was asked for.
     """
 
     engine: str
-    given: Mapping[str, str]
+    given: Mapping[str, Any]
     name: str
     workdir: pathlib.PurePath
     nodes: int
@@ -67,32 +127,29 @@ class Options:
     report: tuple[str, ...]
     out: pathlib.Path
 
-    def count(self, option: str) -> int | None:
-        return count(option, self.given)
-
     @property
     def python(self) -> str:
         """That of this program, where the nodes share its files."""
         return self.given.get("python", sys.executable if self.engine == "slurm" else "python")
 
 
-def parse_args(arguments: Sequence[str]) -> Options:
+def parse_args(arguments: Sequence[str], description: str | None = None) -> Options:
     """Raises UserError for what is not understood, or cannot be launched."""
-    engine, *rest = arguments or [""]
-    if engine not in OPTIONS:
-        raise UserError(f"{engine!r} is no engine; the first word is one of {', '.join(OPTIONS)}")
-    given, handed_on = split_options(rest, (*COMMON, *OPTIONS[engine]), SWITCHES)
-    _check(engine, given)
-    nodes, tasks = count("nodes", given) or 1, count("tasks-per-node", given) or 1
+    options, overrides = make_parser(description).parse_with_overrides(arguments)
+    given = {name.replace("_", "-"): value for name, value in vars(options).items()}
+    engine = given.pop("engine")
+    _check(given)
+    nodes, tasks = given.get("nodes", 1), given.get("tasks-per-node", 1)
     name = given.get("name") or _name(given)
     if engine != "slurm":
         name = name.lower().replace("_", "-").replace(".", "-")
-        _hold("name", name, LABEL, "small letters, digits and -, at most 50, from a letter on")
-    gpus = count("gpus-per-node", given)
+        if not re.fullmatch(LABEL, name):
+            raise UserError(f"--name={name!r}: expected small letters, digits and -, at most 50, from a letter on")
+    gpus = given.get("gpus-per-node")
     if gpus and tasks not in (1, gpus):
         raise UserError(f"--tasks-per-node={tasks}: a task uses one GPU or all; give 1, or {gpus} as --gpus-per-node")
     workdir = _workdir(engine, given, name)
-    runs, report = _runs(engine, given, workdir, handed_on)
+    runs, report = _runs(engine, given, workdir, overrides)
     if engine == "k8s":
         _check_pods(name, nodes, len(runs))
     devices = devices_lib.known(engine, given, nodes)
@@ -106,20 +163,13 @@ def parse_args(arguments: Sequence[str]) -> Options:
         if engine == "tpu":
             _check_committed(file)
         devices_lib.check(config, processes, devices)
-    out = home(given.get("out", f"jobs/{name}{SUFFIX[engine]}"))
+    out = given.get("out") or pathlib.Path("jobs", f"{name}{SUFFIX[engine]}")
     if out.is_dir():
         raise UserError(f"--out={out} is a folder; give a file")
     return Options(engine, given, name, workdir, nodes, tasks, runs, report, out)
 
 
-def _check(engine: str, given: Mapping[str, str]) -> None:
-    rules = RULES | ({"mem": MEMORY[engine]} if engine in MEMORY else {})
-    for option, (pattern, expected) in rules.items():
-        if option in given:
-            _hold(option, given[option], pattern, expected)
-    for option, value in given.items():
-        if not value.isprintable():
-            raise UserError(f"--{option}={value!r} has characters that cannot be printed; leave them out")
+def _check(given: Mapping[str, Any]) -> None:
     if "submit" in given and "dry-run" in given:
         raise UserError("--submit and --dry-run are both given; give one")
     what = [option for option in ("table", "sweep") if option in given]
@@ -134,21 +184,16 @@ def _check(engine: str, given: Mapping[str, str]) -> None:
         raise UserError(f"--seeds={given['seeds']} goes with --table or --sweep; for one run give --config.seed")
 
 
-def _hold(option: str, value: str, pattern: str, expected: str) -> None:
-    if not re.fullmatch(pattern, value, re.ASCII):
-        raise UserError(f"--{option}={value[:120]!r}: expected {expected}")
-
-
-def _name(given: Mapping[str, str]) -> str:
+def _name(given: Mapping[str, Any]) -> str:
     told = given.get("table") or given.get("sweep") or given["config"].partition(":")[0]
     return re.sub(r"[^A-Za-z0-9_.-]", "-", pathlib.PurePath(told).stem)
 
 
-def _workdir(engine: str, given: Mapping[str, str], name: str) -> pathlib.PurePath:
+def _workdir(engine: str, given: Mapping[str, Any], name: str) -> pathlib.PurePath:
     """A whole path. Under SLURM it is one of this machine, which the nodes share; elsewhere one of the nodes."""
     told = given.get("workdir")
     if engine == "slurm":
-        shared = home(told or f"runs/{name}").absolute()
+        shared = pathlib.Path(told or f"runs/{name}").expanduser().absolute()
         jobs_lib.check_workdir(shared)
         return shared
     if told is None and engine == "k8s":
@@ -190,14 +235,14 @@ def _check_committed(file: str) -> None:
         raise UserError(f"--config={file} is not committed, and the hosts get HEAD by git archive; commit it")
 
 
-def _runs(engine: str, given: Mapping[str, str], workdir: pathlib.PurePath, handed_on: Sequence[str]):
+def _runs(engine: str, given: Mapping[str, Any], workdir: pathlib.PurePath, overrides: Sequence[str]):
     """(the arguments of each run, the command that reports)."""
     if "table" not in given and "sweep" not in given:
-        return ((f"--config={given['config']}", *handed_on, f"--workdir={workdir}"),), ()
+        return ((f"--config={given['config']}", *overrides, f"--workdir={workdir}"),), ()
     program = "reproduce" if "table" in given else "sweep"
     own = {"reproduce": ("table", "rows", "data"), "sweep": ("sweep", "config")}[program]
     told = [f"--{option}={given[option]}" for option in (*own, "seeds") if option in given]
-    command = [*told, *handed_on, f"--workdir={workdir}"]
+    command = [*told, *overrides, f"--workdir={workdir}"]
     jobs = (
         reproduce.jobs_of(reproduce.parse_args(command))
         if program == "reproduce"

@@ -2,6 +2,7 @@
 
 import shlex
 
+from experiments.launch import templates
 from experiments.launch.options import Options
 from experiments.runner.jobs import ROOT
 from patchnets.errors import UserError
@@ -17,27 +18,19 @@ def write(asked: Options) -> str:
     if limit and seconds(limit) < LEAST:
         raise UserError(f"--time={limit} is too short: every task is told to save {WARNING} s ahead; give 5 or more")
     array = len(asked.runs) > 1
-    most = asked.count("max-requeues") or MAX_REQUEUES
-    lines = ["#!/bin/bash", *(f"#SBATCH --{name}={_directive(value)}" for name, value in _directives(asked).items())]
-    lines += ["#SBATCH --requeue", "#SBATCH --open-mode=append", f"#SBATCH --signal=TERM@{WARNING}", ""]
-    lines += [f"cd {shlex.quote(str(ROOT))} || exit 2", *([asked.given["setup"]] if "setup" in asked.given else [])]
-    if array:
-        lines += ["case $SLURM_ARRAY_TASK_ID in"]
-        lines += [f"    {i}) run=({shlex.join(run)}) ;;" for i, run in enumerate(asked.runs)]
-        lines += ["esac"]
-    cpus = f" --cpus-per-task={asked.given['cpus-per-task']}" if "cpus-per-task" in asked.given else ""
-    what = '"${run[@]}"' if array else shlex.join(asked.runs[0])
-    lines += [
-        "# Where one task fails or is lost, srun ends the others.",
-        f"srun --kill-on-bad-exit=1{cpus} {shlex.quote(asked.python)} -m patchnets.main {what}",
-        "status=$?",
-        "# 143: stopped by SIGTERM, state saved. The job goes on from there.",
-        f"if [ $status -eq 143 ] && [ ${{SLURM_RESTART_COUNT:-0}} -lt {most} ]; then",
-        '    scontrol requeue "$SLURM_JOB_ID"',
-        "fi",
-        "exit $status",
-    ]
-    return "\n".join(lines) + "\n"
+    cases = "".join(f"    {i}) run=({shlex.join(run)}) ;;\n" for i, run in enumerate(asked.runs))
+    cpus = asked.given.get("cpus-per-task")
+    return templates.SLURM.substitute(
+        directives="\n".join(f"#SBATCH --{name}={_directive(value)}" for name, value in _directives(asked).items()),
+        warning=WARNING,
+        root=shlex.quote(str(ROOT)),
+        setup=f"{asked.given['setup']}\n" if "setup" in asked.given else "",
+        choose_run=f"case $SLURM_ARRAY_TASK_ID in\n{cases}esac\n" if array else "",
+        cpus=f" --cpus-per-task={cpus}" if cpus else "",
+        python=shlex.quote(asked.python),
+        run='"${run[@]}"' if array else shlex.join(asked.runs[0]),
+        max_requeues=asked.given.get("max-requeues", MAX_REQUEUES),
+    )
 
 
 def seconds(limit: str) -> int:

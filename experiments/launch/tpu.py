@@ -2,6 +2,7 @@
 
 import shlex
 
+from experiments.launch import templates
 from experiments.launch.options import Options
 from experiments.runner.jobs import ROOT
 from patchnets.errors import UserError
@@ -17,29 +18,20 @@ def write(asked: Options) -> str:
             raise UserError(f"--{option} is not given; for example --{option}={example}")
     kind = asked.given["tpu-type"]
     runtime = asked.given.get("runtime", RUNTIMES.get(kind.partition("-")[0], "tpu-ubuntu2204-base"))
-    where = [f"--zone={asked.given['zone']}"]
-    where += [f"--project={asked.given['project']}"] if "project" in asked.given else []
+    location = [f"--zone={asked.given['zone']}"]
+    location += [f"--project={asked.given['project']}"] if "project" in asked.given else []
     setup = [asked.given["setup"]] if "setup" in asked.given else []
     runs = [shlex.join([".venv/bin/python", "-m", "patchnets.main", *run]) for run in asked.runs]
-    name = asked.name
-    lines = [
-        "#!/bin/bash",
-        f"# {asked.workdir} has to be one folder for all hosts: NFS, or a bucket mounted by gcsfuse (--setup).",
-        "set -euo pipefail",
-        f"cd {shlex.quote(str(ROOT))}",
-        f'tpu() {{ gcloud compute tpus tpu-vm "$@" {shlex.join(where)}; }}',
-        f'on_all() {{ tpu ssh {name} --worker=all --command="$1"; }}',
-        "",
-        f"tpu create {name} --accelerator-type={kind} --version={runtime}",
-        f"trap 'tpu delete {name} --quiet' EXIT",
-        'archive=$(mktemp) && git archive --output="$archive" --format=tar HEAD',
-        f'tpu scp "$archive" {name}:patchnets.tar --worker=all && rm "$archive"',
-        *(f"on_all {shlex.quote(command)}" for command in [*setup, INSTALL]),
-        "status=0",
-        *(f"on_all {shlex.quote(run)} || status=$?" for run in runs),
-        "exit $status",
-    ]
-    return "\n".join(lines) + "\n"
+    return templates.TPU.substitute(
+        workdir=asked.workdir,
+        root=shlex.quote(str(ROOT)),
+        location=shlex.join(location),
+        name=asked.name,
+        kind=kind,
+        runtime=runtime,
+        install="\n".join(f"on_all {shlex.quote(command)}" for command in [*setup, INSTALL]),
+        runs="\n".join(f"on_all {shlex.quote(run)} || status=$?" for run in runs),
+    )
 
 
 def submit(asked: Options) -> list[str]:

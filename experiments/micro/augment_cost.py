@@ -1,7 +1,6 @@
 """What every operation of augmentation costs, and how that compares with the training steps of the tutorials.
 
-    python -m experiments.micro.augment_cost [--steps=mixer,fnet,gmlp,vit,convmixer | --steps=] [--rounds=N]
-    [--out=FILE.json]
+    python -m experiments.micro.augment_cost [--steps=mixer,fnet] [--rounds=N] [--out=FILE.json]
 
 First each operation, on 128 images of 64 x 64 pixels: milliseconds and images/s, medians of so many rounds in which all
 take their turns. Then, for each tutorial, its training step on images that are ready (its own batch and size) beside
@@ -24,18 +23,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.runner.cli import run_cli
 from patchnets import models
 from patchnets.augment.preprocess import Augment, Preprocess
-from patchnets.errors import UserError
-from patchnets.experiment import make_task
+from patchnets.cli import ArgumentParser, file_of_type, positive_int, run_cli, words
+from patchnets.experiment import build_schedule, make_erase, make_mix, optimizer_options
 from patchnets.optim.optimizers import make_optimizer
-from patchnets.optim.schedules import make_schedule
 from patchnets.plots.augmentations import operations
 from patchnets.run import console
 from patchnets.step.metrics import TrainMetrics
 from patchnets.step.train_state import TrainState, init_variables
-from patchnets.step.train_step import train_step
+from patchnets.step.train_step import Task, train_step
 
 TUTORIALS = {
     "mixer": ("mixer_cifar100", 100),
@@ -86,10 +83,20 @@ def of_tutorial(name: str, rounds: int) -> dict[str, float]:
     for label, prepare in prepares.items():
         images = stored if label == "own augmentation" else ready
         works[label] = functools.partial(jax.jit(prepare), images, key)
-    model = models.create_model(config.model, classes)
+    model = models.create_model(**config.model, num_classes=classes)
     variables = jax.jit(lambda key: init_variables(model, key, size, 3))(key)
-    optimizer = make_optimizer(config.optimizer, make_schedule(config, 1000, 100), variables["params"])
-    task = make_task(config, model, optimizer, Preprocess(size, mean, std), variables["params"])
+    schedule, options = build_schedule(config, 1000, 100), optimizer_options(config.optimizer.to_dict())
+    optimizer = make_optimizer(**options, learning_rate=schedule, params=variables["params"])
+    augment = Augment(**config.augment.to_dict())
+    task = Task(
+        model,
+        optimizer,
+        Preprocess(size, mean, std),
+        config.seed,
+        label_smoothing=config.label_smoothing,
+        mix=make_mix(augment),
+        erase=make_erase(augment),
+    )
     opt_state = jax.jit(optimizer.init)(variables["params"])
     state = TrainState(jnp.int32(0), **variables, ema={}, opt_state=opt_state, metrics=TrainMetrics.empty())
     data = {"image": ready, "label": jnp.zeros(batch, jnp.int32), "mask": jnp.ones(batch)}
@@ -107,20 +114,18 @@ class Options:
 
 def parse_args(arguments: list[str]) -> Options:
     """Raises UserError for what is not understood."""
-    asked = Options()
-    for argument in arguments:
-        name, _, value = argument.partition("=")
-        if name == "--steps":
-            asked = dataclasses.replace(asked, steps=tuple(value.split(",")) if value else ())
-        elif name == "--rounds" and value.isdigit() and int(value):
-            asked = dataclasses.replace(asked, rounds=int(value))
-        elif name == "--out" and value.endswith(".json"):
-            asked = dataclasses.replace(asked, out=pathlib.Path(value))
-        else:
-            raise UserError(f"{argument!r} is not understood; expected --steps=, --rounds=N or --out=FILE.json")
-    if unknown := set(asked.steps) - set(TUTORIALS):
-        raise UserError(f"--steps: there is no tutorial {min(unknown)!r}; known: {', '.join(TUTORIALS)}")
-    return asked
+    parser = ArgumentParser("python -m experiments.micro.augment_cost", description=__doc__)
+    tutorials = words(tuple(TUTORIALS), "tutorial")
+    parser.add_argument(
+        "--steps",
+        type=lambda value: tutorials(value) if value else (),
+        default=Options.steps,
+        metavar="NAME,NAME...",
+        help="tutorials whose training step is measured (default: all; none with --steps=)",
+    )
+    parser.add_argument("--rounds", type=positive_int, default=Options.rounds, help="default: %(default)s")
+    parser.add_argument("--out", type=file_of_type(".json"), help="write the figures there")
+    return Options(**vars(parser.parse_args(arguments)))
 
 
 def execute(arguments: list[str]) -> int:
@@ -147,7 +152,7 @@ def execute(arguments: list[str]) -> int:
 
 def main(argv: list[str]) -> int:
     """Carries out a command line and returns the exit status."""
-    return run_cli(argv, __doc__, execute)
+    return run_cli(argv, execute)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments.runner.cli import run_cli
 from patchnets import models
+from patchnets.cli import ArgumentParser, run_cli
 from patchnets.errors import UserError
 from patchnets.models.published_sizes import PUBLISHED
 
@@ -55,16 +55,31 @@ def compile_step(name: str, variant: str, scan: bool) -> tuple[float, float]:
     return ready - began, time.perf_counter() - ready
 
 
+def network(value: str) -> tuple[str, str]:
+    """The type of NAME:VARIANT."""
+    name, _, variant = value.partition(":")
+    if (name, variant) not in PUBLISHED:
+        known = ", ".join(f"{name}:{variant}" for name, variant in PUBLISHED)
+        raise UserError(f"there is no {value!r}; known: {known}")
+    return name, variant
+
+
 def execute(arguments: list[str]) -> int:
     """Compiles what is asked for, each in both ways; returns the exit status."""
-    asked = [tuple(argument.split(":", 1)) for argument in arguments or ["vit:H/14", "mlp_mixer:H/14"]]
-    for one in asked:
-        if one not in PUBLISHED:
-            known = ", ".join(f"{name}:{variant}" for name, variant in PUBLISHED)
-            raise UserError(f"there is no {':'.join(one)!r}; known: {known}")
+    parser = ArgumentParser("python -m experiments.micro.compile_times", description=__doc__)
+    default = [("vit", "H/14"), ("mlp_mixer", "H/14")]
+    parser.add_argument(
+        "networks",
+        nargs="*",
+        type=network,
+        default=default,
+        metavar="NAME:VARIANT",
+        help="default: vit:H/14 mlp_mixer:H/14",
+    )
+    networks = parser.parse_args(arguments).networks
     jax.config.update("jax_enable_compilation_cache", False)
     print(f"{'network':<24}{'blocks':>10}{'trace':>10}{'compile':>10}{'together':>10}")
-    for name, variant in asked:
+    for name, variant in networks:
         totals = []
         for scan in (False, True):
             trace, compiling = compile_step(name, variant, scan)
@@ -79,7 +94,7 @@ def execute(arguments: list[str]) -> int:
 
 def main(argv: list[str]) -> int:
     """Carries out a command line and returns the exit status."""
-    return run_cli(argv, __doc__, execute)
+    return run_cli(argv, execute)
 
 
 if __name__ == "__main__":

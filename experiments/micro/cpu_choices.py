@@ -1,4 +1,5 @@
-"""What the choices of processors.py and host.py give on this CPU: the tutorials' training steps, one choice at a time.
+"""What the choices of parallel/cpu.py and runtime.py give on this CPU: the tutorials' training steps, choice
+by choice.
 
     python -m experiments.micro.cpu_choices [--model=mixer,fnet,gmlp,vit,convmixer] [--steps=N]
 
@@ -6,19 +7,18 @@ Each row is a process of its own, and a median of five dispatches of N steps (3)
 images: from bytes to updated weights, the tutorial's own augmentation included.
 """
 
-import dataclasses
+import argparse
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from typing import Any
 
 from experiments.benchmark.workloads import TUTORIALS
-from experiments.runner.cli import run_cli
 from patchnets import runtime
-from patchnets.errors import RunError, UserError
+from patchnets.cli import ArgumentParser, positive_int, run_cli, words
+from patchnets.errors import RunError
 
 DISPATCHES = 5
 # (what, a device for each core, groups that stay in a cache, XLA's options for that), and whether in huge pages
@@ -38,17 +38,18 @@ def milliseconds(name: str, each_core: bool, grouped: bool, options: bool, steps
 
     from experiments.benchmark import bench_patchnets
     from experiments.benchmark.workloads import WORKLOADS
+    from patchnets.experiment import use_cpu_cores
     from patchnets.parallel import cpu
     from patchnets.step.multi_step import compile_train_steps
 
     workload = WORKLOADS[name]
     config = bench_patchnets.configured(workload, workload.batch, "float32", -1 if each_core else 1)
     cpu.XLA_OPTIONS = cpu.XLA_OPTIONS if options else ""
-    cpu.use_one_device_per_core(config)
+    config.cpu.microbatch = None if grouped else 0
+    use_cpu_cores(config)
     experiment = bench_patchnets.planned(config, workload, *bench_patchnets.arrays(workload, 10 * workload.batch))
-    task = experiment.task if grouped else dataclasses.replace(experiment.task, num_microbatches=1)
-    train_steps = compile_train_steps(task, experiment.data.train.batch, experiment.mesh)
-    state, times = experiment.initial_state(), []
+    train_steps = compile_train_steps(experiment.task, experiment.data.train.batch, experiment.mesh)
+    state, times = experiment.init_state(), []
     for i in range(DISPATCHES + 1):
         inputs, _ = experiment.data.train.step_inputs(0)
         began = time.perf_counter()
@@ -57,30 +58,28 @@ def milliseconds(name: str, each_core: bool, grouped: bool, options: bool, steps
     return statistics.median(times[1:])
 
 
-def parse_args(arguments: list[str]) -> tuple[list[str], int]:
-    """The names and the number of steps. Raises UserError for what is not understood."""
-    names, steps = list(TUTORIALS), 3
-    for argument in arguments:
-        key, _, value = argument.partition("=")
-        if key == "--model" and value and set(value.split(",")) <= set(TUTORIALS):
-            names = value.split(",")
-        elif key == "--steps" and value.isdigit() and int(value):
-            steps = int(value)
-        else:
-            raise UserError(
-                f"{argument!r} is not understood; expected --model= with names among {', '.join(TUTORIALS)}, "
-                "or --steps=N"
-            )
-    return names, steps
+def parse_args(arguments: list[str]) -> argparse.Namespace:
+    """Raises UserError for what is not understood."""
+    parser = ArgumentParser("python -m experiments.micro.cpu_choices", description=__doc__)
+    parser.add_argument(
+        "--model",
+        type=words(tuple(TUTORIALS), "tutorial"),
+        default=tuple(TUTORIALS),
+        metavar="NAME,NAME...",
+        help=f"tutorials, of {', '.join(TUTORIALS)} (default: all)",
+    )
+    parser.add_argument("--steps", type=positive_int, default=3, help="of a dispatch (default: 3)")
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)  # one choice, in a process of its own
+    return parser.parse_args(arguments)
 
 
 def execute(arguments: list[str]) -> int:
     """All choices for all networks, or one of them in a process of its own; returns the exit status."""
-    if arguments[:1] == ["--child"]:
-        chosen: list[Any] = json.loads(arguments[1])
-        print(json.dumps(milliseconds(*chosen)))
+    given = parse_args(arguments)
+    if given.child:
+        print(json.dumps(milliseconds(*given.child)))
         return 0
-    names, steps = parse_args(arguments)
+    names, steps = given.model, given.steps
     print(f"{'milliseconds a step':<50}" + "".join(f"{name:>11}" for name in names))
     for what, choice, huge in CHOICES:
         tunables = runtime.tunables() if huge else None
@@ -105,7 +104,7 @@ def execute(arguments: list[str]) -> int:
 
 def main(argv: list[str]) -> int:
     """Carries out a command line and returns the exit status."""
-    return run_cli(argv, __doc__, execute)
+    return run_cli(argv, execute)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ With --minutes: a StreamingLoader reads a folder of such JPEGs for so long; each
 this process and of its workers, in MiB, and images a second.
 """
 
-import argparse
 import functools
 import io
 import json
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from patchnets.cli import ArgumentParser, path, positive_float, positive_int, run_cli
 from patchnets.data import decode
 from patchnets.data.streaming import batch_reader
 
@@ -255,15 +255,17 @@ def stream(place: pathlib.Path, minutes: float, workers: int | None) -> list[dic
     return rows
 
 
-def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, help="stream for so long, in place of comparing decoders")
+def execute(command_line: list[str]) -> int:
+    """Measures; returns the exit status."""
+    parser = ArgumentParser("python -m experiments.micro.decoding", description=__doc__)
+    parser.add_argument("--minutes", type=positive_float, help="stream for so long, in place of comparing decoders")
     parser.add_argument("--workers", type=int, help="processes that decode (default: cores; 0: threads)")
-    parser.add_argument("--rounds", type=int, default=7, help="times each way works through the images")
-    parser.add_argument("--images", type=int, default=48, help="of 500 x 375 pixels; a sixth as many of 2000 x 1500")
-    parser.add_argument("--out", type=pathlib.Path, help="write the figures there, as JSON")
-    arguments = parser.parse_args(argv[1:])
+    parser.add_argument("--rounds", type=positive_int, default=7, help="times each way works through the images")
+    parser.add_argument(
+        "--images", type=positive_int, default=48, help="of 500 x 375 pixels; a sixth as many of 2000 x 1500"
+    )
+    parser.add_argument("--out", type=path, help="write the figures there, as JSON")
+    arguments = parser.parse_args(command_line)
     found: dict[str, Any] = {}
     if arguments.minutes:
         with tempfile.TemporaryDirectory() as place:
@@ -280,6 +282,11 @@ def main(argv: list[str]) -> int:
     if arguments.out:
         arguments.out.write_text(json.dumps(found, indent=1) + "\n")
     return 0
+
+
+def main(argv: list[str]) -> int:
+    """Carries out a command line and returns the exit status."""
+    return run_cli(argv, execute)
 
 
 if __name__ == "__main__":

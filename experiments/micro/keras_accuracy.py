@@ -2,11 +2,6 @@
 
     python -m experiments.micro.keras_accuracy --model=mixer --seeds=2 [--epochs=1] [--config.dataset.data_dir=DIR]
 
---model   mixer, fnet, gmlp, vit (CIFAR-100) or convmixer (CIFAR-10): the scripts that experiments.benchmark times
---seeds   runs, with seeds 0 to N - 1 (default: 1)
---epochs  of each (default: 1); at a constant learning rate, without the examples' callbacks, which change nothing
-          before the sixth
-
 Data set and splits are those of configs/MODEL_*.py; other keys are --config.dataset.*. Prints the validation accuracy
 after every epoch, and that of the test split after the last. Keras and its backend come with the extra `bench`;
 KERAS_BACKEND chooses another than TensorFlow. These figures are the bars in experiments/tables/keras_examples.py.
@@ -21,12 +16,13 @@ import ml_collections
 import numpy as np
 
 from experiments.benchmark.workloads import TUTORIALS
-from experiments.runner.cli import count, run_cli, split_options
 from patchnets import runtime
+from patchnets.cli import ArgumentParser, count, run_cli
 from patchnets.config import flags
 from patchnets.data import decoded_cache, open_dataset
 from patchnets.data.splits import Part
 from patchnets.errors import UserError
+from patchnets.experiment import data_options
 
 Arrays = tuple[np.ndarray, np.ndarray]  # uint8 images (examples, 32, 32, 3), labels (examples,)
 
@@ -37,7 +33,7 @@ def arrays(config: ml_collections.ConfigDict) -> dict[str, Arrays]:
     Raises:
       UserError: it cannot be had.
     """
-    opened = open_dataset(config, 1)
+    opened = open_dataset(data_options(config), 1)
     root, most = runtime.cache_root(config.dataset.cache_dir), config.dataset.max_on_device_gib * 2**30
     whole: dict[str, Arrays] = {}
     for name in dict.fromkeys(name for parts in opened.parts.values() for name, _, _ in parts):
@@ -52,13 +48,25 @@ def arrays(config: ml_collections.ConfigDict) -> dict[str, Arrays]:
 
 def execute(arguments: list[str]) -> int:
     """Trains, and says what came out; returns the exit status."""
-    given, handed_on = split_options(arguments, ("model", "seeds", "epochs"))
-    name = given.get("model")
-    if name not in TUTORIALS:
-        raise UserError(f"--model={name}: expected one of {', '.join(TUTORIALS)}")
-    if other := [argument for argument in handed_on if not argument.startswith("--config.dataset.")]:
+    parser = ArgumentParser("python -m experiments.micro.keras_accuracy", description=__doc__)
+    parser.add_argument(
+        "--model",
+        required=True,
+        choices=list(TUTORIALS),
+        help="mixer, fnet, gmlp, vit (CIFAR-100) or convmixer (CIFAR-10): the scripts that experiments.benchmark times",
+    )
+    parser.add_argument("--seeds", type=count, default=1, help="runs, with seeds 0 to N - 1 (default: 1)")
+    parser.add_argument(
+        "--epochs",
+        type=count,
+        default=1,
+        help="of each (default: 1); at a constant learning rate, without the examples' callbacks, which change nothing "
+        "before the sixth",
+    )
+    given, overrides = parser.parse_with_overrides(arguments)
+    if other := [argument for argument in overrides if not argument.startswith("--config.dataset.")]:
         raise UserError(f"{other[0]}: the recipe is the example's; only --config.dataset.* can be set")
-    seeds, epochs = count("seeds", given) or 1, count("epochs", given) or 1
+    name, seeds, epochs = given.model, given.seeds, given.epochs
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     try:
         keras = importlib.import_module("keras")
@@ -67,7 +75,7 @@ def execute(arguments: list[str]) -> int:
     from experiments.benchmark import bench_keras, keras_tutorials
 
     workload = TUTORIALS[name]
-    config, _ = flags.parse_flags(["keras_accuracy", f"--config=configs/{workload.config}.py", *handed_on])
+    config, _ = flags.parse_flags(["keras_accuracy", f"--config=configs/{workload.config}.py", *overrides])
     data = arrays(config)
     print(f"{name}: Keras {keras.__version__}, {keras.backend.backend()}; {config.dataset.name}, {epochs} epoch(s)")
     for seed in range(seeds):
@@ -98,7 +106,7 @@ def format_metrics(found: dict[str, float]) -> str:
 
 def main(argv: list[str]) -> int:
     """Carries out a command line and returns the exit status."""
-    return run_cli(argv, __doc__, execute)
+    return run_cli(argv, execute)
 
 
 if __name__ == "__main__":

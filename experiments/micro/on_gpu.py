@@ -1,21 +1,12 @@
 """All that is to be measured on a GPU, by one command, into one folder.
 
     python -m experiments.micro.on_gpu --out=DIR --data=CIFAR10 [--parts=benchmark,epochs,sprint] [--rounds=N]
-    [--turn=S]
-
---out      where all results go: benchmark.*, epochs.*, sprint.*
---data     CIFAR-10: a folder of train/CLASS/* and test/CLASS/*, or a TFDS data_dir (default: TFDS's own)
---parts    benchmark: python -m experiments.benchmark --suite=gpu, beside timm compiled, in bfloat16
-           epochs: the five tutorials trained for four epochs on CIFAR-10, in float32 and in bfloat16
-           sprint: python -m experiments.time_to_accuracy, of ConvMixer-256/8
---rounds   of the benchmark (default: its own)
---turn     seconds of a turn of the benchmark (default: its own)
---seconds  limits of the sprint (default: 60,120,300)
 
 A part that fails costs a line, and the others go on. Exit status: 0; 1 where a part failed; 2 for a command that is
 not understood.
 """
 
+import argparse
 import json
 import os
 import pathlib
@@ -27,8 +18,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from experiments.benchmark.workloads import DTYPES, EPOCH, TUTORIALS
-from experiments.runner.cli import run_cli
 from experiments.time_to_accuracy import LEAN, ROOT, data_options
+from patchnets.cli import ArgumentParser, out_folder, run_cli, words
 from patchnets.errors import RunError, UserError
 
 PARTS = ("benchmark", "epochs", "sprint")
@@ -36,24 +27,30 @@ EPOCHS = 4  # of which the first, in which steps are compiled, does not count
 SPRINT = "configs/convmixer_cifar10.py:sprint-{epochs}"
 
 
-def parse_args(arguments: Sequence[str]) -> dict[str, str]:
-    """The options that are given, by name. Raises UserError for one that is not understood, or without --out."""
-    given: dict[str, str] = {}
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        if option not in ("--out", "--data", "--parts", "--rounds", "--turn", "--seconds") or not equals or not value:
-            raise UserError(
-                f"{argument!r} is not understood; options have the form --NAME=VALUE, and --help lists them"
-            )
-        given[option.removeprefix("--")] = value
-    if "out" not in given:
-        raise UserError("--out is not given; name a folder for the results")
-    if pathlib.Path(given["out"]).is_file():
-        raise UserError(f"--out={given['out']} is a file; name a folder")
-    if unknown := [part for part in given.get("parts", "sprint").split(",") if part not in PARTS]:
-        raise UserError(f"--parts: there is no {unknown[0]!r}; known: {', '.join(PARTS)}")
-    if "data" in given:
-        data_options(given["data"])
+def parse_args(arguments: Sequence[str]) -> argparse.Namespace:
+    """Raises UserError for what is not understood, or without --out."""
+    parser = ArgumentParser("python -m experiments.micro.on_gpu", description=__doc__)
+    parser.add_argument(
+        "--out", required=True, type=out_folder, metavar="DIR", help="folder for benchmark.*, epochs.*, sprint.*"
+    )
+    parser.add_argument(
+        "--data", help="CIFAR-10: a folder of train/CLASS/* and test/CLASS/*, or a TFDS data_dir (default: TFDS's own)"
+    )
+    parser.add_argument(
+        "--parts",
+        type=words(PARTS, "part"),
+        default=PARTS,
+        metavar="NAME,NAME...",
+        help="benchmark: python -m experiments.benchmark --suite=gpu, beside timm compiled, in bfloat16; epochs: the "
+        "five tutorials trained for four epochs on CIFAR-10, in float32 and in bfloat16; sprint: python -m "
+        "experiments.time_to_accuracy, of ConvMixer-256/8 (default: all)",
+    )
+    parser.add_argument("--rounds", help="of the benchmark (default: its own)")
+    parser.add_argument("--turn", help="seconds of a turn of the benchmark (default: its own)")
+    parser.add_argument("--seconds", default="60,120,300", help="limits of the sprint (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    if given.data:
+        data_options(given.data)
     return given
 
 
@@ -66,19 +63,19 @@ def program(module: str, *options: str) -> None:
         raise RunError(f"python -m {module} ended with status {status}")
 
 
-def benchmark(given: dict[str, str]) -> None:
-    also = {"rounds": "rounds", "turn": "seconds"}
-    own = [f"--{theirs}={given[name]}" for name, theirs in also.items() if name in given]
-    program("experiments.benchmark", "--suite=gpu", f"--out={given['out']}", *own)
+def benchmark(given: argparse.Namespace) -> None:
+    own = [f"--rounds={given.rounds}"] if given.rounds else []
+    own += [f"--seconds={given.turn}"] if given.turn else []
+    program("experiments.benchmark", "--suite=gpu", f"--out={given.out}", *own)
 
 
-def sprint(given: dict[str, str]) -> None:
-    data = [f"--data={given['data']}"] if "data" in given else []
-    limits = given.get("seconds", "60,120,300")
-    program("experiments.time_to_accuracy", f"--config={SPRINT}", f"--seconds={limits}", f"--out={given['out']}", *data)
+def sprint(given: argparse.Namespace) -> None:
+    data = [f"--data={given.data}"] if given.data else []
+    limits = [f"--config={SPRINT}", f"--seconds={given.seconds}"]
+    program("experiments.time_to_accuracy", *limits, f"--out={given.out}", *data)
 
 
-def epochs(given: dict[str, str]) -> None:
+def epochs(given: argparse.Namespace) -> None:
     """Trains the tutorials as users do. Raises RunError where one fails, after all of them had their turn."""
     rows, failures = [], []
     for name in TUTORIALS:
@@ -88,16 +85,16 @@ def epochs(given: dict[str, str]) -> None:
             except RunError as error:
                 failures.append(f"{name} in {dtype}: {error}")
                 print(f"patchnets: {failures[-1]}", file=sys.stderr)
-    write(rows, pathlib.Path(given["out"]))
+    write(rows, given.out)
     if failures:
         raise RunError(f"{len(failures)} of {len(rows) + len(failures)} runs failed")
 
 
-def epoch(name: str, dtype: str, given: dict[str, str]) -> dict[str, Any]:
+def epoch(name: str, dtype: str, given: argparse.Namespace) -> dict[str, Any]:
     """images/s of a tutorial on CIFAR-10 after the first epoch, and so the seconds of one of 45,000 images."""
     keys = LEAN | {"total_epochs": str(EPOCHS), "model.dtype": dtype}
     options = [f"--config.{key}={value}" for key, value in keys.items()]
-    options += data_options(given["data"]) if "data" in given else []
+    options += data_options(given.data) if given.data else []
     with tempfile.TemporaryDirectory() as place:
         program("patchnets.main", f"--config=configs/{name}_cifar10.py", f"--workdir={place}/run", *options)
         lines = (pathlib.Path(place) / "run" / "metrics.jsonl").read_text().splitlines()
@@ -126,10 +123,10 @@ def write(rows: Sequence[dict[str, Any]], out: pathlib.Path) -> None:
 def execute(arguments: list[str]) -> int:
     """All parts that are asked for; returns the exit status."""
     given = parse_args(arguments)
-    pathlib.Path(given["out"]).mkdir(parents=True, exist_ok=True)
+    given.out.mkdir(parents=True, exist_ok=True)
     status = 0
     for name, part in (("benchmark", benchmark), ("epochs", epochs), ("sprint", sprint)):
-        if name not in given.get("parts", ",".join(PARTS)).split(","):
+        if name not in given.parts:
             continue
         print(f"\n== {name}", flush=True)
         try:
@@ -145,7 +142,7 @@ def execute(arguments: list[str]) -> int:
 
 def main(argv: list[str]) -> int:
     """Carries out a command line and returns the exit status."""
-    return run_cli(argv, __doc__, execute)
+    return run_cli(argv, execute)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,6 @@
 
     python -m experiments.reproduce --table=NAME [--rows=ID,ID...] [--workdir=DIR] [--seeds=N] [--config.KEY=VALUE ...]
 
---table     keras_examples, cifar, imagenet; sizes, which needs no training
---rows      ids of the table's rows (default: all); --list prints them with what each takes
---workdir   a folder for runs and report (default: runs/TABLE)
---seeds     runs of each row, with seeds 0 to N - 1 (default: 1)
---data      in place of the rows' own data sets: folder:PATH, or the name of another; no verdict then
---parallel  runs at the same time (default: one for each GPU; 1 on a CPU)
---report    writes the report of what is there, and trains nothing
-
 Finished runs are kept: the same command does what is missing, and goes on where a run was cut. Other keys, such as
 --config.dataset.data_dir=PATH, are handed to every run; keys that change the recipe leave its rows without a verdict.
 
@@ -18,70 +10,18 @@ asked for, and of the table's others of which there are runs in the folder. Exit
 a command that is not understood; 128 + N where signal N stopped it, after runs were given two minutes to save.
 """
 
-import dataclasses
-import pathlib
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 
+from experiments.reproduce.options import Options, jobs_of, parse_args
 from experiments.runner import artifacts, report, results
-from experiments.runner import dataset_arg as data_lib
 from experiments.runner import jobs as jobs_lib
-from experiments.runner.cli import count, home, run_cli, split_options
 from experiments.runner.jobs import Job
 from experiments.runner.previous_runs import mismatched_runs, previous_jobs
 from experiments.runner.progress import train
-from experiments.runner.run_spec import RunSpec
 from experiments.tables import SIZES, TABLES
-from patchnets.errors import UserError
-
-DATA = ("dataset.name", "dataset.path")  # keys that --data sets
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    table: str
-    rows: tuple[RunSpec, ...]
-    workdir: pathlib.Path
-    seeds: int
-    data: str | None
-    parallel: int | None
-    listing: bool
-    report_only: bool
-    handed_on: tuple[str, ...]
-
-    def data_of(self, row: RunSpec) -> str | None:
-        """What takes the place of a row's own data set; None where that is what it is run on."""
-        return None if self.data == row.dataset else self.data
-
-
-def parse_args(arguments: Sequence[str]) -> Options:
-    """Raises UserError for what is not understood."""
-    options = ("table", "rows", "workdir", "seeds", "data", "parallel")
-    given, handed_on = split_options(arguments, options, switches=("list", "report"))
-    known = ", ".join([*TABLES, SIZES])
-    if "table" not in given:
-        raise UserError(f"--table is not given; known: {known}")
-    table = given["table"]
-    if table not in (*TABLES, SIZES):
-        raise UserError(f"--table={table} is unknown; known: {known}")
-    rows = {row.id: row for row in TABLES.get(table, ())}
-    wanted = given["rows"].split(",") if "rows" in given else list(rows)
-    if unknown := [name for name in wanted if name not in rows]:
-        raise UserError(f"--rows: {table} has no row {unknown[0]!r}; known: {', '.join(rows) or 'none'}")
-    if told := [a for a in handed_on if a.removeprefix("--config.").partition("=")[0] in DATA]:
-        raise UserError(f"{told[0]}: give --data=NAME or --data=folder:PATH, from which it follows")
-    return Options(
-        table,
-        tuple(rows[name] for name in dict.fromkeys(wanted)),
-        home(given.get("workdir", f"runs/{table}")),
-        count("seeds", given) or 1,
-        data_lib.checked(given["data"]) if "data" in given else None,
-        count("parallel", given),
-        "list" in given,
-        "report" in given,
-        handed_on,
-    )
+from patchnets.cli import run_cli
 
 
 def listed(asked: Options) -> str:
@@ -93,18 +33,9 @@ def listed(asked: Options) -> str:
     return "\n".join(lines)
 
 
-def jobs_of(asked: Options) -> list[Job]:
-    """A run for each row and seed. Raises UserError where the configuration cannot be had so."""
-    return [
-        jobs_lib.job(row, seed, asked.workdir, asked.data_of(row), asked.handed_on)
-        for row in asked.rows
-        for seed in range(asked.seeds)
-    ]
-
-
 def execute(arguments: list[str]) -> int:
     """Trains and reports; returns the exit status."""
-    asked = parse_args(arguments)
+    asked = parse_args(arguments, __doc__)
     if asked.listing:
         print(listed(asked) or "every network of which something was published: python -m patchnets.models")
         return 0
@@ -152,7 +83,7 @@ def _screen(found: Sequence[results.Result]) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Carries out a command line and returns the exit status."""
-    return run_cli(argv, __doc__, execute)
+    return run_cli(argv, execute)
 
 
 if __name__ == "__main__":

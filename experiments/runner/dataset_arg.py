@@ -2,7 +2,7 @@
 
 import pathlib
 
-from experiments.runner.cli import home
+from patchnets.cli import path as parse_path
 from patchnets.errors import UserError
 
 
@@ -14,7 +14,7 @@ def checked(told: str, option: str = "data") -> str:
     """
     name, colon, path = told.partition(":")
     if name == "folder":
-        place = home(path)
+        place = parse_path(path or ".")
         if not path or not (place / "train").is_dir():
             raise UserError(f"--{option}={told}: expected folder:PATH, where PATH is a folder with train/CLASS/ in it")
         return f"folder:{place.absolute()}"

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from experiments.runner import workdirs
+from experiments.runner.cli import join_values
 from experiments.runner.run_spec import RunSpec
 from patchnets import config as config_lib
 from patchnets.config import flags
@@ -148,7 +149,7 @@ def check_unmixed(jobs: Sequence[Job]) -> None:
 def without_paths(arguments: Sequence[str]) -> list[str]:
     """A command line by which others get the same: without this machine's folders, and with the runs reported on."""
     kept = []
-    for argument in arguments:
+    for argument in join_values(arguments):
         option, _, value = argument.partition("=")
         if option in ("--data", "--dataset") and value.startswith("folder:"):
             kept.append(f"{option}=folder:PATH")

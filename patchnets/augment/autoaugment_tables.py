@@ -1,7 +1,7 @@
-"""The sub-policies that AutoAugment found (arXiv 1805.09501, table 7 for CIFAR-10 and table 9 for ImageNet).
+"""Sub-policies of AutoAugment (arXiv 1805.09501, table 7 for CIFAR-10 and table 9 for ImageNet).
 
-Each is two of `operations.OPERATIONS`, one after the other, with their probabilities and their levels of 0 to 9, which
-mean nothing to operations without a strength.
+Each applies two of `ops.OPERATIONS` in sequence, with their probabilities and levels from 0 to 9; operations without a
+strength ignore the level.
 """
 
 # fmt: off

@@ -1,12 +1,12 @@
-"""Color augmentation on the device: float32 images [batch, height, width, channels] of levels in [0, 255] to the same.
+"""Color augmentation on the device, for float32 images [batch, height, width, channels] with levels in [0, 255].
 
-Channels are 1 (gray) or 3 (red, green, blue). Every operation comes in two forms: one that takes a strength for each
-image and agrees with Pillow to less than a level (Pillow cuts fractions off, here they are kept), and one that draws
-the strength of each image from a key of its own, so that it does not depend on who shares the batch.
+Channels are 1 (gray) or 3 (red, green, blue). Every operation has two forms: one takes a strength for
+each image, and agrees with Pillow to less than a level (Pillow truncates fractions, here they are kept); the other
+samples the strength of each image from its own key, so that it does not depend on the rest of the batch.
 
-Operations are of three kinds. Some map a level to a level, given how often each level occurs in the image; on many
-images with an operation each, all of these are one table lookup a pixel (`lookup`). Some are a blend with a degenerate
-image (`blend`): away from it for factors above 1, towards it below. Hue alone is neither.
+There are three kinds of operations. Some map levels to levels, given the histogram of the image; for a batch in which
+every image has its own operation, they are one table lookup per pixel (`lookup`). Some blend with a degenerate image
+(`blend`): towards it for factors below 1, away from it above. Hue is neither.
 """
 
 import jax
@@ -23,37 +23,37 @@ PerImage = Float[Array, " batch"]
 Tables = Float[Array, "batch channels 256"]
 
 
-# Parts that operations, and the policies made of them, are built from.
+# Building blocks of operations and policies.
 
 
 def uniform(key: Array, batch: int, low: float, high: float) -> PerImage:
-    """A number from [low, high] for each image."""
+    """Sample a number from [low, high] for each image."""
     return jax.vmap(lambda k: jax.random.uniform(k, minval=low, maxval=high))(geometry.example_keys(key, batch))
 
 
 def expand(values: Array) -> Array:
-    """[batch] as [batch, 1, 1, 1], to go with images."""
+    """Reshape [batch] to [batch, 1, 1, 1], to broadcast over images."""
     return jnp.reshape(values, (-1, 1, 1, 1))
 
 
 def luma(images: Images) -> Float[Array, "batch height width 1"]:
-    """The gray image of a color image; a gray one is its own."""
+    """Convert color images to gray; gray images are returned unchanged."""
     if images.shape[-1] == 1:
         return images
-    red, green, blue = images[..., 0:1], images[..., 1:2], images[..., 2:3]  # far faster than a sum over the last axis
+    red, green, blue = images[..., 0:1], images[..., 1:2], images[..., 2:3]  # much faster than a sum over the last axis
     return LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
 
 
 def gray_levels(images: Images) -> Float[Array, "batch height width 1"]:
-    """The gray image of a color image in whole levels, as Pillow makes it; a gray one is its own."""
+    """Convert color images to gray in whole levels, as Pillow does; gray images are returned unchanged."""
     return images if images.shape[-1] == 1 else jnp.round(luma(images))
 
 
 def smooth(images: Images) -> Images:
-    """Each pixel with 5/13 and its eight neighbors with 1/13 each (Pillow's SMOOTH), in whole levels; the outermost
-    pixels stay as they are."""
+    """Smooth with weights 5/13 for a pixel and 1/13 for its eight neighbors, in whole levels (Pillow's SMOOTH). Border
+    pixels are unchanged."""
     _, height, width, channels = images.shape
-    lines = images.reshape(-1, height, width * channels)  # neighbors in a line are `channels` apart
+    lines = images.reshape(-1, height, width * channels)  # neighbors in a row are `channels` apart
     padded = jnp.pad(lines, ((0, 0), (1, 1), (channels, channels)))
     rows = padded[:, :-2] + padded[:, 1:-1] + padded[:, 2:]
     box = rows[..., : -2 * channels] + rows[..., channels:-channels] + rows[..., 2 * channels :]
@@ -63,20 +63,21 @@ def smooth(images: Images) -> Images:
 
 
 def blend(degenerate: Array, images: Images, factor: PerImage) -> Images:
-    """degenerate + factor (images - degenerate), clipped: the degenerate image at 0, the image itself at 1."""
+    """Blend: degenerate + factor (images - degenerate), clipped to [0, 255]."""
     return jnp.clip(degenerate + expand(factor) * (images - degenerate), 0, 255)
 
 
 def whole_levels(images: Images) -> Int[Array, "batch height width channels"]:
-    """The nearest of the levels 0 to 255."""
+    """Round to the nearest levels from 0 to 255."""
     return jnp.clip(jnp.round(images), 0, 255).astype(jnp.int32)
 
 
 def histogram(levels: Int[Array, "batch height width channels"]) -> Tables:
-    """How many pixels of each image and channel have each level.
+    """Count the pixels of each level, for every image and channel.
 
-    Counted by adding ones: of the ways measured on a CPU by far the fastest (comparing with every level, sorting and
-    products of one-hot matrices took 15 to 300 times as long). Each image's counts stay on its own device.
+    Scatter-adds ones, which was by far the fastest on a CPU (comparing with every level, sorting and products of
+    one-hot matrices took 15 to 300 times as long). The counts of each image stay on its device.
+
     """
     batch, channels = levels.shape[0], levels.shape[-1]
     slots = (levels + LEVELS * jnp.arange(channels)).reshape(batch, -1)
@@ -85,7 +86,7 @@ def histogram(levels: Int[Array, "batch height width channels"]) -> Tables:
 
 
 def lookup(levels: Int[Array, "batch height width channels"], tables: Tables) -> Images:
-    """Every pixel's level replaced by what the table of its image and channel holds for it."""
+    """Replace every level by its entry in the table of its image and channel."""
     batch, _, _, channels = levels.shape
     places = levels.reshape(batch, -1, channels)
     found = jnp.take_along_axis(tables.swapaxes(1, 2), places, axis=1, mode="promise_in_bounds")
@@ -96,12 +97,13 @@ def lookup(levels: Int[Array, "batch height width channels"], tables: Tables) ->
 
 
 def level_axis() -> Float[Array, " 256"]:
-    """The levels themselves: the table that changes nothing."""
+    """Return the levels 0 to 255, the identity table."""
     return jnp.arange(LEVELS, dtype=jnp.float32)
 
 
 def stretch_table(counts: Tables) -> Tables:
-    """Autocontrast: lowest level that occurs to 0, highest to 255, linearly; unchanged where only one occurs."""
+    """Table of autocontrast: map the lowest level present to 0 and the highest to 255, linearly; identity if there is
+    only one level."""
     level, occurs = level_axis(), counts > 0
     low = jnp.where(occurs, level, 255).min(-1, keepdims=True)
     high = jnp.where(occurs, level, 0).max(-1, keepdims=True)
@@ -109,31 +111,31 @@ def stretch_table(counts: Tables) -> Tables:
 
 
 def equalize_table(counts: Tables) -> Tables:
-    """Makes levels about equally frequent, as Pillow does: the number of pixels below a level, in steps of a 255th of
-    the pixels that do not have the highest level; unchanged where that step is no pixel or only one level occurs."""
+    """Table of Pillow's equalize: the number of pixels below a level, in steps of 1/255 of the pixels without the
+    highest level; identity if that step is less than one pixel or there is only one level."""
     level = level_axis()
     high = jnp.where(counts > 0, level, 0).max(-1, keepdims=True)
     highest = jnp.where(level == high, counts, 0).sum(-1, keepdims=True)
     below = jnp.cumsum(counts, -1) - counts
     step = jnp.floor((counts.sum(-1, keepdims=True) - highest + 0.5) / 255)
-    # Numbers of pixels are whole and far below 2**24; half of one is added so that no quotient falls short of a level.
+    # Pixel counts are integers far below 2**24; add one half so that rounding loses no level.
     equal = jnp.floor((jnp.floor(step / 2) + below + 0.5) / jnp.maximum(step, 1))
     return jnp.where(step > 0, jnp.minimum(equal, 255), level)
 
 
 def mean_gray(counts: Tables) -> PerImage:
-    """The mean of the gray image, in whole levels, from the histogram of a gray or color image."""
+    """Return the mean of the gray image, in whole levels, from the histogram of a gray or color image."""
     means = (counts * level_axis()).sum(-1) / counts.sum(-1)
     return jnp.round(luma(means[:, None, None])[:, 0, 0, 0])
 
 
 def solarize_levels(levels: Array, threshold: Array) -> Array:
-    """Levels from the threshold on inverted."""
+    """Invert levels at or above the threshold."""
     return jnp.where(levels < threshold, levels, 255 - levels)
 
 
 def posterize_levels(levels: Array, bits: Array) -> Array:
-    """The highest `bits` (0 to 8) of the 8 bits of whole levels kept, the others 0."""
+    """Keep the highest `bits` (0 to 8) of the 8 bits of whole levels, and set the others to 0."""
     unit = jnp.left_shift(1, 8 - jnp.clip(bits, 0, 8).astype(jnp.int32)).astype(jnp.float32)
     return jnp.floor(levels / unit) * unit
 
@@ -142,27 +144,27 @@ def posterize_levels(levels: Array, bits: Array) -> Array:
 
 
 def adjust_brightness(images: Images, factor: PerImage) -> Images:
-    """Times `factor`: black at 0."""
+    """Multiply by `factor`: black at 0."""
     return jnp.clip(images * expand(factor), 0, 255)
 
 
 def adjust_contrast(images: Images, factor: PerImage) -> Images:
-    """Blended with the mean of its gray image: flat gray at 0."""
+    """Blend with the mean of the gray image: uniform gray at 0."""
     return blend(jnp.round(luma(images.mean((1, 2), keepdims=True))), images, factor)
 
 
 def adjust_saturation(images: Images, factor: PerImage) -> Images:
-    """Blended with its gray image: gray at 0. Gray images stay as they are."""
+    """Blend with the gray image: gray at 0. Gray images are unchanged."""
     return images if images.shape[-1] == 1 else blend(gray_levels(images), images, factor)
 
 
 def adjust_sharpness(images: Images, factor: PerImage) -> Images:
-    """Blended with its smoothed image: smoothed at 0, sharpened above 1."""
+    """Blend with the smoothed image: smoothed at 0, sharpened above 1."""
     return blend(smooth(images), images, factor)
 
 
 def adjust_hue(images: Images, shift: PerImage) -> Images:
-    """Hue turned by `shift` of the circle, with HSV's saturation and value kept. Gray images stay as they are."""
+    """Rotate the hue by `shift` of the circle, keeping HSV's saturation and value. Gray images are unchanged."""
     if images.shape[-1] == 1:
         return images
     value, lowest = images.max(-1), images.min(-1)
@@ -176,74 +178,74 @@ def adjust_hue(images: Images, shift: PerImage) -> Images:
         jnp.where(value == green, 2 + (blue - red) * inverse, 4 + (red - green) * inverse),
     )
     hue = hue + 6 * jnp.reshape(shift, (-1, 1, 1))
-    # A channel is at its lowest within a sixth of the hue opposite to its own, and at the value within a sixth of it.
+    # A channel is lowest within a sixth of the circle around the opposite hue, and equals the value around its own.
     distance = lambda n: (n + hue) - 6 * jnp.floor((n + hue) * (1 / 6))
     channel = lambda k: value - chroma * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)
     return jnp.stack([channel(distance(n)) for n in (5, 3, 1)], -1)
 
 
 def solarized(images: Images, threshold: PerImage) -> Images:
-    """Levels from `threshold` on inverted: nothing at 256, everything at 0."""
+    """Invert levels at or above `threshold`: nothing at 256, everything at 0."""
     return solarize_levels(images, expand(threshold))
 
 
 def posterized(images: Images, bits: PerImage) -> Images:
-    """Rounded to levels, of which the highest `bits` (0 to 8) are kept."""
+    """Round to whole levels and keep the highest `bits` (0 to 8)."""
     return posterize_levels(jnp.round(images), expand(bits))
 
 
 def equalized(images: Images) -> Images:
-    """Levels of each channel made about equally frequent."""
+    """Equalize the histogram of each channel."""
     levels = whole_levels(images)
     return lookup(levels, equalize_table(histogram(levels)))
 
 
 def autocontrasted(images: Images) -> Images:
-    """Each channel stretched linearly to the whole range; a channel of one level stays as it is."""
+    """Stretch each channel linearly to the full range; a channel with one level is unchanged."""
     low, high = images.min((1, 2), keepdims=True), images.max((1, 2), keepdims=True)
     return jnp.where(high > low, (images - low) * (255 / jnp.maximum(high - low, 1e-6)), images)
 
 
 def inverted(images: Images) -> Images:
-    """The negative."""
+    """Invert all levels."""
     return 255 - images
 
 
-# Drawn from a key. `limit`: a factor from [max(0, 1 - limit), 1 + limit]; `probability`: of being applied.
+# Sampled from a key. `limit`: a factor from [max(0, 1 - limit), 1 + limit]; `probability`: of being applied.
 
 
 def jitter_factors(key: Array, batch: int, limit: float) -> PerImage:
-    """What torchvision's ColorJitter draws for a limit."""
+    """Sample factors for a limit as torchvision's ColorJitter does."""
     return uniform(key, batch, max(0.0, 1 - limit), 1 + limit)
 
 
 def bernoulli_mask(key: Array, images: Images, probability: float) -> Bool[Array, "batch 1 1 1"]:
-    """Which images an operation is applied to."""
+    """Sample the images that an operation is applied to."""
     return expand(uniform(key, images.shape[0], 0.0, 1.0) < probability)
 
 
 def brightness(key: Array, images: Images, *, limit: float) -> Images:
-    """Pillow's ImageEnhance.Brightness by a factor that is drawn as in torchvision's ColorJitter."""
+    """Apply Pillow's ImageEnhance.Brightness with a factor sampled as in torchvision's ColorJitter."""
     return adjust_brightness(images, jitter_factors(key, images.shape[0], limit))
 
 
 def contrast(key: Array, images: Images, *, limit: float) -> Images:
-    """Pillow's ImageEnhance.Contrast by a factor that is drawn as in torchvision's ColorJitter."""
+    """Apply Pillow's ImageEnhance.Contrast with a factor sampled as in torchvision's ColorJitter."""
     return adjust_contrast(images, jitter_factors(key, images.shape[0], limit))
 
 
 def saturation(key: Array, images: Images, *, limit: float) -> Images:
-    """Pillow's ImageEnhance.Color by a factor that is drawn as in torchvision's ColorJitter."""
+    """Apply Pillow's ImageEnhance.Color with a factor sampled as in torchvision's ColorJitter."""
     return adjust_saturation(images, jitter_factors(key, images.shape[0], limit))
 
 
 def sharpness(key: Array, images: Images, *, limit: float) -> Images:
-    """Pillow's ImageEnhance.Sharpness, as in AutoAugment (arXiv 1805.09501, table 6), by a factor drawn alike."""
+    """Apply Pillow's ImageEnhance.Sharpness, as in AutoAugment (arXiv 1805.09501, table 6); factor as above."""
     return adjust_sharpness(images, jitter_factors(key, images.shape[0], limit))
 
 
 def hue(key: Array, images: Images, *, limit: float) -> Images:
-    """Turned by a share of the circle from [-limit, limit], at most 0.5, as in torchvision's ColorJitter."""
+    """Rotate the hue by a share of the circle from [-limit, limit], at most 0.5, as in torchvision's ColorJitter."""
     return adjust_hue(images, uniform(key, images.shape[0], -limit, limit))
 
 
@@ -256,10 +258,10 @@ def color_jitter(
     saturation: float = 0.0,
     hue: float = 0.0,
 ) -> Images:
-    """torchvision's ColorJitter: factors from [max(0, 1 - limit), 1 + limit], a hue shift from [-hue, hue].
+    """Apply torchvision's ColorJitter: factors from [max(0, 1 - limit), 1 + limit], a hue shift from [-hue, hue].
 
-    Brightness, contrast and saturation come in an order drawn for each image. Hue comes last; torchvision gives it a
-    random place among them too, which would cost a color conversion at each place.
+    Brightness, contrast and saturation are applied in an order sampled for each image. Hue comes last; torchvision
+    also puts it in a random position, which would cost a color conversion at each position.
     """
     batch = images.shape[0]
     order_key, *factor_keys, hue_key = jax.random.split(key, 5)
@@ -278,31 +280,31 @@ def color_jitter(
 
 
 def grayscale(key: Array, images: Images, *, probability: float) -> Images:
-    """The gray image (Pillow's mode L) in every channel, as in SimCLR (arXiv 2002.05709, appendix A)."""
+    """Convert to gray (Pillow's mode L) in all channels, as in SimCLR (arXiv 2002.05709, appendix A)."""
     return jnp.where(bernoulli_mask(key, images, probability), gray_levels(images), images)
 
 
 def solarize(key: Array, images: Images, *, threshold: float, probability: float) -> Images:
-    """Pillow's ImageOps.solarize, as in AutoAugment (arXiv 1805.09501, table 6) and BYOL (2006.07733, appendix B)."""
+    """Apply Pillow's ImageOps.solarize (AutoAugment, arXiv 1805.09501, table 6; BYOL, 2006.07733, appendix B)."""
     return jnp.where(bernoulli_mask(key, images, probability), solarize_levels(images, jnp.float32(threshold)), images)
 
 
 def posterize(key: Array, images: Images, *, bits: int, probability: float) -> Images:
-    """Pillow's ImageOps.posterize, as in AutoAugment (arXiv 1805.09501, table 6)."""
+    """Apply Pillow's ImageOps.posterize, as in AutoAugment (arXiv 1805.09501, table 6)."""
     reduced = posterize_levels(jnp.round(images), jnp.float32(bits))
     return jnp.where(bernoulli_mask(key, images, probability), reduced, images)
 
 
 def equalize(key: Array, images: Images, *, probability: float) -> Images:
-    """Pillow's ImageOps.equalize, as in AutoAugment (arXiv 1805.09501, table 6)."""
+    """Apply Pillow's ImageOps.equalize, as in AutoAugment (arXiv 1805.09501, table 6)."""
     return jnp.where(bernoulli_mask(key, images, probability), equalized(images), images)
 
 
 def autocontrast(key: Array, images: Images, *, probability: float) -> Images:
-    """Pillow's ImageOps.autocontrast, as in AutoAugment (arXiv 1805.09501, table 6)."""
+    """Apply Pillow's ImageOps.autocontrast, as in AutoAugment (arXiv 1805.09501, table 6)."""
     return jnp.where(bernoulli_mask(key, images, probability), autocontrasted(images), images)
 
 
 def invert(key: Array, images: Images, *, probability: float) -> Images:
-    """Pillow's ImageOps.invert, as in AutoAugment (arXiv 1805.09501, table 6)."""
+    """Apply Pillow's ImageOps.invert, as in AutoAugment (arXiv 1805.09501, table 6)."""
     return jnp.where(bernoulli_mask(key, images, probability), inverted(images), images)

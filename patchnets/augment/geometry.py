@@ -1,11 +1,12 @@
-"""Geometric augmentation on the device: resizing, cropping, flipping, zooming, shifting, rotation, shear.
+"""Geometric augmentation on the device: resize, crop, flip, zoom, translation, rotation, shear.
 
-Whatever treats rows and columns apart is a linear map of the rows and one of the columns. Such maps are multiplied into
-one pair of interpolation matrices an image, which then takes two batched matrix products and no gathers. Rotation and
-shear mix rows with columns: together they are one affine warp, which gathers the four neighbors of each pixel.
+Operations that treat rows and columns separately are a linear map of rows and one of columns. They are multiplied into
+one pair of interpolation matrices per image, which costs two batched matrix products and no gathers. Rotation and shear
+mix rows and columns: together they are one affine warp, which gathers the four neighbors of each pixel.
 
-Positions are in pixels: 0 is the center of the first pixel of a line and size - 1 that of the last. Everything sampled
-for an example comes from its own key, and the functions that sample take a batch of those, made by `example_keys`.
+
+Positions are in pixels: 0 is the center of the first pixel of a line and size - 1 that of the last. Every example has
+its own key; functions that sample take a batch of keys, made by `example_keys`.
 """
 
 import math
@@ -16,22 +17,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Key, Shaped
 
 Images = Float[Array, "batch height width channels"]
-# Which number of an example's key each operation draws with.
+# Number that each operation folds into the key of an example.
 FLIP, ZOOM, SHIFT, ROTATION, SHEAR, CROP, RESIZED_CROP, FLIP_VERTICAL = range(8)
-MAX_ATTEMPTS = (
-    10  # a resized crop that does not fit into the image is drawn anew up to so many times, as in torchvision
-)
+MAX_ATTEMPTS = 10  # attempts to sample a resized crop that fits into the image, as in torchvision
 
 
 def example_keys(key: Key[Array, ""], batch: int) -> Key[Array, " batch"]:
-    """A key for each example of a batch, which depends on its place in the batch alone."""
+    """Return a key for each example of a batch, which depends only on its position in the batch."""
     return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(batch))
 
 
 def _uniform(
     keys: Key[Array, " batch"], operation: int, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0
 ) -> Float[Array, "batch ..."]:
-    """Numbers of this shape for each example, uniform between `low` and `high`."""
+    """Sample numbers of `shape` for each example, uniform between `low` and `high`."""
 
     def draw(key: Array) -> Array:
         return jax.random.uniform(jax.random.fold_in(key, operation), shape, minval=low, maxval=high)
@@ -47,9 +46,9 @@ def resample(
     rows: Float[Array, "*batch out_height height"],
     columns: Float[Array, "*batch out_width width"],
 ) -> Float[Array, "batch out_height out_width channels"]:
-    """rows @ image @ columns^T, per channel; the matrices are one pair for all images or one for each."""
+    """Compute rows @ image @ columns^T per channel, with one pair of matrices for all images or one per image."""
     b = "b" if rows.ndim == 3 else ""
-    exact = jax.lax.Precision.HIGHEST  # accelerators would round weights and levels to fewer bits than a level has
+    exact = jax.lax.Precision.HIGHEST  # accelerators would otherwise round to fewer bits than a level has
     x = jnp.einsum(f"{b}ph,bhwc->bpwc", rows, images, precision=exact)
     return jnp.einsum(f"{b}qw,bpwc->bpqc", columns, x, precision=exact)
 
@@ -57,7 +56,7 @@ def resample(
 def resample_all(
     images: Float[Array, "batch height width channels"], steps: Sequence[tuple[Array, Array]]
 ) -> Float[Array, "batch out_height out_width channels"]:
-    """The images after some pairs of matrices, the first one first, in one resampling."""
+    """Apply pairs of matrices to images, the first pair first, in one resampling."""
     if not steps:
         return images
     (rows, columns), *others = steps
@@ -67,7 +66,7 @@ def resample_all(
 
 
 def interpolation_matrix(source: Float[Array, "*batch out"], size: int) -> Float[Array, "*batch out size"]:
-    """Row i interpolates linearly at position `source[i]` of a line; beyond the line its first or last pixel counts."""
+    """Return a matrix whose row i interpolates linearly at `source[i]` of a line, clamped to its ends."""
     source = jnp.clip(source, 0.0, size - 1.0)
     return jnp.maximum(0.0, 1.0 - jnp.abs(source[..., None] - jnp.arange(size, dtype=jnp.float32)))
 
@@ -80,11 +79,12 @@ def resize_matrix(
     *,
     cut: bool = False,
 ) -> Float[Array, "*batch out size"]:
-    """Resizes `length` pixels of a line of `size`, from the edge `start` on (default: all), to `out` pixels.
+    """Return the matrix that resizes `length` pixels from `start` (default: all) of a line of `size` to `out` pixels.
 
-    Bilinear; when it makes smaller, the triangle is widened by the scale, so that no pixel is passed over. That is what
-    Pillow's `resize(box=...)` does, and when it makes larger, Keras and TensorFlow do the same. Pixels beyond the part
-    count near its ends, unless it is `cut` out first, in whole pixels.
+    Bilinear and antialiased: for downscaling, the triangle is widened by the scale. This equals Pillow's
+    `resize(box=...)`, and for upscaling also Keras and TensorFlow. Pixels outside the part contribute near its ends,
+    unless it is `cut` out first, in whole pixels.
+
     """
     start = jnp.asarray(start, jnp.float32)[..., None]
     length = jnp.asarray(size if length is None else length, jnp.float32)[..., None]
@@ -97,7 +97,7 @@ def resize_matrix(
 
 
 def reflect(source: Float[Array, "..."], size: int) -> Float[Array, "..."]:
-    """Positions beyond the edges mirrored back into the line: (d c b a | a b c d | d c b a), as Keras fills."""
+    """Reflect positions beyond the edges back into the line, (d c b a | a b c d | d c b a), as in Keras."""
     folded = jnp.mod(source + 0.5, 2.0 * size)
     return jnp.minimum(folded, 2.0 * size - folded) - 0.5
 
@@ -108,11 +108,11 @@ def warp(
     *,
     fill: float | None = None,
 ) -> Float[Array, "batch height width channels"]:
-    """Each image warped by an affine map, bilinearly.
+    """Warp each image by an affine map, bilinearly.
 
-    Output pixel (y, x), in pixels from the image's center, shows the image at `matrix @ (y, x, 1)`, in pixels from the
-    center too. What lies outside the image is `fill`, on the scale of `images`, with a hard edge as in Pillow; or,
-    without `fill`, the image mirrored at its edges.
+    Output pixel (y, x), relative to the center, takes the value of the image at `matrix @ (y, x, 1)`, also relative to
+    the center. Outside the image the value is `fill`, on the scale of `images`, with a hard edge as in Pillow; without
+    `fill` the image is reflected at its edges.
     """
     height, width = images.shape[1:3]
     y = (jnp.arange(height, dtype=jnp.float32) - (height - 1) / 2)[:, None]
@@ -127,7 +127,7 @@ def warp(
     top, left = jnp.floor(rows).astype(jnp.int32), jnp.floor(columns).astype(jnp.int32)
     bottom, right = jnp.minimum(top + 1, height - 1), jnp.minimum(left + 1, width - 1)
     down, along = (rows - top)[..., None], (columns - left)[..., None]
-    # Whole pixels are gathered, and by example, so that devices that share a batch exchange nothing.
+    # Gather whole pixels per example, so that devices that share a batch exchange nothing.
     pixels = jax.vmap(lambda image, i, j: image.at[i, j].get(mode="clip"))
     above = pixels(images, top, left) * (1 - along) + pixels(images, top, right) * along
     below = pixels(images, bottom, left) * (1 - along) + pixels(images, bottom, right) * along
@@ -135,21 +135,21 @@ def warp(
     return warped if fill is None else jnp.where(inside[..., None], warped, fill)
 
 
-# What is sampled for each example, as matrices.
+# Sampled matrices for each example.
 
 
 def sample_flip(keys: Key[Array, " batch"], axis: int = FLIP) -> Bool[Array, " batch"]:
-    """Whether an example is flipped, left to right or top to bottom (FLIP_VERTICAL): with probability one half."""
+    """Sample whether each example is flipped (probability 1/2), left to right or top to bottom (FLIP_VERTICAL)."""
     return jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, axis)))(keys)
 
 
 def augment_matrices(
     keys: Key[Array, " batch"], height: int, width: int, *, flip: bool = False, zoom: float = 0.0, shift: float = 0.0
 ) -> tuple[Float[Array, "batch height height"], Float[Array, "batch width width"]]:
-    """The row and column matrices of each example's flip, then zoom and shift.
+    """Return row and column matrices of each example's flip, then zoom and translation.
 
-    Zoom is Keras's RandomZoom (factor from [1 - zoom, 1 + zoom] for height and width apart, about the center, bilinear,
-    filled by reflection), shift its RandomTranslation (by shares of the size from [-shift, shift]).
+    Zoom is Keras's RandomZoom (separate factors from [1 - zoom, 1 + zoom] for height and width, about the center,
+    bilinear, filled by reflection); translation is its RandomTranslation (shares of the size from [-shift, shift]).
     """
     factors = _uniform(keys, ZOOM, (2,), 1 - zoom, 1 + zoom)
     shifts = _uniform(keys, SHIFT, (2,), -shift, shift)
@@ -168,9 +168,9 @@ def augment_matrices(
 def crop_matrices(
     keys: Key[Array, " batch"], height: int, width: int, padding: int
 ) -> tuple[Float[Array, "batch height height"], Float[Array, "batch width width"]]:
-    """Each example's crop of its own size, after `padding` pixels of zeros at every side: torchvision's RandomCrop.
+    """Return matrices that crop each example to its own size after zero padding: torchvision's RandomCrop.
 
-    All whole offsets are alike likely. A row of a matrix that lies in the padding is all zero.
+    All integer offsets are equally likely. Matrix rows in the padding are zero.
     """
 
     def offsets(key: Array) -> Array:
@@ -192,20 +192,21 @@ def sample_boxes(
     area: tuple[float, float],
     aspect: tuple[float, float],
 ) -> tuple[Float[Array, "batch 2"], Float[Array, "batch 2"], Bool[Array, " batch"]]:
-    """A box in whole pixels at a uniform place of each image, as torchvision and timm draw one.
+    """Sample a box in whole pixels at a uniform position in each image, as torchvision and timm do.
 
-    Its share of the area is uniform, its ratio of width to height log-uniform. One that does not fit is drawn anew, up
-    to ten times: here all ten are drawn and the first that fits is taken, which is the same.
+    Its share of the area is uniform, its ratio of width to height log-uniform. torchvision and timm sample again, up to
+    ten times, if it does not fit; this samples all ten and takes the first that fits, which is equivalent.
+
 
     Args:
-      drawn: numbers that are uniform in [0, 1): two for the place, two for the size of each try.
+      drawn: uniform numbers in [0, 1): two for the position, two for the size of each attempt.
       within: height and width of the image.
-      largest: of the box.
+      largest: height and width of the largest box.
       area: least and greatest share of the area.
       aspect: least and greatest ratio.
 
     Returns:
-      (top, left), (height, width), and whether any box fitted; where none did, the others mean nothing.
+      (top, left), (height, width), and whether any box fitted; if none did, the others are meaningless.
     """
     tries = drawn[:, 2:].reshape(-1, MAX_ATTEMPTS, 2)
     share = area[0] + (area[1] - area[0]) * tries[..., 0]
@@ -222,10 +223,10 @@ def sample_boxes(
 def crop_boxes(
     keys: Key[Array, " batch"], height: int, width: int, area: float, aspect: float
 ) -> tuple[Float[Array, "batch 2"], Float[Array, "batch 2"]]:
-    """Each example's box, (top, left) and (height, width), in whole pixels: torchvision's RandomResizedCrop.
+    """Sample each example's box, (top, left) and (height, width), in whole pixels: torchvision's RandomResizedCrop.
 
     The share of the area is from [area, 1], the ratio of width to height from [1 / aspect, aspect]; see `sample_boxes`.
-    Where no box fits, it is the largest one about the center whose ratio is in the range.
+    If no box fits, it is the largest centered box whose ratio is in the range.
     """
     drawn = _uniform(keys, RESIZED_CROP, (2 * MAX_ATTEMPTS + 2,))
     corner, size, found = sample_boxes(drawn, (height, width), (height, width), (area, 1.0), (1 / aspect, aspect))
@@ -237,7 +238,7 @@ def crop_boxes(
 def resized_crop_matrices(
     keys: Key[Array, " batch"], height: int, width: int, size: int, *, area: float, aspect: float
 ) -> tuple[Float[Array, "batch size height"], Float[Array, "batch size width"]]:
-    """The matrices that cut out each example's box (`crop_boxes`) and then resize it to `size` pixels a side."""
+    """Return matrices that cut out each example's box (`crop_boxes`) and resize it to `size` pixels a side."""
     corner, box = crop_boxes(keys, height, width, area, aspect)
     rows = resize_matrix(size, height, corner[:, 0], box[:, 0], cut=True)
     return rows, resize_matrix(size, width, corner[:, 1], box[:, 1], cut=True)
@@ -246,7 +247,7 @@ def resized_crop_matrices(
 def center_crop_matrices(
     height: int, width: int, size: int, share: float = 1.0
 ) -> tuple[Float[Array, "size height"], Float[Array, "size width"]]:
-    """The matrices that keep this share of both sides, about the center, and resize it to `size` pixels a side."""
+    """Return matrices that crop `share` of both sides about the center and resize it to `size` pixels a side."""
     rows, columns = (resize_matrix(size, n, n * (1 - share) / 2, n * share) for n in (height, width))
     return rows, columns
 
@@ -254,8 +255,8 @@ def center_crop_matrices(
 def affine_matrices(
     keys: Key[Array, " batch"], *, rotation: float = 0.0, shear: float = 0.0
 ) -> Float[Array, "batch 2 3"]:
-    """Each example's turn about the center, by a share of a full turn from [-rotation, rotation] (Keras's
-    RandomRotation), of the image sheared along each axis with a slope from [-shear, shear]; for `warp`."""
+    """Return affine maps for `warp`: rotation about the center by a share of a full turn from [-rotation, rotation]
+    (Keras's RandomRotation), after shear along each axis with a slope from [-shear, shear]."""
     angle = 2 * jnp.pi * _uniform(keys, ROTATION, (), -rotation, rotation)
     slopes = _uniform(keys, SHEAR, (2,), -shear, shear)
     sine, cosine = jnp.sin(angle), jnp.cos(angle)
@@ -265,47 +266,47 @@ def affine_matrices(
     return jnp.stack([rows, jnp.stack([b * cosine - sine, cosine - a * sine, zero], -1)], 1)
 
 
-# Each operation by itself: (key, images, settings) -> images, with the numbers that the fused path draws.
+# Each operation alone: (key, images, settings) -> images, with the same random numbers as the fused path.
 
 
 def flip(
     images: Float[Array, "batch height width channels"], which: Bool[Array, " batch"]
 ) -> Float[Array, "batch height width channels"]:
-    """Those images mirrored left to right."""
+    """Mirror the images selected by `which` left to right."""
     return jnp.where(which[:, None, None, None], images[:, :, ::-1], images)
 
 
 def flip_vertically(
     images: Float[Array, "batch height width channels"], which: Bool[Array, " batch"]
 ) -> Float[Array, "batch height width channels"]:
-    """Those images mirrored top to bottom."""
+    """Mirror the images selected by `which` top to bottom."""
     return jnp.where(which[:, None, None, None], images[:, ::-1], images)
 
 
 def random_flip(key: Key[Array, ""], images: Images) -> Images:
-    """Half of the images mirrored left to right: Keras's RandomFlip("horizontal")."""
+    """Mirror half of the images left to right: Keras's RandomFlip("horizontal")."""
     return flip(images, sample_flip(example_keys(key, len(images))))
 
 
 def random_vertical_flip(key: Key[Array, ""], images: Images) -> Images:
-    """Half of the images mirrored top to bottom: Keras's RandomFlip("vertical")."""
+    """Mirror half of the images top to bottom: Keras's RandomFlip("vertical")."""
     return flip_vertically(images, sample_flip(example_keys(key, len(images)), FLIP_VERTICAL))
 
 
 def random_zoom(key: Key[Array, ""], images: Images, *, zoom: float) -> Images:
-    """Keras's RandomZoom: height and width scaled by factors from [1 - zoom, 1 + zoom]; above 1 zooms out."""
+    """Scale height and width (Keras's RandomZoom) by factors from [1 - zoom, 1 + zoom]; above 1 zooms out."""
     batch, height, width, _ = images.shape
     return resample(images, *augment_matrices(example_keys(key, batch), height, width, zoom=zoom))
 
 
 def random_translation(key: Key[Array, ""], images: Images, *, shift: float) -> Images:
-    """Keras's RandomTranslation: moved by up to this share of height and width, each way, filled by reflection."""
+    """Translate by up to `shift` of height and width, filled by reflection (Keras's RandomTranslation)."""
     batch, height, width, _ = images.shape
     return resample(images, *augment_matrices(example_keys(key, batch), height, width, shift=shift))
 
 
 def random_crop(key: Key[Array, ""], images: Images, *, padding: int) -> Images:
-    """torchvision's RandomCrop: padded by so many pixels of zeros, and a part of the images' own size cut out."""
+    """Pad by `padding` zero pixels and crop to the original size (torchvision's RandomCrop)."""
     batch, height, width, _ = images.shape
     return resample(images, *crop_matrices(example_keys(key, batch), height, width, padding))
 
@@ -313,25 +314,25 @@ def random_crop(key: Key[Array, ""], images: Images, *, padding: int) -> Images:
 def random_resized_crop(
     key: Key[Array, ""], images: Images, *, area: float, aspect: float = 4 / 3, size: int | None = None
 ) -> Float[Array, "batch size size channels"]:
-    """torchvision's RandomResizedCrop (the crops of arXiv 1409.4842, section 6): a box of at least this share of the
-    area cut out and resized to `size` pixels a side (default: the height)."""
+    """Crop a box with at least a share `area` and resize it to `size` pixels a side (default: the height), as
+    torchvision's RandomResizedCrop (arXiv 1409.4842, section 6)."""
     batch, height, width, _ = images.shape
     keys, size = example_keys(key, batch), size or height
     return resample(images, *resized_crop_matrices(keys, height, width, size, area=area, aspect=aspect))
 
 
 def random_rotation(key: Key[Array, ""], images: Images, *, rotation: float) -> Images:
-    """Keras's RandomRotation: turned about the center by up to this share of a full turn, filled by reflection."""
+    """Rotate by up to `rotation` of a full turn, filled by reflection (Keras's RandomRotation)."""
     return warp(images, affine_matrices(example_keys(key, len(images)), rotation=rotation))
 
 
 def random_shear(key: Key[Array, ""], images: Images, *, shear: float) -> Images:
-    """AutoAugment's ShearX and ShearY (arXiv 1805.09501, table 6) together, about the center: by up to this slope along
-    each axis, filled by reflection."""
+    """Shear along both axes about the center by slopes up to `shear`, filled by reflection: AutoAugment's ShearX and
+    ShearY (arXiv 1805.09501, table 6)."""
     return warp(images, affine_matrices(example_keys(key, len(images)), shear=shear))
 
 
 def resize(images: Images, *, size: int, share: float = 1.0) -> Float[Array, "batch size size channels"]:
-    """torchvision's CenterCrop and Resize: this share of the sides, about the center, resized to `size` pixels."""
+    """Crop `share` of the sides about the center and resize to `size` pixels (torchvision's CenterCrop and Resize)."""
     _, height, width, _ = images.shape
     return resample(images, *center_crop_matrices(height, width, size, share))

@@ -1,8 +1,9 @@
-"""Mixing the examples of a batch with each other, on the device: mixup (arXiv 1710.09412), CutMix (arXiv 1905.04899).
+"""Mix the examples of a batch on the device: mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899).
 
-The partner of an example is the one at its place in the reversed batch. Both write an image as
-weight * image + (1 - weight) * partner: mixup with one weight for all of its pixels, CutMix with 0 in a box and 1
-elsewhere. Targets are mixed with the mean weight of the pixels, so that their sums stay.
+The partner of an example is the one at its position in the reversed batch. Both compute
+weight * image + (1 - weight) * partner: mixup with one weight for all pixels, CutMix with 0 inside a box and 1 outside.
+Targets are mixed with the mean weight of the pixels, which keeps their sums.
+
 """
 
 import jax
@@ -18,10 +19,11 @@ MODES = ("batch", "example")
 
 
 def beta_weight(uniform: Float[Array, "*shape 2"], alpha: float) -> Float[Array, "*shape"]:
-    """Beta(alpha, alpha) from two numbers each that are uniform in [0, 1), without rejection.
+    """Sample Beta(alpha, alpha) from two uniform numbers in [0, 1), without rejection.
 
-    T / sqrt(2 alpha + T^2) of Student's t with 2 alpha degrees of freedom is 2 Beta - 1, and t comes from a point in a
-    circle as normal numbers do (Bailey, Polar generation of random variates with the t-distribution, 1994).
+    For T of Student's t distribution with 2 alpha degrees of freedom, T / sqrt(2 alpha + T^2) is 2 Beta - 1; T is
+    computed from a point in a circle, as normal numbers are (Bailey, Polar generation of random variates with the
+    t-distribution, 1994).
     """
     power = uniform[..., 0] ** (1 / alpha)
     cosine = jnp.cos(2 * jnp.pi * uniform[..., 1])
@@ -31,14 +33,14 @@ def beta_weight(uniform: Float[Array, "*shape 2"], alpha: float) -> Float[Array,
 def mixup(
     key: Key[Array, ""], images: Images, targets: Targets, *, alpha: float, mode: str = "batch"
 ) -> tuple[Images, Targets]:
-    """Images and targets averaged with their partners', with a weight from Beta(alpha, alpha).
+    """Average images and targets with their partners', with a weight from Beta(alpha, alpha).
 
     Args:
-      key: of the batch.
-      images: prepared.
-      targets: probabilities, label smoothing included.
-      alpha: above 0.
-      mode: one weight for the "batch", or one for each "example".
+      key: key of the batch.
+      images: preprocessed images.
+      targets: class probabilities, after label smoothing.
+      alpha: parameter of the Beta distribution, above 0.
+      mode: "batch" for one weight per batch, "example" for one per example.
     """
     return mix(key, images, targets, mixup=alpha, cutmix=0.0, mode=mode)
 
@@ -46,10 +48,10 @@ def mixup(
 def cutmix(
     key: Key[Array, ""], images: Images, targets: Targets, *, alpha: float, mode: str = "batch"
 ) -> tuple[Images, Targets]:
-    """A box of the partner pasted into each image; arguments as for `mixup`.
+    """Paste a box of the partner into each image; arguments as for `mixup`.
 
-    The box has the shape of the image and a share of its area from Beta(alpha, alpha). Its center is uniform, and what
-    lies outside the image is cut off; targets are mixed by the share of pixels that were pasted.
+    The box has the aspect ratio of the image and a share of its area from Beta(alpha, alpha). Its center is uniform,
+    and it is clipped to the image; targets are mixed by the share of pasted pixels.
     """
     return mix(key, images, targets, mixup=0.0, cutmix=alpha, mode=mode)
 
@@ -66,24 +68,25 @@ def mix(
     mode: str = "batch",
     mask: Float[Array, " batch"] | None = None,
 ) -> tuple[Images, Targets]:
-    """Each batch, or example, mixed by mixup or by CutMix, or left as it is.
+    """Mix each batch or example by mixup or CutMix, or leave it unchanged.
 
     Args:
-      key: of the batch.
-      images: prepared.
-      targets: probabilities, label smoothing included.
-      mixup: alpha of mixup's weights; 0 for none.
-      cutmix: alpha of CutMix's; 0 for none.
-      switch: where both are on, the probability of CutMix.
-      probability: that anything is mixed.
-      mode: everything is drawn once a "batch", or for each "example".
-      mask: 0 for examples that do not count, such as records that could not be read: nothing is mixed with them.
+      key: key of the batch.
+      images: preprocessed images.
+      targets: class probabilities, after label smoothing.
+      mixup: alpha of mixup's weights; 0 disables it.
+      cutmix: alpha of CutMix's weights; 0 disables it.
+      switch: probability of CutMix if both are enabled.
+      probability: probability of mixing at all.
+      mode: sample everything once per "batch" or once per "example".
+      mask: 0 for examples that do not count, such as unreadable records; nothing is mixed with them.
 
     Raises:
-      UserError: `mode` is neither.
+      UserError: unknown `mode`.
+
     """
     if mode not in MODES:
-        raise UserError(f"mixing per {mode!r}: there is no such thing; use {' or '.join(MODES)}")
+        raise UserError(f"mix_mode must be {' or '.join(map(repr, MODES))}, got {mode!r}")
     if mixup <= 0 and cutmix <= 0:
         return images, targets
     batch, height, width, _ = images.shape
@@ -110,9 +113,9 @@ def mix(
 def box(
     share: Float[Array, " n"], center: Float[Array, "n 2"], height: int, width: int
 ) -> Float[Array, "n height width"]:
-    """1 in a box of this share of the area and of the image's shape, else 0; `center` is uniform in [0, 1).
+    """Return 1 inside a box with a share `share` of the area and the image's aspect ratio, else 0.
 
-    Sides are cut down to whole pixels, and halves of them too, as in the published code.
+    `center` is in [0, 1). Sides and their halves are rounded down to whole pixels, as in the published code.
     """
 
     def covered(axis: int, size: int) -> Array:

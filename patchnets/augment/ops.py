@@ -1,6 +1,6 @@
-"""What policies draw from: one operation for each image of a batch, all carried out together.
+"""Operations of augmentation policies: one operation per image of a batch, all applied together.
 
-One table lookup, one blend and one warp a pixel serve the whole batch, however many operations there are. Images are
+One table lookup, one blend and one warp per pixel serve the whole batch, for any number of operations. Images are
 float32 levels in [0, 255].
 """
 
@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from patchnets.augment import color, geometry
 from patchnets.augment.color import Images, PerImage, Tables, expand
 
-# Every operation, by its number here, and the meaning of its strength.
+# Operations by number, with the meaning of their strength.
 OPERATIONS = (
     "identity",
     "autocontrast",
@@ -32,38 +32,38 @@ OPERATIONS = (
     "cutout",  # pixels, half the side of the square
 )
 NUMBER = {name: i for i, name in enumerate(OPERATIONS)}
-TABLES = OPERATIONS[1:9]  # those that a table of levels carries out
+TABLES = OPERATIONS[1:9]  # operations that are a table of levels
 BLENDS = OPERATIONS[9:11]
 WARPS = OPERATIONS[11:16]
 FACTORS = ("brightness", "contrast", "color", "sharpness")
 
-Places = Float[Array, "batch 2"]  # (y, x) as shares of height and width, which cutout alone looks at
+Places = Float[Array, "batch 2"]  # (y, x) as shares of height and width; only cutout uses it
 
 
 def apply_operations(
     images: Images, operation: Int[Array, " batch"], strength: PerImage, place: Places, *, fill: float = 128.0
 ) -> Images:
-    """Carries out one operation on each image: number `operation` of `OPERATIONS`, at `strength` and `place`.
+    """Apply one operation to each image: number `operation` of `OPERATIONS`, at `strength` and `place`.
 
-    Levels that operations of a table look at are rounded first; others keep their fractions. What a warp uncovers and
-    the square of cutout are filled with the level `fill`.
+    Table operations round levels first; others keep fractions. Areas uncovered by a warp, and the square of cutout, get
+    the level `fill`.
     """
-    # One after the other in a loop, the steps of which are not fused. In one kernel, what comes before the warp would
-    # be computed anew for each neighbor of a pixel: several times slower on a CPU.
+    # A loop keeps XLA from fusing the steps. In one kernel, everything before the warp would be recomputed for each
+    # neighbor of a pixel, which is several times slower on a CPU.
     steps = [look_up, blend, warp_or_cut]
     step = lambda i, images: jax.lax.switch(i, steps, images, operation, strength, place, fill)
     return jax.lax.fori_loop(0, len(steps), step, images)
 
 
 def look_up(images: Images, operation: Int[Array, " batch"], strength: PerImage, place: Places, fill: float) -> Images:
-    """Carries out the operations that are tables."""
+    """Apply the operations that are tables."""
     levels = color.whole_levels(images)
     found = color.lookup(levels, tables(color.histogram(levels), operation, strength))
     return jnp.where(expand(is_one_of(operation, TABLES)), found, images)
 
 
 def blend(images: Images, operation: Int[Array, " batch"], factor: PerImage, place: Places, fill: float) -> Images:
-    """Carries out color, which leaves gray images as they are, and sharpness."""
+    """Apply color (which leaves gray images unchanged) and sharpness."""
     sharpened = expand(operation == NUMBER["sharpness"])
     degenerate = jnp.where(sharpened, color.smooth(images), color.gray_levels(images))
     return jnp.where(expand(is_one_of(operation, BLENDS)), color.blend(degenerate, images, factor), images)
@@ -72,7 +72,7 @@ def blend(images: Images, operation: Int[Array, " batch"], factor: PerImage, pla
 def warp_or_cut(
     images: Images, operation: Int[Array, " batch"], strength: PerImage, place: Places, fill: float
 ) -> Images:
-    """Carries out the geometric operations and cutout."""
+    """Apply the geometric operations and cutout."""
     height, width = images.shape[1:3]
     warped = geometry.warp(images, affine_matrices(operation, strength, height, width), fill=fill)
     cut = (operation == NUMBER["cutout"])[:, None, None] & cutout_mask(strength, place, height, width)
@@ -80,19 +80,19 @@ def warp_or_cut(
 
 
 def cutout_mask(half: PerImage, place: Places, height: int, width: int) -> Bool[Array, "batch height width"]:
-    """Which pixels lie in each image's square: of side 2 `half`, centered on the upper left corner of a pixel."""
+    """Return the pixels in each image's square of side 2 `half`, centered on the upper left corner of a pixel."""
     y, x = jnp.arange(height) - one_of(height, place[:, :1]), jnp.arange(width) - one_of(width, place[:, 1:])
     rows, columns = ((at >= -half[:, None]) & (at < half[:, None]) for at in (y, x))
     return rows[:, :, None] & columns[:, None, :]
 
 
 def is_one_of(operation: Int[Array, " batch"], names: tuple[str, ...]) -> Bool[Array, " batch"]:
-    """Which images have one of these operations."""
+    """Return which images have one of the named operations."""
     return jnp.array([name in names for name in OPERATIONS])[operation]
 
 
 def tables(counts: Tables, operation: Int[Array, " batch"], strength: PerImage) -> Tables:
-    """What each level becomes, in each image and channel with the histogram `counts`."""
+    """Return the level table of each image and channel, given its histogram `counts`."""
     level, strength = color.level_axis(), strength[:, None, None]
     mean = color.mean_gray(counts)[:, None, None]
     results = {
@@ -100,7 +100,7 @@ def tables(counts: Tables, operation: Int[Array, " batch"], strength: PerImage) 
         "equalize": color.equalize_table(counts),
         "invert": 255 - level,
         "posterize": color.posterize_levels(level, strength),
-        # Levels are whole: no rounding error of a threshold leaves one out.
+        # Levels are integers; the offset absorbs rounding errors of the threshold.
         "solarize": color.solarize_levels(level, strength - 1e-3),
         "solarize_add": jnp.where(level < 128, jnp.minimum(level + strength, 255), level),
         "brightness": jnp.clip(strength * level, 0, 255),
@@ -115,10 +115,10 @@ def tables(counts: Tables, operation: Int[Array, " batch"], strength: PerImage) 
 def affine_matrices(
     operation: Int[Array, " batch"], strength: PerImage, height: int, width: int
 ) -> Float[Array, "batch 2 3"]:
-    """From a pixel's (y, x, 1), relative to the center, to where its value comes from; the identity if it stays.
+    """Return affine maps from a pixel's (y, x, 1), relative to the center, to the source of its value.
 
-    Rotation is about the center; shearing keeps the top row or the left column in place, as Pillow's AFFINE does with
-    the coefficients that AutoAugment and its successors give it.
+    Rotation is about the center. Shear fixes the top row or the left column, as Pillow's AFFINE does with the
+    coefficients that AutoAugment and its successors use. Other operations get the identity.
     """
 
     def only(name: str, value: Array) -> Array:
@@ -135,5 +135,5 @@ def affine_matrices(
 
 
 def one_of(count: int, share: Array) -> Array:
-    """Which of `count` equal parts of [0, 1] each share lies in."""
+    """Return which of `count` equal parts of [0, 1] contains each share."""
     return jnp.minimum((share * count).astype(jnp.int32), count - 1)

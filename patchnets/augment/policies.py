@@ -1,11 +1,10 @@
 """Augmentation policies on the device: RandAugment, AutoAugment and TrivialAugment.
 
-Each draws an operation and its strength for every image of a batch, several times over, from a key of the image's own.
-What is drawn is arrays, which `operations.py` carries out together. Images are levels in [0, 255] of any type and
-become float32.
+Each samples operations and strengths for every image of a batch from the image's own key; `ops.py` applies them to the
+batch together. Images are levels in [0, 255] of any dtype and become float32.
 
-Two things are not torchvision's: what a warp uncovers is filled with gray 128, as in timm and TensorFlow (torchvision:
-black), and warps are bilinear (torchvision's default: the nearest pixel).
+Differences from torchvision: areas uncovered by a warp are filled with gray 128, as in timm and TensorFlow
+(torchvision: black), and warps are bilinear (torchvision's default: nearest).
 """
 
 import jax
@@ -27,7 +26,7 @@ AnyImages = Num[Array, "batch height width channels"]
 Drawn = tuple[Int[Array, "*batch layers"], Float[Array, "*batch layers"], Float[Array, "*batch layers 2"]]
 
 
-# What is drawn. An operation's strengths are given by a middle and a swing, which is added or taken away at random.
+# Sampling. The strength of an operation is a middle plus or minus a swing, at random.
 
 
 def rand_augment(
@@ -41,21 +40,22 @@ def rand_augment(
     variant: str = "timm",
     fill: float = 128.0,
 ) -> Images:
-    """RandAugment (arXiv 1909.13719): `num_ops` times one operation, all alike likely, at the same magnitude.
+    """Apply RandAugment (arXiv 1909.13719): `num_ops` operations, uniformly sampled, at the same magnitude.
 
-    `variant`, which is whose operations and strengths:
-      "timm": 15 operations, each the stronger the higher the magnitude ("inc1"): at 10 AutoAugment's strongest, and on
-        linearly beyond, up to what an operation allows. timm's "rand-m9-mstd0.5-inc1" is magnitude 9, magnitude_std
-        0.5, probability 0.5: each operation is left out half of the time.
-      "torchvision": 14 operations, with the identity, without invert and solarize_add; AutoAugment's strongest at 30.
+    `variant` selects the operations and strengths:
+      "timm": 15 operations whose strength increases with the magnitude ("inc1"): at 10 AutoAugment's strongest, and
+        linearly beyond, up to the limit of an operation. timm's "rand-m9-mstd0.5-inc1" is magnitude 9, magnitude_std
+        0.5, probability 0.5: each operation is skipped half of the time.
+      "torchvision": 14 operations, including the identity, without invert and solarize_add; AutoAugment's strongest at
+        30.
       "tensorflow": the original's, as in big_vision: 16 operations, with cutout. At 10, cutout and translations reach
         40 and 100 pixels whatever the size, factors are 1.9; at 0 they are 0.1, posterize and solarize strongest.
 
     Raises:
-      UserError: there are no such ranges.
+      UserError: unknown `variant`.
     """
     if variant not in RAND_AUGMENT:
-        raise UserError(f"RandAugment ranges {variant!r}: there are none of that name; use {' or '.join(RAND_AUGMENT)}")
+        raise UserError(f"randaugment_variant={variant!r} is unknown; use one of {', '.join(RAND_AUGMENT)}")
     height, width = images.shape[1:3]
     draw = lambda k: draw_rand_augment(
         k, height, width, num_ops, magnitude, magnitude_std, probability, variant=variant
@@ -74,11 +74,11 @@ def draw_rand_augment(
     *,
     variant: str,
 ) -> Drawn:
-    """One image's operations, strengths and places; magnitudes are normal, clipped to what is weakest and strongest.
+    """Sample one image's operations, strengths and places. Magnitudes are normal, clipped to [0, strongest].
 
-    The strongest is 30 with torchvision's ranges, else 10, or `magnitude` where that is above.
+    The strongest is 30 for torchvision, else 10, or `magnitude` if that is larger.
     """
-    # Never 0, which as a normal number would be infinite. All at once, as each draw takes long to compile.
+    # Never 0, whose normal quantile is infinite. One draw for all, because each draw takes long to compile.
     which, where, side, chance, *place = jax.random.uniform(key, (6, num_ops), minval=1e-7)
     names = RAND_AUGMENT[variant]
     choice = one_of(len(names), which)
@@ -92,7 +92,7 @@ def draw_rand_augment(
     )
     strength = middle + jnp.where(side < 0.5, -swing, swing)
     operation = jnp.array([NUMBER[name] for name in names])[choice]
-    if variant == "timm":  # where factors below 0, beyond magnitude 10, would turn images over
+    if variant == "timm":  # where factors below 0, beyond magnitude 10, would invert images
         strength = jnp.where(is_one_of(operation, FACTORS), jnp.maximum(strength, 0.1), strength)
     return jnp.where(chance < probability, operation, NUMBER["identity"]), strength, jnp.stack(place, -1)
 
@@ -100,10 +100,10 @@ def draw_rand_augment(
 def rand_augment_ranges(
     share: Float[Array, " layers"], height: int, width: int, *, variant: str
 ) -> dict[str, tuple[Array | float, Array | float]]:
-    """(middle, swing) of each operation's strength at a `share` of AutoAugment's strongest magnitude."""
+    """Return (middle, swing) of each operation's strength at a `share` of AutoAugment's strongest magnitude."""
     if variant == "torchvision":
         return auto_augment_ranges(share, height, width)
-    # Whole numbers are rounded down; the little added keeps what is whole but for rounding errors.
+    # Round down; the small offset absorbs rounding errors.
     whole = lambda most: jnp.floor(most * share + 1e-4)
     bits, threshold = whole(4), whole(256)
     if variant == "timm":
@@ -128,23 +128,23 @@ def rand_augment_ranges(
 
 
 def auto_augment(key: Array, images: AnyImages, *, policy: str, fill: float = 128.0) -> Images:
-    """AutoAugment (arXiv 1805.09501): one of the 25 sub-policies found on "cifar10" or "imagenet" for each image.
+    """Apply AutoAugment (arXiv 1805.09501): one of the 25 sub-policies of "cifar10" or "imagenet" per image.
 
     Ranges are the paper's (table 6), read as torchvision reads them: at level 9 of 9 a factor of 1 +- 0.9, 4 bits kept
     (8 at level 0), everything solarized (at level 0 only 255), 30 degrees, a slope of 0.3, 150/331 of the size.
 
     Raises:
-      UserError: there is no such policy.
+      UserError: unknown `policy`.
     """
     if policy not in SUB_POLICIES:
-        raise UserError(f"AutoAugment policy {policy!r}: there is none of that name; use {' or '.join(SUB_POLICIES)}")
+        raise UserError(f"AutoAugment policy {policy!r} is unknown; use {' or '.join(SUB_POLICIES)}")
     height, width = images.shape[1:3]
     draw = lambda k: draw_auto_augment(k, policy, height, width)
     return apply_layers(images, jax.vmap(draw)(geometry.example_keys(key, images.shape[0])), fill)
 
 
 def draw_auto_augment(key: Array, policy: str, height: int, width: int) -> Drawn:
-    """One image's two operations, each the identity if it is left out, their strengths, and places of no use."""
+    """Sample one image's two operations (the identity if skipped), their strengths, and unused places."""
     sub_policies = SUB_POLICIES[policy]
     which, sides, chances = jnp.split(jax.random.uniform(key, (5,)), (1, 3))
     ranges = [auto_augment_ranges(share, height, width) for share in np.arange(10) / 9]
@@ -159,12 +159,12 @@ def draw_auto_augment(key: Array, policy: str, height: int, width: int) -> Drawn
 def auto_augment_ranges(
     share: np.float64 | Array, height: int, width: int
 ) -> dict[str, tuple[Array | float, Array | float]]:
-    """(middle, swing) of each operation's strength at a `share` of AutoAugment's strongest magnitude."""
+    """Return (middle, swing) of each operation's strength at a `share` of AutoAugment's strongest magnitude."""
     return strength_table(share, 0.3, (150 / 331 * height, 150 / 331 * width), 30.0, 0.9, 4)
 
 
 def trivial_augment(key: Array, images: AnyImages, *, fill: float = 128.0) -> Images:
-    """TrivialAugment Wide (arXiv 2103.10158): one of 14 operations for each image, at one of 31 strengths.
+    """Apply TrivialAugment Wide (arXiv 2103.10158): one of 14 operations per image, at one of 31 strengths.
 
     Ranges as in torchvision: at the strongest a factor of 1 +- 0.99, 2 bits kept (8 at the weakest), everything
     solarized, 135 degrees, a slope of 0.99, 32 pixels whatever the size.
@@ -174,7 +174,7 @@ def trivial_augment(key: Array, images: AnyImages, *, fill: float = 128.0) -> Im
 
 
 def draw_trivial_augment(key: Array) -> Drawn:
-    """One image's operation, its strength, and a place of no use."""
+    """Sample one image's operation, its strength, and an unused place."""
     which, grade, side = jax.random.uniform(key, (3, 1))
     ranges = [strength_table(share, 0.99, (32, 32), 135.0, 0.99, 6) for share in np.arange(31) / 30]
     numbers = [[(NUMBER[name], *by_name[name]) for by_name in ranges] for name in TRIVIAL_AUGMENT]
@@ -186,10 +186,10 @@ def draw_trivial_augment(key: Array) -> Drawn:
 def strength_table(
     share: np.float64 | Array, slope: float, reach: tuple[float, float], degrees: float, factor: float, bits: int
 ) -> dict[str, tuple[Array | float, Array | float]]:
-    """(middle, swing) of each operation's strength at a `share` of its range, as torchvision grades them.
+    """Return (middle, swing) of each operation's strength at a `share` of its range, as in torchvision.
 
-    The range ends at a shear of `slope`, a translation by `reach` (height, width) in pixels, of which whole ones count,
-    a rotation by `degrees`, a factor of 1 +- `factor`, and `bits` fewer than 8.
+    The range ends at a shear of `slope`, a translation of `reach` (height, width) in whole pixels, a rotation of
+    `degrees`, a factor of 1 +- `factor`, and `bits` fewer than 8.
     """
     return {
         **dict.fromkeys(("identity", "autocontrast", "equalize", "invert"), (0.0, 0.0)),
@@ -205,7 +205,7 @@ def strength_table(
 
 
 def apply_layers(images: AnyImages, drawn: Drawn, fill: float) -> Images:
-    """One operation of every image after the other, on float32 levels."""
+    """Apply the operations of every image in sequence, on float32 levels."""
     layer = lambda images, one: (apply_operations(images, *one, fill=fill), None)
     layers = tuple(values.swapaxes(0, 1) for values in drawn)
     return jax.lax.scan(layer, images.astype(jnp.float32), layers)[0]

@@ -1,4 +1,4 @@
-"""uint8 images to what the model sees, on the device: resizing, augmentation, normalization."""
+"""Convert stored uint8 images to model inputs on the device: resize, augment, normalize."""
 
 import dataclasses
 
@@ -12,36 +12,36 @@ from patchnets.errors import UserError
 
 # Channel means and standard deviations of ImageNet's training images, in [0, 1] (as torchvision documents them).
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-# What a batch's key is folded with for each stage that makes keys of examples by itself; far from any place in a batch.
+# Folded into the key of a batch by stages that make their own example keys; far from any position in a batch.
 JITTER, GRAYSCALE, POLICY = (2**31 - 1 - i for i in range(3))
 
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What is done to training images, the group `augment` of a configuration. The defaults do nothing.
+    """Augmentation of training images, the group `augment` of a configuration. The defaults do nothing.
 
     Attributes:
       flip: mirror left to right with probability one half.
       flip_vertical: mirror top to bottom with probability one half.
-      crop_padding: pad by so many pixels of the stored image, in black, and crop its size at random.
-      crop_scale_min: crop at random from this share of the area up to all of it, and resize.
-      crop_ratio_max: such a crop is at most so many times as wide as high, and the reverse.
-      zoom: height and width each scaled by a factor from [1 - zoom, 1 + zoom] about the center; above 1 zooms out.
-      rotation: turned about the center by up to this share of a full turn, each way.
-      shear: sheared by up to this slope, each way and along each axis.
-      translate: moved by up to this share of height and width, each way.
-      brightness, contrast, saturation: each changed by a factor from 1 - this to 1 + this.
-      hue: turned by up to this share of the color circle, each way.
-      grayscale: probability of taking the colors away.
+      crop_padding: zero-pad the stored image by this many pixels, and crop to its size at random.
+      crop_scale_min: least share of the area of a random resized crop; 1 disables it.
+      crop_ratio_max: greatest aspect ratio of such a crop, in either direction.
+      zoom: scale height and width by factors from [1 - zoom, 1 + zoom] about the center; above 1 zooms out.
+      rotation: rotate about the center by up to this share of a full turn, in either direction.
+      shear: shear along each axis by up to this slope, in either direction.
+      translate: translate by up to this share of height and width, in either direction.
+      brightness, contrast, saturation: scale by a factor from 1 - this to 1 + this.
+      hue: rotate the hue by up to this share of the color circle, in either direction.
+      grayscale: probability of converting to gray.
       policy: none, randaugment, autoaugment_cifar10, autoaugment_imagenet or trivialaugment.
-      randaugment_num_ops, magnitude, magnitude_std, randaugment_variant, randaugment_prob: of RandAugment
-        (`policies.rand_augment`).
-      mixup, cutmix, mix_switch_prob, mix_prob, mix_mode: of `mixing.mix`.
+      randaugment_num_ops, magnitude, magnitude_std, randaugment_variant, randaugment_prob: settings of
+        RandAugment (`policies.rand_augment`).
+      mixup, cutmix, mix_switch_prob, mix_prob, mix_mode: settings of `mixup.mix`.
       random_erasing_prob: probability of erasing a rectangle of the normalized image.
-      random_erasing_mode: what fills it, constant, random or pixel (`erasing.random_erasing`).
+      random_erasing_mode: constant, random or pixel (`random_erasing.random_erasing`).
 
-    Mixing, which takes targets too, and then erasing, are not part of `Preprocess`: the training step does both to a
-    batch of prepared images, in timm's order.
+    Mixing (which also changes targets) and random erasing are not part of `Preprocess`: the training step applies them,
+    in this order as in timm, to a batch of preprocessed images.
     """
 
     flip: bool = False
@@ -73,7 +73,7 @@ class Augment:
     random_erasing_mode: str = "constant"
 
     def __bool__(self) -> bool:
-        """Whether `Preprocess` does anything to an image."""
+        """Whether `Preprocess` changes images at all."""
         moves = (self.crop_padding, self.zoom, self.rotation, self.shear, self.translate)
         changes = (self.brightness, self.contrast, self.saturation, self.hue, self.grayscale)
         flips = self.flip or self.flip_vertical
@@ -82,14 +82,14 @@ class Augment:
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """Turns a batch of stored images into float32 inputs of `image_size` pixels a side: (image - mean) / std.
+    """Convert a batch of stored images to float32 inputs of `image_size` pixels a side: (image - mean) / std.
 
     Attributes:
       image_size: side of the result in pixels.
-      mean, std: per channel, on the scale of a byte.
-      augment: what is done to training images.
-      crop_pct: share of the side of other images that is kept, about the center.
-      cropped: images come cropped and at `image_size`; then `crop_scale_min` and `crop_pct` are not applied again.
+      mean, std: per channel, on the scale 0 to 255.
+      augment: augmentation of training images.
+      crop_pct: share of the side of evaluation images kept by the center crop.
+      cropped: images are already cropped and resized; `crop_scale_min` and `crop_pct` are not applied again.
     """
 
     image_size: int
@@ -102,7 +102,7 @@ class Preprocess:
     def __call__(
         self, images: UInt8[Array, "batch height width channels"], key: Array | None = None
     ) -> Float[Array, "batch size size channels"]:
-        """`key` None prepares for evaluation: resized, nothing random."""
+        """Preprocess a batch: with augmentation from `key`, or for evaluation if `key` is None."""
         if key is None:
             return self.normalize(self.resize(images, self.crop_pct))
         if not self.augment:
@@ -111,14 +111,14 @@ class Preprocess:
         return self.normalize(self.apply_color(x, key))
 
     def normalize(self, x: Float[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
-        """Levels from 0 to 255 to what the model sees."""
+        """Normalize levels from 0 to 255 to model inputs."""
         mean, std = jnp.array(self.mean, jnp.float32), jnp.array(self.std, jnp.float32)
         return (x - mean) * (1 / std)
 
     def resize(
         self, images: UInt8[Array, "batch height width channels"], crop: float = 1.0
     ) -> Float[Array, "batch size size channels"]:
-        """To `image_size`, of which share of the sides, about the center; levels stay."""
+        """Center-crop a share `crop` of the sides and resize it to `image_size`; levels are not normalized."""
         x = images.astype(jnp.float32)
         height, width = x.shape[1:3]
         if self.cropped or (crop == 1.0 and (height, width) == (self.image_size, self.image_size)):
@@ -128,7 +128,7 @@ class Preprocess:
     def apply_geometry(
         self, images: UInt8[Array, "batch height width channels"], keys: Array
     ) -> Float[Array, "batch size size channels"]:
-        """All that is geometric: cropped and resized; then rotated and sheared; then flipped, zoomed and shifted."""
+        """Crop and resize; then rotate and shear; then flip, zoom and translate."""
         augment, size = self.augment, self.image_size
         x = images.astype(jnp.float32)
         height, width = x.shape[1:3]
@@ -144,7 +144,7 @@ class Preprocess:
             x = geometry.resample_all(x, steps)
             x = geometry.warp(x, geometry.affine_matrices(keys, rotation=augment.rotation, shear=augment.shear))
             steps = []
-        fused = augment.zoom > 0 or augment.translate > 0  # then a flip comes at no cost
+        fused = augment.zoom > 0 or augment.translate > 0  # a flip is then free
         if fused:
             zoomed = geometry.augment_matrices(
                 keys, size, size, flip=augment.flip, zoom=augment.zoom, shift=augment.translate
@@ -160,7 +160,7 @@ class Preprocess:
     def apply_color(
         self, x: Float[Array, "batch size size channels"], key: Array
     ) -> Float[Array, "batch size size channels"]:
-        """All that changes levels, then the policy, which may move pixels too; on levels from 0 to 255."""
+        """Apply color operations, then the policy, which may also move pixels; on levels from 0 to 255."""
         augment = self.augment
         jitter = {name: getattr(augment, name) for name in ("brightness", "contrast", "saturation", "hue")}
         if max(jitter.values()) > 0:
@@ -186,17 +186,17 @@ class Preprocess:
 
 
 def check_channels(augment: Augment, channels: int) -> None:
-    """Raises UserError for what changes colors where images of `channels` channels have none."""
+    """Raise UserError for color operations on gray images."""
     for name in ("saturation", "hue", "grayscale"):
         value = getattr(augment, name)
         if channels == 1 and value > 0:
             raise UserError(
-                f"config.augment.{name}={value} changes colors, and the images of this data set are gray; set it to 0"
+                f"config.augment.{name}={value} changes colors, but the images of this data set are gray; set it to 0"
             )
 
 
 def normalization(name: str, images: UInt8[np.ndarray, "examples h w channels"]) -> tuple[tuple[float, ...], ...]:
-    """(mean, std) per channel on the scale of a byte; "dataset" fits them on `images`, exactly, from a histogram."""
+    """Return (mean, std) per channel on the scale 0 to 255; "dataset" computes them exactly from `images`."""
     channels = images.shape[-1]
     if name == "imagenet" and channels == 3:
         return tuple(255 * m for m in IMAGENET_MEAN), tuple(255 * s for s in IMAGENET_STD)

@@ -1,4 +1,4 @@
-"""Random erasing (arXiv 1708.04896), on the device."""
+"""Random erasing on the device (arXiv 1708.04896)."""
 
 import jax
 import jax.numpy as jnp
@@ -19,29 +19,29 @@ def random_erasing(
     area: tuple[float, float] = (0.02, 1 / 3),
     aspect: tuple[float, float] = (0.3, 10 / 3),
 ) -> Float[Array, "batch height width channels"]:
-    """A rectangle of each image, with this probability, replaced; images are normalized ones.
+    """Erase a rectangle of each image with probability `probability`.
 
-    Its share of the area is uniform in `area`, its ratio of width to height log-uniform in `aspect`, and its place
-    uniform. One that does not fit is drawn anew, up to ten times, and where none does, nothing is erased. The defaults
-    are those of timm.
+    Its share of the area is uniform in `area`, its ratio of width to height log-uniform in `aspect`, and its position
+    uniform. If none of ten attempts fits into the image, nothing is erased. Defaults are timm's.
 
     Args:
-      key: of the batch.
-      images: normalized.
-      probability: of erasing anything of an image.
-      mode: what fills the rectangle: "constant" 0, the mean; "random" one color; "pixel" noise; both standard normal.
-      area: least and greatest share.
-      aspect: least and greatest ratio.
+      key: key of the batch.
+      images: normalized images.
+      probability: probability of erasing a rectangle of an image.
+      mode: fill of the rectangle: "constant" (0, the mean), "random" (one color) or "pixel" (noise); the last two are
+        standard normal.
+      area: least and greatest share of the area.
+      aspect: least and greatest ratio of width to height.
 
     Raises:
-      UserError: there is no such mode.
+      UserError: unknown `mode`.
     """
     if mode not in MODES:
-        raise UserError(f"erasing mode {mode!r}: there is none of that name; use one of {', '.join(MODES)}")
+        raise UserError(f"random_erasing_mode={mode!r} is unknown; use one of {', '.join(MODES)}")
     batch, height, width, channels = images.shape
     keys = jax.vmap(jax.random.split)(example_keys(key, batch))
     drawn = jax.vmap(lambda key: jax.random.uniform(key, (2 * MAX_ATTEMPTS + 3,)))(keys[:, 0])
-    largest = (height - 1, width - 1)  # never all of a side, as in timm
+    largest = (height - 1, width - 1)  # never a full side, as in timm
     corner, size, found = sample_boxes(drawn[:, 1:], (height, width), largest, area, aspect)
     erased = found & (drawn[:, 0] < probability)
 

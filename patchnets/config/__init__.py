@@ -59,7 +59,7 @@ def from_saved(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
     return config
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
     """{"a.b": value} for every leaf of a nested configuration; keys that are not set are left out."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
@@ -68,6 +68,18 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif value is not None:
             flat[prefix + name] = _listed(value)
     return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested dictionary of which `flatten` makes `flat`."""
+    nested: dict[str, Any] = {}
+    for name, value in flat.items():
+        *groups, leaf = name.split(".")
+        node = nested
+        for group in groups:
+            node = node.setdefault(group, {})
+        node[leaf] = value
+    return nested
 
 
 def _listed(value: Any) -> Any:
@@ -114,26 +126,31 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"config.batch_size={config.batch_size}; choose one "
             "that does"
         )
-    models.validate(config.model, config.image_size)
+    if config.cpu.microbatch and config.grad_accum_steps > 1:
+        raise UserError(
+            f"config.cpu.microbatch={config.cpu.microbatch} and config.grad_accum_steps={config.grad_accum_steps} both "
+            "split a batch; give one"
+        )
+    models.validate(config.image_size, **config.model)
 
 
-def overridden_by(config: ml_collections.ConfigDict, given: Collection[str]) -> list[str]:
-    """The keys of a configuration file that keys `given` on the command line take the place of.
+def overridden_by(flat: Mapping[str, Any], given: Collection[str]) -> list[str]:
+    """The keys of a configuration file, flat, that keys `given` on the command line take the place of.
 
     Steps displace epochs and the reverse; a variant of a model displaces the fields that it defines, and the name of a
     model all that the file says about the model.
     """
     gone = []
     if "model.name" in given:
-        gone += [f"model.{field}" for field in config.model if field != "name"]
+        gone += [name for name in flat if name.startswith("model.") and name != "model.name"]
     for one, other in MUTUALLY_EXCLUSIVE:
         gone += [other] if one in given else [one] if other in given else []
     if "model.variant" in given:
-        gone += [f"model.{field}" for field in models.variant_fields(config.model)]
+        gone += [f"model.{field}" for field in models.variant_fields(flat["model.name"], flat.get("model.variant"))]
     return [name for name in gone if name not in given]
 
 
-def config_hash(config: ml_collections.ConfigDict) -> str:
+def config_hash(config: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits that name what a run computes: neither the order of keys nor KEYS_IGNORED_BY_HASH ones
     matter."""
     essential = {name: value for name, value in flatten(config).items() if name not in KEYS_IGNORED_BY_HASH}
@@ -153,11 +170,12 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def recipe_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys in which two flat configurations differ as recipes: seeds, places, logs and claims do not count."""
-    return changed_keys(old, new, KEYS_IGNORED_BY_HASH | LOGGING_KEYS | {"seed"})
+    """The keys in which two flat configurations differ as recipes: seeds, places, logs and claims do not count,
+    nor does cpu.microbatch, which like a seed decides what dropout leaves out."""
+    return changed_keys(old, new, KEYS_IGNORED_BY_HASH | LOGGING_KEYS | {"seed", "cpu.microbatch"})
 
 
-def format_help(config: ml_collections.ConfigDict | None = None) -> str:
+def format_help(config: Mapping[str, Any] | None = None) -> str:
     """One line a key, with its value in `config` (or its default) and its meaning, for --help."""
     flat = flatten(default_config() if config is None else config)
     rows = [(f"config.{name}", str(flat.get(name, "-")), key.help) for name, key in known_keys().items()]

@@ -1,22 +1,25 @@
 """The command line to a configuration and a work directory; --help."""
 
-import itertools
+import difflib
 import os
 import pathlib
 import re
 import runpy
-import sys
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import ml_collections
 from absl import flags
 
 from patchnets.errors import UserError, first_line
 
 
-def parse_flags(argv: list[str]):
-    """(configuration, work directory) from a command line. Raises UserError, in one line, for what is wrong with it."""
+def parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict, str]:
+    """(configuration, work directory) from a command line; executes the configuration file once.
+
+    Raises UserError, in one line, for what is wrong with it.
+    """
     from ml_collections import config_flags
 
     from patchnets import config as config_lib
@@ -26,29 +29,77 @@ def parse_flags(argv: list[str]):
     for name in re.findall(r"^--(?:no)?config\.([\w.]+)", "\n".join(argv), re.MULTILINE):
         if name not in config_lib.known_keys():
             raise config_lib.unknown_key(name)
-    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
-    path = path or next((b for a, b in itertools.pairwise(argv) if a == "--config"), None)
-    if path is None:
+    path, argv = _pop_config_path(argv)
+    if not path:
         raise UserError("--config is not given; for example --config=configs/mixer_digits.py, and --help explains")
-    original = _load_file(path)
+    name, colon, variant = path.partition(":")
+    file = find_config(name)
+    config = load_config(file + colon + variant)
+    original = config_lib.flatten(config)
     argv, unset = _unset(argv, config_lib.known_keys())
     values = flags.FlagValues()
     try:
-        config_flag = config_flags.DEFINE_config_file("config", None, flag_values=values, sys_argv=argv)
+        config_flag = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         workdir_flag = flags.DEFINE_string("workdir", None, "", flag_values=values)
         rest = values(argv)
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(_tidy(error)) from error
     config = config_flag.value
     given = config_flags.get_override_values(values["config"])
-    config.update_from_flattened_dict(dict.fromkeys([*config_lib.overridden_by(config, [*given, *unset]), *unset]))
-    published.mark_incomparable(config, config_lib.recipe_diff(original, config_lib.flatten(config)))
+    config.update_from_flattened_dict(
+        dict.fromkeys([*config_lib.overridden_by(config_lib.flatten(config), [*given, *unset]), *unset])
+    )
+    changed = config_lib.recipe_diff(original, config_lib.flatten(config))
+    figures = published.mark_incomparable(published.Published(**config.published.to_dict()), changed)
+    config.published.incomparable = figures.incomparable
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not understood; overrides have the form --config.KEY=VALUE")
     config_lib.validate(config)
-    name = pathlib.Path(path.split(":", 1)[0]).stem
-    variant = "".join(c if c.isalnum() or c in "-_." else "-" for c in path.partition(":")[2])
+    name = pathlib.Path(file).stem
+    variant = "".join(c if c.isalnum() or c in "-_." else "-" for c in variant)
     return config, workdir_flag.value or os.path.join("runs", f"{name}-{variant}" if variant else name)
+
+
+def config_directories() -> list[pathlib.Path]:
+    """Return where configurations are found by name: ./configs, those of the clone, those of an installed package."""
+    package = pathlib.Path(__file__).resolve().parents[1]
+    return [pathlib.Path("configs"), package.parent / "configs", package / "configs"]
+
+
+def find_config(name: str) -> str:
+    """The file of a configuration: a path, or the name of one that comes with patchnets, such as "mixer_digits".
+
+    Raises:
+      UserError: there is none; the message names near ones.
+    """
+    if pathlib.Path(name).is_file():
+        return name
+    known: dict[str, pathlib.Path] = {}
+    for directory in reversed(config_directories()):
+        known |= {path.stem: path for path in sorted(directory.glob("*.py")) if path.stem != "__init__"}
+    if name in known:
+        return str(known[name])
+    near = difflib.get_close_matches(pathlib.Path(name).stem, known, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise UserError(
+        f"--config={name}: there is no such file, nor a configuration of that name among those of patchnets{hint}"
+    )
+
+
+def _pop_config_path(argv: list[str]) -> tuple[str | None, list[str]]:
+    """The value of the last --config, and the command line without any."""
+    path, rest, i = None, [], 0
+    while i < len(argv):
+        name, equals, value = argv[i].partition("=")
+        if name == "--config" and not equals:
+            i += 1
+            value = argv[i] if i < len(argv) else ""
+        if name == "--config":
+            path = value
+        else:
+            rest.append(argv[i])
+        i += 1
+    return path, rest
 
 
 def _unset(argv: list[str], keys: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -58,15 +109,13 @@ def _unset(argv: list[str], keys: Mapping[str, Any]) -> tuple[list[str], list[st
     return [a for a in argv if a not in {f"--config.{name}=None" for name in unset}], unset
 
 
-def _load_file(path: str) -> dict[str, Any]:
-    """Loads a configuration file once to say what is wrong with it, which the flag that loads it again does not.
-
-    Returns it as a flat dictionary."""
-    from patchnets import config as config_lib
-
-    sys.modules.pop("config_config", None)  # the name under which the flag would find an earlier file again
+def load_config(path: str) -> ml_collections.ConfigDict:
+    """The configuration that FILE[:ARGUMENT] defines. Raises UserError where it cannot be loaded."""
     file, *argument = path.split(":", 1)
-    return from_file("config", path, file, lambda names: config_lib.flatten(names["get_config"](*argument)))
+    config = from_file("config", path, file, lambda names: names["get_config"](*argument))
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise UserError(f"--config={path}: get_config() returns a {type(config).__name__}; expected a ConfigDict")
+    return config
 
 
 def from_file(option: str, told: str, file: str, work: Callable[[dict[str, Any]], Any]) -> Any:
@@ -106,4 +155,4 @@ def print_help(argv: list[str], usage: str | None) -> None:
         + (" as given" if config is not None else " by default")
         + " (- for not set), and meanings:\n"
     )
-    print(config_lib.format_help(config))
+    print(config_lib.format_help(None if config is None else config_lib.flatten(config)))

@@ -1,58 +1,73 @@
 """Published figures that a configuration aims at, beside what its run measured."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import ml_collections
 
 METRICS = {"accuracy": "top-1", "top5_accuracy": "top-5"}
 
 
-def mark_incomparable(config: ml_collections.ConfigDict, changed: Sequence[str]) -> None:
-    """Mark the published figures as not comparable, where the command line `changed` keys of the recipe."""
-    if changed and published_metrics(config):
-        config.published.incomparable = f"config.{changed[0]} was changed"
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """Figures of the test split, where they are published, and how far below them a result still reproduces them.
+
+    Attributes:
+      incomparable: why a run is not held to them; None where it is.
+    """
+
+    accuracy: float | None = None
+    top5_accuracy: float | None = None
+    tolerance: float = 0.01
+    source: str | None = None
+    incomparable: str | None = None
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """{metric: published value} of those that are published."""
+        return {name: value for name in METRICS if (value := getattr(self, name)) is not None}
 
 
-def published_metrics(config: ml_collections.ConfigDict) -> dict[str, float]:
-    """{metric: published value} of those that `config` names."""
-    return {name: config.published[name] for name in METRICS if config.published[name] is not None}
+def mark_incomparable(published: Published, changed: Sequence[str]) -> Published:
+    """Return the figures as not comparable, where the command line `changed` keys of the recipe."""
+    if not changed or not published.metrics:
+        return published
+    return dataclasses.replace(published, incomparable=f"config.{changed[0]} was changed")
 
 
-def compare(config: ml_collections.ConfigDict, summary: Mapping[str, Any]) -> dict[str, Any]:
+def compare(published: Published, summary: Mapping[str, Any]) -> dict[str, Any]:
     """For the summary: published figures, the measured ones' distance to them, and a verdict; empty where none are
     named.
 
     "reproduced" is a test metric no lower than the published one less the tolerance.
     """
-    targets = published_metrics(config)
+    targets = published.metrics
     if not targets:
         return {}
-    found: dict[str, Any] = {"source": config.published.source, "tolerance": config.published.tolerance}
+    found: dict[str, Any] = {"source": published.source, "tolerance": published.tolerance}
     for name, value in targets.items():
         measured = summary.get(f"test_{name}")
         found[name] = {"published": value, "measured": measured}
         if measured is not None:
             found[name]["difference"] = round(measured - value, 6)
-    if config.published.incomparable:
-        found["verdict"] = f"not compared: {config.published.incomparable}"
+    if published.incomparable:
+        found["verdict"] = f"not compared: {published.incomparable}"
     elif any("difference" not in found[name] for name in targets):
         found["verdict"] = "not compared: there is no test split"
     else:
-        holds = all(found[name]["difference"] >= -config.published.tolerance for name in targets)
+        holds = all(found[name]["difference"] >= -published.tolerance for name in targets)
         found["verdict"] = "reproduced" if holds else "not reproduced"
     return {"published": found}
 
 
-def describe(config: ml_collections.ConfigDict) -> str | None:
+def describe(published: Published) -> str | None:
     """The published figures in one line, for the first screen; None where there are none."""
-    targets = published_metrics(config)
+    targets = published.metrics
     if not targets:
         return None
     text = ", ".join(f"{METRICS[name]} {value:.2%}" for name, value in targets.items())
-    where = f" ({config.published.source})" if config.published.source else ""
+    where = f" ({published.source})" if published.source else ""
     return f"published: {text} of the test split{where}" + (
-        f"; not compared, for {config.published.incomparable}" if config.published.incomparable else ""
+        f"; not compared, for {published.incomparable}" if published.incomparable else ""
     )
 
 

@@ -211,6 +211,15 @@ KEYS: dict[str, Key] = {
         tuple,
         "which dimension fsdp splits, if not the largest: ((regex, number of the dimension, or -1 for none), ...)",
     ),
+    "cpu.devices": Key(
+        int, "on a CPU: devices that its cores make in a process (default: one a core, as batches divide)", at_least(1)
+    ),
+    "cpu.microbatch": Key(
+        int,
+        "on a CPU: examples that a device takes through the network at a time; 0: the whole batch at once, as on an "
+        "accelerator (default: as many as stay in a core's cache). Dropout draws a mask for each microbatch",
+        at_least(0),
+    ),
     "tensorboard": Key(True, "write TensorBoard events (where tensorboard is installed)"),
     "plots": Key(True, "draw pictures of the run into plots/ at the end"),
     "model.name": Key("mlp_mixer", "the architecture"),
@@ -236,6 +245,7 @@ KEYS_IGNORED_BY_HASH = {
     "mesh.data",
     "mesh.fsdp",
     "mesh.fsdp_rules",
+    "cpu.devices",
     "tensorboard",
     "plots",
     "dataset.on_device_sharding",

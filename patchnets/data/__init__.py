@@ -1,4 +1,4 @@
-"""From `config.dataset` to the three feeds of a run."""
+"""From a data set's name and options to the three loaders of a run."""
 
 import contextlib
 import dataclasses
@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
@@ -21,6 +20,78 @@ from patchnets.data.sources import base
 from patchnets.errors import RunError, UserError
 
 SPLITS = ("train", "val", "test")
+NO_AUGMENT = Augment()
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Which examples a run trains, validates and tests on, and how they are fed.
+
+    Attributes:
+      name: digits, folder, or the name of a TFDS image classification data set.
+      path: of folder, where train/CLASS/*.jpg|png lie.
+      data_dir: of TFDS, where data sets lie.
+      train_split, val_split, test_split: in TFDS's syntax, or none; `choose_splits` fills in the defaults.
+      cache_dir: where decoded images are kept.
+      loader: on_device, streaming, or auto: on_device where the decoded images fit.
+      max_on_device_gib: the memory that on-device images may take on each device.
+      on_device_sharding: replicated, or sharded: every device holds its share of the images.
+      num_workers: of streaming, processes that decode; None for one a core.
+      on_corrupt: of streaming, stop or skip.
+      image_size: side in pixels that the model sees.
+      normalize: symmetric, unit, imagenet or dataset.
+      crop_pct: share of the side of evaluation images that is kept.
+      eval_batch_size: None for `batch_size`.
+      seed: of the order of training examples.
+    """
+
+    name: str = "digits"
+    path: str | None = None
+    data_dir: str | None = None
+    train_split: str | None = None
+    val_split: str | None = None
+    test_split: str | None = None
+    cache_dir: str | None = None
+    loader: str = "auto"
+    max_on_device_gib: float = 8.0
+    on_device_sharding: str = "replicated"
+    num_workers: int | None = None
+    on_corrupt: str = "stop"
+    image_size: int = 224
+    normalize: str = "symmetric"
+    crop_pct: float = 1.0
+    augment: Augment = NO_AUGMENT
+    batch_size: int = 128
+    eval_batch_size: int | None = None
+    seed: int = 0
+
+    def open_source(self) -> base.Source:
+        """Open the data set. Raises UserError as `sources.open_source`."""
+        return sources.open_source(self.name, self.path, self.data_dir)
+
+    def choose_splits(self, sizes: Mapping[str, int]) -> dict[str, str | None]:
+        """Return each split's specification. Raises UserError as the function `choose_splits`."""
+        return choose_splits(sizes, self.train_split, self.val_split, self.test_split)
+
+    def batch_size_of(self, role: str) -> int:
+        return self.batch_size if role == "train" else self.eval_batch_size or self.batch_size
+
+    def seed_of(self, role: str) -> int | None:
+        """Return what the order of a split's examples hangs on; None for the order in which they are stored."""
+        return self.seed if role == "train" else None
+
+    @property
+    def stored_size(self) -> int:
+        """The largest side in pixels at which images are kept: so that evaluation crops `image_size` out of it."""
+        return round(self.image_size / self.crop_pct)
+
+    def allowed_bytes(self, devices: int) -> float:
+        """Return the memory that on-device images may take over all, where each device has room for
+        `max_on_device_gib`; devices that are a CPU's cores have it together."""
+        sharded, limit = self.on_device_sharding == "sharded", self.max_on_device_gib * 2**30
+        if jax.config.values["jax_num_cpu_devices"] > 0 and jax.default_backend() == "cpu":
+            return limit if sharded else limit / devices
+        return limit * devices if sharded else limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +111,18 @@ class Dataset:
     preprocess: Preprocess
 
     @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.train.steps_per_epoch
+
+    @property
+    def has_val(self) -> bool:
+        return self.val is not None
+
+    @property
     def loaders(self) -> list[Loader]:
         return [loader for loader in (self.train, self.val, self.test) if loader is not None]
 
@@ -53,18 +136,20 @@ class Dataset:
             loader.close()
 
 
-def choose_splits(config: ml_collections.ConfigDict, sizes: Mapping[str, int]) -> dict[str, str | None]:
-    """The train, val and test splits in TFDS's syntax, with the defaults filled in; None for one that is not used.
+def choose_splits(
+    sizes: Mapping[str, int], train: str | None = None, val: str | None = None, test: str | None = None
+) -> dict[str, str | None]:
+    """Return the train, val and test splits in TFDS's syntax, with the defaults filled in; None for one not used.
 
-    Without a word from the configuration a data set's own validation split is used, or else the last 10% of train.
+    By default a data set's own validation split is used, or else the last 10% of train.
 
     Raises:
       UserError: a split does not exist or is empty, or two of them share examples.
     """
     own = next((name for name in ("validation", "val") if name in sizes), None)
-    val = config.val_split or own or "train[90%:]"
-    train = config.train_split or _train_without(val, sizes)
-    test = config.test_split or ("test" if "test" in sizes else "none")
+    val = val or own or "train[90%:]"
+    train = train or _train_without(val, sizes)
+    test = test or ("test" if "test" in sizes else "none")
     split_specs: dict[str, str | None] = {}
     for role, spec in zip(SPLITS, (train, val, test)):
         split_specs[role] = None if spec == "none" else spec
@@ -97,8 +182,8 @@ def _train_without(val: str, sizes: Mapping[str, int]) -> str:
 class OpenedDataset:
     """A data set whose splits are known, before any image is decoded."""
 
+    options: DataOptions
     source: base.Source
-    augment: Augment
     split_specs: dict[str, str | None]
     parts: dict[str, list[splits.Part]]
     loader: str  # on_device or streaming
@@ -107,51 +192,75 @@ class OpenedDataset:
     def train_examples(self) -> int:
         return splits.examples(self.parts["train"])
 
+    @property
+    def num_classes(self) -> int:
+        return len(self.source.class_names)
 
-def open_dataset(config: ml_collections.ConfigDict, devices: int) -> OpenedDataset:
+    @property
+    def channels(self) -> int:
+        return self.source.channels
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.train_examples // self.options.batch_size)
+
+    @property
+    def has_val(self) -> bool:
+        return "val" in self.parts
+
+
+def open_dataset(options: DataOptions, devices: int) -> OpenedDataset:
     """Opens the data set and decides how it is fed to so many devices: from images decoded once and kept on them where
     these fit, or else from files that are read while training.
 
     Raises:
       UserError: the data set or a split cannot be had, or cannot be fed or augmented as configured.
     """
-    source = sources.open_source(config.dataset)
-    augment = Augment(**config.augment.to_dict())
-    check_channels(augment, source.channels)
-    split_specs = choose_splits(config.dataset, source.sizes)
+    source = options.open_source()
+    check_channels(options.augment, source.channels)
+    split_specs = options.choose_splits(source.sizes)
     parts = {role: splits.parse_split(spec, source.sizes) for role, spec in split_specs.items() if spec}
-    loader = config.dataset.loader
+    loader = options.loader
     if loader == "auto":
-        fits = decoded_bytes(source, parts, stored_size(config)) <= allowed_bytes(config, devices)
+        fits = decoded_bytes(source, parts, options.stored_size) <= options.allowed_bytes(devices)
         loader = "on_device" if fits or not source.encoded else "streaming"
     if loader == "streaming" and importlib.util.find_spec("grain") is None:
         raise UserError(
             "these images are read while training, through Grain, which is not installed; pip install grain, or raise "
             "config.dataset.max_on_device_gib if their decoded size fits into memory"
         )
-    if loader == "streaming" and config.normalize == "dataset":
+    if loader == "streaming" and options.normalize == "dataset":
         raise UserError(
             "config.normalize='dataset' is fitted on all training images, and these are read while training; use "
             "imagenet, symmetric or unit, or config.dataset.loader=on_device"
         )
-    if loader == "streaming" and augment.crop_padding:
+    if loader == "streaming" and options.augment.crop_padding:
         raise UserError(
-            f"config.augment.crop_padding={augment.crop_padding} pads images that are kept as they are, and these are "
-            "cropped while they are read; use config.augment.crop_scale_min, or config.dataset.loader=on_device"
+            f"config.augment.crop_padding={options.augment.crop_padding} pads images that are kept as they are, and "
+            "these are cropped while being read; use config.augment.crop_scale_min, or config.dataset.loader=on_device"
         )
-    return OpenedDataset(source, augment, split_specs, parts, loader)
+    return OpenedDataset(options, source, split_specs, parts, loader)
 
 
-def load_dataset(config: ml_collections.ConfigDict, mesh: Mesh, opened: OpenedDataset | None = None) -> Dataset:
-    """The feeds of a data set, opened before or opened now; images that are kept are decoded and placed.
+def load_dataset(options: DataOptions, mesh: Mesh) -> Dataset:
+    """Return the loaders of a data set, and all about it; images that are kept on the devices are decoded.
 
     Raises:
       UserError: the data set or a split cannot be had as configured.
       RunError: an image cannot be decoded.
     """
-    opened = opened or open_dataset(config, mesh.size)
-    source, on_device = opened.source, opened.loader == "on_device"
-    made = (_on_device if on_device else _streaming)(config, mesh, opened)
+    return load_opened(open_dataset(options, mesh.size), mesh)
+
+
+def load_opened(opened: OpenedDataset, mesh: Mesh) -> Dataset:
+    """Return what `load_dataset` does, of a data set that is open.
+
+    Raises:
+      UserError: the data set or a split cannot be had as configured.
+      RunError: an image cannot be decoded.
+    """
+    options, source, on_device = opened.options, opened.source, opened.loader == "on_device"
+    made = (_on_device if on_device else _streaming)(opened, mesh)
     mean, std = made.normalization
     return Dataset(
         name=source.name,
@@ -164,7 +273,7 @@ def load_dataset(config: ml_collections.ConfigDict, mesh: Mesh, opened: OpenedDa
         test=made.loaders.get("test"),
         split_specs=opened.split_specs,
         fingerprint={"name": source.name, "classes": list(source.class_names)} | made.fingerprint,
-        preprocess=Preprocess(config.image_size, mean, std, opened.augment, config.crop_pct, cropped=not on_device),
+        preprocess=Preprocess(options.image_size, mean, std, options.augment, options.crop_pct, cropped=not on_device),
     )
 
 
@@ -183,11 +292,6 @@ def names(parts: Mapping[str, list[splits.Part]]) -> list[str]:
     return list(dict.fromkeys(name for some in parts.values() for name, _, _ in some))
 
 
-def stored_size(config: ml_collections.ConfigDict) -> int:
-    """The largest side in pixels at which images are kept: so that evaluation crops `image_size` pixels out of it."""
-    return round(config.image_size / config.crop_pct)
-
-
 def decoded_bytes(source: base.Source, parts: Mapping[str, list[splits.Part]], largest: int) -> int:
     """The memory that on-device images of at most this side take, as far as one can tell without reading them all."""
     return sum(source.sizes[name] * side(source, name, largest) ** 2 * source.channels for name in names(parts))
@@ -201,36 +305,18 @@ def side(source: base.Source, split: str, largest: int) -> int:
     return min(native or largest, largest)
 
 
-def allowed_bytes(config: ml_collections.ConfigDict, devices: int) -> float:
-    """The memory that on-device images may take over all, where each device has room for `max_on_device_gib`; devices
-    that are a CPU's cores have it together."""
-    sharded, limit = config.dataset.on_device_sharding == "sharded", config.dataset.max_on_device_gib * 2**30
-    if jax.config.values["jax_num_cpu_devices"] > 0 and jax.default_backend() == "cpu":
-        return limit if sharded else limit / devices
-    return limit * devices if sharded else limit
-
-
-def _batch_size(config: ml_collections.ConfigDict, role: str) -> int:
-    return config.batch_size if role == "train" else config.eval_batch_size or config.batch_size
-
-
-def _seed(config: ml_collections.ConfigDict, role: str) -> int | None:
-    """What the order of a split's examples hangs on; None for the order in which they are stored."""
-    return config.seed if role == "train" else None
-
-
-def _on_device(config: ml_collections.ConfigDict, mesh: Mesh, opened: OpenedDataset) -> SplitLoaders:
+def _on_device(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:
     """Decodes what is not in the cache, tells how much memory is taken, and takes it."""
-    source, parts = opened.source, opened.parts
-    root, max_bytes = runtime.cache_root(config.dataset.cache_dir), allowed_bytes(config, mesh.size)
-    sharded = config.dataset.on_device_sharding == "sharded"
+    options, source, parts = opened.options, opened.source, opened.parts
+    root, max_bytes = runtime.cache_root(options.cache_dir), options.allowed_bytes(mesh.size)
+    sharded = options.on_device_sharding == "sharded"
 
     def load_whole(keep_native: bool) -> dict[str, decoded_cache.Decoded]:
         found: dict[str, decoded_cache.Decoded] = {}
         for name in names(parts):
             held = sum(images.nbytes for images, _ in found.values())
             found[name] = decoded_cache.load_or_decode(
-                source, name, stored_size(config), root, max_bytes, held, keep_native
+                source, name, options.stored_size, root, max_bytes, held, keep_native
             )
         return found
 
@@ -261,9 +347,9 @@ def _on_device(config: ml_collections.ConfigDict, mesh: Mesh, opened: OpenedData
     loaders: dict[str, Loader] = {
         role: OnDeviceLoader(
             *arrays[role],
-            batch_size=_batch_size(config, role),
+            batch_size=options.batch_size_of(role),
             mesh=mesh,
-            shuffle_seed=_seed(config, role),
+            shuffle_seed=options.seed_of(role),
             sharded=sharded,
         )
         for role in parts
@@ -271,7 +357,7 @@ def _on_device(config: ml_collections.ConfigDict, mesh: Mesh, opened: OpenedData
     return SplitLoaders(
         loaders=loaders,
         stored_size=next(iter(whole.values()))[0].shape[1],
-        normalization=normalization(config.normalize, arrays["train"][0]),
+        normalization=normalization(options.normalize, arrays["train"][0]),
         fingerprint={
             "examples": {role: len(labels) for role, (_, labels) in arrays.items()},
             "labels_crc32": {role: zlib.crc32(labels.tobytes()) for role, (_, labels) in arrays.items()},
@@ -279,32 +365,32 @@ def _on_device(config: ml_collections.ConfigDict, mesh: Mesh, opened: OpenedData
     )
 
 
-def _streaming(config: ml_collections.ConfigDict, mesh: Mesh, opened: OpenedDataset) -> SplitLoaders:
+def _streaming(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:
     from patchnets.data.streaming import StreamingLoader  # Grain is needed here alone
 
-    source, parts = opened.source, opened.parts
-    augment = config.augment
+    options, source, parts = opened.options, opened.source, opened.parts
+    augment = options.augment
     loaders: dict[str, Loader] = {}
     for role, some in parts.items():
         training = role == "train"
         loaders[role] = StreamingLoader(
             [(source.records(name), low, high) for name, low, high in some],
-            batch_size=_batch_size(config, role),
+            batch_size=options.batch_size_of(role),
             mesh=mesh,
-            size=config.image_size,
+            size=options.image_size,
             channels=source.channels,
             num_classes=len(source.class_names),
-            seed=_seed(config, role),
+            seed=options.seed_of(role),
             crop_scale_min=augment.crop_scale_min if training else 1.0,
             crop_ratio_max=augment.crop_ratio_max,
-            crop_pct=1.0 if training else config.crop_pct,
-            num_workers=config.dataset.num_workers,
-            on_corrupt=config.dataset.on_corrupt,
+            crop_pct=1.0 if training else options.crop_pct,
+            num_workers=options.num_workers,
+            on_corrupt=options.on_corrupt,
         )
     return SplitLoaders(
         loaders=loaders,
-        stored_size=config.image_size,
-        normalization=normalization(config.normalize, np.empty((0, 1, 1, source.channels), np.uint8)),
+        stored_size=options.image_size,
+        normalization=normalization(options.normalize, np.empty((0, 1, 1, source.channels), np.uint8)),
         fingerprint={
             "examples": {role: loader.num_examples for role, loader in loaders.items()},
             "records_crc32": {name: source.records(name).fingerprint() for name in names(parts)},

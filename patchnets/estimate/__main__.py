@@ -1,111 +1,105 @@
 """Tells what a run will take, before it is started.
 
-    python -m patchnets.estimate --config=FILE[:ARGUMENT] [--topology=v5e:4x4] [--config.KEY=VALUE ...] [OPTION ...]
+    python -m patchnets.estimate --config=FILE[:ARGUMENT] [--topology=v5e:4x4] [--config.KEY=VALUE ...]
 
---config             a file of configs/, and its keys, as patchnets.main takes them
---topology           a TPU slice, such as v5e:2x4, that need not be there; default: the devices at hand
---memory             GiB of each device, where another amount than it has is to be planned for
---largest-batch      search the largest batch that fits, by compiling some
---images-per-second  how fast training is, for the time that it takes
---measure            train some steps of random images on the devices at hand, for the same
---examples, --classes  training images and classes, where the data set is not at hand
---json               a file for the same figures as JSON
+Takes the options of patchnets.main, and its own.
 
 The training step is compiled, and nothing is trained, downloaded or written but that file. Exit status: 0; 2 where the
 request cannot be carried out, or the run could not be.
 """
 
+import argparse
 import json
-import math
-import pathlib
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
-from absl import logging
 
+from patchnets.cli import ArgumentParser, path, positive_float, positive_int, run_cli
 from patchnets.errors import RunError, UserError, first_line, report_error
 
-SWITCHES = ("measure", "largest-batch")
-OPTIONS = ("topology", "memory", "images-per-second", "examples", "classes", "json")
+
+def parse_args(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options, and the arguments of patchnets.main. Raises UserError for what is wrong with the options."""
+    parser = ArgumentParser("python -m patchnets.estimate", description=__doc__)
+    parser.add_argument("--config", metavar="FILE[:ARGUMENT]", help="a file of configs/, as patchnets.main takes it")
+    parser.add_argument(
+        "--topology",
+        metavar="v5e:2x4",
+        help="a TPU slice that need not be there (default: the devices at hand)",
+    )
+    parser.add_argument(
+        "--memory",
+        type=positive_float,
+        metavar="GIB",
+        help="of each device, where another amount than it has is to be planned for",
+    )
+    parser.add_argument(
+        "--largest-batch", action="store_true", help="search the largest batch that fits, by compiling some"
+    )
+    speed = parser.add_mutually_exclusive_group()
+    speed.add_argument(
+        "--images-per-second",
+        type=positive_float,
+        metavar="N",
+        help="how fast training is, for the time that it takes",
+    )
+    speed.add_argument(
+        "--measure",
+        action="store_true",
+        help="train some steps of random images on the devices at hand, for the same",
+    )
+    parser.add_argument(
+        "--examples", type=positive_int, metavar="N", help="training images, where the data set is not at hand"
+    )
+    parser.add_argument("--classes", type=positive_int, metavar="K", help="goes with --examples")
+    parser.add_argument("--json", type=path, metavar="FILE", help="a file for the same figures as JSON")
+    given, rest = parser.parse_known_args(arguments)
+    return given, rest if given.config is None else [f"--config={given.config}", *rest]
 
 
-def split_options(arguments: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """{option: value} of this program, and the arguments of patchnets.main. Raises UserError for a value that lacks."""
-    given, rest = {}, []
-    for argument in arguments:
-        name, equals, value = argument.removeprefix("--").partition("=")
-        if (name in SWITCHES and equals) or (name in OPTIONS and not value):
-            form = f"--{name}" + ("" if name in SWITCHES else "=VALUE")
-            raise UserError(f"{argument!r} is not understood; the form is {form}")
-        if argument.startswith("--") and name in (*SWITCHES, *OPTIONS):
-            given[name] = value or "yes"
-        else:
-            rest.append(argument)
-    return given, rest
-
-
-def number(name: str, given: Mapping[str, str]) -> float | None:
-    """An option that is a number above 0; None where it is not given. Raises UserError for others."""
-    if name not in given:
-        return None
-    try:
-        value = float(given[name].replace(",", ""))
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise UserError(f"--{name}={given[name][:40]}: expected a number above 0")
-    return value
-
-
-def whole_number(name: str, given: Mapping[str, str]) -> int | None:
-    """An option that is a whole number above 0, thousands apart or not. Raises UserError for others."""
-    if name in given and not re.fullmatch(r"[1-9][\d,]{0,14}", given[name], re.ASCII):
-        raise UserError(f"--{name}={given[name][:40]}: expected a whole number above 0")
-    return int(given[name].replace(",", "")) if name in given else None
-
-
-def execute(argv: list[str]) -> int:
+def execute(arguments: list[str]) -> int:
     """Plans what a command line asks for; returns the exit status."""
     from patchnets.config import flags
-    from patchnets.parallel import cpu
+    from patchnets.experiment import data_options, use_cpu_cores
 
-    given, rest = split_options(argv[1:])
-    memory, rate = number("memory", given), number("images-per-second", given)
-    count, classes = whole_number("examples", given), whole_number("classes", given)
-    topology = given.get("topology")
-    if (count is None) != (classes is None):
+    given, rest = parse_args(arguments)
+    if (given.examples is None) != (given.classes is None):
         raise UserError("--examples and --classes belong together; give both, or neither where the data set is at hand")
-    if "measure" in given and (topology or rate):
-        other = f"--topology={topology}" if topology else "--images-per-second"
-        raise UserError(f"--measure runs on the devices at hand, and {other} tells otherwise; give one of them")
-    path = pathlib.Path(given["json"]).expanduser() if "json" in given else None
-    if path and not path.parent.is_dir():
-        raise UserError(f"--json={path}: there is no folder {path.parent}; make it, or name another")
-    if path and path.is_dir():
-        raise UserError(f"--json={path} is a folder; give a file")
-    config, _ = flags.parse_flags([argv[0], *rest])
-    if topology:
+    if given.measure and given.topology:
+        raise UserError(
+            f"--measure runs on the devices at hand, and --topology={given.topology} names others; give one"
+        )
+    if given.json and not given.json.parent.is_dir():
+        raise UserError(f"--json={given.json}: there is no folder {given.json.parent}; make it, or name another")
+    if given.json and given.json.is_dir():
+        raise UserError(f"--json={given.json} is a folder; give a file")
+    config, _ = flags.parse_flags(["patchnets.estimate", *rest])
+    if given.topology:
         jax.config.update("jax_platforms", "cpu")  # nothing is computed, and no accelerator is to be taken for it
     else:
-        cpu.use_one_device_per_core(config)
+        use_cpu_cores(config)
     from patchnets.estimate.compile_step import make_abstract_run
     from patchnets.estimate.dataset_spec import find_dataset_spec
     from patchnets.estimate.report import Options, estimate
     from patchnets.estimate.text import format_report
     from patchnets.estimate.topology import find_topology
 
-    target = find_topology(topology, memory)
-    abstract_run = make_abstract_run(config, target, find_dataset_spec(config, len(target.devices), count, classes))
+    target = find_topology(given.topology, given.memory)
+    dataset = find_dataset_spec(data_options(config), len(target.devices), given.examples, given.classes)
+    abstract_run = make_abstract_run(config, target, dataset)
     if sys.stderr.isatty():
         print(
-            f"compiling the training step for {abstract_run.mesh.size} x {target.kind} ...", file=sys.stderr, flush=True
+            f"compiling the training step for {abstract_run.experiment.mesh.size} x {target.kind} ...",
+            file=sys.stderr,
+            flush=True,
         )
-    figures = estimate(abstract_run, Options(topology, rate, "measure" in given, "largest-batch" in given))
+    figures = estimate(
+        abstract_run, Options(given.topology, given.images_per_second, given.measure, given.largest_batch)
+    )
     print(format_report(figures), flush=True)
-    if path:
-        path.write_text(json.dumps(figures, indent=1) + "\n")
+    if given.json:
+        given.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
 
 
@@ -113,23 +107,13 @@ def main(argv: list[str]) -> int:
     """Carries out a command line and returns the exit status; tells what went wrong in one line."""
     from patchnets import runtime
 
-    if {"--help", "-h", "-help"} & set(argv[1:]):
-        print(__doc__)
-        return 0
     runtime.silence_logs()
-    logging.set_verbosity(logging.FATAL)
     try:
-        return execute(argv)
-    except (UserError, RunError, OSError) as error:
-        return report_error(error)
+        return run_cli(argv, execute)
     except RuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        print(f"patchnets: out of memory ({first_line(error, 160)}); lower config.batch_size", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("patchnets: interrupted", file=sys.stderr)
-        return 130
+        return report_error(RunError(f"out of memory ({first_line(error, 160)}); lower config.batch_size"))
 
 
 if __name__ == "__main__":

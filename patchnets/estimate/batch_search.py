@@ -48,7 +48,7 @@ def try_compile(abstract_run: AbstractRun) -> CompileResult:
 
 def with_changes(abstract_run: AbstractRun, **keys: Any) -> AbstractRun:
     """The same run with some keys of its configuration changed; a dot in a key is written as two underscores."""
-    config = copy.deepcopy(abstract_run.config)
+    config = copy.deepcopy(abstract_run.experiment.config)
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in keys.items()})
     return make_abstract_run(config, abstract_run.target, abstract_run.dataset)
 
@@ -97,16 +97,19 @@ def rounded(dataset: float) -> int:
 
 def _unit(abstract_run: AbstractRun) -> int:
     """Batches are multiples of it: with accumulation each part is split over the devices."""
-    return abstract_run.mesh.size * abstract_run.config.grad_accum_steps
+    return abstract_run.experiment.mesh.size * abstract_run.experiment.config.grad_accum_steps
 
 
 def _per_device(one: CompileResult) -> int:
     """Examples that a device has at a time."""
-    return one.abstract_run.config.batch_size // _unit(one.abstract_run)
+    return one.abstract_run.experiment.config.batch_size // _unit(one.abstract_run)
 
 
 def _of_batch(start: CompileResult, per_device: int) -> CompileResult:
-    config, steps = start.abstract_run.config, start.abstract_run.outline.total_steps  # of which no schedule runs out
+    config, steps = (
+        start.abstract_run.experiment.config,
+        start.abstract_run.experiment.total_steps,
+    )  # of which no schedule runs out
     evaluated = config.eval_batch_size or config.batch_size
     length = {"total_epochs": None, "total_steps": steps, "eval_batch_size": evaluated}
     return try_compile(with_changes(start.abstract_run, batch_size=per_device * _unit(start.abstract_run), **length))
@@ -124,7 +127,7 @@ def suggestions(start: CompileResult) -> list[Suggestion]:
     """What makes a run fit that does not: a batch in parts, activations computed again, or, if neither does, parameters
     split over the devices."""
     found = [suggestion for suggestion in (_in_parts(start), _remat(start, {})) if suggestion]
-    mesh = start.abstract_run.mesh
+    mesh = start.abstract_run.experiment.mesh
     if not found and mesh.size > 1 and mesh.shape["fsdp"] == 1:
         keys = {"mesh__data": 1, "mesh__fsdp": -1}
         found = [suggestion for suggestion in (_try(start, keys), _remat(start, keys)) if suggestion][:1]
@@ -133,7 +136,11 @@ def suggestions(start: CompileResult) -> list[Suggestion]:
 
 def _in_parts(start: CompileResult) -> Suggestion | None:
     """The smallest power of two of parts with which a run fits, from where the estimate has it."""
-    config, mesh, room = start.abstract_run.config, start.abstract_run.mesh, start.abstract_run.target.memory
+    config, mesh, room = (
+        start.abstract_run.experiment.config,
+        start.abstract_run.experiment.mesh,
+        start.abstract_run.target.memory,
+    )
     counts = [2**i for i in range(1, 20) if config.batch_size % (config.grad_accum_steps * 2**i * mesh.size) == 0]
     if start.needed and room:  # what a part takes shrinks with it, the state does not
         counts = [count for count in counts if count >= start.needed / room / 2] or counts[-1:]
@@ -144,8 +151,8 @@ def _in_parts(start: CompileResult) -> Suggestion | None:
 
 
 def _remat(start: CompileResult, keys: dict[str, Any]) -> Suggestion | None:
-    config = start.abstract_run.config
-    if "remat" not in models.config_fields(config.model.name) or models.resolve_fields(config.model).get("remat"):
+    config = start.abstract_run.experiment.config
+    if "remat" not in models.config_fields(config.model.name) or models.resolve_fields(**config.model).get("remat"):
         return None
     return _try(start, keys | {"model__remat": True})
 

@@ -13,16 +13,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
-from jax.sharding import Mesh
 
 from patchnets.errors import UserError, first_line
 from patchnets.estimate.collectives import Collective, collectives
 from patchnets.estimate.dataset_spec import DatasetSpec
 from patchnets.estimate.topology import Topology
-from patchnets.experiment import Outline, make_mesh, make_outline, make_task
+from patchnets.experiment import Experiment, build_experiment, data_options
 from patchnets.param_rules import name_of
 from patchnets.step.multi_step import compile_train_steps
-from patchnets.step.train_state import TrainState, abstract_train_state
+from patchnets.step.train_state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,28 +58,28 @@ def _amount(text: str) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class AbstractRun:
-    """A run of which nothing is on any device yet."""
+    """A run of which nothing is on any device yet.
 
-    config: ml_collections.ConfigDict
+    Attributes:
+      experiment: built as a run's is, of `dataset`.
+      state: of shapes with their shardings.
+    """
+
     target: Topology
     dataset: DatasetSpec
-    mesh: Mesh
-    outline: Outline
-    state: TrainState  # of shapes with their places
+    experiment: Experiment
+    state: TrainState
 
     def compile(self) -> "CompiledStep":
         """Compiles the step as a run would. Raises DoesNotFit where XLA finds no room for it."""
-        config, mesh, where = self.config, self.mesh, jax.tree.map(lambda x: x.sharding, self.state)
+        task, mesh = self.experiment.task, self.experiment.mesh
         began = time.perf_counter()
         try:
             with self.target.compiling():
-                preprocess = self.dataset.preprocess(config)
-                task = make_task(
-                    config, self.outline.model, self.outline.optimizer, preprocess, self.outline.params, mesh
-                )
-                steps: Any = compile_train_steps(task, self.dataset.batch_fn(config, mesh), mesh, where)
+                shardings = jax.tree.map(lambda x: x.sharding, self.state)
+                steps: Any = compile_train_steps(task, self.dataset.batch_fn(mesh), mesh, shardings)
                 count, scale = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), jnp.float32)
-                program = steps.lower(self.state, self.dataset.step_inputs(config, mesh), count, scale).compile()
+                program = steps.lower(self.state, self.dataset.step_inputs(mesh), count, scale).compile()
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -133,31 +132,16 @@ class CompiledStep:
 
 
 def make_abstract_run(config: ml_collections.ConfigDict, target: Topology, dataset: DatasetSpec) -> AbstractRun:
-    """A run of `config` on the devices of `target`. Raises UserError for what cannot be built."""
-    mesh = make_mesh(config, target.devices)
-    if not target.at_hand and mesh.size < len(target.devices):
+    """Return a run of `config` on the devices of `target`. Raises UserError for what cannot be built."""
+    dataset = dataclasses.replace(dataset, options=data_options(config))
+    with target.compiling():
+        experiment = build_experiment(config, dataset, target.devices)
+    if not target.at_hand and experiment.mesh.size < len(target.devices):
         raise UserError(
-            f"config.mesh asks for {mesh.size} of the {len(target.devices)} devices of the topology; use all of them, "
-            "or name a smaller one"
+            f"config.mesh asks for {experiment.mesh.size} of the {len(target.devices)} devices of the topology; use "
+            "all of them, or name a smaller one"
         )
-    outline = make_outline(
-        config,
-        mesh,
-        per_epoch=dataset.per_epoch(config.batch_size),
-        classes=dataset.classes,
-        channels=dataset.channels,
-        validates=dataset.validates,
-    )
-    state = abstract_train_state(
-        outline.model,
-        outline.optimizer,
-        image_size=config.image_size,
-        channels=dataset.channels,
-        mesh=mesh,
-        ema=config.ema_decay is not None,
-        fsdp_rules=config.mesh.get("fsdp_rules") or (),
-    )
-    return AbstractRun(config, target, dataset, mesh, outline, state)
+    return AbstractRun(target, dataset, experiment, experiment.abstract_state())
 
 
 @dataclasses.dataclass(frozen=True)

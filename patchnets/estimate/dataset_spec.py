@@ -6,14 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from patchnets import data as data_lib
 from patchnets import runtime
-from patchnets.augment.preprocess import Augment, Preprocess, normalization
-from patchnets.data import splits
+from patchnets.augment.preprocess import Preprocess, normalization
+from patchnets.data import DataOptions, splits
 from patchnets.data.on_device import EpochArrays, gather_batch
 from patchnets.data.streaming.batch_reader import CHUNK_SIZE
 from patchnets.data.streaming.prefetch import PREFETCH_BATCHES, THREADS_PER_WORKER
@@ -31,18 +30,20 @@ class DatasetSpec:
     """A data set, as far as its images' contents do not matter.
 
     Attributes:
+      options: how it is fed.
       counts: of train, and of val and test where they are known.
-      validates: whether there is a validation split.
+      has_val: whether there is a validation split.
       stored: images of the splits that these are taken from, which is what is kept on the host.
       side: of stored images in pixels, as the step gets them.
       source: where the numbers come from, in words.
     """
 
+    options: DataOptions
     name: str
     counts: Mapping[str, int]
-    validates: bool
+    has_val: bool
     stored: int
-    classes: int
+    num_classes: int
     channels: int
     side: int
     loader: str  # on_device or streaming
@@ -52,42 +53,43 @@ class DatasetSpec:
     def image_bytes(self) -> int:
         return self.side**2 * self.channels
 
-    def per_epoch(self, batch_size: int) -> int:
-        """Steps."""
-        return -(-self.counts["train"] // batch_size)
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.counts["train"] // self.options.batch_size)
 
-    def preprocess(self, config: ml_collections.ConfigDict) -> Preprocess:
+    @property
+    def preprocess(self) -> Preprocess:
         """That of a run; where it would fit means and deviations to the images, some stand in for them."""
-        name = "unit" if config.normalize == "dataset" else config.normalize
+        options, on_device = self.options, self.loader == "on_device"
+        name = "unit" if options.normalize == "dataset" else options.normalize
         mean, std = normalization(name, np.empty((0, 1, 1, self.channels), np.uint8))
-        augment, on_device = Augment(**config.augment.to_dict()), self.loader == "on_device"
-        return Preprocess(config.image_size, mean, std, augment, config.crop_pct, cropped=not on_device)
+        return Preprocess(options.image_size, mean, std, options.augment, options.crop_pct, cropped=not on_device)
 
-    def step_inputs(self, config: ml_collections.ConfigDict, mesh: Mesh) -> Any:
+    def step_inputs(self, mesh: Mesh) -> Any:
         """Shape, type and place of what the step takes to make its batches: what a feed's `inputs` gives."""
         whole, parts = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec(mesh_lib.BATCH_AXES))
         if self.loader == "streaming":
-            of = lambda kind, *shape: jax.ShapeDtypeStruct((config.batch_size, *shape), kind, sharding=parts)
+            of = lambda kind, *shape: jax.ShapeDtypeStruct((self.options.batch_size, *shape), kind, sharding=parts)
             image = of(jnp.uint8, self.side, self.side, self.channels)
             return {"image": image, "label": of(jnp.int32), "mask": of(jnp.float32)}
-        count, sharded = self.counts["train"], self._sharded(config, mesh)
+        count, sharded = self.counts["train"], self._sharded(mesh)
         held = -(-count // mesh.size) * mesh.size if sharded else count
         shape = (held, self.side, self.side, self.channels)
         numbers: Any = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=whole)
         images: Any = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=parts if sharded else whole)
         return EpochArrays(images, numbers, numbers)
 
-    def batch_fn(self, config: ml_collections.ConfigDict, mesh: Mesh) -> BatchFn:
+    def batch_fn(self, mesh: Mesh) -> BatchFn:
         """What makes a step's batch of these operands, as the feeds do it."""
         if self.loader == "streaming":
             return lambda inputs, step: sharding.shard_batch(inputs, mesh)
-        sharded = self._sharded(config, mesh)
-        return lambda inputs, step: gather_batch(inputs, step, config.batch_size, mesh, sharded)
+        sharded = self._sharded(mesh)
+        return lambda inputs, step: gather_batch(inputs, step, self.options.batch_size, mesh, sharded)
 
-    def _sharded(self, config: ml_collections.ConfigDict, mesh: Mesh) -> bool:
-        return config.dataset.on_device_sharding == "sharded" and mesh.size > 1
+    def _sharded(self, mesh: Mesh) -> bool:
+        return self.options.on_device_sharding == "sharded" and mesh.size > 1
 
-    def host_bytes(self, config: ml_collections.ConfigDict) -> tuple[int, str]:
+    def host_bytes(self) -> tuple[int, str]:
         """The host's memory that input takes at most in one process, and of what it consists.
 
         Resident: all images, decoded. Streaming: what each worker holds of chunks that are being made, made, handed
@@ -95,17 +97,17 @@ class DatasetSpec:
         """
         if self.loader == "on_device":
             return self.stored * self.image_bytes, f"{self.stored:,} decoded images"
-        workers = runtime.cores() if config.dataset.num_workers is None else config.dataset.num_workers
+        workers = runtime.cores() if self.options.num_workers is None else self.options.num_workers
         chunks = max(workers, 1) * (THREADS_PER_WORKER + 2) * CHUNK_SIZE
-        loaders = 2 if self.validates else 1
-        images = loaders * (chunks + (PREFETCH_BATCHES + 2) * config.batch_size)
+        loaders = 2 if self.has_val else 1
+        images = loaders * (chunks + (PREFETCH_BATCHES + 2) * self.options.batch_size)
         return images * self.image_bytes, f"{workers} workers, {images:,} images in flight"
 
 
 def find_dataset_spec(
-    config: ml_collections.ConfigDict, devices: int, count: int | None = None, classes: int | None = None
+    options: DataOptions, devices: int, count: int | None = None, classes: int | None = None
 ) -> DatasetSpec:
-    """The data set of `config`: as it was told, as it lies here, or as it is known. Nothing is downloaded.
+    """Return the data set of `options`: as it was told, as it lies here, or as it is known. Nothing is downloaded.
 
     Args:
       count, classes: training examples and classes, where they are told.
@@ -113,56 +115,57 @@ def find_dataset_spec(
     Raises:
       UserError: the data are not at hand and neither told nor known, or cannot be used as configured.
     """
-    name = config.dataset.name
+    name = options.name
     if count is not None and classes is not None:
-        return _assumed(config, devices, {"train": count}, count, classes, "as given on the command line")
-    if _at_hand(config):
-        return _opened(config, devices)
+        return _assumed(options, devices, {"train": count}, count, classes, "as given on the command line")
+    if _at_hand(options):
+        return _opened(options, devices)
     if name in KNOWN:
         sizes, known = KNOWN[name]
-        specs = data_lib.choose_splits(config.dataset, sizes)
+        specs = options.choose_splits(sizes)
         parts = {role: splits.parse_split(spec, sizes) for role, spec in specs.items() if spec}
         counts = {role: splits.examples(some) for role, some in parts.items()}
-        return _assumed(config, devices, counts, sum(sizes.values()), known, "as published; the data are not at hand")
+        return _assumed(options, devices, counts, sum(sizes.values()), known, "as published; the data are not at hand")
     raise UserError(
         f"config.dataset.name={name!r} is not at hand, and planning downloads nothing; give --examples=N, its training "
         "images, and --classes=K"
     )
 
 
-def _at_hand(config: ml_collections.ConfigDict) -> bool:
-    if config.dataset.name in ("digits", "folder"):
+def _at_hand(options: DataOptions) -> bool:
+    if options.name in ("digits", "folder"):
         return True
     from patchnets.data.sources import tfds
 
-    return tfds.is_prepared(config.dataset.name, config.dataset.data_dir)
+    return tfds.is_prepared(options.name, options.data_dir)
 
 
-def _opened(config: ml_collections.ConfigDict, devices: int) -> DatasetSpec:
-    opened = data_lib.open_dataset(config, devices)
+def _opened(options: DataOptions, devices: int) -> DatasetSpec:
+    opened = data_lib.open_dataset(options, devices)
     source, on_device = opened.source, opened.loader == "on_device"
-    largest = data_lib.stored_size(config)
+    first = next(iter(opened.parts["train"]))[0]
     return DatasetSpec(
+        options,
         source.name,
         {role: splits.examples(some) for role, some in opened.parts.items()},
         "val" in opened.parts,
         sum(source.sizes[name] for name in data_lib.names(opened.parts)),
         len(source.class_names),
         source.channels,
-        data_lib.side(source, next(iter(opened.parts["train"]))[0], largest) if on_device else config.image_size,
+        data_lib.side(source, first, options.stored_size) if on_device else options.image_size,
         opened.loader,
         "as they lie here",
     )
 
 
 def _assumed(
-    config: ml_collections.ConfigDict, devices: int, counts: Mapping[str, int], stored: int, classes: int, source: str
+    options: DataOptions, devices: int, counts: Mapping[str, int], stored: int, classes: int, source: str
 ) -> DatasetSpec:
     """A data set that is not here: images of three colors, stored encoded, at least as large as is kept of them."""
-    largest, loader = data_lib.stored_size(config), config.dataset.loader
+    largest, loader = options.stored_size, options.loader
     if loader == "auto":
-        fits = stored * largest**2 * 3 <= data_lib.allowed_bytes(config, devices)
+        fits = stored * largest**2 * 3 <= options.allowed_bytes(devices)
         loader = "on_device" if fits else "streaming"
-    side = largest if loader == "on_device" else config.image_size
-    validates = config.dataset.val_split != "none"
-    return DatasetSpec(config.dataset.name, counts, validates, stored, classes, 3, side, loader, source)
+    side = largest if loader == "on_device" else options.image_size
+    has_val = options.val_split != "none"
+    return DatasetSpec(options, options.name, counts, has_val, stored, classes, 3, side, loader, source)

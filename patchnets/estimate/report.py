@@ -28,7 +28,7 @@ def estimate(abstract_run: AbstractRun, options: Options) -> dict[str, Any]:
     """Every figure, as JSON holds it; bytes and FLOPs as whole numbers, times in seconds."""
     tried = try_compile(abstract_run)
     figures = {
-        "config": config_lib.config_hash(abstract_run.config),
+        "config": config_lib.config_hash(config_lib.flatten(abstract_run.experiment.config)),
         "network": network(abstract_run),
         "devices": devices(abstract_run, options.topology),
         "data": data(abstract_run),
@@ -40,7 +40,10 @@ def estimate(abstract_run: AbstractRun, options: Options) -> dict[str, Any]:
         "largest_batch": None,
     }
     if options.largest_batch and (found := largest_batch(tried)):
-        figures["largest_batch"] = {"batch_size": found.abstract_run.config.batch_size, "needed": found.needed}
+        figures["largest_batch"] = {
+            "batch_size": found.abstract_run.experiment.config.batch_size,
+            "needed": found.needed,
+        }
     rate, source = options.images_per_second, "as given"
     if options.measure and tried.compiled and tried.fits is not False:
         rate, source = measured_images_per_second(tried.compiled), "measured here, of random images that lay ready"
@@ -54,8 +57,8 @@ def collectives(tried: CompileResult) -> list[dict[str, Any]] | None:
 
 
 def network(abstract_run: AbstractRun) -> dict[str, Any]:
-    config = abstract_run.config
-    found = cost(abstract_run.outline.model, config.image_size, abstract_run.dataset.channels)
+    config = abstract_run.experiment.config
+    found = cost(abstract_run.experiment.model, config.image_size, abstract_run.dataset.channels)
     passes = PASSES * (1 if config.optimizer.sam_rho is None else 2)
     return {
         "name": config.model.name,
@@ -76,26 +79,26 @@ def devices(abstract_run: AbstractRun, topology: str | None) -> dict[str, Any]:
     return {
         "topology": topology,
         "kind": abstract_run.target.kind,
-        "count": abstract_run.mesh.size,
-        "mesh": dict(abstract_run.mesh.shape),
+        "count": abstract_run.experiment.mesh.size,
+        "mesh": dict(abstract_run.experiment.mesh.shape),
         "memory": abstract_run.target.memory,
         "memory_source": abstract_run.target.memory_source,
     }
 
 
 def data(abstract_run: AbstractRun) -> dict[str, Any]:
-    dataset, config = abstract_run.dataset, abstract_run.config
-    taken, what = dataset.host_bytes(config)
+    dataset = abstract_run.dataset
+    taken, what = dataset.host_bytes()
     return {
         "name": dataset.name,
         "source": dataset.source,
         "examples": dict(dataset.counts),
-        "classes": dataset.classes,
+        "classes": dataset.num_classes,
         "loader": dataset.loader,
         "side": dataset.side,
         "host_bytes": taken,
         "host_holds": what,
-        "input_bytes": _on_device(dataset.step_inputs(config, abstract_run.mesh)),
+        "input_bytes": _on_device(dataset.step_inputs(abstract_run.experiment.mesh)),
     }
 
 
@@ -112,7 +115,7 @@ def _shard_bytes(leaf: Any) -> int:
 
 
 def memory(tried: CompileResult) -> dict[str, Any]:
-    whole = replicated_arrays(tried.abstract_run.state) if tried.abstract_run.mesh.shape["fsdp"] > 1 else {}
+    whole = replicated_arrays(tried.abstract_run.state) if tried.abstract_run.experiment.mesh.shape["fsdp"] > 1 else {}
     return {
         "compiled": dataclasses.asdict(tried.compiled.memory) if tried.compiled else None,
         "compile_seconds": tried.compiled and round(tried.compiled.seconds, 1),
@@ -129,13 +132,13 @@ def describe_suggestion(keys: str, tried: CompileResult) -> dict[str, Any]:
 
 
 def run(abstract_run: AbstractRun, rate: float | None, source: str) -> dict[str, Any]:
-    config, outline = abstract_run.config, abstract_run.outline
-    images = outline.total_steps * config.batch_size
+    config, experiment = abstract_run.experiment.config, abstract_run.experiment
+    images = experiment.total_steps * config.batch_size
     return {
         "batch_size": config.batch_size,
         "grad_accum_steps": config.grad_accum_steps,
-        "steps_per_epoch": abstract_run.dataset.per_epoch(config.batch_size),
-        "steps": outline.total_steps,
+        "steps_per_epoch": abstract_run.dataset.steps_per_epoch,
+        "steps": experiment.total_steps,
         "images": images,
         "images_per_second": rate,
         "rate_source": source if rate else None,
@@ -145,5 +148,5 @@ def run(abstract_run: AbstractRun, rate: float | None, source: str) -> dict[str,
 
 def checkpoints(abstract_run: AbstractRun) -> dict[str, Any]:
     one = sum(part.whole for part in state_bytes(abstract_run.state).values())
-    kept = abstract_run.config.checkpoint.max_to_keep + 1
+    kept = abstract_run.experiment.config.checkpoint.max_to_keep + 1
     return {"bytes": one, "kept": kept, "total_bytes": one * kept}

@@ -9,7 +9,6 @@ import numpy as np
 
 from patchnets.estimate.compile_step import CompiledStep
 from patchnets.run.step_timer import StepTimer
-from patchnets.step.train_state import create_train_state
 
 SECONDS = 5.0  # of training that is timed
 MOST_STEPS = 1000
@@ -18,19 +17,9 @@ MOST_STEPS = 1000
 def measure_images_per_second(compiled: CompiledStep) -> float:
     """Of training, over some seconds after a first dispatch that is not counted."""
     abstract_run = compiled.abstract_run
-    config, mesh = abstract_run.config, abstract_run.mesh
-    state = create_train_state(
-        abstract_run.outline.model,
-        abstract_run.outline.optimizer,
-        image_size=config.image_size,
-        channels=abstract_run.dataset.channels,
-        seed=config.seed,
-        mesh=mesh,
-        init_head_bias=config.init_head_bias,
-        ema=config.ema_decay is not None,
-        fsdp_rules=config.mesh.get("fsdp_rules") or (),
-    )
-    inputs = jax.tree.map(_filled, abstract_run.dataset.step_inputs(config, mesh))
+    config, mesh = abstract_run.experiment.config, abstract_run.experiment.mesh
+    state = abstract_run.experiment.init_state()
+    inputs = jax.tree.map(_filled, abstract_run.dataset.step_inputs(mesh))
     timer, began = StepTimer(config.steps_per_call), time.perf_counter()
     while not timer.seconds or time.perf_counter() - began < SECONDS:
         count = timer.steps_per_call(MOST_STEPS)

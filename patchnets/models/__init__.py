@@ -5,7 +5,6 @@ from typing import Any, cast
 
 import flax.linen as nn
 import jax.numpy as jnp
-import ml_collections
 
 from patchnets.errors import UserError
 from patchnets.models import blocks, convmixer, fnet, gmlp, layers, mlp_mixer, ops, tutorials, vit
@@ -38,6 +37,7 @@ FIELD_HELP = {
     "dropout_rate": "share of units dropped, where the source of the network has dropout",
     "drop_path_rate": "probability of dropping the last block's branches",
     "drop_path_schedule": "how that probability goes over the blocks: linear from 0, or constant",
+    "drop_path_scale_by_keep": "whether a branch that is kept is divided by the probability of keeping it",
     "norm_epsilon": "added to the variance in every LayerNorm",
     "mlp_dim": "hidden units of a block's MLP",
     "embedding_norm": "whether a LayerNorm follows the position embedding",
@@ -98,29 +98,25 @@ def all_config_fields() -> dict[str, tuple[type, str]]:
     return found
 
 
-def resolve_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """The fields of the network that `config` describes: the variant's, overridden by those that are set.
+def resolve_fields(name: str, variant: str | None = None, **fields: Any) -> dict[str, Any]:
+    """Return the fields of a network: those of its published `variant`, overridden by `fields` that are not None.
 
     Raises:
-      UserError: an unknown name, variant or field, or a field that neither the variant nor the configuration gives.
+      UserError: an unknown name, variant or field, or a field that neither the variant nor `fields` has.
     """
-    if config.name not in MODELS:
-        raise UserError(f"config.model.name={config.name!r} is unknown; known: {', '.join(MODELS)}")
-    _, variants = MODELS[config.name]
-    if config.variant is not None and config.variant not in variants:
-        raise UserError(
-            f"config.model.variant={config.variant!r} is unknown for {config.name}; known: {', '.join(variants)}"
-        )
-    chosen = dict(variants[config.variant]) if config.variant else {}
-    known = config_fields(config.name)
-    for name, value in config.items():
-        if name in ("name", "variant") or value is None:
+    if name not in MODELS:
+        raise UserError(f"config.model.name={name!r} is unknown; known: {', '.join(MODELS)}")
+    _, variants = MODELS[name]
+    if variant is not None and variant not in variants:
+        raise UserError(f"config.model.variant={variant!r} is unknown for {name}; known: {', '.join(variants)}")
+    chosen = dict(variants[variant]) if variant else {}
+    known = config_fields(name)
+    for field, value in fields.items():
+        if value is None:
             continue
-        if name not in known:
-            raise UserError(
-                f"config.model.{name}={value!r}: {config.name} has no such field; it has {', '.join(known)}"
-            )
-        chosen[name] = value
+        if field not in known:
+            raise UserError(f"config.model.{field}={value!r}: {name} has no such field; it has {', '.join(known)}")
+        chosen[field] = value
     missing = [n for n, f in known.items() if n not in chosen and f.default is dataclasses.MISSING]
     if missing:
         raise UserError(
@@ -129,25 +125,24 @@ def resolve_fields(config: ml_collections.ConfigDict) -> dict[str, Any]:
     return chosen
 
 
-def variant_fields(config: ml_collections.ConfigDict) -> list[str]:
-    """The fields that the variant named in `config` defines; none for an unknown one, which `resolve_fields`
-    refuses."""
-    _, variants = MODELS.get(config.name, (None, {}))
-    return list(variants.get(config.variant, ()))
+def variant_fields(name: str, variant: str | None) -> list[str]:
+    """Return the fields that a variant defines; none for an unknown one, which `resolve_fields` refuses."""
+    _, variants = MODELS.get(name, (None, {}))
+    return list(variants.get(variant, ())) if variant else []
 
 
-def validate(config: ml_collections.ConfigDict, image_size: int) -> None:
-    """Raises UserError where `config` describes no network that takes images of `image_size` pixels a side."""
-    chosen = resolve_fields(config)
-    for name, value in chosen.items():
-        if name in CHOICES and value not in CHOICES[name]:
-            raise UserError(f"config.model.{name}={value!r} is unknown; expected one of {', '.join(CHOICES[name])}")
-        if expected := out_of_range(name, value):
-            raise UserError(f"config.model.{name}={value} is out of range; expected {expected}")
-        if name == "ffn_dim" and value % 2:
-            raise UserError(f"config.model.{name}={value} is odd; expected an even number, for it is split in halves")
+def validate(image_size: int, name: str, variant: str | None = None, **fields: Any) -> None:
+    """Raises UserError where these are no network that takes images of `image_size` pixels a side."""
+    chosen = resolve_fields(name, variant, **fields)
+    for field, value in chosen.items():
+        if field in CHOICES and value not in CHOICES[field]:
+            raise UserError(f"config.model.{field}={value!r} is unknown; expected one of {', '.join(CHOICES[field])}")
+        if expected := out_of_range(field, value):
+            raise UserError(f"config.model.{field}={value} is out of range; expected {expected}")
+        if field == "ffn_dim" and value % 2:
+            raise UserError(f"config.model.{field}={value} is odd; expected an even number, for it is split in halves")
     width, heads = chosen["hidden_dim"], chosen.get("num_heads", 1)
-    if config.name == "vit" and width % heads:
+    if name == "vit" and width % heads:
         raise UserError(f"config.model.hidden_dim={width} does not divide into config.model.num_heads={heads} heads")
     if chosen.get("posemb") == "sincos2d" and width % 4:
         raise UserError(
@@ -175,9 +170,12 @@ def out_of_range(name: str, value: Any) -> str | None:
     return None
 
 
-def create_model(config: ml_collections.ConfigDict, num_classes: int) -> nn.Module:
-    """The network that `config.model` describes; `model.apply(variables, images, train=...)` gives its logits."""
-    chosen = resolve_fields(config)
+def create_model(name: str, variant: str | None = None, *, num_classes: int, **fields: Any) -> nn.Module:
+    """Return a network; `model.apply(variables, images, train=...)` gives its logits.
+
+    create_model("vit", "S/16", num_classes=10, patch_size=4). Raises UserError as `resolve_fields`.
+    """
+    chosen = resolve_fields(name, variant, **fields)
     if "dtype" in chosen:
         chosen["dtype"] = DTYPES[chosen["dtype"]]
-    return MODELS[config.name][0](num_classes=num_classes, **chosen)
+    return MODELS[name][0](num_classes=num_classes, **chosen)

@@ -1,14 +1,15 @@
-"""Prints every model and variant: what it costs, what was published, and the difference.
+"""Print every model and variant: its cost, the published cost, and the difference.
 
     python -m patchnets.models [NAME ...]
 
-NAME  a model, such as mlp_mixer; all of them by default. Exit status: 0, or 2 for a name that is not known.
+Exit status: 0, or 2 for a name that is not known.
 """
 
 import sys
 from collections.abc import Iterator
 
 from patchnets import models
+from patchnets.cli import ArgumentParser, run_cli
 from patchnets.errors import UserError
 from patchnets.models.flops import cost
 from patchnets.models.published_sizes import PUBLISHED
@@ -26,11 +27,11 @@ COLUMNS = (
     "published",
     "diff",
 )
-NUMBERS_FROM = 2  # the columns from here on are numbers, and end where their headings end
+NUMBERS_FROM = 2  # columns from here on are numbers, right-aligned
 
 
 def rows(names: list[str]) -> Iterator[tuple[str, ...]]:
-    """The cells of every variant of the models named."""
+    """Yield the table cells of every variant of the named models."""
     for name in names:
         network, variants = models.MODELS[name]
         for variant, fields in variants.items():
@@ -57,16 +58,20 @@ def line(cells: tuple[str, ...], widths: list[int]) -> str:
     return "  ".join(aligned).rstrip()
 
 
-def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
-    if {"--help", "-h"} & set(argv[1:]):
-        print(__doc__)
-        return 0
-    names = list(dict.fromkeys(argv[1:])) or list(models.MODELS)
-    for name in names:
-        if name not in models.MODELS:
-            print(f"patchnets: there is no model {name!r}; known: {', '.join(models.MODELS)}", file=sys.stderr)
-            return UserError.status
+def model_name(value: str) -> str:
+    """The type of NAME."""
+    if value not in models.MODELS:
+        raise UserError(f"unknown model {value!r}; known models: {', '.join(models.MODELS)}")
+    return value
+
+
+def execute(arguments: list[str]) -> int:
+    """Prints the table; returns the exit status."""
+    parser = ArgumentParser("python -m patchnets.models", description=__doc__)
+    parser.add_argument(
+        "names", nargs="*", type=model_name, metavar="NAME", help="a model, such as mlp_mixer (default: all)"
+    )
+    names = list(dict.fromkeys(parser.parse_args(arguments).names)) or list(models.MODELS)
     table = list(rows(names))
     widths = [max(len(row[i]) for row in (COLUMNS, *table)) for i in range(len(COLUMNS))]
     print(line(COLUMNS, widths))
@@ -76,9 +81,14 @@ def main(argv: list[str]) -> int:
         print(line(row, widths))
     print(
         "\nGMACs: billions of multiply-accumulates of matrix products, convolutions and Fourier transforms, an image."
-        "\nA dash: nothing was published; the sizes are this project's own, or the source gives no figure."
+        "\nA dash: nothing is published, because the sizes are this project's own or the source gives no figure."
     )
     return 0
+
+
+def main(argv: list[str]) -> int:
+    """Carries out a command line and returns the exit status."""
+    return run_cli(argv, execute)
 
 
 if __name__ == "__main__":

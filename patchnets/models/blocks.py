@@ -1,4 +1,4 @@
-"""What every network does with its blocks: run them, one compiled or each on its own, and look into them."""
+"""Run the blocks of a network, unrolled or scanned; stack and unstack their parameters."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-# How the probability of dropping a branch goes over the blocks, up to a rate.
+# Probability of dropping a branch in each block, up to a rate.
 DROP_PATH_SCHEDULES = {
     "linear": lambda rate, depth: np.linspace(0.0, rate, depth),  # arXiv 1603.09382, equation 4
     "constant": lambda rate, depth: np.full(depth, rate),
@@ -28,20 +28,28 @@ def apply_blocks(
     train: bool,
     **context: Any,
 ) -> Float[Array, "batch ..."]:
-    """`network.depth` blocks, one after the other; called from the compact method of a network.
+    """Apply `network.depth` blocks in sequence. Call it from the compact method of a network.
 
-    What every network does with its blocks: the probability of stochastic depth grows linearly from 0 in the first
-    block to the given rate in the last, or is the same in all; `network.remat` computes a block's activations anew in
-    the backward pass instead of keeping them; `network.scan` compiles one block, and loops over it with the parameters
-    of all blocks stacked along a first axis, for a compilation time that does not grow with depth: the same function of
-    the same parameters, whose initial values and dropout are drawn from other keys. Each block's output is sown as
-    `block_i`.
+    The probability of stochastic depth grows linearly from 0 in the first block to `drop_path_rate` in the last, or is
+    the same in all blocks. `network.remat` recomputes the activations of a block in the backward pass. `network.scan`
+    compiles one block and loops over it, with the parameters of all blocks stacked along a first axis, so that
+    compilation time does not grow with depth. It computes the same function of the same parameters; only initial
+    values and dropout are drawn from other keys. Each block's output is sown as `block_i`.
+
 
     Args:
-      network: the module with the fields `depth`, `remat` and `scan`.
-      block: makes a block, given its name, which begins with its class's; called as block(x, rate, train=train), with a
-        rate of None for none.
+      network: a module with the fields `depth`, `remat` and `scan`.
+      block: builds a block from its name, which starts with the name of its class. The block is called as
+        block(x, rate, train=train); a rate of None means no stochastic depth.
+      x: activations before the first block.
+      drop_path_rate: probability of dropping a branch of the last block.
+      drop_path_schedule: a key of DROP_PATH_SCHEDULES.
+      train: whether dropout and stochastic depth are active.
       context: further arguments of every call.
+
+    Returns:
+      Activations after the last block, with the shape of `x`.
+
     """
     kind = block.func.__name__
     schedule = DROP_PATH_SCHEDULES[drop_path_schedule]
@@ -74,13 +82,14 @@ def apply_blocks(
 
 
 def stack_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Variables of a network without `scan` as those of the same network with it.
+    """Convert the variables of a network without `scan` to those of the same network with `scan`.
+
 
     Args:
       variables: {collection: {"MixerBlock_0": ..., "MixerBlock_1": ..., other: ...}}.
 
     Returns:
-      {collection: {"MixerBlocks": ..., other: ...}}, with a first axis for the blocks.
+      {collection: {"MixerBlocks": ..., other: ...}}, with the blocks along a first axis.
     """
     return {collection: _stack(tree) for collection, tree in variables.items()}
 
@@ -98,7 +107,7 @@ def _stack(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def unstack_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """The reverse of `stack_blocks`; variables without stacked blocks are given back as they are."""
+    """Invert `stack_blocks`. Variables without stacked blocks are returned unchanged."""
     return {collection: _unstack(tree) for collection, tree in variables.items()}
 
 

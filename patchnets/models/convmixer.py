@@ -1,4 +1,4 @@
-"""ConvMixer: patches mixed by depthwise and pointwise convolutions (Trockman & Kolter 2022, arXiv 2201.09792)."""
+"""ConvMixer: depthwise convolutions mix patches, pointwise ones channels (Trockman & Kolter 2022, arXiv 2201.09792)."""
 
 from functools import partial
 from typing import Any
@@ -31,12 +31,13 @@ ACTIVATIONS = ("gelu", "relu")  # GELU in the form that the field `gelu` names
 
 
 class BatchNorm(nn.Module):
-    """(x - mean) / sqrt(variance + epsilon), then scaled and shifted, for each channel (arXiv 1502.03167).
+    """Batch normalization: (x - mean) / sqrt(variance + epsilon) per channel, scaled and shifted (arXiv 1502.03167).
 
-    In training, mean and variance are those of all places of the examples that `mask` does not rule out, however many
-    devices they lie on. The running ones, which serve in evaluation, keep the share `momentum` of themselves at each
-    step, and all where every example is ruled out. Statistics are taken in float32; the variance is the mean squared
-    deviation, where PyTorch's running one divides by one number less.
+    In training, mean and variance are taken over all positions of the examples with a `mask` of 1, on all devices.
+    Evaluation uses the running statistics. Each step keeps the share `momentum` of them, or all of them if every
+    example is masked. Statistics are float32. The variance is the mean squared deviation; PyTorch's running variance
+    divides by n - 1 instead.
+
     """
 
     epsilon: float
@@ -69,7 +70,7 @@ class BatchNorm(nn.Module):
 
 
 class ActivationNorm(nn.Module):
-    """sigma, then BatchNorm: the activation comes before the normalization (section 2)."""
+    """Activation, then BatchNorm (section 2)."""
 
     activation: str
     gelu: str
@@ -86,7 +87,7 @@ class ActivationNorm(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """A kernel of its own for every channel; the image keeps its size."""
+    """Depthwise convolution: one kernel per channel, with the size of the image unchanged."""
 
     kernel_size: int
     depthwise_impl: str = "auto"
@@ -125,19 +126,19 @@ class ConvMixerBlock(nn.Module):
         common = dict(dtype=self.dtype, param_init=self.param_init)
         y = DepthwiseConv(self.kernel_size, self.depthwise_impl, **common, name="depthwise")(x)
         x = x + self.norm(name="depthwise_norm")(y, mask, train=train)
-        # A convolution of kernel size 1 is a dense layer over the channels of every place.
+        # A convolution of kernel size 1 is a dense layer over the channels of every position.
         x = nn.Dense(channels, dtype=self.dtype, **self.param_init.dense(channels), name="pointwise")(x)
         return self.norm(name="pointwise_norm")(x, mask, train=train)
 
 
 class ConvMixer(nn.Module):
-    """Patch embedding, ConvMixer blocks, mean over places, linear head (figure 2).
+    """Patch embedding, ConvMixer blocks, mean over positions, linear head (figure 2).
 
-    BatchNorm's running statistics are in the collection `batch_stats`; `batch_norm_momentum` is the share of them that
-    stays at each step. Examples with a `mask` of 0, which fill up a batch, are left out of its statistics.
-    `depthwise_impl`
-    chooses how the depthwise convolution is computed: conv, shifts (sums of shifted products), or auto, the platform's
-    faster.
+    BatchNorm's running statistics are in the collection `batch_stats`; `batch_norm_momentum` is the share of them kept
+    at each step. Examples with a `mask` of 0, which pad a batch, do not count in the statistics. `depthwise_impl`
+    selects the implementation of the depthwise convolution: conv, shifts (sums of shifted products), or auto (the
+    faster one on the backend).
+
     """
 
     num_classes: int

@@ -1,4 +1,4 @@
-"""What a network costs, counted from its program: parameters, multiply-accumulates and tokens."""
+"""Count parameters, multiply-accumulates and tokens of a network from its traced program."""
 
 import dataclasses
 import functools
@@ -12,14 +12,15 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class ModelCost:
-    """Of one image.
+    """Cost of evaluating one image.
 
     Attributes:
-      params: trainable numbers.
-      batch_stats: running statistics of BatchNorm.
-      macs: multiply-accumulates of one evaluation, of matrix products, convolutions and Fourier transforms; what is
-        done element by element is not counted, as publications do not count it.
-      tokens: rows of the activations that blocks pass on: patches, and the class token where there is one.
+      params: number of trainable parameters.
+      batch_stats: number of running statistics of BatchNorm.
+      macs: multiply-accumulates of matrix products, convolutions and Fourier transforms. Elementwise operations are not
+        counted, as in publications.
+      tokens: rows of the activations between blocks: patches, and the class token if there is one.
+
     """
 
     params: int
@@ -30,7 +31,7 @@ class ModelCost:
 
 @functools.cache
 def cost(model: nn.Module, image_size: int | tuple[int, int], channels: int = 3) -> ModelCost:
-    """Counts without computing anything; convolutions, transforms and attention in the same form on any platform."""
+    """Return the cost of a network without computing anything. The result is the same on every backend."""
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     plain: Any = dict(depthwise_impl="conv", fourier_impl="fft", attention_impl="plain", scan=True, remat=False)
     model = model.clone(**{name: value for name, value in plain.items() if hasattr(model, name)})
@@ -52,7 +53,7 @@ def _size(tree: Any) -> int:
 
 
 def _macs(program: Any) -> int:
-    """Multiply-accumulates of a program, those of the programs inside it included, as often as they run."""
+    """Count the multiply-accumulates of a program, including inner programs, times the number of their runs."""
     total = 0
     for step in program.eqns:
         shapes = [variable.aval.shape for variable in (*step.invars, *step.outvars)]

@@ -1,6 +1,7 @@
-"""FNet for images: Fourier transforms in place of attention (Lee-Thorp et al. 2021, arXiv 2105.03824).
+"""FNet for images: Fourier transforms instead of attention (Lee-Thorp et al. 2021, arXiv 2105.03824).
 
-The paper's encoder, on patches. It was published for text alone; the sizes below are this project's own, those of ViT.
+The paper's encoder, applied to patches. The paper covers text only; the sizes below are this project's own, taken from
+ViT.
 """
 
 from functools import partial
@@ -22,16 +23,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 INIT = Init(nn.initializers.normal(0.02))
-EPSILON = 1e-12  # of every LayerNorm, as in BERT, whose encoder the paper keeps but for the mixing
+EPSILON = 1e-12  # of every LayerNorm, as in BERT, whose encoder the paper keeps except for the mixing
 
 
 def fourier_fft(x: Float[Array, "batch patches channels"]) -> Float[Array, "batch patches channels"]:
-    """The real part of the discrete Fourier transform over patches and channels (equation 3), by the fast transform."""
+    """Real part of the discrete Fourier transform over patches and channels (equation 3), by FFT."""
     return jnp.fft.fft2(x.astype(jnp.float32), axes=(1, 2)).real.astype(x.dtype)
 
 
 def fourier_matrix(x: Float[Array, "batch patches channels"]) -> Float[Array, "batch patches channels"]:
-    """The same as real matrix products: with F = C - iS, the real part of F x F' is C x C' - S x S'."""
+    """Compute `fourier_fft` with real matrix products: with F = C - iS, the real part of F x F' is C x C' - S x S'."""
     (rows_cos, rows_sin), (columns_cos, columns_sin) = (dft_basis(size, x.dtype) for size in x.shape[1:])
     even = jnp.einsum("mn,bnc->bmc", rows_cos, x @ columns_cos)
     odd = jnp.einsum("mn,bnc->bmc", rows_sin, x @ columns_sin)
@@ -39,19 +40,19 @@ def fourier_matrix(x: Float[Array, "batch patches channels"]) -> Float[Array, "b
 
 
 def dft_basis(size: int, dtype: Any = jnp.float32) -> tuple[Float[Array, "size size"], Float[Array, "size size"]]:
-    """Cosines and sines of the discrete Fourier transform of `size` numbers; both matrices are symmetric."""
-    # The product of the indices is reduced first: as an angle it would lose digits.
+    """Return the cosine and sine matrices of the discrete Fourier transform of `size` numbers; both are symmetric."""
+    # Reduce the product of the indices first; a large angle would lose digits.
     angle = 2 * np.pi * (np.outer(np.arange(size), np.arange(size)) % size) / size
     return jnp.asarray(np.cos(angle), dtype), jnp.asarray(np.sin(angle), dtype)
 
 
 FOURIER_IMPLS = {"fft": fourier_fft, "matrix": fourier_matrix}
-# What `auto` takes. On the CPU the faster one in a training step (docs/measurements.md); elsewhere not measured yet.
+# What `auto` chooses: on the CPU the faster one in a training step (docs/measurements.md); not measured elsewhere.
 AUTO_CHOICE = {"cpu": "fft", "gpu": "fft", "tpu": "matrix"}
 
 
 def fourier(x: Float[Array, "batch patches channels"], implementation: str) -> Float[Array, "batch patches channels"]:
-    """The transform in one of its two ways, or, for `implementation` = "auto", in the platform's faster one."""
+    """Apply the transform by `implementation`: "fft", "matrix", or "auto" for the faster one on the backend."""
     return FOURIER_IMPLS[AUTO_CHOICE.get(backend(), "fft") if implementation == "auto" else implementation](x)
 
 
@@ -84,7 +85,7 @@ class FnetBlock(nn.Module):
 class Fnet(nn.Module):
     """Patch embedding, learned position embedding, FNet blocks, mean over patches, linear head.
 
-    `embedding_norm` adds the LayerNorm that BERT, and so the paper, has after the embeddings.
+    `embedding_norm` adds a LayerNorm after the embeddings, as in BERT and the paper.
     """
 
     num_classes: int

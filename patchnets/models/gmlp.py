@@ -1,4 +1,4 @@
-"""gMLP: MLPs with a spatial gating unit in place of attention (Liu et al. 2021, arXiv 2105.08050)."""
+"""gMLP: MLPs with a spatial gating unit instead of attention (Liu et al. 2021, arXiv 2105.08050)."""
 
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 class SpatialGatingUnit(nn.Module):
     """u * (W norm(v) + b), where u is the first half of the channels, v the second, and W mixes patches (section 2.1).
 
-    W starts near zero and b at one, so that the unit starts as u, and every block as an ordinary feed-forward network.
+    W starts near zero and b at one, so the unit starts as u and every block as a plain feed-forward network.
     """
 
     dtype: Any = jnp.float32
@@ -44,6 +44,7 @@ class GmlpBlock(nn.Module):
     ffn_dim: int
     gelu: str = "exact"
     dtype: Any = jnp.float32
+    drop_path_scale_by_keep: bool = True
 
     @nn.compact
     def __call__(
@@ -54,13 +55,13 @@ class GmlpBlock(nn.Module):
         y = GELU[self.gelu](y)
         y = SpatialGatingUnit(dtype=self.dtype, name="spatial_gating")(y)  # (batch, patches, d_ffn / 2)
         y = nn.Dense(x.shape[-1], dtype=self.dtype, name="project")(y)
-        return x + DropPath()(y, drop_path_rate, train=train)
+        return x + DropPath(self.drop_path_scale_by_keep)(y, drop_path_rate, train=train)
 
 
 class Gmlp(nn.Module):
     """Patch embedding, gMLP blocks, LayerNorm, mean over patches, linear head (section 3).
 
-    There is no position embedding: the spatial projections know their places. `d_ffn` has to be even.
+    There is no position embedding, because spatial projections depend on position. `ffn_dim` must be even.
     """
 
     num_classes: int
@@ -70,6 +71,7 @@ class Gmlp(nn.Module):
     ffn_dim: int
     survival_probability: float = 1.0
     drop_path_schedule: str = "linear"
+    drop_path_scale_by_keep: bool = True
     gelu: str = "exact"
     remat: bool = False
     scan: bool = False
@@ -80,7 +82,13 @@ class Gmlp(nn.Module):
         self, images: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch classes"]:
         x = PatchEmbed(self.hidden_dim, (self.patch_size, self.patch_size), dtype=self.dtype, name="stem")(images)
-        block = partial(GmlpBlock, ffn_dim=self.ffn_dim, gelu=self.gelu, dtype=self.dtype)
+        block = partial(
+            GmlpBlock,
+            ffn_dim=self.ffn_dim,
+            gelu=self.gelu,
+            dtype=self.dtype,
+            drop_path_scale_by_keep=self.drop_path_scale_by_keep,
+        )
         # (batch, patches, channels); the probability of survival falls linearly from 1 (arXiv 1603.09382)
         x = apply_blocks(self, block, x, 1.0 - self.survival_probability, self.drop_path_schedule, train=train)
         x = nn.LayerNorm(epsilon=1e-6, dtype=self.dtype, name="pre_head_layer_norm")(x)

@@ -1,4 +1,4 @@
-"""What a network computes on the way to its logits, by name."""
+"""Capture intermediate values of a network by name."""
 
 import re
 from collections.abc import Mapping
@@ -15,20 +15,21 @@ from patchnets.models.blocks import unstack_blocks
 def capture_intermediates(
     model: nn.Module, variables: Mapping[str, Any], images: Float[Array, "batch height width channels"]
 ) -> dict[str, Any]:
-    """What `model` computes on the way to its logits, in evaluation, by name and in order.
+    """Return the intermediate values of `model` in evaluation, by name and in order.
 
     Returns:
-      "stem": the embedded patches, (batch, patches, channels). For every block i, "block_i": what it puts out, and
-      "block_i/mixing": how it mixes patches, which is
-        MLP-Mixer: what each hidden unit of the token-mixing MLP reads, (patches, units), and writes, (units, patches)
+      "stem": the embedded patches, (batch, patches, channels). For every block i, "block_i": its output, and
+      "block_i/mixing": its token mixing, which is
+        MLP-Mixer: input weights (patches, units) and output weights (units, patches) of the token-mixing MLP
         gMLP: the spatial weights of the gating unit, (patches in, patches out)
         FNet: (cosines, sines) of the Fourier transform over patches, (patches, patches)
         ViT: the attention weights, (batch, heads, queries, tokens)
         ConvMixer: the depthwise kernels, (k, k, channels).
-      "pre_logits": what the head sees, (batch, channels); and "logits", (batch, classes).
+      "pre_logits": the input of the head, (batch, channels); and "logits", (batch, classes).
+
     """
     logits, state = model.apply(variables, images, train=False, mutable=["intermediates"])
-    # sow keeps what it was given as the only element of a tuple.
+    # sow stores a value as the only element of a tuple.
     sown = jax.tree.map(lambda kept: kept[0], state["intermediates"], is_leaf=lambda node: isinstance(node, tuple))
     tree = unstack_blocks({"intermediates": sown})["intermediates"]
     found: dict[str, Any] = {"stem": tree["stem"]["patches"]}

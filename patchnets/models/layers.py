@@ -1,4 +1,4 @@
-"""What two or more architectures share: initialization, patch embedding, a block's MLP, dropout, stochastic depth."""
+"""Layers that several architectures share: patch embedding, MLP, dropout, stochastic depth; initializers."""
 
 import math
 from collections.abc import Callable
@@ -16,13 +16,13 @@ Initializer = Callable[..., Array]
 
 
 class Init(NamedTuple):
-    """How a dense layer or a convolution starts: its kernel, and its bias given the number of inputs of a unit."""
+    """Initializers of a dense layer or convolution: the kernel's, and the bias's given the fan-in."""
 
     kernel: Initializer
     bias: Callable[[int], Initializer] = lambda fan_in: nn.initializers.zeros_init()
 
     def dense(self, fan_in: int) -> dict[str, Any]:
-        """The arguments of a flax layer whose units have `fan_in` inputs."""
+        """Return the initializer arguments of a flax layer with `fan_in` inputs per unit."""
         return dict(kernel_init=self.kernel, bias_init=self.bias(fan_in))
 
 
@@ -31,7 +31,7 @@ def _within_root(fan_in: int) -> Initializer:
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-LECUN = Init(nn.initializers.lecun_normal())  # flax's default, and so that of the authors' Mixer
+LECUN = Init(nn.initializers.lecun_normal())  # flax's default, used by the authors' Mixer
 XAVIER = Init(nn.initializers.xavier_uniform(), lambda fan_in: nn.initializers.normal(1e-6))  # the authors' ViT
 GLOROT = Init(nn.initializers.glorot_uniform())  # Keras's default
 TORCH = Init(nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), _within_root)  # PyTorch's default
@@ -40,11 +40,12 @@ ZERO = Init(nn.initializers.zeros_init())
 
 @jax.custom_vjp
 def gelu_exact(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """x P(X <= x) for a standard normal X (arXiv 1606.08415, section 2), in float32 whatever the type of `x`.
+    """Exact GELU: x P(X <= x) for a standard normal X (arXiv 1606.08415, section 2), computed in float32.
 
-    By the error function and with its gradient written out, where JAX's own takes the complementary one, branches and
-    all: half the time in training on a CPU, a quarter in evaluation, and equal to 5e-7. It has no
-    forward-mode derivative (jax.jvp).
+    Uses the error function and a custom gradient; jax.nn.gelu uses the complementary error function, with branches.
+    On a CPU this takes half the time in training and a quarter in evaluation (docs/benchmarks.md), and agrees to 5e-7.
+    It has no forward-mode derivative (jax.jvp). Returns the dtype of `x`.
+
     """
     wide = x.astype(jnp.float32)
     return (wide * _normal_cdf(wide)).astype(x.dtype)
@@ -66,10 +67,14 @@ GELU: dict[str, Callable[[Array], Array]] = {"tanh": lambda x: nn.gelu(x, approx
 
 
 class PatchEmbed(nn.Module):
-    """Cuts images into non-overlapping patches and projects each one linearly (ViT, arXiv 2010.11929, equation 1).
+    """Cut images into non-overlapping patches and project each one linearly (ViT, arXiv 2010.11929, equation 1).
 
-    The same numbers as a convolution whose stride is its kernel, with the kernel kept in that layout, (height, width,
-    channels, features); written as one matrix product, which is several times faster on a CPU and equal elsewhere.
+    Computes the same as a convolution whose stride equals its kernel size, and keeps the kernel in that layout,
+    (height, width, channels, features). It is written as one matrix product, which is several times faster on a CPU.
+
+    Raises:
+      ValueError: the image size is not divisible by the patch size.
+
     """
 
     features: int
@@ -82,7 +87,7 @@ class PatchEmbed(nn.Module):
         batch, height, width, channels = images.shape
         p, q = self.patch_size
         if height % p or width % q:
-            raise ValueError(f"an image of {height} x {width} pixels does not divide into patches of {p} x {q}")
+            raise ValueError(f"image size {height} x {width} is not divisible by patch size {p} x {q}")
         kernel = self.param("kernel", self.param_init.kernel, (p, q, channels, self.features), jnp.float32)
         bias = self.param("bias", self.param_init.bias(p * q * channels), (self.features,), jnp.float32)
         x = images.astype(self.dtype).reshape(batch, height // p, p, width // q, q, channels)
@@ -93,18 +98,19 @@ class PatchEmbed(nn.Module):
 
 
 def classifier_head(network: Any, x: Float[Array, "batch channels"], param_init: Init) -> Float[Array, "batch classes"]:
-    """The linear head of `network`, called from its compact method: logits in float32, whatever came before."""
+    """Apply the linear head of `network` and return float32 logits. Call it from the compact method of a network."""
     network.sow("intermediates", "pre_logits", x)
     head = nn.Dense(network.num_classes, dtype=jnp.float32, **param_init.dense(x.shape[-1]), name="head")
     return head(x.astype(jnp.float32))
 
 
 def dropout_mask(key: Array, keep: float, shape: tuple[int, ...]) -> Bool[Array, "..."]:
-    """True with probability `keep`, for each element apart: a hash of its index and the key.
+    """Return a mask of `shape` whose elements are independently True with probability `keep`.
 
-    Two rounds of a 32-bit integer hash, each mixed with half of a key that threefry made. That is random enough for a
-    mask, a pure function of (key, index) on any number of devices, and nearly free, where drawing the mask itself from
-    threefry takes as long as a Mixer's matrix products do on a CPU.
+    Hashes the index of each element with two rounds of a 32-bit integer hash, each mixed with half of a threefry key.
+    That is random enough for a mask, a pure function of (key, index) on any number of devices, and nearly free;
+    drawing the mask from threefry would take as long as a Mixer's matrix products on a CPU.
+
     """
     seeds = jax.random.bits(key, (2,), jnp.uint32)
     index = jax.lax.iota(jnp.uint32, math.prod(shape)).reshape(shape)
@@ -112,7 +118,7 @@ def dropout_mask(key: Array, keep: float, shape: tuple[int, ...]) -> Bool[Array,
 
 
 def _hash(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """A bijection of 32-bit integers in which every bit of the result hangs on every bit of `x`.
+    """Hash 32-bit integers bijectively; every bit of the result depends on every bit of `x`.
 
     The constants are those of the least biased function found in C. Wellons, "Prospecting for hash functions", 2018.
     """
@@ -122,7 +128,7 @@ def _hash(x: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
 
 
 class Dropout(nn.Module):
-    """Sets elements to zero with probability `rate` in training, and divides the others by 1 - rate."""
+    """Dropout: zero elements with probability `rate` in training, and divide the others by 1 - rate."""
 
     rate: float
 
@@ -137,22 +143,23 @@ class Dropout(nn.Module):
 def mix_patches(
     x: Float[Array, "batch patches channels"], kernel: Float[Array, "patches new"]
 ) -> Float[Array, "batch new channels"]:
-    """Each new patch a weighted sum of all patches, channel by channel.
+    """Return new patches, each a weighted sum of all patches, channel by channel.
 
-    On a CPU as one small product for each example, W^T X, which reads and writes the channels in the order in which
-    they lie: with the axes exchanged instead, the copies take as long as the product.
+    On a CPU this is one small product W^T X per example, which keeps the memory layout of the channels. Swapping axes
+    instead costs copies that take as long as the product.
+
     """
     if backend() != "cpu":
         return jnp.einsum("bnc,nm->bmc", x, kernel)
     patches, new = kernel.shape
-    # The barrier keeps XLA from making one product of them all, which brings the copies back.
+    # The barrier keeps XLA from merging them into one product, which brings the copies back.
     each = jax.lax.optimization_barrier(jnp.broadcast_to(kernel.T, (x.shape[0], new, patches)))
     return each @ x
 
 
 class DenseOverPatches(nn.Module):
-    """A dense layer over the patches, the same for every channel: nn.Dense with the axes exchanged before and after,
-    and the parameters of that."""
+    """Dense layer over the patches, shared by all channels: nn.Dense with axes swapped before and after, with the
+    same parameters."""
 
     features: int
     dtype: Dtype = jnp.float32
@@ -169,7 +176,7 @@ class DenseOverPatches(nn.Module):
 class MlpBlock(nn.Module):
     """dense -> GELU -> dense, with dropout after each (ViT, arXiv 2010.11929, section 3.1).
 
-    Over the channels, or over the patches as in token mixing (MLP-Mixer, arXiv 2105.01601, equation 1).
+    It works over the channels, or over the patches for token mixing (MLP-Mixer, arXiv 2105.01601, equation 1).
     """
 
     hidden_dim: int
@@ -190,8 +197,15 @@ class MlpBlock(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drops a residual branch for whole examples with probability `rate` (arXiv 1603.09382), and divides what is
-    kept by 1 - rate, so that nothing changes in evaluation. A rate of None is none at all."""
+    """Drops a residual branch for whole examples with probability `rate` in training (stochastic depth, arXiv
+    1603.09382). A rate of None is none at all.
+
+    With `scale_by_keep` what is kept is divided by 1 - rate, so that its expectation is the branch itself, as in
+    evaluation (timm's rule). Without, it is added as it is, in training and in evaluation: the rule of the Mixer
+    authors' own code (google-research/big_vision, models/mlp_mixer.py).
+    """
+
+    scale_by_keep: bool = True
 
     @nn.compact
     def __call__(
@@ -199,6 +213,6 @@ class DropPath(nn.Module):
     ) -> Float[Array, "batch ..."]:
         if rate is None or not train:
             return x
-        keep = jnp.asarray(1.0 - rate, x.dtype)
         mask = jax.random.bernoulli(self.make_rng("dropout"), 1.0 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
-        return jnp.where(mask, x / keep, jnp.zeros_like(x))
+        kept = x / jnp.asarray(1.0 - rate, x.dtype) if self.scale_by_keep else x
+        return jnp.where(mask, kept, jnp.zeros_like(x))

@@ -1,7 +1,8 @@
-"""Weights of timm's networks (PyTorch Image Models, https://github.com/huggingface/pytorch-image-models) in ours.
+"""Convert timm's weights to Flax variables (https://github.com/huggingface/pytorch-image-models).
 
-The layouts are those of timm's `mlp_mixer.py` (MLP-Mixer and gMLP), `convmixer.py` and `vision_transformer.py`. PyTorch
-is not needed: whatever NumPy reads as an array will do.
+Layouts are those of timm's `mlp_mixer.py` (MLP-Mixer and gMLP), `convmixer.py` and `vision_transformer.py`. PyTorch is
+not required; any value that NumPy reads as an array works.
+
 """
 
 import math
@@ -25,10 +26,10 @@ Shape = tuple[int, ...]
 
 
 class ParamSource(NamedTuple):
-    """Where one of our parameters is in timm's entry for the same layer."""
+    """Location of one parameter within timm's entry for the same layer."""
 
-    suffix: str  # of the entry's name, after the layer's
-    axes: Shape = ()  # our axes in timm's order; () for the same order
+    suffix: str  # of the entry's name, after the name of the layer
+    axes: Shape = ()  # our axes in timm's order; () for identical order
     merge: Callable[[Shape], Shape] = lambda shape: shape  # timm's shape, from ours in timm's order
     part: int = 0  # which one of the equal `parts` of timm's first axis
     parts: int = 1
@@ -37,18 +38,18 @@ class ParamSource(NamedTuple):
         return tuple(shape[axis] for axis in self.axes) if self.axes else shape
 
     def expected(self, shape: Shape) -> Shape:
-        """The shape of timm's entry, for a parameter of ours of the given shape."""
+        """Return the shape of timm's entry for a parameter of ours of shape `shape`."""
         first, *others = self.merge(self.ordered(shape))
         return (self.parts * first, *others)
 
     def read(self, entry: np.ndarray, shape: Shape) -> np.ndarray:
-        """Our parameter of the given shape, a copy, from an entry of the expected shape."""
+        """Return our parameter of shape `shape`, as a copy, from an entry of the expected shape."""
         values = np.split(entry, self.parts)[self.part].reshape(self.ordered(shape))
         return np.array(values.transpose(np.argsort(self.axes)) if self.axes else values, np.float32, order="C")
 
 
 def _heads(part: int = 0, parts: int = 1) -> dict[str, ParamSource]:
-    """A projection to heads: our (channels, heads, width) is (heads * width, channels), one of several parts."""
+    """Map a projection to heads: our (channels, heads, width) is one part of (heads * width, channels)."""
     kernel = ParamSource("weight", (1, 2, 0), lambda shape: (shape[0] * shape[1], shape[2]), part, parts)
     return dict(kernel=kernel, bias=ParamSource("bias", (), lambda shape: (math.prod(shape),), part, parts))
 
@@ -61,7 +62,7 @@ DENSE = dict(kernel=ParamSource("weight", (1, 0)), **BIAS)
 POINTWISE = dict(kernel=ParamSource("weight", (1, 0), lambda shape: (*shape, 1, 1)), **BIAS)
 FROM_HEADS = dict(kernel=ParamSource("weight", (2, 0, 1), lambda shape: (shape[0], shape[1] * shape[2])), **BIAS)
 NORM = dict(scale=ParamSource("weight"), **BIAS)
-BATCH_NORM = dict(**NORM, mean=ParamSource("update_ema"), var=ParamSource("running_var"))
+BATCH_NORM = dict(**NORM, mean=ParamSource("running_mean"), var=ParamSource("running_var"))
 
 # A family: {our layer: (timm's layer, its kind)}, for every block i.
 Layers = dict[str, tuple[str, dict[str, ParamSource]]]
@@ -123,10 +124,10 @@ VIT: Layers = {
 }
 FAMILIES: dict[type[nn.Module], Layers] = {MlpMixer: MIXER, Gmlp: GMLP, ConvMixer: CONVMIXER, VisionTransformer: VIT}
 
-# The entry that knows the number of patches, and the axis of it that does.
+# Entries whose shape contains the number of patches, and the axis.
 PATCHES = {"blocks.0.mlp_tokens.fc1.weight": 1, "blocks.0.mlp_channels.gate.proj.weight": 0, "pos_embed": 1}
 
-# Part of an entry's name: what decides, with hidden_dim, whether there is such an entry and what shape it has.
+# Part of an entry's name: fields that, with hidden_dim, determine whether the entry exists and its shape.
 FIELDS = {
     r"^(stem|patch_embed)\.": ("patch_size",),
     r"^(head|pre_logits)\.": ("num_classes", "rep_size"),
@@ -142,37 +143,38 @@ FIELDS = {
 
 
 def from_timm(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-    """timm's weights of a network as the variables of `model`, which is the same network.
+    """Convert timm's weights of a network to the variables of `model`, the same network.
 
-    What weights do not show has to agree too: GELU is exact in timm (`gelu="exact"`), and `activation` and `num_heads`
-    have to be those of timm's network. Position embeddings, and what mixes patches, are for images of the size that
-    timm's network takes, which has to be a square; patchnets.models.resize_weights then makes them fit others.
+    Settings that weights do not show must also agree: GELU is exact in timm (`gelu="exact"`), and `activation` and
+    `num_heads` must be those of timm's network. Position embeddings and token-mixing weights fit the (square) image
+    size of timm's network; use patchnets.models.resize_weights for other sizes.
+
 
     Args:
-      model: an MlpMixer, Gmlp, ConvMixer or VisionTransformer. Networks of timm's that take the mean of the patches
-        (`fc_norm`) are VisionTransformers of pool_type="gap" and norm_after_pooling=True, without timm's class token;
-        those with layer scale have any `layer_scale` but 0.
-      state_dict: {name: tensor or array}, as timm's `state_dict()` gives it.
+      model: an MlpMixer, Gmlp, ConvMixer or VisionTransformer. timm networks that average the patches (`fc_norm`)
+        correspond to pool_type="gap" and norm_after_pooling=True, without timm's class token; networks with layer scale
+        need a nonzero `layer_scale`.
+      state_dict: {name: tensor or array}, as returned by timm's `state_dict()`.
+
 
     Returns:
       {"params": ...}, and for ConvMixer {"params": ..., "batch_stats": ...}: float32 NumPy arrays that share no memory
       with the state dict, of the shapes of `model.init`; the parameters of all blocks stacked where `model.scan`.
 
     Raises:
-      UserError: another architecture; an entry that is missing, that nothing of ours takes, whose shape is another, or
-        that NumPy cannot read; another number of blocks or classes.
+      UserError: unsupported architecture; an entry that is missing, unused, of another shape, or unreadable by NumPy;
+        another number of blocks or classes.
+
     """
     name = type(model).__name__
     if type(model) not in FAMILIES:
         known = ", ".join(kind.__name__ for kind in FAMILIES)
-        raise UserError(f"timm's weights cannot be had for {name}; choose one of {known}")
+        raise UserError(f"timm's weights cannot be converted for {name}; choose one of {known}")
     given: Any = model
     network = given.clone(scan=False)
     wrapped = [str(n) for n in state_dict if str(n) in ("state_dict", "model") or str(n).startswith("module.")]
     if wrapped:
-        raise UserError(
-            f"{wrapped[0]!r} is no entry of timm's; give the state dict that is inside, without any 'module.'"
-        )
+        raise UserError(f"{wrapped[0]!r} is not an entry of timm's; pass the inner state dict, without any 'module.'")
     entries = {n: _as_array(n, value) for n, value in state_dict.items() if not n.endswith(".num_batches_tracked")}
     blocks = {found[1] for entry in entries if (found := re.match(r"blocks\.(\d+)\.", entry))}
     if blocks and len(blocks) != network.depth:
@@ -189,7 +191,7 @@ def from_timm(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]
     sources = _sources(network)
     wanted = {path: sources[path.split("/", 1)[1]] for path in shapes}
 
-    # Entries too many first, then those that are missing, then other shapes: a wrong field may cause all three.
+    # Report unused entries first, then missing ones, then shapes: one wrong field may cause all three.
     taken = {entry for entry, _ in wanted.values()}
     for entry in (entry for entry in entries if entry not in taken):
         what = f"entry {entry!r} of shape {entries[entry].shape}, for which this {name} has no parameter"
@@ -212,11 +214,13 @@ def _as_array(name: str, value: Any) -> np.ndarray:
         return np.asarray(np.asarray(value), np.float32)
     except (TypeError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"entry {name!r} of the state dict is no array ({reason}); give float32 on the CPU") from error
+        raise UserError(
+            f"entry {name!r} of the state dict is not an array ({reason}); pass float32 on the CPU"
+        ) from error
 
 
 def _sources(model: Any) -> dict[str, tuple[str, ParamSource]]:
-    """{our parameter: (timm's entry, how it is there)}, for all parameters that networks of this family may have."""
+    """Return {our parameter: (timm's entry, its location)} for all parameters that networks of this family may have."""
     layers = FAMILIES[type(model)]
     if getattr(model, "norm_after_pooling", False):
         layers = layers | {"pre_head_layer_norm": ("fc_norm", NORM)}
@@ -230,9 +234,9 @@ def _sources(model: Any) -> dict[str, tuple[str, ParamSource]]:
 
 
 def _shapes(model: Any, entries: Mapping[str, np.ndarray]) -> dict[str, Shape]:
-    """{collection/path: shape} of what `model` has for images of the size and channels that the entries are for."""
+    """Return {collection/path: shape} of the variables of `model` for the image size and channels of the entries."""
     counts = [entries[name].shape[axis] for name, axis in PATCHES.items() if name in entries and entries[name].ndim > 1]
-    side = model.patch_size * (max(1, math.isqrt(counts[0])) if counts else 1)  # rounds a class token's place away
+    side = model.patch_size * (max(1, math.isqrt(counts[0])) if counts else 1)  # rounds the class token away
     stem = entries.get(FAMILIES[type(model)]["stem"][0] + ".weight")
     channels = 3 if stem is None or stem.ndim != 4 else stem.shape[1]
     image = jax.ShapeDtypeStruct((1, side, side, channels), np.float32)
@@ -241,7 +245,7 @@ def _shapes(model: Any, entries: Mapping[str, np.ndarray]) -> dict[str, Shape]:
 
 
 def _check(model: nn.Module, entry: str) -> str:
-    """What to do about an entry that does not agree: look at the fields that decide about it."""
+    """Return a hint for an entry that does not match: which fields to check."""
     found = next((fields for part, fields in FIELDS.items() if re.search(part, entry)), ())
     values = [f"{name}={getattr(model, name)!r}" for name in (*found, "hidden_dim") if hasattr(model, name)]
     return f"check whether timm's network has {', '.join(values)}"

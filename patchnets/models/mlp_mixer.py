@@ -32,13 +32,14 @@ class MixerBlock(nn.Module):
     norm_epsilon: float = 1e-6
     dtype: Any = jnp.float32
     param_init: Init = LECUN
+    drop_path_scale_by_keep: bool = True
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch patches channels"], drop_path_rate: Any = None, *, train: bool
     ) -> Float[Array, "batch patches channels"]:
         mlp = dict(gelu=self.gelu, dropout_rate=self.dropout_rate, dtype=self.dtype, param_init=self.param_init)
-        drop_branch = DropPath()
+        drop_branch = DropPath(self.drop_path_scale_by_keep)
 
         y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype)(x)  # (batch, patches, channels)
         token_mixing = MlpBlock(self.tokens_mlp_dim, over_patches=True, **mlp, name="token_mixing")
@@ -47,16 +48,16 @@ class MixerBlock(nn.Module):
 
         y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype)(x)
         y = MlpBlock(self.channels_mlp_dim, **mlp, name="channel_mixing")(y, train=train)
-        # What each hidden unit of the token-mixing MLP reads, (patches, D_S), and what it writes, (D_S, patches).
+        # Input weights (patches, D_S) and output weights (D_S, patches) of the token-mixing MLP.
         weights = token_mixing.variables["params"]
         self.sow("intermediates", "mixing", (weights["Dense_0"]["kernel"], weights["Dense_1"]["kernel"]))
         return x + drop_branch(y, drop_path_rate, train=train)
 
 
 class MlpMixer(nn.Module):
-    """The network of figure 1: per-patch linear embedding, Mixer layers, LayerNorm, mean over patches, linear head.
+    """Network of figure 1: per-patch linear embedding, Mixer layers, LayerNorm, mean over patches, linear head.
 
-    Parameters bear the names of the authors' published checkpoints (`stem`, `MixerBlock_3/token_mixing/Dense_0`, ...).
+    Parameters have the names of the authors' published checkpoints (`stem`, `MixerBlock_3/token_mixing/Dense_0`, ...).
     Stochastic depth grows linearly with depth (appendix B).
     """
 
@@ -69,6 +70,7 @@ class MlpMixer(nn.Module):
     dropout_rate: float = 0.0
     drop_path_rate: float = 0.0
     drop_path_schedule: str = "linear"
+    drop_path_scale_by_keep: bool = True
     norm_epsilon: float = 1e-6
     gelu: str = "tanh"
     remat: bool = False
@@ -90,6 +92,7 @@ class MlpMixer(nn.Module):
             gelu=self.gelu,
             dropout_rate=self.dropout_rate,
             norm_epsilon=self.norm_epsilon,
+            drop_path_scale_by_keep=self.drop_path_scale_by_keep,
             **common,
         )
         # (batch, patches, channels)

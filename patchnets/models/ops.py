@@ -1,9 +1,9 @@
-"""Depthwise convolution: each channel with a kernel of its own, two exact ways of computing it.
+"""Depthwise convolution (one kernel per channel), with two exact implementations.
 
-`conv` is XLA's grouped convolution. `shifts` is its definition, the sum over the taps of the kernel of the shifted
-image times the tap's weights, which a compiler makes into one pass of elementwise arithmetic; on a CPU that is many
-times faster than what XLA does with the former (docs/measurements.md). Products
-are formed in the type of the images, and summed in float32.
+`conv` is XLA's grouped convolution. `shifts` sums, over the taps of the kernel, the shifted image times the weights of
+the tap, which compiles to one pass of elementwise arithmetic. On a CPU that is many times faster than XLA's grouped
+convolution (docs/measurements.md). Products have the dtype of the images; sums are float32.
+
 """
 
 from collections.abc import Callable
@@ -18,13 +18,13 @@ from patchnets.parallel.backend import backend
 MIN_CHANNELS, MAX_CHANNELS = (
     32,
     128,
-)  # channels that are worked on at a time, where so many divide all of them (docs/benchmarks.md)
+)  # channels computed at a time, if the number divides all channels (docs/benchmarks.md)
 
 
 def depthwise_conv(
     x: Float[Array, "batch height width channels"], kernel: Float[Array, "k k 1 channels"]
 ) -> Float[Array, "batch height width channels"]:
-    """XLA's grouped convolution; zeros beyond the edges, one more at the end where the kernel's side is even."""
+    """Convolve with XLA's grouped convolution. Zero padding, with one more at the end for even kernel sizes."""
     return jax.lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=x.shape[-1]
     )
@@ -34,7 +34,7 @@ def depthwise_conv(
 def depthwise_shifts(
     x: Float[Array, "batch height width channels"], kernel: Float[Array, "k k 1 channels"]
 ) -> Float[Array, "batch height width channels"]:
-    """The same as a sum of shifted products."""
+    """Convolve as a sum of shifted products, with a custom gradient."""
     return _shifted_sum(x, kernel)
 
 
@@ -43,8 +43,8 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    """With respect to the images, the same convolution with the kernel turned round; with respect to the kernel, the
-    product of gradient and shifted image, summed over examples and places."""
+    """Gradient for the images: the same convolution with the flipped kernel. Gradient for the kernel: the product of
+    gradient and shifted image, summed over examples and positions."""
     x, kernel = saved
     image_grad = _shifted_sum(grad, kernel[::-1, ::-1], flipped=True)
     return image_grad, _kernel_gradient(x, grad, kernel.shape).astype(kernel.dtype)
@@ -54,8 +54,8 @@ depthwise_shifts.defvjp(_forward, _backward)
 
 
 def _shifted_sum(x: Array, kernel: Array, flipped: bool = False) -> Array:
-    """Some channels of an image at a time, so that all taps find them in the processor's cache; and XLA, which would
-    compute one expression for all images anew in each place that reads it, does it once."""
+    """Process a block of channels of one image at a time, so that it stays in cache for all taps, and so that XLA
+    computes the result once instead of once per consumer."""
     batch, height, width, channels = x.shape
     size, some = kernel.shape[:2], _channel_block(channels)
     padded = _pad(x, size, flipped)
@@ -75,8 +75,8 @@ def _shifted_sum(x: Array, kernel: Array, flipped: bool = False) -> Array:
 
 
 def _kernel_gradient(x: Array, grad: Array, shape: tuple[int, ...]) -> Array:
-    """Row after row of some channels, so that the sums of all taps stay in the processor's cache. They are kept apart
-    by column until the end, because elementwise additions are fast where reductions over leading axes are not."""
+    """Sum row by row over a block of channels, so that the sums of all taps stay in cache. Sums are kept per column
+    until the end, because elementwise additions are faster than reductions over leading axes."""
     k, taps = shape[0], list(np.ndindex(shape[:2]))
     batch, height, width, channels = x.shape
     some, padded = _channel_block(channels), _pad(x, shape[:2])
@@ -108,14 +108,14 @@ def _pad(x: Array, size: tuple[int, ...], flipped: bool = False) -> Array:
 
 
 DEPTHWISE_IMPLS: dict[str, Callable[[Array, Array], Array]] = {"conv": depthwise_conv, "shifts": depthwise_shifts}
-# What `auto` takes: on the CPU the faster one in a training step (docs/measurements.md); elsewhere not measured yet.
+# What `auto` chooses: on the CPU the faster one in a training step (docs/measurements.md); not measured elsewhere.
 AUTO_CHOICE = {"cpu": "shifts", "gpu": "conv", "tpu": "conv"}
 
 
 def depthwise(
     x: Float[Array, "batch height width channels"], kernel: Float[Array, "k k 1 channels"], implementation: str
 ) -> Float[Array, "batch height width channels"]:
-    """The convolution in one of its two ways, or, for `implementation` = "auto", in the platform's faster one."""
+    """Convolve by `implementation`: "conv", "shifts", or "auto" for the faster one on the backend."""
     return DEPTHWISE_IMPLS[AUTO_CHOICE.get(backend(), "conv") if implementation == "auto" else implementation](
         x, kernel
     )

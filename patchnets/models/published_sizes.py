@@ -1,14 +1,14 @@
-"""What was published about every model and variant: at which size, how many parameters, how many multiply-accumulates.
+"""Published image size, parameters and multiply-accumulates of every model and variant.
 
-Parameters include the head. Where a paper rounds (59 M), the exact count of its definition is here. `python -m
-patchnets.models` prints these beside what is counted from the networks, and tests hold the two against each other.
+Parameters include the head. Where a paper rounds (59 M), this table has the exact count of its definition. `python -m
+patchnets.models` prints them next to counts of the networks; tests compare the two.
 """
 
 from typing import NamedTuple
 
 
 class Published(NamedTuple):
-    """One row. `params` and `gmacs` are None where nothing was published."""
+    """One row; `params` and `gmacs` are None if nothing was published."""
 
     params: int | None
     gmacs: float | None

@@ -1,7 +1,8 @@
-"""Weights trained at one image size, for another.
+"""Adapt trained weights to another image size.
 
-Whatever has a place for each patch is resampled from the old grid of patches to the new one: position embeddings, and
-the weights of networks that mix patches by them. The others, ConvMixer's among them, are the same at any size.
+Position embeddings and token-mixing weights are resampled from the old grid of patches to the new one. All other
+weights, including ConvMixer's, are the same at any size.
+
 """
 
 from collections.abc import Mapping
@@ -25,7 +26,7 @@ from patchnets.models.vit import VisionTransformer
 Grid = tuple[int, int]  # rows and columns of patches
 RULES = ("interpolate", "block_diagonal")
 
-# The weights that mix patches, by the end of their path, and what each of their axes goes over.
+# Token-mixing weights by the end of their path, and the meaning of each axis.
 TOKENS_IN, TOKENS_OUT, HIDDEN = "patches read", "patches written", "hidden units"
 TOKEN_MIXING_AXES = {
     "/token_mixing/Dense_0/kernel": (TOKENS_IN, HIDDEN),
@@ -44,40 +45,42 @@ def resize_weights(
     new_size: int | Grid,
     rule: str = "interpolate",
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """A network and its variables for images of another size.
+    """Return a network and its variables for another image size.
 
     Args:
       model: the network that was trained.
       variables: its variables, with or without stacked blocks.
-      old_size: of the images it was trained on, in pixels: a side, or (height, width).
-      new_size: of the images to come.
-      rule: how weights that mix patches become those of the new grid. "interpolate" resamples them so that, of
-        activations which are the old ones interpolated, the new weights make the old results interpolated.
-        "block_diagonal" (Mixer and gMLP, to whole multiples of the grid) splits the new grid into tiles of the old
-        size and mixes each apart with the old weights, which are thus repeated along the diagonal of a larger matrix
-        (MLP-Mixer, arXiv 2105.01601, appendix C); the Mixer's `tokens_mlp_dim` grows with the number of tiles.
+      old_size: size of the training images in pixels: a side, or (height, width).
+      new_size: size of the new images.
+      rule: how to resample token-mixing weights. "interpolate": for interpolated activations, the new weights give the
+        interpolated results of the old weights. "block_diagonal" (Mixer and gMLP, whole multiples of the grid): split
+        the new grid into tiles of the old size and mix each tile with the old weights, repeated along the diagonal of a
+        larger matrix (MLP-Mixer, arXiv 2105.01601, appendix C); the Mixer's `tokens_mlp_dim` grows with the number of
+        tiles.
 
     Returns:
-      The network, which differs from `model` where the rule says so, and its variables. Where the sizes agree, both
-      are those given.
+      The network (changed only by "block_diagonal") and its variables. If the sizes agree, both are returned unchanged.
 
     Raises:
-      UserError: a size that patches do not divide, an unknown rule, a multiple that is not whole for
+      UserError: a size not divisible by the patch size, an unknown rule, a grid that is not a whole multiple for
         "block_diagonal", variables of another size, or a network whose head or hidden layers are tied to one size.
+
     """
     if rule not in RULES:
         raise UserError(f"rule={rule!r} is unknown; expected one of {', '.join(RULES)}")
     if not isinstance(model, MlpMixer | Gmlp | Fnet | VisionTransformer | ConvMixer):
-        raise UserError(f"{type(model).__name__} cannot be resampled: its layers are tied to one image size")
+        raise UserError(f"{type(model).__name__} cannot be resized: its layers are tied to one image size")
     if "params" not in variables:
-        raise UserError(f"the variables hold {', '.join(variables)} and no params; give all that model.init returns")
+        raise UserError(
+            f"the variables hold {', '.join(variables)} and no params; pass everything that model.init returns"
+        )
     old, new = grid(old_size, model.patch_size), grid(new_size, model.patch_size)
     if old == new:
         return model, dict(variables)
     tiled = rule == "block_diagonal" and isinstance(model, MlpMixer | Gmlp)
     if tiled and (new[0] % old[0] or new[1] % old[1]):
         raise UserError(
-            f"{new[0]} x {new[1]} patches are no whole multiple of {old[0]} x {old[1]}, which rule=block_diagonal needs"
+            f"{new[0]} x {new[1]} patches are no multiple of {old[0]} x {old[1]}, which rule=block_diagonal needs"
         )
     apart = unstack_blocks(variables)
     flat = traverse_util.flatten_dict(apart["params"], sep="/")
@@ -95,7 +98,7 @@ def resize_weights(
 
 
 def grid(size: int | Grid, patch_size: int) -> Grid:
-    """Rows and columns of patches in an image of `size` pixels: a side, or (height, width)."""
+    """Return (rows, columns) of patches in an image of `size` pixels: a side, or (height, width)."""
     height, width = size if isinstance(size, tuple | list) else (size, size)
     if min(height, width) < 1 or height % patch_size or width % patch_size:
         raise UserError(f"images of {height} x {width} pixels are not divisible by patch_size {patch_size}")
@@ -105,7 +108,7 @@ def grid(size: int | Grid, patch_size: int) -> Grid:
 def resize_positions(
     embedding: Float[Array, "1 tokens channels"], old: Grid, new: Grid, class_token: bool
 ) -> Float[Array, "1 new_tokens channels"]:
-    """Bilinear resizing over the grid, between centers of patches; a class token before them keeps its own place."""
+    """Resize position embeddings bilinearly over the grid of patch centers; a leading class token is kept."""
     token, places = embedding[:, : int(class_token)], embedding[:, int(class_token) :]
     if places.shape[1] != (count := old[0] * old[1]):
         raise UserError(
@@ -117,7 +120,7 @@ def resize_positions(
 
 
 def interpolation(old: Grid, new: Grid) -> Float[np.ndarray, "new_patches patches"]:
-    """The matrix of the bilinear resizing of what lies on a grid of patches."""
+    """Return the matrix of a bilinear resize from one grid of patches to another."""
     rows, columns = (
         np.asarray(jax.image.resize(jnp.eye(before), (after, before), "bilinear"), np.float64)
         for before, after in zip(old, new)
@@ -126,8 +129,8 @@ def interpolation(old: Grid, new: Grid) -> Float[np.ndarray, "new_patches patche
 
 
 def _interpolate(weights: Array, axes: tuple[str, ...], old: Grid, new: Grid) -> Array:
-    """What is written is interpolated; what is read is weighted so that reading something interpolated gives what
-    reading it before did: by the pseudoinverse of the interpolation (arXiv 2212.08013, equation 4)."""
+    """Interpolate output axes, and resample input axes with the pseudoinverse of the interpolation, so that
+    interpolated inputs give the same result (arXiv 2212.08013, equation 4)."""
     matrix = interpolation(old, new)
     maps = {TOKENS_OUT: matrix, TOKENS_IN: np.linalg.pinv(matrix).T}  # (new patches, old patches)
     found = np.asarray(weights, np.float64)
@@ -138,7 +141,7 @@ def _interpolate(weights: Array, axes: tuple[str, ...], old: Grid, new: Grid) ->
 
 
 def _tile(weights: Array, axes: tuple[str, ...], old: Grid, new: Grid) -> Array:
-    """Copies of the weights for every tile of the new grid, and zeros between patches of different tiles."""
+    """Repeat the weights for every tile of the new grid, with zeros between patches of different tiles."""
     row, column = (place.ravel() for place in np.indices(new))
     tiles_across = new[1] // old[1]
     tile = row // old[0] * tiles_across + column // old[1]

@@ -1,9 +1,9 @@
-"""The tutorials' networks as they were published, which differ from the papers that they are named after.
+"""Networks of tutorials as published; they differ from the papers they are named after.
 
 Five come from the Keras examples "Image classification with modern MLP models" (CIFAR-100: Mixer, FNet, gMLP),
 "Image classification with Vision Transformer" (CIFAR-100) and "Image classification with ConvMixer" (CIFAR-10); two
-from a blog post that builds an MLP-Mixer in PyTorch and in Keras. Kernels start as Keras starts them (glorot_uniform),
-or as PyTorch does; GELU is exact; each docstring says where a network leaves its paper.
+from a blog post that builds an MLP-Mixer in PyTorch and in Keras. Kernels are initialized as in Keras
+(glorot_uniform) or PyTorch. GELU is exact. Each docstring lists the differences from the paper.
 """
 
 import math
@@ -22,7 +22,7 @@ from patchnets.models.layers import GELU, GLOROT, TORCH, DenseOverPatches, Dropo
 from patchnets.models.mlp_mixer import MlpMixer
 from patchnets.models.vit import attend_values, attention_weights
 
-# The sizes at which each was published.
+# Published sizes.
 MLP_VARIANTS: dict[str, dict[str, Any]] = {"cifar100": dict(patch_size=8, depth=4, hidden_dim=256, dropout_rate=0.2)}
 VIT_VARIANTS: dict[str, dict[str, Any]] = {
     "cifar100": dict(
@@ -42,8 +42,7 @@ gelu = GELU["exact"]
 
 
 def glorot_flat(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """glorot_uniform for a dense layer on flattened patches, as the examples embed them; not for a convolution, which
-    would start smaller."""
+    """glorot_uniform of a dense layer on flattened patches, as in the examples; a convolution's would be smaller."""
     return glorot(key, (math.prod(shape[:-1]), shape[-1]), dtype).reshape(shape)
 
 
@@ -55,7 +54,8 @@ def norm(dtype: Any, name: str) -> nn.LayerNorm:
 
 
 class KerasMixerBlock(nn.Module):
-    """One LayerNorm shared by both halves; as many hidden units as patches in both MLPs; dropout after each MLP."""
+    """Mixer layer with one LayerNorm shared by both halves, as many hidden units as patches in both MLPs, and dropout
+    after each MLP."""
 
     dropout_rate: float
     dtype: Any
@@ -81,7 +81,7 @@ class KerasMixerBlock(nn.Module):
 
 
 class KerasFnetBlock(nn.Module):
-    """Post-norm and Re(FFT2) as in the paper; the hidden layer is as wide as x, and dropout follows it."""
+    """FNet block with post-norm and Re(FFT2) as in the paper, a hidden layer as wide as x, and dropout after it."""
 
     dropout_rate: float
     fourier_impl: str
@@ -101,9 +101,10 @@ class KerasFnetBlock(nn.Module):
 
 
 class KerasGmlpBlock(nn.Module):
-    """The skip connection starts after the first LayerNorm; d_ffn is twice the width; dropout after the GELU.
+    """gMLP block whose skip connection starts after the first LayerNorm; d_ffn is twice the width; dropout after GELU.
 
-    The spatial kernel starts as any other, and not near zero; its bias at one as in the paper.
+    The spatial kernel is initialized like any other, not near zero; its bias is one as in the paper.
+
     """
 
     dropout_rate: float
@@ -128,7 +129,7 @@ class KerasGmlpBlock(nn.Module):
 
 
 class KerasMlpExample(nn.Module):
-    """What the three networks of the MLP example share: patches, blocks, mean, dropout, head; no final LayerNorm."""
+    """Base of the three networks of the MLP example: patches, blocks, mean, dropout, head; no final LayerNorm."""
 
     num_classes: int
     patch_size: int
@@ -152,11 +153,11 @@ class KerasMlpExample(nn.Module):
         return classifier_head(self, x, GLOROT)
 
     def make_block(self) -> Any:
-        """Makes a block, given its name."""
+        """Return a function that builds a block from its name."""
         raise NotImplementedError
 
     def add_position(self, x: Float[Array, "batch patches channels"]) -> Float[Array, "batch patches channels"]:
-        """Adds the position embedding, where the network has one."""
+        """Add the position embedding, if the network has one."""
         return x
 
 
@@ -187,10 +188,11 @@ class KerasGmlp(KerasMlpExample):
 
 
 class KerasAttention(nn.Module):
-    """Keras's MultiHeadAttention, whose heads are each as wide as x, so that together they are wider.
+    """Keras's MultiHeadAttention with heads as wide as x each.
 
-    Up to version 3.14, Keras takes two axes of a kernel for those of a convolution when it scales what it starts with,
-    so that these kernels start smaller than dense layers; so do they here.
+    Up to version 3.14, Keras treats two axes of these kernels as those of a convolution when it initializes them, so
+    that they are smaller than kernels of dense layers; so are they here.
+
     """
 
     num_heads: int
@@ -220,7 +222,7 @@ class KerasAttention(nn.Module):
 
 
 class KerasVitBlock(nn.Module):
-    """Pre-norm as in the paper; GELU and dropout after both dense layers of the MLP, not after the first alone."""
+    """Encoder block with pre-norm as in the paper, and GELU and dropout after both dense layers of the MLP."""
 
     num_heads: int
     mlp_dim: int
@@ -244,8 +246,9 @@ class KerasVitBlock(nn.Module):
 class KerasVit(nn.Module):
     """The example's Vision Transformer. 21,759,012 parameters, nine tenths of them in the head.
 
-    No class token: all tokens are laid end to end, and two dense layers of 2048 and 1024 units, with GELU and dropout,
-    come before the head. The position embedding starts uniform in [-0.05, 0.05].
+    There is no class token: tokens are concatenated, and two dense layers of 2048 and 1024 units, with GELU and
+    dropout, precede the head. The position embedding is initialized uniformly in [-0.05, 0.05].
+
     """
 
     num_classes: int
@@ -289,7 +292,7 @@ class KerasVit(nn.Module):
 
 
 class KerasConvMixer(ConvMixer):
-    """The example's ConvMixer-256/8: the paper's network, with the BatchNorm and the initial kernels of Keras.
+    """The example's ConvMixer-256/8: the paper's network with Keras's BatchNorm and initialization.
 
     594,186 trainable parameters, and 8,704 running statistics.
     """
@@ -300,7 +303,7 @@ class KerasConvMixer(ConvMixer):
 
 
 class BlogMixerPytorch(MlpMixer):
-    """The blog's Mixer in PyTorch: the paper's, with PyTorch's LayerNorm, GELU and initial weights.
+    """The blog's Mixer in PyTorch: the paper's network with PyTorch's LayerNorm, GELU and initialization.
 
     3,110,316 parameters at its depth of 1.
     """
@@ -312,7 +315,7 @@ class BlogMixerPytorch(MlpMixer):
 
 
 class BlogMixerKerasBlock(nn.Module):
-    """A Mixer layer whose LayerNorms normalize each channel over the patches (axis 1), not each patch over channels."""
+    """Mixer layer whose LayerNorms normalize each channel over the patches (axis 1), not each patch over channels."""
 
     tokens_mlp_dim: int
     channels_mlp_dim: int
@@ -328,7 +331,7 @@ class BlogMixerKerasBlock(nn.Module):
         over_patches = partial(DenseOverPatches, dtype=self.dtype, kernel_init=glorot)
 
         def norm_patches(y: Array, name: str) -> Array:
-            # Over the last axis, and back: (batch, channels, patches) in between.
+            # LayerNorm works on the last axis: (batch, channels, patches) in between.
             return nn.LayerNorm(epsilon=1e-3, dtype=self.dtype, name=name)(y.swapaxes(1, 2)).swapaxes(1, 2)
 
         y = gelu(over_patches(self.tokens_mlp_dim, name="token_expand")(norm_patches(x, "token_norm")))
@@ -341,7 +344,7 @@ class BlogMixerKerasBlock(nn.Module):
 
 
 class BlogMixerKeras(nn.Module):
-    """The blog's Mixer in Keras: before the head, all patches are laid end to end and normalized.
+    """The blog's Mixer in Keras, which concatenates and normalizes all patches before the head.
 
     1,226,890 parameters.
     """

@@ -40,41 +40,42 @@ def attention_weights(
 def attend_values(
     weights: Float[Array, "batch heads queries tokens"], value: Float[Array, "batch tokens heads width"]
 ) -> Float[Array, "batch queries heads width"]:
-    """Of the values, under the attention weights (appendix A, equation 7)."""
+    """Return the means of the values under the attention weights (appendix A, equation 7)."""
     return swap_heads_tokens(weights @ swap_heads_tokens(value))
 
 
 def swap_heads_tokens(x: Float[Array, "batch a b width"]) -> Float[Array, "batch b a width"]:
-    """Tokens and heads in each other's place, so that every head's tokens lie together.
+    """Swap the axes of tokens and heads, so that the tokens of each head are contiguous.
 
-    On a CPU as a step of its own: XLA would otherwise exchange the axes anew in each product that reads them.
+    On a CPU a barrier makes this a separate operation; XLA would otherwise swap the axes again in each product.
     """
     x = x.swapaxes(1, 2)
     return jax.lax.optimization_barrier(x) if backend() == "cpu" else x
 
 
 def attention_reference(query: Array, key: Array, value: Array) -> Float[Array, "batch queries heads width"]:
-    """The definition: the mean of the values under the attention weights."""
+    """Compute attention by its definition: the means of the values under the attention weights."""
     return attend_values(attention_weights(query, key), value)
 
 
 def attention_fused(query: Array, key: Array, value: Array) -> Float[Array, "batch queries heads width"]:
-    """The same by JAX's own function; by cuDNN's kernel, which never stores the weights, where that takes the type."""
+    """Compute attention with jax.nn.dot_product_attention (cuDNN, which stores no weights, for bfloat16 on a GPU)."""
     cudnn = backend() == "gpu" and query.dtype == jnp.bfloat16
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn" if cudnn else "xla")
 
 
 ATTENTION_IMPLS = {"plain": attention_reference, "fused": attention_fused}
-# What `auto` takes, in training and in evaluation: on the CPU what was the faster one for a gradient and for a forward
-# pass (docs/measurements.md); elsewhere not measured yet.
+# What `auto` chooses in (training, evaluation): on the CPU the faster one for a gradient and for a forward pass
+# (docs/measurements.md); not measured elsewhere.
 AUTO_CHOICE = {"cpu": ("plain", "fused"), "gpu": ("fused", "fused"), "tpu": ("fused", "fused")}
 
 
 def sincos2d(rows: int, columns: int, width: int) -> Float[np.ndarray, "patches width"]:
-    """Sines and cosines of a patch's column and row, at width / 4 wavelengths from 2 pi to 20,000 pi.
+    """Return sines and cosines of each patch's column and row, at width / 4 wavelengths from 2 pi to 20,000 pi.
 
-    The fixed position embedding of "Better plain ViT baselines for ImageNet-1k" (arXiv 2205.01580, section 2), which
-    took it from MoCo v3 (arXiv 2104.02057). `width` has to divide by 4.
+    This is the fixed position embedding of "Better plain ViT baselines for ImageNet-1k" (arXiv 2205.01580, section 2),
+    taken from MoCo v3 (arXiv 2104.02057). `width` must be divisible by 4.
+
     """
     y, x = np.mgrid[:rows, :columns]
     quarter = width // 4
@@ -84,7 +85,7 @@ def sincos2d(rows: int, columns: int, width: int) -> Float[np.ndarray, "patches 
 
 
 class MultiHeadAttention(nn.Module):
-    """Several heads of attention of `tokens` to `memory`, and a projection of what they give (appendix A)."""
+    """Multi-head attention of `tokens` to `memory`, with an output projection (appendix A)."""
 
     num_heads: int
     dropout_rate: float = 0.0  # of the attention weights
@@ -122,8 +123,8 @@ class MultiHeadAttention(nn.Module):
 class VitBlock(nn.Module):
     """z' = MSA(LN(z)) + z, then MLP(LN(z')) + z' (equations 2 and 3).
 
-    `layer_scale`, where it is not 0, is what a learned factor for every channel of a branch starts at (arXiv
-    2103.17239, section 2.1).
+    A nonzero `layer_scale` is the initial value of a learned factor per channel of each branch (arXiv 2103.17239,
+    section 2.1).
     """
 
     num_heads: int
@@ -134,6 +135,7 @@ class VitBlock(nn.Module):
     layer_scale: float = 0.0
     attention_impl: str = "auto"
     dtype: Any = jnp.float32
+    drop_path_scale_by_keep: bool = True
 
     @nn.compact
     def __call__(
@@ -143,7 +145,7 @@ class VitBlock(nn.Module):
             if self.layer_scale:
                 scale = nn.initializers.constant(self.layer_scale)
                 y = y * self.param(f"{name}_scale", scale, (x.shape[-1],), jnp.float32).astype(self.dtype)
-            return DropPath()(y, drop_path_rate, train=train)
+            return DropPath(self.drop_path_scale_by_keep)(y, drop_path_rate, train=train)
 
         y = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="attention_norm")(x)
         y = MultiHeadAttention(
@@ -178,10 +180,13 @@ class MapHead(nn.Module):
 class VisionTransformer(nn.Module):
     """Patch and position embedding, encoder blocks, LayerNorm, pooling, linear head (figure 1, equations 1 to 4).
 
-    `pool_type` is cls (a class token that joins the patches), gap (the mean over patches) or map (attention pooling);
-    `posemb` is learned, sincos2d (fixed; the class token gets none) or none; `rep_size`, where it is not 0,
-    puts a dense layer with tanh before the head, as the paper does for pre-training; `norm_after_pooling` is where timm
-    has the last LayerNorm of networks that take the mean. `num_heads` has to divide `hidden_dim`.
+    Attributes:
+      pool_type: cls (a class token), gap (the mean over patches) or map (attention pooling).
+      posemb: learned, sincos2d (fixed; the class token gets none) or none.
+      rep_size: if not 0, width of a dense layer with tanh before the head, as in the paper's pre-training.
+      norm_after_pooling: apply the last LayerNorm after pooling, as timm does in networks that average the patches.
+      num_heads: must divide `hidden_dim`.
+
     """
 
     num_classes: int
@@ -198,6 +203,7 @@ class VisionTransformer(nn.Module):
     attention_dropout_rate: float = 0.0
     drop_path_rate: float = 0.0
     drop_path_schedule: str = "linear"
+    drop_path_scale_by_keep: bool = True
     layer_scale: float = 0.0
     gelu: str = "tanh"
     attention_impl: str = "auto"
@@ -221,6 +227,7 @@ class VisionTransformer(nn.Module):
             layer_scale=self.layer_scale,
             attention_impl=self.attention_impl,
             dtype=self.dtype,
+            drop_path_scale_by_keep=self.drop_path_scale_by_keep,
         )
         drop = (self.drop_path_rate, self.drop_path_schedule)
         x = apply_blocks(self, block, x, *drop, train=train)
@@ -236,7 +243,7 @@ class VisionTransformer(nn.Module):
         return classifier_head(self, x, ZERO)
 
     def embed(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch tokens channels"]:
-        """Patches, with the class token before them where there is one, and their places (equation 1)."""
+        """Return embedded patches, after the class token if there is one, with position embeddings (equation 1)."""
         p, channels = self.patch_size, self.hidden_dim
         x = PatchEmbed(channels, (p, p), dtype=self.dtype, name="stem")(images)
         if self.posemb == "sincos2d":

@@ -1,68 +1,109 @@
-"""Optimizers from the configuration: chains of optax transformations."""
+"""Optimizers: chains of optax transformations."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from patchnets.errors import UserError
-from patchnets.param_rules import match_rules
+from patchnets.param_rules import Rules, match_rules
 
 
 def make_optimizer(
-    config: ml_collections.ConfigDict, schedule: optax.Schedule, params: Any
+    name: str = "adamw",
+    *,
+    learning_rate: float | optax.Schedule,
+    params: Any,
+    weight_decay: float = 0.0,
+    wd_mask: str = "kernels",
+    wd_mults: Rules = (),
+    lr_mults: Rules = (),
+    frozen: Rules = (),
+    grad_clip_norm: float | None = None,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    epsilon: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """The optimizer of `config.optimizer`, after clipping by the global norm.
+    """Return the optimizer called `name`, after clipping by the global norm.
 
     adamw (arXiv 1711.05101), lamb (1904.00962), lion (2302.06675) and adafactor (1804.04235) take learning rate times
     `weight_decay` off a weight besides; adam and sgd add `weight_decay` times the weight to the gradient, as PyTorch
     does. What has a norm or a mean over a parameter, in lamb and adafactor, has one for each of stacked blocks.
 
     Args:
-      config: config.optimizer.
-      schedule: step -> learning rate, which `lr_mults` multiply.
-      params: tree of arrays or shapes, for their names. Parameters that `frozen` freeze get updates of 0, have no
-        state, and do not count in the norm that is clipped.
+      name: adamw, adam, sgd, lamb, lion or adafactor.
+      learning_rate: a number, or step -> learning rate.
+      params: tree of arrays or shapes, for their names.
+      wd_mask: which weights decay: kernels, or all.
+      wd_mults: ((regex, factor), ...): the first to match a parameter's name multiplies its decay, in place of
+        `wd_mask`.
+      lr_mults: the same for its learning rate.
+      frozen: ((regex, whether it is frozen), ...). Frozen parameters get updates of 0, have no state, and do not count
+        in the norm that is clipped.
+      grad_clip_norm: gradients are scaled down to this global norm; None for never.
+      momentum, nesterov: of sgd.
+      beta1, beta2, epsilon: of the others, as in their papers.
 
     Raises:
       UserError: rules that do not fit the parameters or freeze all, or Nesterov's momentum without momentum.
     """
-    if config.nesterov and (config.name != "sgd" or not config.momentum):
+    if nesterov and (name != "sgd" or not momentum):
         raise UserError(
-            f"config.optimizer.nesterov is of sgd with momentum only, not of {config.name} with "
-            f"config.optimizer.momentum={config.momentum}; unset it"
+            f"config.optimizer.nesterov is of sgd with momentum only, not of {name} with "
+            f"config.optimizer.momentum={momentum}; unset it"
         )
-    frozen = frozen_params(config, params)
-    if all(jax.tree.leaves(frozen)):
+    is_frozen = frozen_params(frozen, params)
+    if all(jax.tree.leaves(is_frozen)):
         raise UserError("config.optimizer.frozen freeze every parameter; leave one to train")
-    factors = match_rules(config.lr_mults, params, "optimizer.lr_mults") if config.lr_mults else None
-    decays = weight_decay_mults(config, params)
+    factors = match_rules(lr_mults, params, "optimizer.lr_mults") if lr_mults else None
+    decay_mults = _mask_leaves(weight_decay_mults(params, wd_mults, wd_mask), is_frozen)
+    trained = _mask_leaves(params, is_frozen)
+    decay = _add_decay(jax.tree.map(lambda factor: weight_decay * factor, decay_mults))
+    adam = optax.scale_by_adam(beta1, beta2, epsilon)
+    match name:
+        case "adamw":
+            update_rule = [adam, decay]
+        case "adam":
+            update_rule = [decay, adam]
+        case "sgd":
+            update_rule = [decay, optax.trace(momentum, nesterov) if momentum else optax.identity()]
+        case "lion":
+            update_rule = [optax.scale_by_lion(beta1, beta2), decay]
+        case "lamb":
+            update_rule = [adam, decay, _trust_ratio(trained, decay_mults)]
+        case "adafactor":
+            update_rule = [*_adafactor(trained, beta1, beta2), decay]
+        case _:
+            raise UserError(
+                f"config.optimizer.name={name} is not known; take adamw, adam, sgd, lamb, lion or adafactor"
+            )
     optimizer = optax.chain(
-        optax.identity() if config.grad_clip_norm is None else optax.clip_by_global_norm(config.grad_clip_norm),
-        *_update_rule(config, _mask_leaves(params, frozen), _mask_leaves(decays, frozen)),
-        *([] if factors is None else [_scale_by_tree(_mask_leaves(factors, frozen))]),
-        optax.scale_by_learning_rate(schedule),
+        optax.identity() if grad_clip_norm is None else optax.clip_by_global_norm(grad_clip_norm),
+        *update_rule,
+        *([] if factors is None else [_scale_by_tree(_mask_leaves(factors, is_frozen))]),
+        optax.scale_by_learning_rate(learning_rate),
     )
-    if not any(jax.tree.leaves(frozen)):
+    if not any(jax.tree.leaves(is_frozen)):
         return optimizer
-    labels = jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
+    labels = jax.tree.map(lambda hold: "frozen" if hold else "trained", is_frozen)
     return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
 
 
-def frozen_params(config: ml_collections.ConfigDict, params: Any) -> Any:
-    """True, in a tree like `params`, for those that `frozen` of config.optimizer freeze."""
-    if not config.frozen:
+def frozen_params(rules: Rules, params: Any) -> Any:
+    """Return True, in a tree like `params`, for those that the rules of optimizer.frozen freeze."""
+    if not rules:
         return jax.tree.map(lambda _: False, params)
-    return match_rules(config.frozen, params, "optimizer.frozen", kind=bool)
+    return match_rules(rules, params, "optimizer.frozen", kind=bool)
 
 
-def weight_decay_mults(config: ml_collections.ConfigDict, params: Any) -> Any:
-    """What multiplies the weight decay of each parameter: by `wd_mults` of config.optimizer, else by `decay`."""
-    if config.wd_mults:
-        return match_rules(config.wd_mults, params, "optimizer.wd_mults")
-    if config.wd_mask == "all":
+def weight_decay_mults(params: Any, wd_mults: Rules = (), wd_mask: str = "kernels") -> Any:
+    """Return what multiplies the weight decay of each parameter: by the rules `wd_mults`, else by `wd_mask`."""
+    if wd_mults:
+        return match_rules(wd_mults, params, "optimizer.wd_mults")
+    if wd_mask == "all":
         return jax.tree.map(lambda _: 1.0, params)
     return jax.tree.map(float, weight_decay_mask(params))
 
@@ -70,26 +111,6 @@ def weight_decay_mults(config: ml_collections.ConfigDict, params: Any) -> Any:
 def weight_decay_mask(params: Any) -> Any:
     """True for the weights that decay: kernels, and not biases, scales of normalizations or embeddings."""
     return jax.tree_util.tree_map_with_path(lambda path, _: str(path[-1].key).endswith("kernel"), params)
-
-
-def _update_rule(config: ml_collections.ConfigDict, params: Any, decays: Any) -> list[optax.GradientTransformation]:
-    """What turns clipped gradients into what the learning rate multiplies."""
-    decay = _add_decay(jax.tree.map(lambda factor: config.weight_decay * factor, decays))
-    adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
-    match config.name:
-        case "adamw":
-            return [adam, decay]
-        case "adam":
-            return [decay, adam]
-        case "sgd":
-            return [decay, optax.trace(config.momentum, config.nesterov) if config.momentum else optax.identity()]
-        case "lion":
-            return [optax.scale_by_lion(config.beta1, config.beta2), decay]
-        case "lamb":
-            return [adam, decay, _trust_ratio(params, decays)]
-        case "adafactor":
-            return [*_adafactor(config, params), decay]
-    raise UserError(f"config.optimizer.name={config.name} is not known; take adamw, adam, sgd, lamb, lion or adafactor")
 
 
 def _trust_ratio(params: Any, decays: Any) -> optax.GradientTransformation:
@@ -105,7 +126,7 @@ def _trust_ratio(params: Any, decays: Any) -> optax.GradientTransformation:
     return optax.masked(_vmap_over_blocks(optax.scale_by_trust_ratio(), adapted), adapts)
 
 
-def _adafactor(config: ml_collections.ConfigDict, params: Any) -> list[optax.GradientTransformation]:
+def _adafactor(params: Any, beta1: float, beta2: float) -> list[optax.GradientTransformation]:
     """Adafactor with the changes of arXiv 2106.04560 for image models, so that learning rates of Adam suit it.
 
     From the first paper: the factored second moment with decay 1 - t^-0.8 and 1e-30 added to the squared gradient, and
@@ -114,10 +135,10 @@ def _adafactor(config: ml_collections.ConfigDict, params: Any) -> list[optax.Gra
     `epsilon` has no part. As in optax, a parameter is factored where its two longest axes have at least 128 entries.
     """
     second = optax.scale_by_factored_rms(
-        decay_rate_fn=lambda step, exponent: jnp.minimum(config.beta2, 1 - jnp.float32(step + 1) ** -exponent)
+        decay_rate_fn=lambda step, exponent: jnp.minimum(beta2, 1 - jnp.float32(step + 1) ** -exponent)
     )
     scaled = _vmap_over_blocks(optax.chain(second, optax.clip_by_block_rms(1.0)), params)
-    return [scaled, optax.ema(config.beta1, debias=False) if config.beta1 else optax.identity()]
+    return [scaled, optax.ema(beta1, debias=False) if beta1 else optax.identity()]
 
 
 def _vmap_over_blocks(transform: optax.GradientTransformation, params: Any) -> optax.GradientTransformation:

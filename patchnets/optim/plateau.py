@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any
 
-import ml_collections
-
 from patchnets.errors import UserError
 
 SMALLEST_GAIN = 1e-4  # what Keras's ReduceLROnPlateau asks for; its EarlyStopping takes any
@@ -23,29 +21,27 @@ class Plateau:
       should_stop: whether the run should end.
     """
 
-    factor: float | None
-    plateau: int | None
-    stop: int | None
+    factor: float | None = None
+    plateau: int | None = None
+    stop: int | None = None
     lr_scale: float = 1.0
     plateau_best: float = float("inf")
     plateau_waited: int = 0
     stop_best: float = float("inf")
     stop_waited: int = 0
 
-    @classmethod
-    def from_config(cls, config: ml_collections.ConfigDict, validates: bool) -> "Plateau":
-        """Raises UserError where there is nothing to watch."""
-        patience = cls(
-            config.reduce_on_plateau.factor, config.reduce_on_plateau.patience, config.early_stopping.patience
-        )
-        if (patience.factor is None) != (patience.plateau is None):
+    def __post_init__(self) -> None:
+        """Raises UserError where only one of `factor` and `plateau` is set."""
+        if (self.factor is None) != (self.plateau is None):
             raise UserError(
                 "config.reduce_on_plateau.factor and config.reduce_on_plateau.patience go together; give both"
             )
-        if not validates and (patience.plateau or patience.stop):
-            key = "reduce_on_plateau.patience" if patience.plateau else "early_stopping.patience"
+
+    def check_observable(self, has_val: bool) -> None:
+        """Raises UserError where there is no validation split to watch, unless nothing is watched."""
+        if not has_val and (self.plateau or self.stop):
+            key = "reduce_on_plateau.patience" if self.plateau else "early_stopping.patience"
             raise UserError(f"config.{key} watches the validation loss, and there is no validation split; give one")
-        return patience
 
     def observe(self, loss: float) -> None:
         """Takes note of a validation's loss."""

@@ -1,7 +1,6 @@
-"""Learning-rate schedules from the configuration: pure functions of the step."""
+"""Learning-rate schedules: pure functions of the step."""
 
 import jax.numpy as jnp
-import ml_collections
 import optax
 
 from patchnets.errors import UserError
@@ -9,23 +8,37 @@ from patchnets.errors import UserError
 LARGEST_INT = 2**31 - 1  # steps are counted in 32 bits
 
 
-def steps_of(config: ml_collections.ConfigDict, name: str, steps_per_epoch: int) -> int | None:
-    """A duration given as `{name}_steps` or as `{name}_epochs`, in steps; None where neither is set."""
-    if config.get(f"{name}_steps") is not None:
-        return config[f"{name}_steps"]
-    epochs = config.get(f"{name}_epochs")
+def in_steps(name: str, *, steps: int | None, epochs: float | None, steps_per_epoch: int) -> int | None:
+    """Return a duration in steps, from `steps` or else from `epochs`; None where neither is set.
+
+    Raises:
+      UserError: it is longer than steps can be counted; `name` says which duration it is.
+    """
+    if steps is not None:
+        return steps
     if epochs is None:
         return None
     if epochs * steps_per_epoch > LARGEST_INT:
-        raise UserError(f"{name}_epochs={epochs:g} is more than {LARGEST_INT:,} steps; lower it")
+        raise UserError(f"config.{name}_epochs={epochs:g} is more than {LARGEST_INT:,} steps; lower it")
     return round(epochs * steps_per_epoch)
 
 
-def make_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
-    """Step (from 0) -> learning rate, as `config.schedule` says: a linear warm-up from 0 to the peak, and then
+def make_schedule(
+    name: str = "cosine",
+    *,
+    learning_rate: float,
+    total_steps: int,
+    warmup_steps: int = 0,
+    cooldown_steps: int = 0,
+    end_factor: float = 0.0,
+    step_factor: float = 0.1,
+    step_every_steps: int | None = None,
+    timescale_steps: int = 10_000,
+) -> optax.Schedule:
+    """Return step (from 0) -> learning rate: a linear warm-up from 0 to the peak, `learning_rate`, and then by `name`
 
       constant, cosine, linear: the peak; or from it to `end_factor` of it over the rest of the run
-      step: the peak, multiplied by `step_factor` every so many steps, counted from the start of the run
+      step: the peak, multiplied by `step_factor` every `step_every_steps`, counted from the start of the run
       rsqrt: peak * sqrt(timescale / (timescale + steps since the warm-up)), as in arXiv 2106.04560
       one_cycle, without a warm-up, as ConvMixer was trained (arXiv 2201.09792, and its repository): linear up to the
         peak over two fifths of the run, down to a twentieth of it over two more, and to 0 over the last.
@@ -37,22 +50,19 @@ def make_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_per
     Raises:
       UserError: the parts do not fit together, or into the run.
     """
-    peak, schedule = config.optimizer.learning_rate, config.schedule
-    warmup = steps_of(schedule, "warmup", steps_per_epoch) or 0
-    cooldown = steps_of(schedule, "cooldown", steps_per_epoch) or 0
-    step_every = steps_of(schedule, "step_every", steps_per_epoch)
-    _check(schedule.name, total_steps, warmup, cooldown, step_every)
-    if schedule.name == "one_cycle":
+    peak, warmup, cooldown = learning_rate, warmup_steps, cooldown_steps
+    _check(name, total_steps, warmup, cooldown, step_every_steps)
+    if name == "one_cycle":
         ends = jnp.array([0.0, 0.4, 0.8, 1.0])
         return lambda step: jnp.interp(step / total_steps, ends, jnp.array([0.0, peak, peak / 20, 0.0]))
-    rest, end = total_steps - warmup, peak * schedule.end_factor
+    rest, end = total_steps - warmup, peak * end_factor
     after = {
         "constant": lambda: optax.constant_schedule(peak),
-        "cosine": lambda: optax.cosine_decay_schedule(peak, rest, alpha=schedule.end_factor),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, rest, alpha=end_factor),
         "linear": lambda: optax.linear_schedule(peak, end, rest),
-        "step": lambda: _step(peak, schedule.step_factor, max(1, step_every or 0), warmup),
-        "rsqrt": lambda: _rsqrt(peak, schedule.timescale_steps),
-    }[schedule.name]()
+        "step": lambda: _step(peak, step_factor, max(1, step_every_steps or 0), warmup),
+        "rsqrt": lambda: _rsqrt(peak, timescale_steps),
+    }[name]()
     whole = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
     return _cooled(whole, total_steps, cooldown) if cooldown else whole
 

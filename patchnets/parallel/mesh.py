@@ -5,7 +5,6 @@ import math
 from collections.abc import Sequence
 
 import jax
-import ml_collections
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
@@ -19,15 +18,24 @@ FSDP_AXIS = "fsdp"  # the one over which parameters are split too
 
 
 def make_mesh(
-    config: ml_collections.ConfigDict, batch_sizes: tuple[int, ...] = (), devices: Sequence[jax.Device] | None = None
+    data: int = -1,
+    fsdp: int = 1,
+    *,
+    batch_sizes: Sequence[int] = (),
+    devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """The mesh that `config.mesh` describes, over the first devices that it asks for, of all or of those given.
+    """Return a mesh of `data` times `fsdp` devices, the first of `devices` or of all; -1 takes the rest of them.
+
+    Args:
+      data: devices that share each batch, with whole parameters.
+      fsdp: devices that share each batch and the parameters too.
+      batch_sizes: batches that shall be split evenly over the mesh.
 
     Raises:
       UserError: there are not that many devices, or a batch cannot be split evenly over them.
     """
     devices = jax.devices() if devices is None else devices
-    shape = mesh_shape(config, len(devices))
+    shape = mesh_shape(data, fsdp, len(devices))
     size = math.prod(shape)
     if size < len(devices) and jax.process_count() > 1:
         raise UserError(
@@ -45,9 +53,8 @@ def make_mesh(
     return arrange_devices(devices[:size], shape)
 
 
-def mesh_shape(config: ml_collections.ConfigDict, devices: int) -> tuple[int, int]:
-    """(data, fsdp) of `config.mesh` on so many devices. Raises UserError where there are too few, or too few for -1."""
-    data, fsdp = config.data, config.get("fsdp", 1)
+def mesh_shape(data: int, fsdp: int, devices: int) -> tuple[int, int]:
+    """Return (data, fsdp) on so many devices, of which -1 takes the rest. Raises UserError where there are too few."""
     if data == fsdp == -1:
         raise UserError("config.mesh.data=-1 and config.mesh.fsdp=-1 both take the rest of the devices; give one")
     for name, given, other in (("data", data, fsdp), ("fsdp", fsdp, data)):

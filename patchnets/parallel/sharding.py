@@ -123,6 +123,31 @@ def constrain_activations_to_batch(mesh: Mesh | None, examples: int) -> Iterator
         yield
 
 
+def batch_sharded_loss(loss: Callable[..., Array], mesh: Mesh) -> Callable[..., Array]:
+    """`loss` of logits that stay split by examples, where the head's parameters are split by classes."""
+    return lambda logits, targets: loss(shard_batch(logits, mesh), targets)
+
+
+def batch_sharded_grads(grad_fn: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Wraps a grad_fn: activations stay split by examples, as by `constrain_activations_to_batch`."""
+
+    def grads(params: Any, batch_stats: Any, inputs: Any, *args: Any) -> Any:
+        with constrain_activations_to_batch(mesh, len(inputs.mask)):
+            return grad_fn(params, batch_stats, inputs, *args)
+
+    return grads
+
+
+def batch_sharded_logits(logits_fn: Callable[..., Array], mesh: Mesh) -> Callable[..., Array]:
+    """Wraps a function (variables, images) -> logits: activations and logits stay split by examples."""
+
+    def logits(variables: Any, images: Array) -> Array:
+        with constrain_activations_to_batch(mesh, len(images)):
+            return shard_batch(logits_fn(variables, images), mesh)
+
+    return logits
+
+
 def shard_rows(array: np.ndarray, mesh: Mesh) -> jax.Array:
     """Splits a host array over the devices by its leading axis, which is filled up with its first entries to divide."""
     size = mesh.size

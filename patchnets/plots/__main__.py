@@ -15,36 +15,35 @@ import pathlib
 import sys
 
 from patchnets import runtime
+from patchnets.cli import ArgumentParser, file_of_type, path, run_cli
 from patchnets.config import flags
-from patchnets.errors import RunError, UserError, report_error
+from patchnets.errors import RunError, UserError
 
 PLACES = ("dataset.path", "dataset.data_dir", "dataset.cache_dir")  # which may have changed since a run
 
 
-def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
-    if len(argv) < 2 or {"-h", "--help"} & set(argv[1:]):
-        print(__doc__)
-        return 0 if len(argv) > 1 else 2
+def execute(arguments: list[str]) -> int:
+    """Draws what a command line asks for, and prints the files; returns the exit status."""
     commands = {"augment": _augment, "mixing": _mixing}
-    try:
-        print(commands.get(argv[1], _run)(argv))
-    except (UserError, RunError, OSError) as error:
-        return report_error(error, "patchnets.plots")
+    if arguments[:1] and arguments[0] in commands:
+        print(commands[arguments[0]](arguments[1:]))
+    else:
+        print(_run(arguments))
     return 0
 
 
-def _run(argv: list[str]) -> str:
+def _run(arguments: list[str]) -> str:
     """The pictures of a run; those that need neither data nor checkpoint also where these are gone."""
-    if argv[1].startswith("-"):
-        raise UserError(f"{argv[1]!r} is not understood; give one work directory, or augment --config=FILE")
     from patchnets.plots import curves
 
-    place, changes = pathlib.Path(argv[1]), {}
-    for argument in argv[2:]:
-        key, equals, value = argument.removeprefix("--config.").partition("=")
-        if not argument.startswith("--config.") or key not in PLACES or not equals:
-            raise UserError(f"{argument!r} is not understood; expected --config.KEY=DIR, KEY being {', '.join(PLACES)}")
+    parser = ArgumentParser("python -m patchnets.plots", description=__doc__)
+    parser.add_argument("workdir", type=path, help="a work directory, or augment or mixing")
+    given, overrides = parser.parse_with_overrides(arguments)
+    place, changes = given.workdir, {}
+    for override in overrides:
+        key, equals, value = override.removeprefix("--config.").partition("=")
+        if key not in PLACES or not equals:
+            raise UserError(f"{override!r} is not understood; expected --config.KEY=DIR, KEY being {', '.join(PLACES)}")
         changes[key] = value
     if not (place / "config.json").exists():  # figures alone, without the run
         return str(curves.draw(place))
@@ -60,33 +59,44 @@ def _run(argv: list[str]) -> str:
     return "\n".join(map(str, drawn))
 
 
-def _mixing(argv: list[str]) -> pathlib.Path:
-    out, places = _out(argv, "mixing.png"), [a for a in argv[2:] if not a.startswith("--out=")]
-    if not places or any(place.startswith("-") for place in places):
-        raise UserError("mixing: expected one or more work directories, and perhaps --out=FILE.png")
+def _mixing(arguments: list[str]) -> pathlib.Path:
+    parser = ArgumentParser(
+        "python -m patchnets.plots mixing",
+        description="Draws how the networks of several runs mix patches, side by side.",
+    )
+    parser.add_argument("workdirs", type=path, nargs="+", help="one or more work directories")
+    parser.add_argument("--out", type=file_of_type(".png"), default="mixing.png", help="default: %(default)s")
+    given = parser.parse_args(arguments)
     runtime.silence_logs()
     runtime.enable_compilation_cache()
     from patchnets.plots import run
 
-    return run.draw_side_by_side([pathlib.Path(place) for place in places], out)
+    return run.draw_side_by_side(given.workdirs, given.out)
 
 
-def _out(argv: list[str], default: str) -> pathlib.Path:
-    """--out. Raises UserError unless it is the name of a PNG."""
-    out = next((a.split("=", 1)[1] for a in argv if a.startswith("--out=")), default)
-    if not out.endswith(".png"):
-        raise UserError(f"--out={out}: expected the name of a .png file")
-    return pathlib.Path(out)
-
-
-def _augment(argv: list[str]) -> pathlib.Path:
+def _augment(arguments: list[str]) -> pathlib.Path:
+    parser = ArgumentParser(
+        "python -m patchnets.plots augment",
+        description="Draws what augmentation does: training images beside samples, and every operation by itself. "
+        "Takes the options of patchnets.main, and its own.",
+    )
+    parser.add_argument("--config", metavar="FILE[:ARGUMENT]", help="a file of configs/, as patchnets.main takes it")
+    parser.add_argument("--out", type=file_of_type(".png"), default="augment.png", help="default: %(default)s")
+    given, rest = parser.parse_known_args(arguments)
     runtime.silence_logs()
+    from patchnets.experiment import data_options
     from patchnets.plots import augmentations
 
-    out = _out(argv, "augment.png")
-    config, _ = flags.parse_flags([argv[0]] + [a for a in argv[2:] if not a.startswith("--out=")])
+    config, _ = flags.parse_flags(
+        ["patchnets.plots", *([] if given.config is None else [f"--config={given.config}"]), *rest]
+    )
     runtime.enable_compilation_cache()
-    return augmentations.draw(config, out)
+    return augmentations.draw(data_options(config), given.out)
+
+
+def main(argv: list[str]) -> int:
+    """Carries out a command line and returns the exit status."""
+    return run_cli(argv, execute, "patchnets.plots")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from patchnets.augment import color, geometry, mixup, policies, random_erasing
-from patchnets.augment.preprocess import Augment, Preprocess, check_channels
-from patchnets.data import choose_splits, sources, splits
+from patchnets.augment.preprocess import Preprocess, check_channels
+from patchnets.data import DataOptions, splits
 from patchnets.experiment import make_erase, make_mix
 from patchnets.run import console
 
@@ -86,26 +85,26 @@ def _mixed(mix: Callable[..., tuple[Array, Array]], key: Array, images: Levels) 
     return mix(key, images, targets, alpha=1.0, mode="example")[0]
 
 
-def training_images(config: ml_collections.ConfigDict, count: int) -> UInt8[np.ndarray, "count size size channels"]:
+def training_images(options: DataOptions, count: int) -> UInt8[np.ndarray, "count size size channels"]:
     """The first images of the training split, at their own size where that is one for all, else at `image_size`."""
-    source = sources.open_source(config.dataset)
-    check_channels(Augment(**config.augment.to_dict()), source.channels)
-    spec = choose_splits(config.dataset, source.sizes)["train"] or "train"
+    source = options.open_source()
+    check_channels(options.augment, source.channels)
+    spec = options.choose_splits(source.sizes)["train"] or "train"
     name, low, high = splits.parse_split(spec, source.sizes)[0]
     records = source.records(name)
-    size = None if records.native_size() else config.image_size
+    size = None if records.native_size() else options.image_size
     return np.stack([image for image, _ in records.examples(range(low, min(high, low + count)), size)])
 
 
 def sheet(
-    config: ml_collections.ConfigDict, images: UInt8[np.ndarray, "batch height width channels"]
+    options: DataOptions, images: UInt8[np.ndarray, "batch height width channels"]
 ) -> dict[str, UInt8[np.ndarray, "batch size size channels"]]:
-    """{label: a row of images}: the originals, samples as `config` has it, and every operation by itself."""
-    channels, key = images.shape[-1], jax.random.key(config.seed)
-    plain = Preprocess(config.image_size, (0.0,) * channels, (1.0,) * channels)
+    """{label: a row of images}: the originals, samples as `options` have it, and every operation by itself."""
+    channels, key = images.shape[-1], jax.random.key(options.seed)
+    plain = Preprocess(options.image_size, (0.0,) * channels, (1.0,) * channels)
     gray = (127.5,) * channels
-    prepare = Preprocess(config.image_size, gray, (64.0,) * channels, Augment(**config.augment.to_dict()))
-    mix, erase = make_mix(config), make_erase(config)
+    prepare = Preprocess(options.image_size, gray, (64.0,) * channels, options.augment)
+    mix, erase = make_mix(options.augment), make_erase(options.augment)
 
     @jax.jit
     def augmented(key: Array) -> Array:
@@ -117,11 +116,11 @@ def sheet(
     resized = plain(jnp.asarray(images))
     rows = {"original": resized}
     rows |= {f"this configuration, {i + 1}": augmented(jax.random.fold_in(key, i)) for i in range(SAMPLES)}
-    rows |= {label: jax.jit(run)(key, resized) for label, run in operations(channels, config.image_size).items()}
+    rows |= {label: jax.jit(run)(key, resized) for label, run in operations(channels, options.image_size).items()}
     return {label: np.asarray(jnp.clip(jnp.round(row), 0, 255)).astype(np.uint8) for label, row in rows.items()}
 
 
-def draw(config: ml_collections.ConfigDict, path: pathlib.Path, count: int = 8) -> pathlib.Path:
+def draw(options: DataOptions, path: pathlib.Path, count: int = 8) -> pathlib.Path:
     """Writes the sheet of `count` training images to `path`, a PNG file, and returns its path.
 
     Raises:
@@ -132,7 +131,7 @@ def draw(config: ml_collections.ConfigDict, path: pathlib.Path, count: int = 8) 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    rows = sheet(config, training_images(config, count))
+    rows = sheet(options, training_images(options, count))
     lines = -(-len(rows) // COLUMNS)
     size = (COLUMNS * (0.75 * count + 2.0), 0.8 * lines + 0.6)
     figure, axes = plt.subplots(lines, COLUMNS, figsize=size, squeeze=False, layout="constrained")
@@ -145,10 +144,8 @@ def draw(config: ml_collections.ConfigDict, path: pathlib.Path, count: int = 8) 
         axis.imshow(strip.squeeze(-1) if strip.shape[-1] == 1 else strip, cmap="gray", vmin=0, vmax=255)
         weight = "bold" if i <= SAMPLES else "normal"
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, weight=weight)
-    settings = console.describe_augmentation(config) or "nothing"
-    figure.suptitle(
-        f"{config.dataset.name}, {config.image_size} px; this configuration: {settings}", fontsize=9, wrap=True
-    )
+    settings = console.describe_augmentation(options.augment) or "nothing"
+    figure.suptitle(f"{options.name}, {options.image_size} px; this configuration: {settings}", fontsize=9, wrap=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)

@@ -14,10 +14,9 @@ from flax import traverse_util
 from patchnets import config as config_lib
 from patchnets.data.loader import Loader
 from patchnets.errors import RunError, UserError, first_line
-from patchnets.experiment import Experiment, build_experiment
+from patchnets.experiment import Experiment, build_experiment, use_cpu_cores
 from patchnets.models import vit
 from patchnets.models.intermediates import capture_intermediates
-from patchnets.parallel import cpu
 from patchnets.plots import curves, figures, patches, predictions, weights
 from patchnets.plots.predictions import Predictions
 from patchnets.run import console, workdir
@@ -201,7 +200,7 @@ def load_run(place: pathlib.Path, changes: dict[str, Any] | None = None) -> tupl
         raise UserError(f"{place} is not a work directory: there is no config.json in it that can be read") from error
     config.update_from_flattened_dict(changes or {})
     config_lib.validate(config)
-    cpu.use_one_device_per_core(config)
+    use_cpu_cores(config)
     experiment = build_experiment(config)
     stored = workdir.read_json(place / "data.json")
     if changed := [
@@ -212,11 +211,9 @@ def load_run(place: pathlib.Path, changes: dict[str, Any] | None = None) -> tupl
     if not (place / "checkpoints").is_dir():
         experiment.data.close()
         raise RunError(f"{place} has no checkpoints")
-    checkpoints = Checkpoints(place / "checkpoints", config.checkpoint, read_only=True)
+    checkpoints = Checkpoints(place / "checkpoints", best_metric=config.checkpoint.best_metric, read_only=True)
     try:
-        state = experiment.initial_state()
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
-        return experiment, checkpoints.restore_best(like)[1]
+        return experiment, checkpoints.restore_best(experiment.abstract_state())[1]
     finally:
         checkpoints.close()
 

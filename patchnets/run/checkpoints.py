@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import ml_collections
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -28,17 +27,26 @@ class Checkpoints:
     the ones before as they were.
     """
 
-    def __init__(self, directory: pathlib.Path, config: ml_collections.ConfigDict, read_only: bool = False):
-        """`read_only` leaves the directory as it is, for a run may be writing there."""
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        *,
+        max_to_keep: int = 2,
+        best_metric: str = "accuracy",
+        read_only: bool = False,
+    ):
+        """Open `directory`, where the latest `max_to_keep` checkpoints stay, and the best by a validation metric.
+
+        `read_only` leaves the directory as it is, for a run may be writing there."""
         self.directory, self._read_only = directory.absolute(), read_only
         with multihost.errors_on_all():  # nobody looks before that
             if multihost.is_first_process():
                 self._move_aside_unranked()
-        sign = -1.0 if config.best_metric in LOWER_IS_BETTER else 1.0
-        score = lambda metrics: sign * metrics[config.best_metric]
+        sign = -1.0 if best_metric in LOWER_IS_BETTER else 1.0
+        score = lambda metrics: sign * metrics[best_metric]
         policy = checkpoint_managers.AnyPreservationPolicy(
             [
-                checkpoint_managers.LatestN(config.max_to_keep),
+                checkpoint_managers.LatestN(max_to_keep),
                 checkpoint_managers.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False),
             ]
         )

@@ -1,18 +1,20 @@
 """What a person sees of a run: what is trained, how far it is, and what came out."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import ml_collections
 from tqdm import tqdm
 
-from patchnets import __version__
+from patchnets import __version__, models
 from patchnets import config as config_lib
+from patchnets.augment.preprocess import Augment
 from patchnets.config import published
-from patchnets.data import Dataset
+from patchnets.experiment import Experiment
+from patchnets.optim.plateau import Plateau
 from patchnets.run.step_timer import StepTimer
 
 SETTLED_SECONDS = 1.0  # of training, before its speed is worth telling
@@ -43,16 +45,22 @@ def devices(count: int) -> str:
     return f"{count} x {device_name()}" + (f" in {processes} processes" if processes > 1 else "")
 
 
-def describe_plateau(config: ml_collections.ConfigDict) -> str:
+def describe_cpu(devices: int, batch_size: int, num_microbatches: int) -> str | None:
+    """How a CPU works through a training batch: "2 devices, microbatches of 16"; None on an accelerator."""
+    if jax.default_backend() != "cpu":
+        return None
+    microbatches = f"microbatches of {batch_size // num_microbatches}"
+    text = f"{devices} device" + ("" if devices == 1 else "s")
+    return f"{text}, {microbatches if num_microbatches > 1 else 'the whole batch at once'}"
+
+
+def describe_plateau(plateau: Plateau) -> str:
     """What a run does when validation stops getting better, as the end of a sentence."""
     text = ""
-    if config.reduce_on_plateau.patience:
-        text += (
-            f"; rate x {config.reduce_on_plateau.factor:g} after "
-            f"{validations(config.reduce_on_plateau.patience)} without lower loss"
-        )
-    if config.early_stopping.patience:
-        text += f"; ends after {validations(config.early_stopping.patience)} without lower loss"
+    if plateau.plateau:
+        text += f"; rate x {plateau.factor:g} after {validations(plateau.plateau)} without lower loss"
+    if plateau.stop:
+        text += f"; ends after {validations(plateau.stop)} without lower loss"
     return text
 
 
@@ -60,9 +68,9 @@ def validations(count: int) -> str:
     return f"{count} validation" + ("" if count == 1 else "s")
 
 
-def describe_optimizer(config: ml_collections.ConfigDict) -> str:
+def describe_optimizer(experiment: Experiment) -> str:
     """Optimizer, learning rate and decay in a few words: "adamw, learning rate 0.001 cosine after 5 epochs, ..."."""
-    optimizer, schedule = config.optimizer, config.schedule
+    optimizer, schedule = experiment.config.optimizer, experiment.config.schedule
     text = f"{optimizer.name}, learning rate {optimizer.learning_rate:g} {schedule.name}"
     for name, words in (("warmup", "after a warm-up of"), ("cooldown", "with a cooldown of")):
         if steps := schedule[f"{name}_steps"]:
@@ -73,8 +81,9 @@ def describe_optimizer(config: ml_collections.ConfigDict) -> str:
     return text + (f", decay {optimizer.weight_decay:g} {decaying}" if optimizer.weight_decay else ", no decay")
 
 
-def describe_extras(config: ml_collections.ConfigDict) -> str:
+def describe_extras(experiment: Experiment) -> str:
     """What is done beyond optimizer and schedule, in one line; nothing where that is nothing."""
+    config = experiment.config
     said = {
         f"{config.loss} loss": config.loss != "softmax",
         f"biases of the head from {config.init_head_bias:g}": config.init_head_bias,
@@ -89,26 +98,16 @@ def describe_extras(config: ml_collections.ConfigDict) -> str:
     return ", ".join(text for text, holds in said.items() if holds)
 
 
-def describe_augmentation(config: ml_collections.ConfigDict) -> str:
-    """The settings of `config.augment` that differ from their defaults: "flip, zoom 0.2"."""
-    defaults = config_lib.default_config().augment
-    changed = {name: value for name, value in config.augment.items() if value != defaults[name]}
+def describe_augmentation(augment: Augment) -> str:
+    """The settings that differ from their defaults: "flip, zoom 0.2"."""
+    defaults = dataclasses.asdict(Augment())
+    changed = {name: value for name, value in dataclasses.asdict(augment).items() if value != defaults[name]}
     return ", ".join(name if value is True else f"{name} {value}" for name, value in changed.items())
 
 
-def print_header(
-    config: ml_collections.ConfigDict,
-    *,
-    workdir: os.PathLike[str],
-    data: Dataset,
-    params: int,
-    overview: str,
-    devices: str,
-    total_steps: int,
-    eval_every: int,
-    model_fields: Mapping[str, Any],
-) -> None:
-    """The first screen."""
+def print_header(experiment: Experiment, workdir: os.PathLike[str], params: int, overview: str) -> None:
+    """The first screen; `overview` is the table of the `params` parameters."""
+    config, data = experiment.config, experiment.data
     loaders = {"train": data.train, "val": data.val, "test": data.test}
     counts = ", ".join(
         f"{role} {loader.num_examples:,} ({data.split_specs[role]})" for role, loader in loaders.items() if loader
@@ -117,28 +116,31 @@ def print_header(
     shown = f"{size} px" if size == stored else f"{stored} px, resized to {size} px"
     shown += ", read while training" if data.loader == "streaming" else ""
     variant = f" {config.model.variant}" if config.model.variant else ""
-    fields = ", ".join(f"{k} {v}" for k, v in model_fields.items())
+    fields = ", ".join(f"{k} {v}" for k, v in models.resolve_fields(**config.model).items())
     per_epoch = data.train.steps_per_epoch
     print(overview)
-    print(f"patchnets {__version__} on JAX {jax.__version__}, {devices}")
+    print(f"patchnets {__version__} on JAX {jax.__version__}, {devices(experiment.mesh.size)}")
     print(f"  data     {data.name}: {counts}; {len(data.class_names)} classes; {shown}, {data.channels} channel(s)")
     print(f"  model    {config.model.name}{variant}: {params:,} parameters; {fields}")
+    total = experiment.total_steps
     print(
-        f"  run      {total_steps:,} steps of {config.batch_size} images ({epochs(total_steps / per_epoch)} of "
-        f"{per_epoch:,}); validated and saved every {eval_every:,} steps"
+        f"  run      {total:,} steps of {config.batch_size} images ({epochs(total / per_epoch)} of "
+        f"{per_epoch:,}); validated and saved every {experiment.eval_every:,} steps"
     )
-    print(f"  recipe   {describe_optimizer(config)}{describe_plateau(config)}")
-    if more := describe_extras(config):
+    if cpu := describe_cpu(experiment.mesh.size, config.batch_size, experiment.num_microbatches):
+        print(f"  cpu      {cpu}")
+    print(f"  recipe   {describe_optimizer(experiment)}{describe_plateau(experiment.plateau)}")
+    if more := describe_extras(experiment):
         print(f"           {more}")
-    if augmented := describe_augmentation(config):
+    if augmented := describe_augmentation(data.preprocess.augment):
         print(f"  augment  {augmented}")
-    if target := published.describe(config):
+    if target := published.describe(experiment.published):
         print(f"  target   {target}")
-    print(f"  config   {config_lib.config_hash(config)}")
+    print(f"  config   {config_lib.config_hash(config_lib.flatten(config))}")
     print(f"  workdir  {workdir}", flush=True)
 
 
-class Progress:
+class ProgressBar:
     """A bar with the time left on a terminal, plain lines elsewhere; `write` prints a line without breaking the bar."""
 
     def __init__(self, total_steps: int, done: int, batch_size: int):

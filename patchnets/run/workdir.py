@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 import jax
-import ml_collections
 
 from patchnets import config as config_lib
 from patchnets.errors import UserError
@@ -29,11 +28,11 @@ class Workdir:
     """One run's folder. Nothing is written before `acquire`, and nothing at all without `writes`: one of the processes
     of a run writes for all."""
 
-    def __init__(self, path: str | os.PathLike[str], config: ml_collections.ConfigDict, writes: bool = True):
+    def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any], writes: bool = True):
+        """`config` is what tells this run from others, flat: {"optimizer.name": "adamw", ...}."""
         self.writes = writes
         self.path = pathlib.Path(path).expanduser()
-        self._config = config_lib.flatten(config)
-        self._nested = json.loads(config.to_json_best_effort())
+        self._config = dict(config)
         self._lock: IO[str] | None = None
 
     @property
@@ -85,7 +84,7 @@ class Workdir:
                 "give another --workdir, or bring the data back"
             )
         if not (self.path / "config.json").exists():
-            self.write_json("config.json", self._nested)
+            self.write_json("config.json", config_lib.unflatten(self._config))
 
     def check_shared(self) -> None:
         """Checks that all processes see the same folder, and leaves it as it was. Raises UserError in all of them

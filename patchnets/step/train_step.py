@@ -8,20 +8,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from patchnets import prng
 from patchnets.data.loader import Batch
-from patchnets.parallel import mesh as mesh_lib
-from patchnets.parallel import sharding
-from patchnets.step.gradients import Aux, Inputs, accumulate_grads, per_device_microbatch_grads, sharpness_aware
+from patchnets.parallel.microbatches import Aux, GradFn, Inputs, count_valid, mean_loss
 from patchnets.step.losses import smooth_one_hot, softmax_cross_entropy
 from patchnets.step.metrics import EvalMetrics, TrainMetrics, top_k_correct
 from patchnets.step.train_state import TrainState
 
 Mix = Callable[..., tuple[Array, Array]]  # (key, images, targets, mask=) -> images and targets; augment/mixup.py
 Erase = Callable[[Array, Array], Array]  # (key, images) -> images; augment/random_erasing.py
+LogitsFn = Callable[[Any, Array], Array]  # (variables, stored images) -> logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +31,10 @@ class Task:
       mix: mixup and CutMix of a batch; None for neither.
       erase: random erasing, after mixing; None for none.
       loss: of each example, from logits and soft targets; losses.py.
-      grad_accum_steps: in how many parts a batch is worked through.
-      num_microbatches: in how many groups each of which stays in a processor's cache (processors.py), over the devices
-        of `mesh`.
-      num_eval_microbatches: the same, in evaluation.
-      sam_radius: of sharpness-aware minimization; None for the plain gradient.
-      frozen: tree of those parameters that stay as they are, and whose gradient is not asked for; None for none.
       ema_decay: of the running mean of the parameters by which the network is evaluated; None for none.
+      wrap_grad_fn: makes another grad_fn of `jax.value_and_grad(loss_fn, has_aux=True)`, such as one that accumulates
+        gradients; gradients.py. None leaves it as it is.
+      wrap_logits_fn: the same for `logits_fn`, by which the network is evaluated.
     """
 
     model: nn.Module
@@ -50,13 +45,9 @@ class Task:
     mix: Mix | None = None
     erase: Erase | None = None
     loss: Callable[..., Array] = softmax_cross_entropy
-    grad_accum_steps: int = 1
-    num_microbatches: int = 1
-    num_eval_microbatches: int = 1
-    mesh: Mesh | None = None
-    sam_radius: float | None = None
-    frozen: Any = None
     ema_decay: float | None = None
+    wrap_grad_fn: Callable[[GradFn], GradFn] | None = None
+    wrap_logits_fn: Callable[[LogitsFn], LogitsFn] | None = None
 
     def key(self, purpose: prng.RngStream, step: Array) -> Array:
         return prng.key(self.seed, purpose, step)
@@ -71,42 +62,33 @@ class Task:
             images = self.erase(self.key(prng.RngStream.ERASE, step), images)
         return Inputs(images, targets, batch["mask"])
 
-    def sharded_loss(self, logits: Array, targets: Array) -> Array:
-        """`loss`, of logits that stay split by examples, where the head's parameters are split by classes."""
-        return self.loss(logits if self.mesh is None else sharding.shard_batch(logits, self.mesh), targets)
+    def loss_fn(
+        self,
+        params: Any,
+        batch_stats: Any,
+        inputs: Inputs,
+        dropout_key: Array,
+        num_valid: Float[Array, ""] | None = None,
+    ) -> tuple[Float[Array, ""], Aux]:
+        """The sum of the losses over `num_valid`, by default the number of examples not masked out."""
+        shared: dict[str, Any] = {"mask": inputs.mask} if batch_stats else {}  # for statistics over the batch
+        num_valid = count_valid(inputs.mask) if num_valid is None else num_valid
+        logits, updates = self.model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            inputs.images,
+            train=True,
+            **shared,
+            rngs={"dropout": dropout_key},
+            mutable=["batch_stats"],
+        )
+        losses = self.loss(logits, inputs.targets)
+        return mean_loss(losses, inputs.mask, num_valid), Aux(losses, logits, updates.get("batch_stats", {}))
 
-    def compute_grads(self, state: TrainState, inputs: Inputs) -> tuple[Any, Aux]:
-        """The gradient of the mean loss over the examples that are not masked out."""
-        dropout_key = self.key(prng.RngStream.DROPOUT, state.step)
-
-        def at(params: Any) -> tuple[Any, Aux]:
-            if self.num_microbatches > 1 and self.mesh is not None:
-                grads, measured = per_device_microbatch_grads(
-                    self.model,
-                    self.loss,
-                    params,
-                    state.batch_stats,
-                    inputs,
-                    dropout_key,
-                    self.num_microbatches,
-                    self.mesh,
-                )
-            else:
-                with sharding.constrain_activations_to_batch(self.mesh, len(inputs.mask) // self.grad_accum_steps):
-                    grads, measured = accumulate_grads(
-                        self.model,
-                        self.sharded_loss,
-                        params,
-                        state.batch_stats,
-                        inputs,
-                        dropout_key,
-                        self.grad_accum_steps,
-                    )
-            if self.frozen is not None:
-                grads = jax.tree.map(lambda grad, stays: jnp.zeros_like(grad) if stays else grad, grads, self.frozen)
-            return grads, measured
-
-        return at(state.params) if self.sam_radius is None else sharpness_aware(at, state.params, self.sam_radius)
+    def logits_fn(
+        self, variables: Any, images: Shaped[Array, "batch height width channels"]
+    ) -> Float[Array, "batch classes"]:
+        """Logits of stored images, by the network as it is evaluated."""
+        return jnp.asarray(self.model.apply(variables, self.preprocess(images), train=False))
 
 
 def train_step(
@@ -119,30 +101,33 @@ def train_step(
     Returns:
       The next state, and whether loss and gradient were finite.
     """
-    inputs = task.inputs(batch, state.step)
-    grads, seen = task.compute_grads(state, inputs)
+    grad_fn = jax.value_and_grad(task.loss_fn, has_aux=True)
+    if task.wrap_grad_fn is not None:
+        grad_fn = task.wrap_grad_fn(grad_fn)
+    inputs, dropout_key = task.inputs(batch, state.step), task.key(prng.RngStream.DROPOUT, state.step)
+    (loss, aux), grads = grad_fn(state.params, state.batch_stats, inputs, dropout_key)
     grad_norm = optax.global_norm(grads)
     updates, opt_state = task.optimizer.update(grads, state.opt_state, state.params)
     updates = jax.tree.map(lambda update: lr_scale * update, updates)
     params = optax.apply_updates(state.params, updates)
-    averaged = {"params": params, "batch_stats": seen.batch_stats}
+    averaged = {"params": params, "batch_stats": aux.batch_stats}
     labels = inputs.targets.argmax(axis=-1)  # of a mixed image, the class that it holds most of
-    measured = TrainMetrics.single_from_model_output(
-        loss=seen.losses,
-        top1=top_k_correct(seen.logits, labels, 1),
-        top5=top_k_correct(seen.logits, labels, 5),
+    step_metrics = TrainMetrics.single_from_model_output(
+        loss=aux.losses,
+        top1=top_k_correct(aux.logits, labels, 1),
+        top5=top_k_correct(aux.logits, labels, 5),
         mask=inputs.mask,
         grad_norm=grad_norm,
     )
     next_state = state.replace(
         step=state.step + 1,
         params=params,
-        batch_stats=seen.batch_stats,
+        batch_stats=aux.batch_stats,
         ema=update_ema(state.ema, averaged, task.ema_decay, state.step) if task.ema_decay else state.ema,
         opt_state=opt_state,
-        metrics=state.metrics.merge(measured),
+        metrics=state.metrics.merge(step_metrics),
     )
-    finite = jnp.isfinite((seen.losses * inputs.mask).sum()) & jnp.isfinite(grad_norm)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
     return next_state, finite
 
 
@@ -155,36 +140,11 @@ def update_ema(mean: Any, new: Any, decay: float, step: Int[Array, ""]) -> Any:
 
 def eval_step(task: Task, state: TrainState, batch: Batch) -> EvalMetrics:
     """Metrics of one batch, without anything random or smoothed; by the running mean where there is one."""
-    logits = eval_logits(task, state.eval_variables, batch["image"])
+    logits_fn = task.logits_fn if task.wrap_logits_fn is None else task.wrap_logits_fn(task.logits_fn)
+    logits = logits_fn(state.eval_variables, batch["image"])
     return EvalMetrics.single_from_model_output(
         loss=task.loss(logits, smooth_one_hot(batch["label"], logits.shape[-1])),
         top1=top_k_correct(logits, batch["label"], 1),
         top5=top_k_correct(logits, batch["label"], 5),
         mask=batch["mask"],
     )
-
-
-def eval_logits(
-    task: Task, variables: Any, images: Shaped[Array, "batch height width channels"]
-) -> Float[Array, "batch classes"]:
-    """Of stored images, by the network as it is evaluated: at once, or group after group on each device."""
-
-    def logits_of(variables: Any, images: Array) -> Array:
-        return jnp.asarray(task.model.apply(variables, task.preprocess(images), train=False))
-
-    if task.num_eval_microbatches == 1 or task.mesh is None:
-        with sharding.constrain_activations_to_batch(task.mesh, len(images)):
-            logits = logits_of(variables, images)
-        return logits if task.mesh is None else sharding.shard_batch(logits, task.mesh)
-    here, whole, batch = (
-        task.num_eval_microbatches // task.mesh.size,
-        PartitionSpec(),
-        PartitionSpec(mesh_lib.BATCH_AXES),
-    )
-
-    def of_device(variables: Any, held: Array) -> Array:
-        logits = jax.lax.map(lambda group: logits_of(variables, group), held.reshape(here, -1, *held.shape[1:]))
-        return logits.reshape(-1, logits.shape[-1])
-
-    spread = jax.shard_map(of_device, mesh=task.mesh, in_specs=(whole, batch), out_specs=batch, check_vma=False)
-    return spread(variables, images)

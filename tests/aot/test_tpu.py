@@ -3,10 +3,11 @@
 import jax
 import pytest
 
-from configs import common
+from patchnets.config import common
 from patchnets.estimate import compile_step
 from patchnets.estimate.dataset_spec import find_dataset_spec
 from patchnets.estimate.topology import GIB, find_topology
+from patchnets.experiment import data_options
 
 pytest.importorskip("libtpu", reason="pip install 'patchnets[tpu-aot]'")
 
@@ -46,7 +47,9 @@ def make_config(name, data, fsdp):
 def compile_for(name, data, fsdp):
     target = find_topology("v5e:2x4", None)
     asked = make_config(name, data, fsdp)
-    abstract_run = compile_step.make_abstract_run(asked, target, find_dataset_spec(asked, CHIPS, 1_281_167, 1000))
+    abstract_run = compile_step.make_abstract_run(
+        asked, target, find_dataset_spec(data_options(asked), CHIPS, 1_281_167, 1000)
+    )
     return abstract_run, abstract_run.compile()
 
 
@@ -67,13 +70,13 @@ def split_by_hand(params):
 def test_a_family_compiles_whole_and_split_and_fits(name):
     whole, copied = compile_for(name, CHIPS, 1)
     split, shared = compile_for(name, 1, CHIPS)
-    found = sum(leaf.size for leaf in jax.tree.leaves(whole.outline.params))
+    found = sum(leaf.size for leaf in jax.tree.leaves(whole.experiment.params))
     for program in (copied, shared):
         assert program.memory.needed < 16 * GIB
         assert program.memory.arguments > IMAGES
     # Adam keeps two numbers beside each parameter; all are of 4 bytes, and a few counters come besides.
     assert state_bytes(whole) == pytest.approx(3 * 4 * found, rel=0.02)
-    assert state_bytes(split) == pytest.approx(3 * 4 * split_by_hand(whole.outline.params), rel=0.01)
+    assert state_bytes(split) == pytest.approx(3 * 4 * split_by_hand(whole.experiment.params), rel=0.01)
     # Little more than an eighth: 49 patches do not divide by 8, so what mixes them stays whole.
     assert state_bytes(split) < state_bytes(whole) * 0.15
     saved = state_bytes(whole) - state_bytes(split)

@@ -5,8 +5,8 @@ import pytest
 from patchnets.config import default_config, flatten, published, recipe_diff
 
 
-def config(**values):
-    return default_config(published=dict(source="a paper, table 1", tolerance=0.02, **values))
+def figures(**values):
+    return published.Published(source="a paper, table 1", tolerance=0.02, **values)
 
 
 @pytest.mark.parametrize(
@@ -20,21 +20,21 @@ def config(**values):
 )
 def test_verdict_holds_every_metric_to_its_claim_less_the_tolerance(top1, top5, verdict):
     summary = {"test_accuracy": top1, "test_top5_accuracy": top5, "val_accuracy": 0.1}
-    found = published.compare(config(accuracy=0.47, top5_accuracy=0.77), summary)["published"]
+    found = published.compare(figures(accuracy=0.47, top5_accuracy=0.77), summary)["published"]
     assert found["verdict"] == verdict and found["source"] == "a paper, table 1"
     assert found["accuracy"] == {"published": 0.47, "measured": top1, "difference": pytest.approx(top1 - 0.47)}
 
 
 def test_what_is_not_claimed_is_not_compared():
-    assert published.compare(config(), {"test_accuracy": 0.5}) == {} and published.describe(config()) is None
-    found = published.compare(config(top5_accuracy=0.7), {"test_accuracy": 0.1, "test_top5_accuracy": 0.71})[
+    assert published.compare(figures(), {"test_accuracy": 0.5}) == {} and published.describe(figures()) is None
+    found = published.compare(figures(top5_accuracy=0.7), {"test_accuracy": 0.1, "test_top5_accuracy": 0.71})[
         "published"
     ]
     assert found["verdict"] == "reproduced" and "accuracy" not in found
 
 
 def test_without_a_test_split_there_is_no_verdict():
-    assert "no test split" in published.compare(config(accuracy=0.5), {"val_accuracy": 0.5})["published"]["verdict"]
+    assert "no test split" in published.compare(figures(accuracy=0.5), {"val_accuracy": 0.5})["published"]["verdict"]
 
 
 def recipe(**values):
@@ -43,24 +43,24 @@ def recipe(**values):
 
 @pytest.mark.parametrize("given", [dict(total_epochs=7.0), dict(seed=1, augment=dict(flip=True))])
 def test_a_changed_recipe_is_not_held_to_the_claim(given):
-    changed = config(accuracy=0.5)
-    published.mark_incomparable(changed, recipe_diff(recipe(), recipe(**given)))
+    changed = figures(accuracy=0.5)
+    changed = published.mark_incomparable(changed, recipe_diff(recipe(), recipe(**given)))
     found = published.compare(changed, {"test_accuracy": 0.9})["published"]
     assert found["verdict"].startswith("not compared: config.")
     assert "not compared" in published.describe(changed) and "(+40.00 points)" in published.describe_comparison(found)
 
 
 def test_another_seed_or_place_is_the_same_recipe():
-    same = config(accuracy=0.5)
+    same = figures(accuracy=0.5)
     other = recipe(
         seed=3, dataset=dict(data_dir="x"), mesh=dict(data=2), published=dict(tolerance=0.1), log_every_steps=5
     )
-    published.mark_incomparable(same, recipe_diff(recipe(), other))
+    same = published.mark_incomparable(same, recipe_diff(recipe(), other))
     assert published.compare(same, {"test_accuracy": 0.49})["published"]["verdict"] == "reproduced"
 
 
 def test_screens_name_figures_source_and_verdict():
-    given = config(accuracy=0.4758, top5_accuracy=0.7718)
+    given = figures(accuracy=0.4758, top5_accuracy=0.7718)
     assert published.describe(given) == "published: top-1 47.58%, top-5 77.18% of the test split (a paper, table 1)"
     found = published.compare(given, {"test_accuracy": 0.4858, "test_top5_accuracy": 0.7418})["published"]
     assert published.describe_comparison(found) == (

@@ -3,7 +3,6 @@
 import importlib.util
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -14,25 +13,18 @@ from patchnets import data
 from patchnets.data import sources
 from patchnets.data.sources import digits, folder
 from patchnets.errors import UserError
+from patchnets.experiment import data_options
 
 GIB = 2**30
 
 
-def dataset_config(**splits):
-    """`config.dataset` with the given train_split, val_split and test_split."""
-    config = config_lib.default_config().dataset
-    for role, spec in splits.items():
-        config[f"{role}_split"] = spec
-    return config
-
-
-def run_config(**values):
-    """A whole configuration of the digits, 8 x 8."""
+def run_config(**values) -> data.DataOptions:
+    """What a whole configuration of the digits, 8 x 8, says of the data."""
     config = config_lib.default_config()
     config.image_size, config.batch_size = 8, 64
     for name, value in values.items():
         config.update_from_flattened_dict({name.replace("__", "."): value})
-    return config
+    return data_options(config)
 
 
 def positions(spec, sizes):
@@ -71,13 +63,13 @@ def positions(spec, sizes):
     ],
 )
 def test_splits_that_are_not_given_have_their_defaults(sizes, given, expected):
-    specs = data.choose_splits(dataset_config(**given), dict.fromkeys(sizes, 1000))
+    specs = data.choose_splits(dict.fromkeys(sizes, 1000), **given)
     assert tuple(specs[role] for role in ("train", "val", "test")) == expected
 
 
 @pytest.mark.parametrize("size", [5, 6, 14, 15, 95, 1438, 1437])
 def test_the_default_validation_split_takes_what_training_leaves(size):
-    specs = data.choose_splits(dataset_config(), {"train": size})
+    specs = data.choose_splits({"train": size})
     both = positions(specs["train"], {"train": size}) + positions(specs["val"], {"train": size})
     assert both == [("train", i) for i in range(size)]
 
@@ -85,7 +77,7 @@ def test_the_default_validation_split_takes_what_training_leaves(size):
 @pytest.mark.parametrize("val", ["train[80%:]", "train[:10%]", "train[-100:]"])
 def test_the_default_train_split_is_train_less_the_validation_split(val):
     sizes = {"train": 1000}
-    specs = data.choose_splits(dataset_config(val=val), sizes)
+    specs = data.choose_splits(sizes, val=val)
     both = positions(specs["train"], sizes) + positions(specs["val"], sizes)
     assert sorted(both) == [("train", i) for i in range(1000)]
 
@@ -105,7 +97,7 @@ def test_splits_that_share_examples_are_an_error_with_their_number(given, one, o
     specs = {"train": "train", "test": "test"} | given
     shared = set(positions(specs[one], sizes)) & set(positions(specs[other], sizes))
     with pytest.raises(UserError) as error:
-        data.choose_splits(dataset_config(**given), sizes)
+        data.choose_splits(sizes, **given)
     message = str(error.value)
     assert f" {len(shared)} examples" in message
     assert f"config.dataset.{one}_split" in message
@@ -125,18 +117,18 @@ def test_splits_that_share_examples_are_an_error_with_their_number(given, one, o
 )
 def test_a_split_that_cannot_be_had_is_an_error_that_quotes_it(given, words):
     with pytest.raises(UserError) as error:
-        data.choose_splits(dataset_config(**given), {"train": 100, "test": 20})
+        data.choose_splits({"train": 100, "test": 20}, **given)
     assert all(word in str(error.value) for word in words)
 
 
 def test_a_data_set_without_train_is_an_error_that_names_what_there_is():
     with pytest.raises(UserError, match=r"no 'train'.*there is test"):
-        data.choose_splits(dataset_config(), {"test": 10})
+        data.choose_splits({"test": 10})
 
 
 def test_a_train_split_too_small_for_a_tenth_is_an_error():
     with pytest.raises(UserError, match="holds no examples"):
-        data.choose_splits(dataset_config(), {"train": 4})
+        data.choose_splits({"train": 4})
 
 
 # Which data set.
@@ -149,12 +141,10 @@ def test_the_name_decides_between_digits_folder_and_tfds(tmp_path, monkeypatch):
     Image.new("RGB", (4, 4)).save(tmp_path / "train/a/1.png")
     asked = []
     monkeypatch.setattr(tfds_lib, "open_tfds", lambda *arguments: asked.append(arguments))
-    config = ml_collections.ConfigDict({"name": "digits", "path": str(tmp_path), "data_dir": "there"})
-    assert isinstance(sources.open_source(config), digits.Digits)
-    config.name = "folder"
-    assert isinstance(sources.open_source(config), folder.Folder)
-    config.name = "cifar10"
-    sources.open_source(config)
+    lies = dict(path=str(tmp_path), data_dir="there")
+    assert isinstance(sources.open_source("digits", **lies), digits.Digits)
+    assert isinstance(sources.open_source("folder", **lies), folder.Folder)
+    sources.open_source("cifar10", **lies)
     assert asked == [("cifar10", "there")]
 
 

@@ -12,7 +12,7 @@ from sklearn import datasets
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 CONFIG = """
-from configs import common
+from patchnets.config import common
 
 def get_config():
     return common.base(

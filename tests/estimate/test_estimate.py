@@ -15,20 +15,19 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import PartitionSpec
 
-from configs import common
 from patchnets import runtime
-from patchnets.config import flags
+from patchnets.config import common, flags
 from patchnets.data.sources.digits import Digits
 from patchnets.estimate import __main__ as program
 from patchnets.estimate import batch_search, compile_step, report, throughput, topology
 from patchnets.estimate.collectives import Collective, collectives
 from patchnets.estimate.dataset_spec import DatasetSpec, find_dataset_spec
 from patchnets.estimate.text import format_report, number, size
+from patchnets.experiment import data_options
 from patchnets.models.published_sizes import PUBLISHED
 from patchnets.parallel import mesh
 from patchnets.parallel.backend import target_backend
 from patchnets.run.checkpoints import Checkpoints
-from patchnets.step.train_state import create_train_state
 
 ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = f"--config={ROOT / 'configs' / 'mixer_digits.py'}:paper"
@@ -47,21 +46,12 @@ def user_cache_untouched(monkeypatch):
 def blueprint_of(config, memory_gib=None, count=None, classes=None):
     target = topology.find_topology(None, memory_gib)
     return compile_step.make_abstract_run(
-        config, target, find_dataset_spec(config, len(target.devices), count, classes)
+        config, target, find_dataset_spec(data_options(config), len(target.devices), count, classes)
     )
 
 
 def real_state(abstract_run):
-    config, outline = abstract_run.config, abstract_run.outline
-    return create_train_state(
-        outline.model,
-        outline.optimizer,
-        image_size=config.image_size,
-        channels=abstract_run.dataset.channels,
-        seed=0,
-        mesh=abstract_run.mesh,
-        ema=config.ema_decay is not None,
-    )
+    return abstract_run.experiment.init_state(seed=0)
 
 
 def shard_bytes(tree):
@@ -126,7 +116,7 @@ def test_a_checkpoint_takes_what_is_told(tiny_config, tmp_path):
     def noise(leaf):
         return rng.standard_normal(leaf.shape).astype(leaf.dtype) if leaf.ndim else leaf
 
-    saved = Checkpoints(tmp_path / "checkpoints", tiny_config.checkpoint)
+    saved = Checkpoints(tmp_path / "checkpoints", max_to_keep=3)
     saved.save(1, jax.tree.map(noise, real_state(abstract_run)), {}, None)
     saved.wait()
     saved.close()
@@ -144,7 +134,7 @@ def test_input_takes_the_hosts_memory_by_arithmetic(tiny_config):
 
     config = common.imagenet(augment={}, model=dict(variant="S/16"), batch_size=512, total_epochs=1.0)
     config.dataset.num_workers = 3
-    examples = find_dataset_spec(config, 8)
+    examples = find_dataset_spec(data_options(config), 8)
     assert examples.counts == {"train": 1_268_355, "val": 12_812, "test": 50_000}  # 99 % and 1 % of 1,281,167
     assert examples.loader == "streaming" and examples.classes == 1000
     # For training and validation each: 3 workers with 4 chunks of 32, and 4 batches.
@@ -155,8 +145,8 @@ def test_sizes_that_are_told_stand_for_the_data():
     config = common.imagenet(augment={}, model=dict(variant="S/16"), batch_size=64, total_epochs=1.0)
     config.dataset.loader = "auto"
     config.dataset.max_on_device_gib = 1.0
-    assert find_dataset_spec(config, 1, 1_000_000, 7).loader == "streaming"
-    few = find_dataset_spec(config, 1, 1_000, 7)
+    assert find_dataset_spec(data_options(config), 1, 1_000_000, 7).loader == "streaming"
+    few = find_dataset_spec(data_options(config), 1, 1_000, 7)
     assert (few.loader, few.classes, few.side, few.per_epoch(64)) == ("on_device", 7, 256, 16)
 
 
@@ -250,8 +240,8 @@ def test_the_largest_batch_is_found_in_a_few_steps(needed, room, expected, tiny_
     tried = []
 
     def attempt(abstract_run):
-        tried.append(abstract_run.config.batch_size)
-        return batch_search.CompileResult(abstract_run, True, needed(abstract_run.config.batch_size))
+        tried.append(abstract_run.experiment.config.batch_size)
+        return batch_search.CompileResult(abstract_run, True, needed(abstract_run.experiment.config.batch_size))
 
     monkeypatch.setattr(batch_search, "try_compile", attempt)
     found = batch_search.largest_batch(attempt(with_memory(blueprint_of(tiny_config), room)))
@@ -259,7 +249,7 @@ def test_the_largest_batch_is_found_in_a_few_steps(needed, room, expected, tiny_
     if expected is None:
         assert found is None
         return
-    assert found.needed <= room and found.abstract_run.config.batch_size == expected
+    assert found.needed <= room and found.abstract_run.experiment.config.batch_size == expected
     # Of what was tried and fits it is the largest.
     assert max(batch for batch in tried if needed(batch) <= room) == expected
 
@@ -310,12 +300,12 @@ def test_numbers_are_told_with_units():
     [
         ([], ["--config is not given"]),
         ([DIGITS, "--config.batchsize=3"], ["did you mean config.batch_size"]),
-        ([DIGITS, "--memory=much"], ["--memory=much", "number above 0"]),
-        ([DIGITS, "--memory="], ["--memory=", "--memory=VALUE"]),
-        ([DIGITS, "--measure=2"], ["--measure=2", "the form is --measure"]),
-        ([DIGITS, "--examples=ten", "--classes=2"], ["--examples=ten", "whole number above 0"]),
+        ([DIGITS, "--memory=much"], ["--memory: expected a number above 0, got 'much'"]),
+        ([DIGITS, "--memory="], ["--memory: expected a number above 0, got ''"]),
+        ([DIGITS, "--measure=2"], ["--measure: ignored explicit argument '2'"]),
+        ([DIGITS, "--examples=ten", "--classes=2"], ["--examples: expected a whole number above 0, got 'ten'"]),
         ([DIGITS, "--examples=10"], ["--examples and --classes belong together"]),
-        ([DIGITS, "--measure", "--images-per-second=7"], ["--measure", "give one of them"]),
+        ([DIGITS, "--measure", "--images-per-second=7"], ["--images-per-second: not allowed with argument --measure"]),
         ([DIGITS, "--measure", "--topology=v5e:2x4"], ["--measure", "--topology=v5e:2x4"]),
         ([DIGITS, "--config.batch_size=60"], ["60", "8 devices", "56 or 64"]),
         ([DIGITS, "--config.grad_accum_steps=16"], ["parts of 4", "8 devices"]),
@@ -370,8 +360,8 @@ def test_what_a_step_takes_is_what_a_feed_gives(tiny_config, mesh8):
     from patchnets.data import load_dataset
 
     tiny_config.update(mesh=dict(data=8))
-    loader = load_dataset(tiny_config, mesh8).train
+    loader = load_dataset(data_options(tiny_config), mesh8).train
     real = loader.step_inputs(0)[0]
-    planned = find_dataset_spec(tiny_config, 8).step_inputs(tiny_config, mesh8)
+    planned = find_dataset_spec(data_options(tiny_config), 8).step_inputs(mesh8)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), real) == jax.tree.map(lambda x: (x.shape, x.dtype), planned)
-    assert isinstance(find_dataset_spec(tiny_config, 8), DatasetSpec)
+    assert isinstance(find_dataset_spec(data_options(tiny_config), 8), DatasetSpec)

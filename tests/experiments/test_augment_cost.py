@@ -15,6 +15,7 @@ def test_each_work_takes_its_turn_and_the_median_counts():
     assert calls == ["a", "b"] * 4 and set(found) == {"a", "b"} and all(ms >= 0 for ms in found.values())
 
 
+@pytest.mark.slow
 def test_the_tables_say_what_was_measured(monkeypatch, capsys, tmp_path):
     every = augment_cost.operations(3, 8)
     monkeypatch.setattr(augment_cost, "operations", lambda channels, height: {"flip": every["flip"]})

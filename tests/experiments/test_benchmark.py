@@ -14,6 +14,7 @@ from experiments.benchmark import __main__ as program
 from experiments.benchmark import bench_patchnets, ipc, measure, report, workloads
 from experiments.benchmark.measure import Measured, Settings
 from experiments.benchmark.workloads import WORKLOADS, Row
+from experiments.runner.cli import join_values
 from patchnets.errors import RunError
 from patchnets.experiment import build_experiment
 
@@ -156,7 +157,7 @@ def test_suites_hold_only_what_can_be_measured(name):
     tutorials = [row.model for row in rows if row.work == "train" and row.model in workloads.TUTORIALS]
     assert tutorials == list(workloads.TUTORIALS)
     asked = program.parse_args([f"--suite={name}", "--batch=32"], "NVIDIA H200" if name == "gpu" else "")
-    batches = {row.model: asked.settings_for(row).batch_fn(row.model) for row in rows if row.work == "train"}
+    batches = {row.model: asked.settings_for(row).batch_of(row.model) for row in rows if row.work == "train"}
     assert batches["vit"] == 256 and batches["vit-B/16"] == 32
     assert asked.settings.peak_tflops == (989 if name == "gpu" else None)
 
@@ -176,6 +177,7 @@ def test_mistakes_cost_one_line(arguments, capsys, monkeypatch):
 
 
 def test_no_folder_of_the_machine_is_published():
+    assert join_values(["--model", "mixer", "--out", "/home/someone/x"]) == ["--model=mixer", "--out=/home/someone/x"]
     assert program.without_folder("--python-of=timm=/home/someone/bin/python") == "--python-of=timm=python"
     assert program.without_folder("--out=/home/someone/results") == "--out=results"
     assert program.without_folder("--model=mixer-S/16") == "--model=mixer-S/16"
@@ -191,7 +193,7 @@ def test_what_is_measured_trains_as_a_run_does(tiny_config):
     states = []
     for one in (experiment, same):
         steps = bench_patchnets.compile_train_steps(one.task, one.data.train.batch, one.mesh)
-        states.append(steps(one.initial_state(), one.data.train.step_inputs(0)[0], 3, 1.0)[0])
+        states.append(steps(one.init_state(), one.data.train.step_inputs(0)[0], 3, 1.0)[0])
     jax.tree.map(np.testing.assert_array_equal, *(state.params for state in states))
     assert int(states[1].step) == 3
 

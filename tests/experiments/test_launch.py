@@ -294,10 +294,10 @@ def test_a_tpu_slice_gets_what_is_committed(stand_in, tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, found",
     [
-        (("slurm", {"gpus-per-node": "8"}, 2), 16),
+        (("slurm", {"gpus-per-node": 8}, 2), 16),
         (("slurm", {}, 2), None),
-        (("k8s", {"tpu-type": "tpu-v5-lite-podslice", "tpu-topology": "4x4", "tpus-per-node": "4"}, 4), 16),
-        (("k8s", {"tpu-type": "tpu-v3-slice", "tpus-per-node": "4"}, 1), None),  # of two cores a chip
+        (("k8s", {"tpu-type": "tpu-v5-lite-podslice", "tpu-topology": "4x4", "tpus-per-node": 4}, 4), 16),
+        (("k8s", {"tpu-type": "tpu-v3-slice", "tpus-per-node": 4}, 1), None),  # of two cores a chip
         (("tpu", {"tpu-type": "v5litepod-16"}, 1), 16),
         (("tpu", {"tpu-type": "v6e-8"}, 1), 8),
         (("tpu", {"tpu-type": "v5p-8"}, 1), 4),  # which counts cores, of which JAX takes two for a device
@@ -311,12 +311,13 @@ def test_devices_are_counted_where_they_can_be(arguments, found):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        ([], "'' is no engine; the first word is one of slurm, k8s, tpu"),
+        ([], "the following arguments are required: {slurm,k8s,tpu}"),
+        (["pbs", DIGITS], "{slurm,k8s,tpu}: invalid choice: 'pbs' (choose from "),
         (["slurm"], "--config is not given; for example --config=configs/mixer_digits.py"),
         (["slurm", "--config=configs/nothing.py"], "--config=configs/nothing.py: there is no such file"),
         (["slurm", DIGITS, "--config.modle.depth=3"], "unknown key config.modle.depth"),
-        (["slurm", DIGITS, "--image=a"], "'--image=a' is not understood"),
-        (["slurm", DIGITS, "--nodes=none"], "--nodes=none: expected a whole number above 0"),
+        (["slurm", DIGITS, "--image=a"], "unrecognized arguments: --image=a"),
+        (["slurm", DIGITS, "--nodes=none"], "--nodes: expected a whole number above 0, and at most 9,999, got 'none'"),
         (["slurm", DIGITS, "--nodes=3"], "config.batch_size=128 does not divide over 3 processes"),
         (
             ["slurm", DIGITS, "--nodes=2", "--config.eval_batch_size=7"],
@@ -335,11 +336,14 @@ def test_devices_are_counted_where_they_can_be(arguments, found):
             ["slurm", DIGITS, "--gpus-per-node=8", "--tasks-per-node=2"],
             "--tasks-per-node=2: a task uses one GPU or all",
         ),
-        (["slurm", DIGITS, "--partition=a b"], "--partition='a b': expected a word"),
-        (["slurm", DIGITS, "--time=tomorrow"], "--time='tomorrow': expected minutes"),
+        (["slurm", DIGITS, "--partition=a b"], "--partition: expected a word, got 'a b'"),
+        (
+            ["slurm", DIGITS, "--time=tomorrow"],
+            "--time: expected minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS, got 'tomorrow'",
+        ),
         (["slurm", DIGITS, "--time=4:30"], "--time=4:30 is too short: every task is told to save 120 s ahead"),
-        (["slurm", DIGITS, "--mem=lots"], "--mem='lots': expected memory of a node, such as 64G"),
-        (["slurm", DIGITS, "--setup=a\nb"], "has characters that cannot be printed"),
+        (["slurm", DIGITS, "--mem=lots"], "--mem: expected memory of a node, such as 64G, got 'lots'"),
+        (["slurm", DIGITS, "--setup=a\nb"], "--setup: expected printable characters, got 'a\\nb'"),
         (["slurm", DIGITS, '--workdir=a"b'], 'sbatch takes no path with " or'),
         (["slurm", DIGITS, "--seeds=2"], "--seeds=2 goes with --table or --sweep"),
         (["slurm", DIGITS, "--rows=a"], "--rows=a goes with --table"),
@@ -368,7 +372,7 @@ def test_devices_are_counted_where_they_can_be(arguments, found):
         ([*TPU[:3], "--workdir=/mnt/a"], "--zone is not given; for example --zone=us-west4-a"),
         ([*TPU[:4]], "--workdir is not given: a path that all hosts share"),
         ([*TPU[:4], "--workdir=gs://bucket/a"], "--workdir=gs://bucket/a: expected a whole path"),
-        ([*TPU, "--nodes=2"], "'--nodes=2' is not understood"),
+        ([*TPU, "--nodes=2"], "unrecognized arguments: --nodes=2"),
     ],
 )
 def test_a_mistake_costs_one_line_and_writes_nothing(arguments, said, tmp_path, monkeypatch, capsys):

@@ -168,13 +168,16 @@ def test_stopped_it_tells_its_runs_to_save_and_reports_what_there_is(tmp_path):
 @pytest.mark.parametrize(
     "options, said",
     [
-        (["--table=imagnet"], "--table=imagnet is unknown; known: keras_examples, cifar, imagenet, sizes"),
-        ([], "--table is not given"),
+        (["--table=imagnet"], "--table: invalid choice: 'imagnet' (choose from "),
+        ([], "the following arguments are required: --table; --help lists"),
         (["--table=cifar", "--rows=mixer-1"], "cifar has no row 'mixer-1'; known: convmixer-paper"),
-        (["--table=cifar", "--seeds=²"], "--seeds=²: expected a whole number above 0"),
+        (["--table=cifar", "--seeds=²"], "--seeds: expected a whole number above 0, and at most 9,999, got '²'"),
         (["--table=cifar", "--workdir=~nobody-of-that-name/x"], "~nobody-of-that-name/x"),
-        (["--table=cifar", f"--seeds={'9' * 5000}"], "expected a whole number above 0, and below 10,000"),
-        (["--table=cifar", "--seeds=0"], "--seeds=0: expected a whole number above 0"),
+        (
+            ["--table=cifar", f"--seeds={'9' * 5000}"],
+            "--seeds: expected a whole number above 0, and at most 9,999, got '999",
+        ),
+        (["--table=cifar", "--seeds=0"], "--seeds: expected a whole number above 0, and at most 9,999, got '0'"),
         (["--table=cifar", "--data=folder:nowhere"], "--data=folder:nowhere: expected folder:PATH"),
         (
             ["--table=cifar", "--data=folder:/"],
@@ -185,7 +188,11 @@ def test_stopped_it_tells_its_runs_to_save_and_reports_what_there_is(tmp_path):
         (["--table=cifar", "--data=cifar1000"], "--data=cifar1000: config.dataset.name='cifar1000' is no data set"),
         (["--table=cifar", "--config.dataset.name=digits"], "--config.dataset.name=digits: give --data=NAME or"),
         (["--table=cifar", "--config.dataset.path=/x"], "--config.dataset.path=/x: give --data=NAME or --data=folder:"),
-        (["--table=cifar", "--wokdir=x"], "'--wokdir=x' is not understood"),
+        (["--table=cifar", "--wokdir=x"], "unrecognized arguments: --wokdir=x"),
+        (["--table=cifar", "--workdir="], "--workdir: expected printable characters, got ''"),
+        (["--table=cifar", "--seeds"], "--seeds: expected one argument"),
+        (["--table=cifar", "--config.seed", "3"], "unrecognized arguments: 3"),
+        (["--table=cifar", "--a\nb"], "unrecognized arguments: --a b"),
         (["--table=cifar", "--rows=convmixer-25", "--config.batch=3"], "batch"),
     ],
 )
@@ -214,6 +221,7 @@ def test_a_row_that_was_not_run_says_what_it_needs(tmp_path):
     assert str(TABLES["keras_examples"][0].cost) == "1 epoch on 2 CPU cores, about 3 min a seed"
 
 
+@pytest.mark.slow
 def test_sizes_need_no_training(tmp_path, capsys):
     assert reproduce.main(["reproduce", "--table=sizes", f"--workdir={tmp_path}"]) == 0
     assert "networks have their published size" in capsys.readouterr().out

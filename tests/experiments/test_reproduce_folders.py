@@ -1,14 +1,25 @@
 """What the program that trains tables finds in its folder: earlier rows, processes at work, damaged files."""
 
 import fcntl
+import io
 import json
 
 import pytest
+from PIL import Image
 
-from configs import common
 from experiments.reproduce import __main__ as reproduce
 from experiments.runner import jobs, learning_curves, report
+from patchnets.config import common
 from patchnets.run import workdir
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(monkeypatch):
+    """The curves of tests/experiments/test_reproduce.py are drawn; here the reports hold a picture without any."""
+    nothing = io.BytesIO()
+    Image.new("L", (1, 1)).save(nothing, format="png")
+    drawn = lambda results: nothing.getvalue() if any(r["curve"]["val_accuracy"] for r in results) else None
+    monkeypatch.setattr(learning_curves, "curves", drawn)
 
 
 def start(place, *options):

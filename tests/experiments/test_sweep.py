@@ -4,11 +4,10 @@ import json
 
 import pytest
 
-from configs import common
 from experiments.runner import jobs
 from experiments.sweep import __main__ as sweep
 from experiments.sweep import report
-from patchnets.config import flags
+from patchnets.config import common, flags
 
 LR = "experiments/sweeps/mixer_digits_lr.py"
 TWO = "CONFIG = 'configs/mixer_digits.py'\ndef get_sweep():\n    yield 'a', {'batch_size': 64}\n    yield 'b', %s\n"
@@ -159,7 +158,7 @@ def test_a_file_that_does_not_do_costs_one_line(text, said, tmp_path, capsys):
         (["--only=1", "--report"], "--only=1 and --report are both given"),
         (["--config.optimizer.learning_rate=1"], "--config.optimizer.learning_rate=1: --sweep="),
         (["--report"], "none of these runs has finished there"),
-        (["--seeds=0"], "--seeds=0: expected a whole number above 0"),
+        (["--seeds=0"], "--seeds: expected a whole number above 0, and at most 9,999, got '0'"),
     ],
 )
 def test_a_mistake_costs_one_line_and_writes_nothing(options, said, tmp_path, capsys):

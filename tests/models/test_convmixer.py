@@ -168,6 +168,12 @@ def test_logits_and_running_statistics_equal_a_numpy_forward_pass(options, shape
 # --- the depthwise convolution ----------------------------------------------------------------------------------------
 
 
+def with_gradient(how, x, kernel, weights):
+    """A convolution's value, and the gradient of its sum with these weights by both arguments."""
+    value, pull = jax.vjp(how, x, kernel)
+    return value, pull(weights)
+
+
 @pytest.mark.parametrize("k", [1, 2, 5, 6, 9])
 @pytest.mark.parametrize("shape", [(3, 7, 4, 5), (2, 2, 9, 3), (2, 3, 4, 256)])
 def test_both_depthwise_convolutions_agree_in_value_and_gradient(k, shape):
@@ -176,9 +182,9 @@ def test_both_depthwise_convolutions_agree_in_value_and_gradient(k, shape):
     exact = [a.astype(np.float64) for a in (x, kernel, weights)]
     results = []
     for how in DEPTHWISE_IMPLS.values():
-        value, pull = jax.vjp(how, x, kernel)
+        value, grads = quick(with_gradient, static_argnums=0)(how, x, kernel, weights)
         np.testing.assert_allclose(value, depthwise(*exact[:2]), rtol=1e-4, atol=1e-4)
-        results.append(pull(weights))
+        results.append(grads)
     for one, other in zip(*results):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
     # The map is linear in both arguments, so that its transpose is fixed by inner products.
@@ -196,11 +202,11 @@ def test_depthwise_convolutions_in_bfloat16_are_near_the_exact_ones(k):
         jnp.asarray(rng.standard_normal(s), jnp.bfloat16) for s in ((3, 7, 6, 4), (k, k, 1, 4), (3, 7, 6, 4))
     )
     wide = [a.astype(jnp.float32) for a in (x, kernel, weights)]
-    value, pull = jax.vjp(depthwise_conv, *wide[:2])
-    expected = [value, *pull(wide[2])]
+    value, grads = quick(with_gradient, static_argnums=0)(depthwise_conv, *wide)
+    expected = [value, *grads]
     for how in DEPTHWISE_IMPLS.values():
-        value, pull = jax.vjp(how, x, kernel)
-        for found, exact in zip([value, *pull(weights)], expected):
+        value, grads = quick(with_gradient, static_argnums=0)(how, x, kernel, weights)
+        for found, exact in zip([value, *grads], expected):
             assert found.dtype == jnp.bfloat16
             assert np.abs(found.astype(jnp.float32) - exact).max() < 0.01 * np.abs(exact).max()
 
@@ -209,8 +215,8 @@ def test_shifts_sum_in_float32():
     """In bfloat16, 256 + 1 is 256: of 81 taps of which each adds one to 256, a sum in that type would lose all."""
     x = jnp.ones((1, 9, 9, 1), jnp.bfloat16).at[0, 0, 0, 0].set(256)
     kernel = jnp.ones((9, 9, 1, 1), jnp.bfloat16)
-    assert float(depthwise_shifts(x, kernel)[0, 4, 4, 0]) == 336
-    summed = jax.grad(lambda k: (depthwise_shifts(x, k) * 1.0).sum())(kernel)
+    assert float(quick(depthwise_shifts)(x, kernel)[0, 4, 4, 0]) == 336
+    summed = quick(jax.grad(lambda k: (depthwise_shifts(x, k) * 1.0).sum()))(kernel)
     assert float(summed[4, 4, 0, 0]) == 336
 
 

@@ -1,5 +1,6 @@
 """FNet against a NumPy forward pass written from the paper, and its two ways of transforming against each other."""
 
+import functools
 import math
 
 import jax
@@ -60,7 +61,7 @@ def test_logits_equal_a_numpy_forward_pass(form, how, embedding_norm, shape):
     model = fnet.Fnet(**SMALL, gelu=form, fourier_impl=how, embedding_norm=embedding_norm)
     params = parameters(model, *shape)
     images = np.random.default_rng(3).standard_normal((2, *shape, 3)).astype(np.float32)
-    found = model.apply({"params": params}, images, train=False)
+    found = jax.jit(functools.partial(model.apply, train=False))({"params": params}, images)
     exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     expected = [forward(exact, one.astype(np.float64), 2, SMALL["depth"], form, embedding_norm) for one in images]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -82,19 +83,19 @@ def test_parameters_of_every_variant_are_those_of_the_formula(variant):
 def test_kernels_start_with_a_deviation_of_two_hundredths_and_logits_at_zero():
     model = fnet.Fnet(num_classes=5, patch_size=2, depth=2, hidden_dim=64, mlp_dim=256)
     images = np.random.default_rng(4).standard_normal((2, 8, 8, 3)).astype(np.float32)
-    params = model.init(jax.random.key(0), images, train=False)["params"]
+    params = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images)["params"]
     block = params["FnetBlock_1"]
     for kernel in (block["expand"]["kernel"], block["project"]["kernel"], params["stem"]["kernel"]):
         assert np.std(kernel) == pytest.approx(0.02, rel=0.1)
     assert np.std(params["position_embedding"]) == pytest.approx(0.02, rel=0.1)
-    assert not np.asarray(model.apply({"params": params}, images, train=False)).any()
+    assert not np.asarray(jax.jit(functools.partial(model.apply, train=False))({"params": params}, images)).any()
 
 
 def test_the_gradient_reaches_every_parameter():
     model = fnet.Fnet(**SMALL)
     params = parameters(model, 8, 8)
     images = np.random.default_rng(5).standard_normal((3, 8, 8, 3)).astype(np.float32)
-    grads = jax.grad(lambda p: jnp.square(model.apply({"params": p}, images, train=True)).sum())(params)
+    grads = jax.jit(jax.grad(lambda p: jnp.square(model.apply({"params": p}, images, train=True)).sum()))(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         assert np.isfinite(leaf).all() and np.asarray(leaf).any(), jax.tree_util.keystr(path)
 
@@ -103,9 +104,9 @@ def test_dropout_changes_training_alone():
     model = fnet.Fnet(**SMALL, dropout_rate=0.5)
     params = parameters(model, 8, 8)
     images = np.random.default_rng(6).standard_normal((2, 8, 8, 3)).astype(np.float32)
-    one, other = (
-        model.apply({"params": params}, images, train=True, rngs={"dropout": jax.random.key(i)}) for i in (0, 1)
-    )
-    calm = model.apply({"params": params}, images, train=False)
+    train = jax.jit(functools.partial(model.apply, train=True))
+    one, other = (train({"params": params}, images, rngs={"dropout": jax.random.key(i)}) for i in (0, 1))
+    calm = jax.jit(functools.partial(model.apply, train=False))({"params": params}, images)
     assert np.abs(one - other).max() > 1e-3
-    np.testing.assert_array_equal(calm, fnet.Fnet(**SMALL).apply({"params": params}, images, train=False))
+    plain = jax.jit(functools.partial(fnet.Fnet(**SMALL).apply, train=False))
+    np.testing.assert_array_equal(calm, plain({"params": params}, images))

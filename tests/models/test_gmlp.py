@@ -1,5 +1,6 @@
 """gMLP against the published sizes and against a NumPy forward pass written from the paper's figure 1."""
 
+import functools
 import math
 
 import jax
@@ -50,7 +51,7 @@ def test_logits_equal_a_numpy_forward_pass(form, shape):
     model = gmlp.Gmlp(**SMALL, gelu=form)
     params = parameters(model, *shape)
     images = np.random.default_rng(1).standard_normal((2, *shape, 3)).astype(np.float32)
-    found = model.apply({"params": params}, images, train=False)
+    found = jax.jit(functools.partial(model.apply, train=False))({"params": params}, images)
     exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     expected = [forward(exact, image.astype(np.float64), 2, SMALL["depth"], form) for image in images]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
@@ -61,7 +62,8 @@ def fresh():
     """A model of 12 blocks as it is initialized, and a batch."""
     model = gmlp.Gmlp(num_classes=5, patch_size=2, depth=12, hidden_dim=32, ffn_dim=64, survival_probability=0.5)
     images = np.random.default_rng(2).standard_normal((64, 8, 8, 3)).astype(np.float32)
-    return model, model.init(jax.random.key(0), images, train=False)["params"], images
+    params = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), images)["params"]
+    return model, params, images
 
 
 def test_gating_starts_at_one_and_nearly_without_mixing_and_the_head_at_zero(fresh):
@@ -74,15 +76,16 @@ def test_gating_starts_at_one_and_nearly_without_mixing_and_the_head_at_zero(fre
         for name, inputs in (("expand", 32), ("project", 32)):
             assert np.std(block[name]["kernel"]) == pytest.approx(inputs**-0.5, rel=0.1)
             assert not np.asarray(block[name]["bias"]).any()
-    assert not np.asarray(model.apply({"params": params}, images, train=False)).any()
+    assert not np.asarray(jax.jit(functools.partial(model.apply, train=False))({"params": params}, images)).any()
 
 
 def test_a_block_starts_as_a_feed_forward_network_that_no_other_patch_reaches(fresh):
     model, params, images = fresh
-    _, seen = model.apply({"params": params}, images, train=False, mutable=["intermediates"])
+    look = jax.jit(functools.partial(model.apply, train=False, mutable=["intermediates"]))
+    _, seen = look({"params": params}, images)
     changed = images.copy()
     changed[:, :2, :2] += 1.0  # the first patch
-    _, other = model.apply({"params": params}, changed, train=False, mutable=["intermediates"])
+    _, other = look({"params": params}, changed)
     before, after = (np.asarray(found["intermediates"]["block_0"][0]) for found in (seen, other))
     assert np.abs(after - before)[:, 0].max() > 0.1
     assert np.abs(after - before)[:, 1:].max() < 1e-3
@@ -90,9 +93,8 @@ def test_a_block_starts_as_a_feed_forward_network_that_no_other_patch_reaches(fr
 
 def test_later_blocks_are_dropped_more_often_and_the_first_never(fresh):
     model, params, images = fresh
-    _, found = model.apply(
-        {"params": params}, images, train=True, rngs={"dropout": jax.random.key(3)}, mutable=["intermediates"]
-    )
+    train = jax.jit(functools.partial(model.apply, train=True, mutable=["intermediates"]))
+    _, found = train({"params": params}, images, rngs={"dropout": jax.random.key(3)})
     found = found["intermediates"]
     x = [np.asarray(found["stem"]["patches"][0])] + [np.asarray(found[f"block_{i}"][0]) for i in range(12)]
     dropped = [float(np.mean([(b == a).all() for a, b in zip(x[i], x[i + 1])])) for i in range(12)]
@@ -106,7 +108,7 @@ def test_the_gradient_reaches_every_parameter():
     model = gmlp.Gmlp(**SMALL)
     params = parameters(model, 8, 8)
     images = np.random.default_rng(4).standard_normal((3, 8, 8, 3)).astype(np.float32)
-    grads = jax.grad(lambda p: jnp.square(model.apply({"params": p}, images, train=True)).sum())(params)
+    grads = jax.jit(jax.grad(lambda p: jnp.square(model.apply({"params": p}, images, train=True)).sum()))(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
         assert np.isfinite(leaf).all() and np.asarray(leaf).any(), jax.tree_util.keystr(path)
 

@@ -1,5 +1,6 @@
 """The shared layers against flax's convolution, binomial statistics, and themselves on one device and on eight."""
 
+import functools
 import itertools
 import math
 
@@ -11,7 +12,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from patchnets import prng
+from patchnets.models.gmlp import Gmlp
 from patchnets.models.layers import GELU, DenseOverPatches, Dropout, DropPath, MlpBlock, PatchEmbed, dropout_mask
+from patchnets.models.mlp_mixer import MlpMixer
+from patchnets.models.vit import VisionTransformer
 
 SIDE = 1000
 MILLION = (SIDE, SIDE)
@@ -186,6 +190,45 @@ def test_stochastic_depth_drops_whole_examples_and_preserves_the_mean():
     np.testing.assert_allclose(y[kept[:, 0]], x[kept[:, 0]] / 0.7, rtol=1e-6)
     assert abs(kept[:, 0].mean() - 0.7) < 5 * math.sqrt(0.3 * 0.7 / examples)
     assert abs(y.mean() / x.mean() - 1) < 5 * math.sqrt(0.3 / 0.7 / examples)
+
+
+@pytest.mark.parametrize("scale_by_keep", [True, False])
+def test_what_stochastic_depth_keeps_is_scaled_or_not(scale_by_keep):
+    """timm's rule, and that of the Mixer authors, whose branches are added as they are."""
+    x = np.random.default_rng(3).uniform(1, 2, (200, 3)).astype(np.float32)
+    drop = DropPath(scale_by_keep)
+    y = np.asarray(drop.apply({}, x, 0.3, train=True, rngs={"dropout": jax.random.key(9)}))
+    mask = (y != 0).any(axis=1, keepdims=True)  # which examples are kept, the test above holds against the rate
+    assert 0 < mask.mean() < 1
+    np.testing.assert_allclose(y, mask * x / (0.7 if scale_by_keep else 1.0), rtol=1e-6)
+    np.testing.assert_array_equal(drop.apply({}, x, 0.3, train=False), x)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        MlpMixer(2, patch_size=2, depth=1, hidden_dim=4, tokens_mlp_dim=3, channels_mlp_dim=5, drop_path_rate=0.5),
+        VisionTransformer(2, patch_size=2, depth=1, hidden_dim=4, mlp_dim=5, num_heads=1, drop_path_rate=0.5),
+        Gmlp(2, patch_size=2, depth=1, hidden_dim=4, ffn_dim=6, survival_probability=0.5),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_every_network_with_stochastic_depth_may_leave_its_branches_as_they_are(model):
+    """With one block whose rate is half, examples that keep all branches give the logits of evaluation."""
+    model = model.clone(drop_path_schedule="constant", drop_path_scale_by_keep=False)
+    images = np.random.default_rng(0).standard_normal((64, 4, 4, 3)).astype(np.float32)
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(1), images[:1])
+    rng = np.random.default_rng(2)
+    variables = jax.tree.map(lambda p: p + rng.standard_normal(p.shape).astype(np.float32), variables)
+    expected = jax.jit(functools.partial(model.apply, train=False))(variables, images)
+
+    def kept(model):
+        apply = jax.jit(functools.partial(model.apply, train=True))
+        logits = apply(variables, images, rngs={"dropout": jax.random.key(3)})
+        return np.isclose(logits, expected, rtol=1e-3, atol=1e-4).all(axis=1)
+
+    assert 0 < kept(model).mean() < 1
+    assert not kept(model.clone(drop_path_scale_by_keep=True)).any()
 
 
 def test_stochastic_depth_does_nothing_in_evaluation_or_without_a_rate():

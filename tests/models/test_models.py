@@ -25,7 +25,7 @@ def model_config(**values) -> ml_collections.ConfigDict:
 def complaint(image_size: int = 64, **values) -> str:
     """What `models.validate` has against these values: a UserError of one line."""
     with pytest.raises(UserError) as caught:
-        models.validate(model_config(**values), image_size)
+        models.validate(image_size, **model_config(**values))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -56,16 +56,18 @@ def test_field_that_nothing_gives_is_named_with_the_way_out(field):
 
 
 def test_field_in_the_configuration_beats_the_variant():
-    found = models.resolve_fields(model_config(variant="S/16", depth=3, tokens_mlp_dim=7))
+    found = models.resolve_fields(**model_config(variant="S/16", depth=3, tokens_mlp_dim=7))
     assert found == VARIANTS["S/16"] | dict(depth=3, tokens_mlp_dim=7)
     assert VARIANTS["S/16"]["depth"] == 8, "the table itself was changed"
 
 
 def test_model_is_made_with_the_fields_given_and_the_defaults_of_the_rest():
-    model = models.create_model(model_config(**SIZES, gelu="exact", dtype="bfloat16", dropout_rate=0.25), 11)
+    model = models.create_model(
+        **model_config(**SIZES, gelu="exact", dtype="bfloat16", dropout_rate=0.25), num_classes=11
+    )
     assert model == MlpMixer(num_classes=11, **SIZES, gelu="exact", dtype=jnp.bfloat16, dropout_rate=0.25)
-    assert models.create_model(model_config(**SIZES), 3) == MlpMixer(num_classes=3, **SIZES)
-    assert models.create_model(model_config(**SIZES, dtype="float32"), 3).dtype == jnp.float32
+    assert models.create_model(**model_config(**SIZES), num_classes=3) == MlpMixer(num_classes=3, **SIZES)
+    assert models.create_model(**model_config(**SIZES, dtype="float32"), num_classes=3).dtype == jnp.float32
 
 
 @pytest.mark.parametrize(("image_size", "patch_size"), [(65, 8), (5, 8), (224, 32 - 1), (23, 12)])
@@ -75,7 +77,7 @@ def test_image_that_does_not_divide_names_both_sizes_and_suggests_ones_that_work
     suggested = [int(number) for number in re.findall(r"\d+", text.split("use ")[1])]
     assert suggested and 0 not in suggested
     for size in suggested:
-        models.validate(model_config(**SIZES | dict(patch_size=patch_size)), size)
+        models.validate(size, **model_config(**SIZES | dict(patch_size=patch_size)))
         assert abs(size - image_size) < patch_size
 
 
@@ -104,8 +106,8 @@ def test_value_out_of_range_is_named_with_what_is_expected(field, value, expecte
 
 
 def test_usable_configuration_passes():
-    assert models.validate(model_config(**SIZES), 64) is None
-    assert models.validate(model_config(variant="H/14"), 224) is None
+    assert models.validate(64, **model_config(**SIZES)) is None
+    assert models.validate(224, **model_config(variant="H/14")) is None
 
 
 def test_every_field_of_every_architecture_is_explained():
@@ -136,4 +138,4 @@ def test_what_a_transformer_cannot_be_is_told(values, words):
 
 
 def test_a_transformer_without_representation_and_layer_scale_passes():
-    assert models.validate(model_config(**VIT, rep_size=0, layer_scale=0.0), 64) is None
+    assert models.validate(64, **model_config(**VIT, rep_size=0, layer_scale=0.0)) is None

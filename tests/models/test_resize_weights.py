@@ -1,5 +1,6 @@
 """Weights carried to another image size: values that interpolation must give, and outputs that must not change."""
 
+import functools
 import re
 
 import jax
@@ -64,13 +65,12 @@ def test_what_comes_out_is_a_network_for_the_new_size(model, new):
     size = (8, 12)
     variables = variables_of(model, size)
     if model is CONVMIXER:
-        variables |= {
-            "batch_stats": model.init(jax.random.key(0), jnp.zeros((1, *size, 3)), train=False)["batch_stats"]
-        }
+        init = jax.jit(functools.partial(model.init, train=False))
+        variables |= {"batch_stats": init(jax.random.key(0), jnp.zeros((1, *size, 3)))["batch_stats"]}
     found_model, found = resize_weights(model, variables, size, new)
     shapes = jax.eval_shape(lambda: found_model.init(jax.random.key(0), jnp.zeros((1, *new, 3)), train=False))
     assert jax.tree.map(jnp.shape, found["params"]) == jax.tree.map(jnp.shape, shapes["params"])
-    logits = found_model.apply(found, np.ones((2, *new, 3), np.float32), train=False)
+    logits = jax.jit(functools.partial(found_model.apply, train=False))(found, np.ones((2, *new, 3), np.float32))
     assert np.isfinite(logits).all()
 
 
@@ -108,8 +108,9 @@ def test_token_mixing_of_interpolated_activations_is_the_old_mixing_interpolated
     x = np.random.default_rng(2).standard_normal((2, 8, 3, 4)).astype(np.float32)  # (batch, channels, rows, columns)
     larger = np.stack([[resized(plane[..., None], *new)[..., 0] for plane in one] for one in x])
     mlp = MlpBlock(MIXER.tokens_mlp_dim)
+    apply = jax.jit(functools.partial(mlp.apply, train=False))
     mix = [
-        mlp.apply({"params": v["params"]["MixerBlock_1"]["token_mixing"]}, y.reshape(2, 8, -1), train=False)
+        apply({"params": v["params"]["MixerBlock_1"]["token_mixing"]}, y.reshape(2, 8, -1))
         for v, y in ((variables, x), (found, larger))
     ]
     before = np.asarray(mix[0]).reshape(2, 8, *old)
@@ -136,8 +137,10 @@ def test_block_diagonal_networks_treat_every_tile_as_an_image_of_its_own(model, 
     found_model, found = resize_weights(model, variables, old, new, "block_diagonal")
     images = np.random.default_rng(4).standard_normal((2, *new, 3)).astype(np.float32)
     tiles = [images[:, r : r + 4, c : c + 8] for r in (0, 4, 8) for c in (0, 8)]
-    expected = np.mean([capture_intermediates(model, variables, tile)["pre_logits"] for tile in tiles], axis=0)
-    np.testing.assert_allclose(capture_intermediates(found_model, found, images)["pre_logits"], expected, atol=1e-4)
+    before = jax.jit(lambda v, x: capture_intermediates(model, v, x)["pre_logits"])
+    after = jax.jit(lambda v, x: capture_intermediates(found_model, v, x)["pre_logits"])
+    expected = np.mean([before(variables, tile) for tile in tiles], axis=0)
+    np.testing.assert_allclose(after(found, images), expected, atol=1e-4)
     mixing = jax.tree.leaves(found["params"][block].get("token_mixing", found["params"][block].get("spatial_gating")))
     assert any(np.mean(leaf == 0) == pytest.approx(5 / 6) for leaf in mixing)
 
@@ -174,11 +177,11 @@ def test_what_cannot_be_done_is_told_in_one_line(model, sizes, rule, words):
 
 
 def test_parameters_alone_are_refused_with_what_to_give():
-    with pytest.raises(UserError, match=r"give all that model\.init returns"):
+    with pytest.raises(UserError, match=r"pass everything that model\.init returns"):
         resize_weights(MIXER, variables_of(MIXER, (8, 8))["params"], 8, 16)
 
 
 def test_networks_tied_to_one_size_are_refused():
     model = tutorials.BlogMixerKeras(3, 2, 1, 8, 4, 4)
-    with pytest.raises(UserError, match="BlogMixerKeras cannot be resampled"):
+    with pytest.raises(UserError, match="BlogMixerKeras cannot be resized"):
         resize_weights(model, variables_of(model, (8, 8)), 8, 16)

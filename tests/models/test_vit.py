@@ -222,7 +222,7 @@ def test_initial_statistics_are_the_authors_and_logits_start_at_zero(pool_type):
         seen.add(path)
     assert ("class_token" in seen) == (pool_type == "cls") and ("map_head/probe" in seen) == (pool_type == "map")
     assert {"head/kernel", "VitBlock_0/attention_scale", "VitBlock_0/mlp_scale", "position_embedding"} <= seen
-    assert not np.asarray(model.apply({"params": params}, images, train=False)).any()
+    assert not np.asarray(quick(partial(model.apply, train=False))({"params": params}, images)).any()
 
 
 # --- regularization ---------------------------------------------------------------------------------------------------
@@ -254,10 +254,11 @@ def assert_mean(samples, expected):
 def test_attention_dropout_keeps_the_mean():
     model = MultiHeadAttention(num_heads=2, dropout_rate=0.4)
     x = np.random.default_rng(0).standard_normal((1, 5, 6)).astype(np.float32)
-    params = jax.tree.map(np.asarray, model.init(jax.random.key(1), x, x, train=False))
+    params = jax.tree.map(np.asarray, quick(partial(model.init, train=False))(jax.random.key(1), x, x))
     many = np.broadcast_to(x, (4000, 5, 6))
-    found = model.apply(params, many, many, train=True, rngs={"dropout": jax.random.key(2)})
-    assert_mean(np.asarray(found), np.asarray(model.apply(params, x, x, train=False))[0])
+    run = quick(lambda p, x, key: model.apply(p, x, x, train=True, rngs={"dropout": key}))
+    found = run(params, many, jax.random.key(2))
+    assert_mean(np.asarray(found), np.asarray(quick(partial(model.apply, train=False))(params, x, x))[0])
 
 
 @pytest.mark.parametrize(("branch", "other"), [("attention", "mlp"), ("mlp", "attention")])
@@ -266,14 +267,15 @@ def test_dropout_and_stochastic_depth_of_a_branch_keep_the_mean_and_drop_the_sha
     rate, depth_rate, copies = 0.3, 0.4, 6000
     block = VitBlock(num_heads=2, mlp_dim=8, dropout_rate=rate, attention_dropout_rate=0.2)
     x = np.random.default_rng(0).standard_normal((1, 5, 6)).astype(np.float32)
-    params = block.init(jax.random.key(1), x, train=False)["params"]
+    params = quick(partial(block.init, train=False))(jax.random.key(1), x)["params"]
     last = {"attention": "out", "mlp": "Dense_1"}
     params[other][last[other]] = jax.tree.map(jnp.zeros_like, params[other][last[other]])
     params[branch][last[branch]]["bias"] += 0.5
     many = np.broadcast_to(x, (copies, 5, 6))
     run = quick(lambda p, x, key: block.apply({"params": p}, x, depth_rate, train=True, rngs={"dropout": key}))
     change = np.asarray(run(params, many, jax.random.key(2))) - x
-    assert_mean(change, np.asarray(block.apply({"params": params}, x, depth_rate, train=False))[0] - x[0])
+    calm = quick(partial(block.apply, train=False))({"params": params}, x, depth_rate)
+    assert_mean(change, np.asarray(calm)[0] - x[0])
     dropped = (change == 0).all((1, 2))
     assert dropped.mean() == pytest.approx(depth_rate, abs=5 * math.sqrt(0.25 / copies))
     kept = change[~dropped]
@@ -285,8 +287,9 @@ def test_dropout_falls_on_the_embedded_patches_too():
     params, images = parameters(model, 8, 8), images_of(64, 8, 8)
     first = lambda module, _: isinstance(module, Dropout) and module.name == "Dropout_0" and len(module.path) == 1
     watch = dict(capture_intermediates=first, mutable=["intermediates"])
-    _, calm = model.apply({"params": params}, images, train=False, **watch)
-    _, noisy = model.apply({"params": params}, images, train=True, rngs={"dropout": jax.random.key(0)}, **watch)
+    _, calm = quick(partial(model.apply, train=False, **watch))({"params": params}, images)
+    train = quick(partial(model.apply, train=True, **watch))
+    _, noisy = train({"params": params}, images, rngs={"dropout": jax.random.key(0)})
     calm, noisy = (np.asarray(found["intermediates"]["Dropout_0"]["__call__"][0]) for found in (calm, noisy))
     assert calm.shape == (64, 17, 12), "the class token and its position are embedded too"
     assert (noisy == 0).mean() == pytest.approx(0.25, abs=0.02)

@@ -29,6 +29,12 @@ def config_of(**optimizer) -> ml_collections.ConfigDict:
     return config.optimizer
 
 
+def optimizer_of(config: ml_collections.ConfigDict, learning_rate, params) -> optax.GradientTransformation:
+    """The optimizer of config.optimizer; its own learning rate and the radius of SAM are not of it."""
+    options = {name: value for name, value in config.items() if name not in ("learning_rate", "sam_rho")}
+    return make_optimizer(**options, learning_rate=learning_rate, params=params)
+
+
 def nest(flat: dict) -> dict:
     return traverse_util.unflatten_dict(flat, sep="/")
 
@@ -43,7 +49,7 @@ def rate(step):
 
 def trained(config, start, gradients) -> dict[str, np.ndarray]:
     """The parameters after a step with each of the gradients, compiled."""
-    optimizer = make_optimizer(config, rate, nest(start))
+    optimizer = optimizer_of(config, rate, nest(start))
 
     def step(carry, gradient):
         params, state = carry
@@ -187,18 +193,20 @@ def test_lamb_moves_a_kernel_by_a_share_of_its_norm_even_without_decay_and_a_zer
 
 def test_adafactor_keeps_rows_and_columns_of_large_kernels_and_no_momentum_where_there_is_none(start):
     config = config_of(name="adafactor", beta1=0.0)
-    state = jax.eval_shape(make_optimizer(config, rate, nest(start)).init, nest(start))
+    state = jax.eval_shape(optimizer_of(config, rate, nest(start)).init, nest(start))
     sizes = sorted(math.prod(leaf.shape) for leaf in jax.tree.leaves(state))
     assert sizes[-2:] == [2 * 128, 2 * 130]
 
 
 def test_first_step_moves_every_weight_by_the_learning_rate_and_its_share_of_decay():
     """Adam's first step is the sign of the gradient; a weight of 2 then loses learning rate x decay x 2 besides."""
-    config = config_lib.default_config(
-        optimizer=dict(learning_rate=0.01, weight_decay=0.5, epsilon=1e-12), schedule=dict(name="constant")
-    )
     params = {"kernel": jnp.full(3, 2.0), "bias": jnp.full(3, 2.0)}
-    optimizer = make_optimizer(config.optimizer, make_schedule(config, 10, 1), params)
+    optimizer = make_optimizer(
+        learning_rate=make_schedule("constant", learning_rate=0.01, total_steps=10),
+        params=params,
+        weight_decay=0.5,
+        epsilon=1e-12,
+    )
     updates, _ = optimizer.update(jax.tree.map(lambda x: jnp.full(3, -7.0), params), optimizer.init(params), params)
     np.testing.assert_allclose(updates["kernel"], 0.01 - 0.01 * 0.5 * 2.0, atol=1e-7)
     np.testing.assert_allclose(updates["bias"], 0.01, atol=1e-7)
@@ -207,7 +215,7 @@ def test_first_step_moves_every_weight_by_the_learning_rate_and_its_share_of_dec
 @pytest.mark.parametrize("given", [dict(nesterov=True), dict(name="sgd", nesterov=True, momentum=0.0)])
 def test_nesterovs_momentum_is_refused_where_there_is_no_momentum(start, given):
     with pytest.raises(UserError, match=r"optimizer\.nesterov is of sgd with momentum"):
-        make_optimizer(config_of(**given), rate, nest(start))
+        optimizer_of(config_of(**given), rate, nest(start))
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
@@ -242,17 +250,17 @@ def test_frozen_parameters_stay_have_no_state_and_do_not_count_in_the_norm(start
         np.testing.assert_allclose(found[path], alone[path], rtol=1e-6, err_msg=path)
         assert np.abs(found[path] - start[path]).max() > 1e-3
     shapes = lambda config, params: sorted(
-        leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(make_optimizer(config, rate, params).init, params))
+        leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(optimizer_of(config, rate, params).init, params))
     )
     assert shapes(config_of(**given, **rules), nest(start)) == shapes(config, nest(left))
 
 
 def test_which_parameters_are_frozen_is_told_and_not_all_may_be(start):
     config = config_of(frozen=(("large/.*", True), (".*", False)))
-    assert flat(frozen_params(config, nest(start))) == {path: path == "large/kernel" for path in start}
-    assert not any(jax.tree.leaves(frozen_params(config_of(), nest(start))))
+    assert flat(frozen_params(config.frozen, nest(start))) == {path: path == "large/kernel" for path in start}
+    assert not any(jax.tree.leaves(frozen_params((), nest(start))))
     with pytest.raises(UserError, match="freeze every parameter"):
-        make_optimizer(config_of(frozen=((".*", True),)), rate, nest(start))
+        optimizer_of(config_of(frozen=((".*", True),)), rate, nest(start))
 
 
 @pytest.mark.parametrize("key", ["lr_mults", "wd_mults", "frozen"])
@@ -260,9 +268,9 @@ def test_mistakes_in_rules_are_told_of_shapes_alone(start, key):
     value = True if key == "frozen" else 1.0
     shapes = jax.eval_shape(lambda: nest(start))
     with pytest.raises(UserError, match=rf"config\.optimizer\.{key}: 'heads/\.\*' matches no parameter"):
-        make_optimizer(config_of(**{key: (("heads/.*", value), (".*", value))}), rate, shapes)
+        optimizer_of(config_of(**{key: (("heads/.*", value), (".*", value))}), rate, shapes)
     with pytest.raises(UserError, match=rf"config\.optimizer\.{key}: no rule matches the parameter Dense_0/bias"):
-        make_optimizer(config_of(**{key: ((".*kernel", value),)}), rate, shapes)
+        optimizer_of(config_of(**{key: ((".*kernel", value),)}), rate, shapes)
 
 
 # --- networks and their blocks ----------------------------------------------------------------------------------------

@@ -66,4 +66,4 @@ def test_one_half_of_the_pair_is_refused(key):
     config = default_config()
     config.reduce_on_plateau[key] = 1
     with pytest.raises(UserError, match=r"factor and config\.reduce_on_plateau\.patience go together"):
-        Plateau.from_config(config, validates=True)
+        Plateau(config.reduce_on_plateau.factor, config.reduce_on_plateau.patience)

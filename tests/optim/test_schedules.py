@@ -10,7 +10,8 @@ import pytest
 
 from patchnets import config as config_lib
 from patchnets.errors import UserError
-from patchnets.optim.schedules import make_schedule, steps_of
+from patchnets.experiment import build_schedule
+from patchnets.optim.schedules import in_steps
 
 PEAK, TOTAL, WARMUP = 0.4, 100, 20
 # After the warm-up, as a function of the share of the way from the peak to the end of the run.
@@ -28,13 +29,13 @@ def config_of(learning_rate: float = PEAK, **schedule) -> ml_collections.ConfigD
 
 
 def rates(config: ml_collections.ConfigDict, steps, total_steps: int = TOTAL, steps_per_epoch: int = 1) -> list[float]:
-    schedule = make_schedule(config, total_steps, steps_per_epoch)
+    schedule = build_schedule(config, total_steps, steps_per_epoch)
     return [float(schedule(step)) for step in steps]
 
 
 def refused(config: ml_collections.ConfigDict, total_steps: int = TOTAL, steps_per_epoch: int = 1) -> str:
     with pytest.raises(UserError) as caught:
-        make_schedule(config, total_steps, steps_per_epoch)
+        build_schedule(config, total_steps, steps_per_epoch)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -87,13 +88,12 @@ def test_warm_up_one_step_shorter_than_the_run_is_taken():
 
 
 def test_duration_is_none_where_neither_unit_is_given_and_rounds_epochs_to_whole_steps():
-    config = config_lib.default_config()
-    assert steps_of(config, "total", 7) is None
-    config.total_epochs = 1.5
-    assert steps_of(config, "total", 7) in (10, 11) and steps_of(config, "total", 6) == 9
-    config.total_epochs = None
-    config.total_steps = 3
-    assert steps_of(config, "total", 7) == 3
+    def total(per_epoch, steps=None, epochs=None):
+        return in_steps("total", steps=steps, epochs=epochs, steps_per_epoch=per_epoch)
+
+    assert total(7) is None
+    assert total(7, epochs=1.5) in (10, 11) and total(6, epochs=1.5) == 9
+    assert total(7, steps=3) == 3
 
 
 # --- one_cycle --------------------------------------------------------------------------------------------------------
@@ -192,7 +192,7 @@ def test_warm_up_and_cooldown_fit_into_the_run_just_so():
 )
 def test_the_same_rates_come_out_of_compiled_code_that_steps_are_arguments_of(schedule):
     config = config_of(**schedule)
-    function = make_schedule(config, TOTAL, 1)
+    function = build_schedule(config, TOTAL, 1)
     steps = jnp.arange(TOTAL, dtype=jnp.int32)
     with jax.debug_nans(True):
         compiled = jax.jit(lambda steps: jax.lax.map(function, steps))(steps)

@@ -1,6 +1,6 @@
 """The run that tests/test_processes.py shares among processes: 60 steps, one a dispatch, saved every 10."""
 
-from configs import common
+from patchnets.config import common
 
 
 def get_config():

@@ -4,18 +4,18 @@ import json
 import math
 
 import jax
-import ml_collections
 import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from configs import common
 from patchnets import models, train
+from patchnets.config import common
 from patchnets.errors import UserError
 from patchnets.estimate.compile_step import make_abstract_run
 from patchnets.estimate.dataset_spec import find_dataset_spec
 from patchnets.estimate.topology import find_topology
+from patchnets.experiment import data_options
 from patchnets.parallel import mesh as mesh_lib
 from patchnets.parallel.backend import target_backend
 from patchnets.param_rules import name_of
@@ -27,12 +27,12 @@ OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-2))
 
 
 def mesh_of(data, fsdp):
-    return mesh_lib.make_mesh(ml_collections.ConfigDict({"data": data, "fsdp": fsdp}))
+    return mesh_lib.make_mesh(data, fsdp)
 
 
 def network(scan=False, **fields):
     sizes = dict(patch_size=4, depth=3, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32) | fields
-    return models.create_model(common.base(model=dict(name="mlp_mixer", scan=scan) | sizes).model, 10)
+    return models.create_model(**common.base(model=dict(name="mlp_mixer", scan=scan) | sizes).model, num_classes=10)
 
 
 def places(mesh, rules=(), optimizer=OPTIMIZER, **fields):
@@ -159,6 +159,7 @@ def test_every_mesh_gives_the_same_figures(platform, meshes, tiny_config, tmp_pa
     assert found[0][1]["train_loss"] < found[0][0]["train_loss"]
 
 
+@pytest.mark.slow
 def test_activations_stay_split_by_examples_where_parameters_are_split(tiny_config):
     """What is exchanged is in the order of the parameters' size, not of the activations', and memory that of a share of
     the batch; scanned blocks are where XLA would do otherwise."""
@@ -168,23 +169,24 @@ def test_activations_stay_split_by_examples_where_parameters_are_split(tiny_conf
     for mesh in (dict(data=8, fsdp=1), dict(data=1, fsdp=8)):
         tiny_config.update(mesh=mesh)
         target = find_topology(None, None)
-        abstract_run = make_abstract_run(tiny_config, target, find_dataset_spec(tiny_config, 8))
         with target_backend("tpu"):
+            abstract_run = make_abstract_run(tiny_config, target, find_dataset_spec(data_options(tiny_config), 8))
             found.append(abstract_run.compile())
     whole, split = found
-    params = sum(leaf.size * 4 for leaf in jax.tree.leaves(whole.abstract_run.outline.params))
+    params = sum(leaf.size * 4 for leaf in jax.tree.leaves(whole.abstract_run.experiment.params))
     assert split.memory.temporaries < 1.2 * whole.memory.temporaries
     assert split.collectives and sum(one.bytes for one in split.collectives) < 4 * params
 
 
-def test_a_checkpoint_fits_every_mesh_bit_for_bit(tiny_config, tmp_path):
+@pytest.mark.slow
+def test_a_checkpoint_fits_every_mesh_bit_for_bit(tmp_path):
     def states(seed):
         sizes = dict(image_size=8, channels=1, seed=seed)
         return {m: create_train_state(network(depth=1), OPTIMIZER, mesh=mesh_of(*m), **sizes) for m in MESHES}
 
     others = states(seed=2)
     for written, saved in states(seed=1).items():
-        checkpoints = Checkpoints(tmp_path / str(written), tiny_config.checkpoint)
+        checkpoints = Checkpoints(tmp_path / str(written))
         checkpoints.save(1, saved, {}, None)
         checkpoints.wait()
         for other in others.values():

@@ -3,7 +3,6 @@
 import re
 
 import jax
-import ml_collections
 import numpy as np
 import pytest
 
@@ -13,7 +12,7 @@ from patchnets.parallel import sharding
 
 
 def mesh_of(data: int, batch_sizes: tuple[int, ...] = ()) -> jax.sharding.Mesh:
-    return mesh_lib.make_mesh(ml_collections.ConfigDict({"data": data}), batch_sizes)
+    return mesh_lib.make_mesh(data, batch_sizes=batch_sizes)
 
 
 def complaint(data: int, batch_sizes: tuple[int, ...] = ()) -> str:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import common
+from patchnets.config import common
+from patchnets.experiment import data_options
 from patchnets.plots import __main__ as plots
 from patchnets.plots import augmentations
 
@@ -34,8 +35,9 @@ def test_every_operation_is_shown_and_gray_images_keep_their_only_channel():
 
 def test_rows_are_the_originals_the_configuration_and_each_operation(quick):
     config = common.base(dataset=dict(name="digits"), image_size=8, augment=dict(flip=True), total_epochs=1.0)
-    images = augmentations.training_images(config, 6)
-    rows = augmentations.sheet(config, images)
+    options = data_options(config)
+    images = augmentations.training_images(options, 6)
+    rows = augmentations.sheet(options, images)
     assert list(rows) == ["original", *(f"this configuration, {i}" for i in (1, 2, 3, 4)), "flip", "invert"]
     np.testing.assert_array_equal(rows["original"], images)
     np.testing.assert_array_equal(rows["invert"], 255 - images)
@@ -65,9 +67,13 @@ def test_the_command_draws_a_picture_and_says_where(quick, tmp_path, capsys):
     ("arguments", "words"),
     [
         (["augment"], "--config is not given"),
-        (["augment", "--config=configs/mixer_digits.py", "--out=sheet.gif"], "--out=sheet.gif"),
+        (
+            ["augment", "--config=configs/mixer_digits.py", "--out=sheet.gif"],
+            "--out: expected the name of a .png file, got 'sheet.gif'",
+        ),
         (["augment", "--config=configs/mixer_digits.py", "--config.augment.hue=0.2"], "config.augment.hue=0.2"),
-        (["--wrong"], "--wrong"),
+        (["--wrong"], "the following arguments are required: workdir"),
+        (["there", "--wrong"], "unrecognized arguments: --wrong"),
         (["no/such/place"], "no/such/place"),
     ],
 )

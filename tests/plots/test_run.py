@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from configs import common
 from patchnets import config as config_lib
 from patchnets import train
+from patchnets.config import common
 from patchnets.experiment import build_experiment
 from patchnets.plots import __main__ as program
 from patchnets.plots import predictions, run
@@ -85,7 +85,7 @@ def test_predictions_are_those_that_the_summary_counts(trained):
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "mlp_mixer"])
 def test_every_family_has_its_pictures(name, tmp_path):
     experiment = build_experiment(config_of(name, tmp_path))
-    state = experiment.initial_state()
+    state = experiment.init_state()
     made = dict(run.pictures(experiment, state))
     expected = ALWAYS - {"learning_curves"} | {"mistakes"}
     expected |= (
@@ -103,7 +103,7 @@ def test_fixed_positions_are_shown_as_learned_ones_are(position, tmp_path):
     config = config_of("vit", tmp_path)
     config.model.posemb = position
     experiment = build_experiment(config)
-    made = dict(run.pictures(experiment, experiment.initial_state()))
+    made = dict(run.pictures(experiment, experiment.init_state()))
     assert ("position_similarity" in made) == (position == "sincos2d")
     if position == "sincos2d":
         figure = made["position_similarity"]()
@@ -146,8 +146,8 @@ def test_a_saved_configuration_is_read_back_as_it_was(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["mixing"], "one or more work directories"),
-        (["mixing", "--out=x.gif", "there"], "--out=x.gif"),
+        (["mixing"], "the following arguments are required: workdirs"),
+        (["mixing", "--out=x.gif", "there"], "--out: expected the name of a .png file, got 'x.gif'"),
         (["mixing", "nowhere"], "nowhere is not a work directory"),
         (["nowhere", "--config.batch_size=3"], "--config.batch_size=3"),
     ],

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from patchnets import train
+from patchnets.config import flatten
 from patchnets.errors import UserError
 from patchnets.parallel import multihost
 from patchnets.run.workdir import Workdir, read_metrics
@@ -16,7 +17,7 @@ DATA = {"name": "digits", "examples": {"train": 3}}
 
 
 def test_it_is_empty_until_it_is_claimed_and_then_holds_the_configuration(tiny_config, tmp_path):
-    place = Workdir(tmp_path / "a" / "b", tiny_config)
+    place = Workdir(tmp_path / "a" / "b", flatten(tiny_config))
     assert place.load_summary() is None
     assert list(tmp_path.iterdir()) == []
     place.acquire(DATA)
@@ -25,7 +26,7 @@ def test_it_is_empty_until_it_is_claimed_and_then_holds_the_configuration(tiny_c
 
 
 def test_only_one_at_a_time_may_have_it(tiny_config, tmp_path):
-    first, second = (Workdir(tmp_path / "run", tiny_config) for _ in range(2))
+    first, second = (Workdir(tmp_path / "run", flatten(tiny_config)) for _ in range(2))
     first.acquire(DATA)
     for attempt in (second.load_summary, lambda: second.acquire(DATA)):
         with pytest.raises(UserError, match="another process is running"):
@@ -36,7 +37,7 @@ def test_only_one_at_a_time_may_have_it(tiny_config, tmp_path):
 
 def test_processes_know_the_folder_by_a_mark_in_it_which_leaves_nothing(tiny_config, tmp_path):
     first, second, other = (
-        Workdir(tmp_path / name, tiny_config, writes=name == "a/b") for name in ("a/b", "a/../a/b", "c")
+        Workdir(tmp_path / name, flatten(tiny_config), writes=name == "a/b") for name in ("a/b", "a/../a/b", "c")
     )
     with first.probe_file(7), second.probe_file(7):
         assert (
@@ -45,7 +46,7 @@ def test_processes_know_the_folder_by_a_mark_in_it_which_leaves_nothing(tiny_con
             and not other.probe_visible(7, seconds=0)
         )
     assert list((tmp_path / "a" / "b").iterdir()) == [] and not other.path.exists()
-    with pytest.raises(UserError), Workdir(tmp_path / "d" / "e", tiny_config).probe_file(7):
+    with pytest.raises(UserError), Workdir(tmp_path / "d" / "e", flatten(tiny_config)).probe_file(7):
         raise UserError("it is not the same")
     assert not (tmp_path / "d").exists()
 
@@ -55,7 +56,7 @@ def test_processes_agree_on_their_folder_and_configuration_or_all_are_told(tiny_
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     theirs_is = lambda value: value if theirs == "the same" else np.zeros_like(value)
     monkeypatch.setattr(multihost, "gather", lambda value: np.array([value, theirs_is(value)]))
-    place = Workdir(tmp_path / "run", tiny_config)
+    place = Workdir(tmp_path / "run", flatten(tiny_config))
     if theirs == "the same":
         place.check_shared()
         train.check_same_config(tiny_config)
@@ -68,11 +69,11 @@ def test_processes_agree_on_their_folder_and_configuration_or_all_are_told(tiny_
 
 
 def test_a_claim_compares_again_what_another_run_wrote_in_the_meantime(tiny_config, tmp_path):
-    mine = Workdir(tmp_path / "run", tiny_config)
+    mine = Workdir(tmp_path / "run", flatten(tiny_config))
     assert mine.load_summary() is None
     other = tiny_config.copy_and_resolve_references()
     other.seed = 5
-    theirs = Workdir(tmp_path / "run", other)
+    theirs = Workdir(tmp_path / "run", flatten(other))
     theirs.acquire(DATA)
     theirs.release()
     with pytest.raises(UserError, match="seed: 5 there, 0 here"):
@@ -80,17 +81,17 @@ def test_a_claim_compares_again_what_another_run_wrote_in_the_meantime(tiny_conf
 
 
 def test_where_things_lie_may_change_and_what_figures_hang_on_may_not(tiny_config, tmp_path):
-    Workdir(tmp_path / "run", tiny_config).acquire(DATA)
+    Workdir(tmp_path / "run", flatten(tiny_config)).acquire(DATA)
     moved = tiny_config.copy_and_resolve_references()
     moved.dataset.cache_dir, moved.checkpoint.max_to_keep, moved.plots = "elsewhere", 7, True
-    assert Workdir(tmp_path / "run", moved).load_summary() is None
+    assert Workdir(tmp_path / "run", flatten(moved)).load_summary() is None
     moved.batch_size = 8
     with pytest.raises(UserError, match=r"\(batch_size: 64 there, 8 here\)"):
-        Workdir(tmp_path / "run", moved).load_summary()
+        Workdir(tmp_path / "run", flatten(moved)).load_summary()
 
 
 def test_lines_past_the_checkpoint_and_torn_or_strange_ones_go_and_the_others_stay_to_the_letter(tiny_config, tmp_path):
-    place = Workdir(tmp_path, tiny_config)
+    place = Workdir(tmp_path, flatten(tiny_config))
     good = [json.dumps({"step": step, "train_loss": 0.5}) for step in (10, 20)]
     strange = [
         json.dumps({"step": 20, "test_loss": 1.0}),
@@ -109,7 +110,7 @@ def test_lines_past_the_checkpoint_and_torn_or_strange_ones_go_and_the_others_st
 
 
 def test_a_file_that_cannot_be_replaced_is_left_as_it_was(tiny_config, tmp_path, monkeypatch):
-    place = Workdir(tmp_path, tiny_config)
+    place = Workdir(tmp_path, flatten(tiny_config))
     place.write_text("note", "before")
 
     def fail(*arguments):

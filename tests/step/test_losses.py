@@ -1,5 +1,7 @@
 """Losses against their formulas, accumulated gradients against the whole batch's, SAM and running means by hand."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -52,7 +54,7 @@ def test_sigmoid_cross_entropy_sums_a_question_a_class():
 
 def params_of(model: nn.Module, **kwargs):
     """Random parameters, none of them zero, and statistics."""
-    variables = model.init(jax.random.key(1), jnp.zeros((1, 8, 8, 3)), train=False)
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(1), jnp.zeros((1, 8, 8, 3)))
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda p: p + 0.3 * rng.standard_normal(p.shape).astype(np.float32), variables["params"])
     return params, variables.get("batch_stats", {})
@@ -63,30 +65,44 @@ def assert_close(one, other, **tolerance) -> None:
         np.testing.assert_allclose(a, b, **tolerance, err_msg=jax.tree_util.keystr(path))
 
 
+def grad_fn_of(model: nn.Module):
+    """The training step's own, of softmax cross-entropy."""
+    task = Task(model, optax.identity(), Preprocess(8, (127.5,) * 3, (127.5,) * 3), seed=0)
+    return jax.value_and_grad(task.loss_fn, has_aux=True)
+
+
 @pytest.mark.parametrize("parts", [2, 4])
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(batch, parts):
     params, stats = params_of(MIXER)
-    gradient = jax.jit(gradients.accumulate_grads, static_argnums=(0, 1, 6))
-    key = jax.random.key(0)
-    whole, seen = gradient(MIXER, losses.softmax_cross_entropy, params, stats, batch, key, 1)
-    found, seen_in_parts = gradient(MIXER, losses.softmax_cross_entropy, params, stats, batch, key, parts)
-    assert_close(found, whole, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(seen_in_parts.losses, seen.losses, rtol=1e-5)  # in the order of the batch
-    np.testing.assert_allclose(seen_in_parts.logits, seen.logits, rtol=1e-4, atol=1e-5)
+    grad_fn, key = grad_fn_of(MIXER), jax.random.key(0)
+    (loss, aux), grads = jax.jit(grad_fn)(params, stats, batch, key)
+    accumulated = jax.jit(gradients.accumulate_grads(grad_fn, parts))
+    (loss_of_parts, aux_of_parts), grads_of_parts = accumulated(params, stats, batch, key)
+    assert_close(grads_of_parts, grads, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(loss_of_parts, loss, rtol=1e-5)
+    np.testing.assert_allclose(loss, np.sum(aux.losses * batch.mask) / batch.mask.sum(), rtol=1e-5)
+    np.testing.assert_allclose(aux_of_parts.losses, aux.losses, rtol=1e-5)  # in the order of the batch
+    np.testing.assert_allclose(aux_of_parts.logits, aux.logits, rtol=1e-4, atol=1e-5)
+
+
+def test_one_part_is_the_whole_batch():
+    grad_fn = grad_fn_of(MIXER)
+    assert gradients.accumulate_grads(grad_fn, 1) is grad_fn
 
 
 def test_batch_norm_sees_the_parts_one_after_the_other(batch):
     model = CONVMIXER
     params, stats = params_of(model)
     key, parts = jax.random.key(0), 2
-    _, seen = gradients.accumulate_grads(model, losses.softmax_cross_entropy, params, stats, batch, key, parts)
+    (_, aux), _ = jax.jit(gradients.accumulate_grads(grad_fn_of(model), parts))(params, stats, batch, key)
+    train = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
     expected = stats
     for j in range(parts):
         part = jax.tree.map(lambda x: x[j::parts], batch)  # noqa: B023
         variables = {"params": params, "batch_stats": expected}
-        _, updated = model.apply(variables, part.images, train=True, mask=part.mask, mutable=["batch_stats"])
+        _, updated = train(variables, part.images, mask=part.mask)
         expected = updated["batch_stats"]
-    assert_close(seen.batch_stats, expected, rtol=1e-5, atol=1e-6)
+    assert_close(aux.batch_stats, expected, rtol=1e-5, atol=1e-6)
     assert any(not np.allclose(a, b) for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(stats)))
 
 
@@ -94,11 +110,10 @@ def test_batch_norm_sees_the_parts_one_after_the_other(batch):
 def test_a_batch_of_nothing_but_padding_changes_nothing(batch, model):
     params, stats = params_of(model)
     none = batch._replace(mask=np.zeros(BATCH, np.float32))
-    grads, seen = gradients.accumulate_grads(
-        model, losses.softmax_cross_entropy, params, stats, none, jax.random.key(0), 2
-    )
+    accumulated = jax.jit(gradients.accumulate_grads(grad_fn_of(model), 2))
+    (_, aux), grads = accumulated(params, stats, none, jax.random.key(0))
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(grads))
-    assert_close(seen.batch_stats, stats)
+    assert_close(aux.batch_stats, stats)
 
 
 def test_sharpness_aware_gradient_is_taken_uphill_by_the_radius():
@@ -108,15 +123,47 @@ def test_sharpness_aware_gradient_is_taken_uphill_by_the_radius():
     measured = gradients.Aux(np.zeros(1), np.zeros((1, 1)), {"of": "the first pass"})
     visited = []
 
-    def gradient_at(x):
+    def grad_fn(x, factor):
         visited.append(np.asarray(x))
-        return matrix @ x, measured if len(visited) == 1 else None
+        loss = factor * x @ matrix @ x / 2
+        return (loss, measured if len(visited) == 1 else None), factor * matrix @ x
 
-    found, seen = gradients.sharpness_aware(gradient_at, jnp.asarray(at, jnp.float32), 0.25)
+    (loss, aux), found = gradients.sharpness_aware(grad_fn, 0.25)(jnp.asarray(at, jnp.float32), 1.0)
     uphill = at + 0.25 * (matrix @ at) / np.linalg.norm(matrix @ at)
     np.testing.assert_allclose(visited[1], uphill, rtol=1e-5)
     np.testing.assert_allclose(found, matrix @ uphill, rtol=1e-5)
-    assert seen is measured
+    np.testing.assert_allclose(loss, at @ matrix @ at / 2, rtol=1e-5)
+    assert aux is measured
+
+
+def test_accumulation_and_sharpness_compose(batch):
+    """SAM of accumulated gradients: both passes go over the whole batch in parts, and their norm is the batch's."""
+    params, stats = params_of(MIXER)
+    grad_fn, key, rho = grad_fn_of(MIXER), jax.random.key(0), 0.3
+    (loss, aux), grads = jax.jit(grad_fn)(params, stats, batch, key)
+    norm = np.sqrt(sum((np.asarray(leaf, np.float64) ** 2).sum() for leaf in jax.tree.leaves(grads)))
+    uphill = jax.tree.map(lambda p, g: p + rho / norm * g, params, grads)
+    _, expected = jax.jit(grad_fn)(uphill, stats, batch, key)
+    composed = gradients.sharpness_aware(gradients.accumulate_grads(grad_fn, 4), rho)
+    (composed_loss, composed_aux), found = jax.jit(composed)(params, stats, batch, key)
+    assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(composed_loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(composed_aux.losses, aux.losses, rtol=1e-5)
+    apart = max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(grads), strict=True))
+    assert apart > 1e-3, "the radius would not have shown"
+
+
+def test_frozen_parameters_have_no_gradient_nor_a_part_in_the_radius(batch):
+    params, stats = params_of(MIXER)
+    grad_fn, key, rho = grad_fn_of(MIXER), jax.random.key(0), 0.3
+    frozen = {name: jax.tree.map(lambda _, name=name: name != "head", tree) for name, tree in params.items()}
+    found = jax.jit(gradients.sharpness_aware(gradients.zero_frozen_grads(grad_fn, frozen), rho))
+    _, grads = found(params, stats, batch, key)
+    assert all(not np.any(leaf) for name, tree in grads.items() if name != "head" for leaf in jax.tree.leaves(tree))
+    head = jax.jit(grad_fn)(params, stats, batch, key)[1]["head"]
+    norm = np.sqrt(sum((np.asarray(leaf, np.float64) ** 2).sum() for leaf in jax.tree.leaves(head)))
+    uphill = params | {"head": jax.tree.map(lambda p, g: p + rho / norm * g, params["head"], head)}
+    assert_close(grads["head"], jax.jit(grad_fn)(uphill, stats, batch, key)[1]["head"], rtol=1e-3, atol=1e-5)
 
 
 def test_running_mean_grows_its_decay_up_to_the_one_given():

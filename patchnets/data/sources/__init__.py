@@ -1,32 +1,25 @@
-"""The data sets; `open_source` opens the one that a configuration names."""
-
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+"""The data sets; `open_source` opens one by its name."""
 
 from patchnets.data.sources.base import Source
 from patchnets.errors import UserError
 
-if TYPE_CHECKING:
-    import ml_collections
 
-
-def open_source(config: ml_collections.ConfigDict) -> Source:
-    """The data set that `config.dataset` names.
+def open_source(name: str, path: str | None = None, data_dir: str | None = None) -> Source:
+    """Return the data set called `name`: digits, folder (at `path`), or one of TFDS (prepared in `data_dir`).
 
     Raises:
       UserError: it does not exist, is no image classification data set, or cannot be had.
     """
-    if config.name == "digits":
+    if name == "digits":
         from patchnets.data.sources import digits
 
         return digits.Digits()
-    if config.name == "folder":
+    if name == "folder":
         from patchnets.data.sources import folder
 
-        if not config.path:
+        if not path:
             raise UserError("config.dataset.path is not set; for folder it names where train/CLASS/*.jpg|png lie")
-        return folder.Folder(config.path)
+        return folder.Folder(path)
     from patchnets.data.sources import tfds
 
-    return tfds.open_tfds(config.name, config.data_dir)
+    return tfds.open_tfds(name, data_dir)

@@ -1,4 +1,4 @@
-"""What the configurations share. Every key, its default and its meaning: patchnets/config/schema.py, or --help."""
+"""Recipes that several configurations share. Keys, defaults and meanings: patchnets/config/schema.py, or --help."""
 
 from collections.abc import Callable, Mapping
 
@@ -9,32 +9,32 @@ from patchnets.errors import UserError
 
 
 def base(**values) -> ConfigDict:
-    """All keys at their defaults, except those given; a dict is a group: `dataset=dict(name="cifar10")`."""
+    """Return all keys at their defaults, updated by `values`; a dict is a group: `dataset=dict(name="cifar10")`."""
     return default_config(**values)
 
 
 def choose(argument: str | None, choices: Mapping[str, Callable[[], ConfigDict]]) -> ConfigDict:
-    """The configuration that `--config=FILE:ARGUMENT` asks for; without an argument the first."""
+    """Return the configuration that `--config=FILE:ARGUMENT` selects; without an argument the first."""
     if not argument:
         return next(iter(choices.values()))()
     if argument not in choices:
-        raise UserError(f"the configuration has no variant {argument!r}; known: {', '.join(choices)}")
+        raise UserError(f"the configuration has no variant {argument!r}; known variants: {', '.join(choices)}")
     return choices[argument]()
 
 
 def published(accuracy: float, top5_accuracy: float | None = None, *, source: str, tolerance: float = 0.01) -> dict:
-    """The published test metrics that a configuration aims at: `published=published(...)`."""
+    """Return the published test metrics of a recipe, for `published=published(...)`."""
     return dict(accuracy=accuracy, top5_accuracy=top5_accuracy, source=source, tolerance=tolerance)
 
 
 def changed(config: ConfigDict, **values) -> ConfigDict:
-    """`config`, with some of its keys changed."""
+    """Update `config` with `values` and return it."""
     config.update(values)
     return config
 
 
 def digits(**values) -> ConfigDict:
-    """scikit-learn's digits, for a small network of any paper: 60 epochs of AdamW on moved and zoomed images."""
+    """Recipe for scikit-learn's digits and a small network: 60 epochs of AdamW, with translation and zoom."""
     return base(
         dataset=dict(name="digits"),
         image_size=8,
@@ -49,9 +49,9 @@ def digits(**values) -> ConfigDict:
 
 
 def keras_adamw(learning_rate: float) -> dict:
-    """AdamW as Keras has it by default: epsilon 1e-7, and here a decay of 1e-4 that takes every weight, whatever it is.
+    """Keras's AdamW: epsilon 1e-7, and a decay of 1e-4 on all parameters.
 
-    Keras adds epsilon before it corrects the running mean of squares for its start at zero, optax afterwards.
+    Keras adds epsilon before the bias correction of the second moment, optax after it.
     """
     return dict(learning_rate=learning_rate, weight_decay=1e-4, wd_mask="all", epsilon=1e-7)
 
@@ -59,9 +59,9 @@ def keras_adamw(learning_rate: float) -> dict:
 def keras_mlp(dataset: str, learning_rate: float, model: dict, **values) -> ConfigDict:
     """The recipe of the Keras example "image classification with modern MLP models".
 
-    Resized from 32 to 64 pixels, mirrored, zoomed by up to a fifth, batches of 128, AdamW at a constant rate that is
-    halved after 5 validations without a lower loss; at most 50 epochs, ended after 10 without; the last tenth of the
-    training images for validation, whose loss chooses the weights.
+    Images are resized from 32 to 64 pixels, flipped, and zoomed by up to a fifth. Batches of 128, AdamW at a constant
+    rate that is halved after 5 validations without a lower loss; at most 50 epochs, early stopping after 10. The last
+    tenth of the training images is for validation, and the lowest validation loss selects the checkpoint.
     """
     return base(
         dataset=dict(name=dataset),
@@ -83,9 +83,9 @@ def keras_mlp(dataset: str, learning_rate: float, model: dict, **values) -> Conf
 def keras_vit(dataset: str, model: dict, **values) -> ConfigDict:
     """The recipe of the Keras example "image classification with Vision Transformer".
 
-    Resized from 32 to 72 pixels, mirrored, turned by up to 0.02 of a turn, zoomed by up to a fifth, batches of 256,
-    AdamW at a constant 1e-3, 10 epochs; the last tenth of the training images for validation, whose accuracy chooses
-    the weights.
+    Images are resized from 32 to 72 pixels, flipped, rotated by up to 0.02 of a turn, and zoomed by up to a fifth.
+    Batches of 256, AdamW at a constant 1e-3, 10 epochs. The last tenth of the training images is for validation, and
+    the highest validation accuracy selects the checkpoint.
     """
     return base(
         dataset=dict(name=dataset),
@@ -104,8 +104,9 @@ def keras_vit(dataset: str, model: dict, **values) -> ConfigDict:
 def keras_convmixer(dataset: str, model: dict, **values) -> ConfigDict:
     """The recipe of the Keras example "image classification with ConvMixer".
 
-    Pixels divided by 255, mirrored (its random crop is as large as the image), batches of 128, AdamW at a constant
-    1e-3, 10 epochs; the first 5,000 training images for validation, whose accuracy chooses the weights.
+    Pixels are divided by 255 and images flipped (its random crop is as large as the image). Batches of 128, AdamW at a
+    constant 1e-3, 10 epochs. The first 5,000 training images are for validation, and the highest validation accuracy
+    selects the checkpoint.
     """
     return base(
         dataset=dict(name=dataset, train_split="train[5000:]", val_split="train[:5000]"),
@@ -122,8 +123,8 @@ def keras_convmixer(dataset: str, model: dict, **values) -> ConfigDict:
 
 
 def on_digits(config: ConfigDict, **model) -> ConfigDict:
-    """A tutorial's recipe on scikit-learn's digits: 8 pixels, a smaller network, and nothing mirrored or turned, for a
-    mirrored digit is another one or none."""
+    """Adapt a tutorial's recipe to scikit-learn's digits: 8 pixels, a smaller network, no flips or rotations (a flipped
+    digit is another digit or none)."""
     config.update(
         dataset=dict(name="digits", train_split=None, val_split=None),
         image_size=8,
@@ -134,8 +135,10 @@ def on_digits(config: ConfigDict, **model) -> ConfigDict:
 
 
 def of_convmixer(**augment) -> dict:
-    """What the ConvMixer paper augments with, besides: RandAugment of magnitude 9, mixup, CutMix and random erasing, as
-    in timm, each operation with probability one half and a magnitude of deviation 0.5, noise in erased rectangles."""
+    """Augmentation of the ConvMixer paper: RandAugment of magnitude 9, mixup, CutMix and random erasing, as in timm.
+
+    Each RandAugment operation has probability 1/2 and a magnitude with standard deviation 0.5; erased rectangles are
+    filled with noise."""
     return dict(
         policy="randaugment",
         magnitude=9.0,
@@ -154,7 +157,7 @@ def convmixer_on_cifar(dataset: str, **values) -> ConfigDict:
     AdamW of epsilon 1e-3, learning rate 0.01 in one cycle, decay 0.01, gradients clipped at 1; crops of three quarters
     of the image or more, RandAugment of magnitude 9, mixup and CutMix 0.5, random erasing 0.25.
 
-    What `of_convmixer` leaves open is as in timm, which the authors used.
+    Other settings are those of timm, which the authors used.
     """
     return base(
         dataset=dict(name=dataset, train_split="train", val_split="none"),
@@ -191,9 +194,9 @@ def locuslab(dataset: str, **values) -> ConfigDict:
 
 
 def omihub777(dataset: str, **values) -> ConfigDict:
-    """What github.com/omihub777/MLP-Mixer-CIFAR and ViT-CIFAR share: batch 128, Adam, whose decay of 5e-5 joins the
-    gradient, learning rate 1e-3 with 5 epochs of warm-up and cosine decay, label smoothing 0.1, images padded by 4,
-    cropped and mirrored, AutoAugment."""
+    """Shared recipe of github.com/omihub777/MLP-Mixer-CIFAR and ViT-CIFAR: batch 128, Adam with L2 decay 5e-5, learning
+    rate 1e-3 with 5 epochs of warm-up and cosine decay, label smoothing 0.1, crops of images padded by 4, flips,
+    AutoAugment."""
     return base(
         dataset=dict(name=dataset, train_split="train", val_split="none"),
         image_size=32,
@@ -210,8 +213,7 @@ def omihub777(dataset: str, **values) -> ConfigDict:
 
 
 def mixer_nano(dataset: str, **values) -> ConfigDict:
-    """Mixer-nano as github.com/omihub777/MLP-Mixer-CIFAR trains it: 300 epochs, down to 1e-6, CutMix for half of the
-    batches."""
+    """Mixer-nano of github.com/omihub777/MLP-Mixer-CIFAR: 300 epochs, down to 1e-6, CutMix for half of the batches."""
     return omihub777(
         dataset,
         model=dict(
@@ -232,7 +234,7 @@ def mixer_nano(dataset: str, **values) -> ConfigDict:
 
 
 def vit_small(dataset: str, **values) -> ConfigDict:
-    """The ViT that github.com/omihub777/ViT-CIFAR trains: 200 epochs, down to 1e-5."""
+    """ViT of github.com/omihub777/ViT-CIFAR: 200 epochs, down to 1e-5."""
     return omihub777(
         dataset,
         model=dict(name="vit", patch_size=4, depth=7, hidden_dim=384, mlp_dim=384, num_heads=12, gelu="exact"),
@@ -276,10 +278,10 @@ def kentaroy47(dataset: str, **values) -> ConfigDict:
 
 
 def imagenet(augment: Mapping, **values) -> ConfigDict:
-    """ImageNet-1k at 224 pixels: crops of at least 5 % of the image's area, mirrored; validated on the middle seven
-    eighths of the shorter side's square.
+    """ImageNet-1k at 224 pixels: flips and crops of at least 5 % of the area; evaluation on the central crop (7/8 of
+    the shorter side).
 
-    The last 1% of train is for validation, and ImageNet's validation images are the test split.
+    The last 1 % of train is for validation, and ImageNet's validation images are the test split.
     """
     return base(
         dataset=dict(name="imagenet2012", train_split="train[:99%]", val_split="train[99%:]", test_split="validation"),
@@ -291,8 +293,8 @@ def imagenet(augment: Mapping, **values) -> ConfigDict:
 
 
 def tensorflow_randaugment(magnitude: float) -> dict:
-    """RandAugment with 2 operations as the authors of Mixer and ViT have it, in which posterize and solarize change an
-    image less the higher the magnitude."""
+    """RandAugment with 2 operations of the authors of Mixer and ViT, whose posterize and solarize weaken as the
+    magnitude grows."""
     return dict(
         policy="randaugment", randaugment_num_ops=2, magnitude=float(magnitude), randaugment_variant="tensorflow"
     )

@@ -1,0 +1,73 @@
+"""The command line of `python -m experiments.reproduce`, and the runs that it asks for."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from experiments.runner import dataset_arg as data_lib
+from experiments.runner import jobs as jobs_lib
+from experiments.runner.cli import add_run_options
+from experiments.runner.jobs import Job
+from experiments.runner.run_spec import RunSpec
+from experiments.tables import SIZES, TABLES
+from patchnets.cli import ArgumentParser
+from patchnets.errors import UserError
+
+DATA = ("dataset.name", "dataset.path")  # keys that --data sets
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    table: str
+    rows: tuple[RunSpec, ...]
+    workdir: pathlib.Path
+    seeds: int
+    data: str | None
+    parallel: int | None
+    listing: bool
+    report_only: bool
+    handed_on: tuple[str, ...]
+
+    def data_of(self, row: RunSpec) -> str | None:
+        """What takes the place of a row's own data set; None where that is what it is run on."""
+        return None if self.data == row.dataset else self.data
+
+
+def parse_args(arguments: Sequence[str], description: str | None = None) -> Options:
+    """Raises UserError for what is not understood."""
+    parser = ArgumentParser("python -m experiments.reproduce", description=description)
+    parser.add_argument("--table", required=True, choices=[*TABLES, SIZES], help="sizes needs no training")
+    parser.add_argument("--rows", metavar="ID,ID...", help="of the table, as --list prints them (default: all)")
+    parser.add_argument(
+        "--data",
+        type=data_lib.checked,
+        help="in place of the rows' own data sets: folder:PATH, or the name of another; no verdict then",
+    )
+    add_run_options(parser, 1, "row", "runs/TABLE")
+    given, overrides = parser.parse_with_overrides(arguments)
+    rows = {row.id: row for row in TABLES.get(given.table, ())}
+    wanted = given.rows.split(",") if given.rows else list(rows)
+    if unknown := [name for name in wanted if name not in rows]:
+        raise UserError(f"--rows: {given.table} has no row {unknown[0]!r}; known: {', '.join(rows) or 'none'}")
+    if refused := [a for a in overrides if a.removeprefix("--config.").partition("=")[0] in DATA]:
+        raise UserError(f"{refused[0]}: give --data=NAME or --data=folder:PATH, from which it follows")
+    return Options(
+        given.table,
+        tuple(rows[name] for name in dict.fromkeys(wanted)),
+        given.workdir or pathlib.Path("runs", given.table),
+        given.seeds,
+        given.data,
+        given.parallel,
+        given.list,
+        given.report,
+        overrides,
+    )
+
+
+def jobs_of(asked: Options) -> list[Job]:
+    """A run for each row and seed. Raises UserError where the configuration cannot be had so."""
+    return [
+        jobs_lib.job(row, seed, asked.workdir, asked.data_of(row), asked.handed_on)
+        for row in asked.rows
+        for seed in range(asked.seeds)
+    ]

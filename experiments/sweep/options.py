@@ -1,0 +1,81 @@
+"""The command line of `python -m experiments.sweep`, and the runs that it asks for."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from experiments.runner import jobs as jobs_lib
+from experiments.runner.cli import add_run_options
+from experiments.runner.jobs import Job
+from experiments.runner.run_spec import RunSpec
+from experiments.sweep import load_sweep
+from patchnets.cli import ArgumentParser
+from patchnets.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    sweep: str
+    rows: tuple[RunSpec, ...]
+    only: RunSpec | None
+    workdir: pathlib.Path
+    seeds: int
+    parallel: int | None
+    listing: bool
+    report_only: bool
+    handed_on: tuple[str, ...]
+
+
+def parse_args(arguments: Sequence[str], description: str | None = None) -> Options:
+    """Raises UserError for what is not understood."""
+    parser = ArgumentParser("python -m experiments.sweep", description=description)
+    parser.add_argument(
+        "--sweep",
+        required=True,
+        metavar="FILE",
+        help="Python file whose get_sweep() yields (name, {key: value}), such as experiments/sweeps/mixer_digits_lr.py",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:ARGUMENT]",
+        help="what the entries change (default: what CONFIG in the file names, or get_config() in the file)",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="ENTRY",
+        help="one entry, by name or number from 0, as in an array job; writes no report",
+    )
+    add_run_options(parser, 1, "entry", "runs/sweep-NAME")
+    given, overrides = parser.parse_with_overrides(arguments)
+    if given.only and given.report:
+        raise UserError(f"--only={given.only} and --report are both given; a report is that of all entries")
+    rows = load_sweep.rows(given.sweep, given.config, overrides)
+    return Options(
+        given.sweep,
+        rows,
+        chosen(rows, given.only) if given.only else None,
+        given.workdir or pathlib.Path("runs", f"sweep-{pathlib.Path(given.sweep).stem}"),
+        given.seeds,
+        given.parallel,
+        given.list,
+        given.report,
+        overrides,
+    )
+
+
+def chosen(rows: Sequence[RunSpec], told: str) -> RunSpec:
+    """The row of that name, or of that number. Raises UserError where there is none."""
+    numbered = {str(i): row for i, row in enumerate(rows)}
+    found = numbered | {row.id: row for row in rows}
+    if told not in found:
+        names = ", ".join(row.id for row in rows[:20])
+        raise UserError(f"--only={told} is no entry; there are 0 to {len(rows) - 1}: {names}")
+    return found[told]
+
+
+def jobs_of(asked: Options) -> list[Job]:
+    """Seed after seed, so that what is there early is there for all entries."""
+    rows = [asked.only] if asked.only else asked.rows
+    return [
+        jobs_lib.job(row, seed, asked.workdir, None, asked.handed_on) for seed in range(asked.seeds) for row in rows
+    ]

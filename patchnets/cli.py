@@ -1,0 +1,125 @@
+"""Command lines: options by argparse, errors of one line, exit statuses."""
+
+import argparse
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from patchnets.errors import RunError, UserError, first_line, report_error
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse whose errors are `UserError`s of one line.
+
+    `--name=` without a value is one of them: most often the value was an unset variable of the shell.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+        self.register("type", None, text)
+
+    def error(self, message: str) -> Any:
+        """Raises UserError."""
+        message = first_line(UserError(message.removeprefix("argument ")), limit=1000)
+        if message.startswith(("unrecognized arguments", "the following arguments are required")):
+            message += "; --help lists the options"
+        raise UserError(message)
+
+    def parse_with_overrides(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...]]:
+        """The options, and the `--config.KEY=VALUE` arguments, which are for the runs. Raises UserError."""
+        overrides = tuple(argument for argument in arguments if argument.startswith("--config."))
+        return self.parse_args([argument for argument in arguments if argument not in overrides]), overrides
+
+
+def run_cli(argv: Sequence[str], execute: Callable[[list[str]], int], program: str = "patchnets") -> int:
+    """Run `execute` with the arguments of a command line and return its exit status.
+
+    What `errors` defines, an OSError and Ctrl-C are reported in one line, "PROGRAM: message".
+    """
+    try:
+        return execute(list(argv[1:]))
+    except SystemExit as done:  # --help
+        return int(done.code or 0)
+    except (UserError, RunError, OSError) as error:
+        return report_error(error, program)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+
+
+# The types of options. Each raises argparse.ArgumentTypeError, which the parser reports with the option's name.
+
+
+def text(value: str) -> str:
+    """Printable characters, one at least."""
+    if not value or not value.isprintable():
+        raise argparse.ArgumentTypeError(f"expected printable characters, got {value[:120]!r}")
+    return value
+
+
+def positive_int(value: str, limit: int = 10**15) -> int:
+    """A whole number from 1 to `limit`; commas may separate thousands."""
+    number = int(value.replace(",", "")) if re.fullmatch(r"\d[\d,]{0,19}", value, re.ASCII) else 0
+    if not 0 < number <= limit:
+        most = "" if limit == 10**15 else f", and at most {limit:,}"
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0{most}, got {value[:40]!r}")
+    return number
+
+
+def count(value: str) -> int:
+    """A whole number from 1 to 9,999."""
+    return positive_int(value, 9_999)
+
+
+def positive_float(value: str) -> float:
+    """A finite number above 0; commas may separate thousands."""
+    try:
+        number = float(value.replace(",", ""))
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {value[:40]!r}")
+    return number
+
+
+def path(value: str) -> pathlib.Path:
+    """A path, its ~ expanded."""
+    try:
+        return pathlib.Path(text(value)).expanduser()
+    except RuntimeError as error:  # there is no such user
+        raise argparse.ArgumentTypeError(f"{value}: {error}") from error
+
+
+def out_folder(value: str) -> pathlib.Path:
+    """A folder that exists or can be made."""
+    folder = path(value)
+    if folder.exists() and not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"{value} is a file; name a folder")
+    return folder
+
+
+def file_of_type(suffix: str) -> Callable[[str], pathlib.Path]:
+    """The type of a file's path that ends with `suffix`, such as ".png"."""
+
+    def parse(value: str) -> pathlib.Path:
+        if not value.endswith(suffix):
+            raise argparse.ArgumentTypeError(f"expected the name of a {suffix} file, got {value[:120]!r}")
+        return path(value)
+
+    return parse
+
+
+def words(known: Collection[str], noun: str) -> Callable[[str], tuple[str, ...]]:
+    """The type of a list with commas whose items are all among `known`; repeated ones count once."""
+
+    def parse(value: str) -> tuple[str, ...]:
+        items = tuple(dict.fromkeys(value.split(",")))
+        if unknown := [item for item in items if item not in known]:
+            raise argparse.ArgumentTypeError(f"there is no {noun} {unknown[0][:120]!r}; known: {', '.join(known)}")
+        return items
+
+    return parse
