@@ -567,5 +567,5 @@ def test_signals_to_all_processes_leave_the_workers_at_work(make, photos):
 
 def test_a_program_that_forgets_to_close_ends_in_good_order(photos):
     command = [sys.executable, "-c", PROGRAM.replace("loader.close()", ""), str(photos), "0", "1", "0", "1"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stderr) == (0, "")

@@ -1,6 +1,6 @@
 """Any image classification data set of TensorFlow Datasets, by its TFDS name.
 
-Prepared once as array_record files, which needs TensorFlow; from then on read by position, which does not.
+Prepared once as array_record files, which needs TensorFlow; from then on read by position through TFDS, which does not.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from patchnets.data import decode
 from patchnets.data.sources.base import Example
@@ -24,64 +24,51 @@ from patchnets.errors import RunError, UserError, first_line
 CONNECT_SECONDS = 10.0
 
 
-class Shard(NamedTuple):
-    """The part of a file that belongs to a split, in the form in which array_record asks for it."""
-
-    filename: str
-    skip: int
-    take: int
-    examples_in_shard: int
-
-
 class TfdsRecords:
     """One split of a prepared data set; images are kept encoded until they are asked for.
 
-    Reading takes array_record and protobuf, and neither TFDS nor TensorFlow, so that workers start quickly.
+    Reading takes TFDS and array_record, and no TensorFlow, so that workers start quickly.
     """
 
     def __init__(self, builder: Any, split: str, channels: int):
         info = builder.info.splits[split]
-        self.shards = [
-            Shard(str(file.filename), file.skip, file.take, file.examples_in_shard) for file in info.file_instructions
-        ]
+        self.data_dir, self.split = str(builder.data_dir), split
+        self.shard_lengths = [file.take for file in info.file_instructions]
         self.image_key, self.label_key = builder.info.supervised_keys
         self.name, self.channels = f"{builder.info.full_name} {split}", channels
         self.shape = builder.info.features[self.image_key].shape
 
     def __len__(self) -> int:
-        return sum(shard.take for shard in self.shards)
+        return sum(self.shard_lengths)
 
     def fingerprint(self) -> int:
-        return zlib.crc32(f"{self.name} {[shard.take for shard in self.shards]}".encode())
+        return zlib.crc32(f"{self.name} {self.shard_lengths}".encode())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_files"}  # open files stay here
+        return {name: value for name, value in self.__dict__.items() if name != "_rows"}  # open files stay here
 
     @functools.cached_property
-    def _files(self) -> Any:
-        from array_record.python import array_record_data_source
+    def _rows(self) -> Any:
+        """The split by position: dictionaries in which the image is encoded still."""
+        import tensorflow_datasets as tfds
 
-        allow_open_files(len(self.shards))
-        return array_record_data_source.ArrayRecordDataSource(self.shards)
+        allow_open_files(len(self.shard_lengths))
+        builder = tfds.builder_from_directory(self.data_dir)
+        decoders = {self.image_key: tfds.decode.SkipDecoding()}
+        return builder.as_data_source(self.split, decoders=decoders, file_format="array_record")
 
     def _read(self, positions: Sequence[int]) -> list[tuple[bytes, int]]:
+        from google.protobuf import message
+
         try:
-            if len(positions) == 1:
-                return [self._parse(self._files[positions[0]])]
-            return [self._parse(record) for record in self._files.__getitems__(positions)]
-        except (OSError, ValueError, IndexError, KeyError, RuntimeError, _message().DecodeError) as error:
+            rows = [self._rows[positions[0]]] if len(positions) == 1 else self._rows.__getitems__(positions)
+            return [(row[self.image_key], int(row[self.label_key])) for row in rows]
+        except (OSError, ValueError, IndexError, KeyError, RuntimeError, message.DecodeError) as error:
             first, last = positions[0], positions[-1]
             span = self.name_of(first) if first == last else f"records {first} to {last} of {self.name}"
             raise RunError(
                 f"{span} cannot be read ({first_line(error)}); delete the prepared data set and prepare it anew"
             ) from error
-
-    def _parse(self, record: bytes) -> tuple[bytes, int]:
-        features = _example_class().FromString(record).features.feature
-        for key in (self.image_key, self.label_key):
-            if key not in features:
-                raise KeyError(f"it holds no {key}")
-        return features[self.image_key].bytes_list.value[0], features[self.label_key].int64_list.value[0]
 
     def examples(self, positions: Sequence[int], size: int | None = None) -> list[Example]:
         if not positions:
@@ -111,48 +98,6 @@ def allow_open_files(count: int) -> None:
     if soft != resource.RLIM_INFINITY and soft < wanted:
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
-
-
-def _message() -> Any:
-    from google.protobuf import message
-
-    return message
-
-
-# tf.train.Example as far as images and labels need it, after TensorFlow's core/example/example.proto and feature.proto.
-EXAMPLE = """
-name: "example.proto" package: "patchnets" syntax: "proto3"
-message_type { name: "Bytes" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_BYTES } }
-message_type { name: "Whole" field { name: "value" number: 1 label: LABEL_REPEATED type: TYPE_INT64 } }
-message_type {
-  name: "Feature"
-  field { name: "bytes_list" number: 1 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".patchnets.Bytes" }
-  field { name: "int64_list" number: 3 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".patchnets.Whole" }
-}
-message_type {
-  name: "Features"
-  field { name: "feature" number: 1 label: LABEL_REPEATED type: TYPE_MESSAGE type_name: ".patchnets.Features.Entry" }
-  nested_type {
-    name: "Entry" options { map_entry: true }
-    field { name: "key" number: 1 label: LABEL_OPTIONAL type: TYPE_STRING }
-    field { name: "value" number: 2 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".patchnets.Feature" }
-  }
-}
-message_type {
-  name: "Example"
-  field { name: "features" number: 1 label: LABEL_OPTIONAL type: TYPE_MESSAGE type_name: ".patchnets.Features" }
-}
-"""
-
-
-@functools.cache
-def _example_class() -> Any:
-    """The class that parses EXAMPLE, in a pool of its own, which no other definition of it can clash with."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
-
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(text_format.Parse(EXAMPLE, descriptor_pb2.FileDescriptorProto()))
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("patchnets.Example"))
 
 
 class TfdsSource:
