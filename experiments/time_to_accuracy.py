@@ -99,12 +99,12 @@ def data_options(path: str) -> list[str]:
 
     Raises UserError where it is no folder.
     """
-    place = pathlib.Path(path).expanduser()
-    if not place.is_dir():
+    directory = pathlib.Path(path).expanduser()
+    if not directory.is_dir():
         raise UserError(f"--data={path}: there is no such folder; give one of train/CLASS/*.png, or a TFDS data_dir")
-    if (place / "train").is_dir():
-        return ["--config.dataset.name=folder", f"--config.dataset.path={place.resolve()}"]
-    return [f"--config.dataset.data_dir={place.resolve()}"]
+    if (directory / "train").is_dir():
+        return ["--config.dataset.name=folder", f"--config.dataset.path={directory.resolve()}"]
+    return [f"--config.dataset.data_dir={directory.resolve()}"]
 
 
 def limits_type(value: str) -> tuple[float, ...]:
@@ -163,19 +163,19 @@ def parse_args(arguments: Sequence[str]) -> Options:
         metavar="DIR",
         help="a folder for sprint.jsonl and sprint.md; nothing is kept without",
     )
-    given, overrides = parser.parse_with_overrides(arguments)
+    values, overrides = parser.parse_with_overrides(arguments)
     if lengths := [a for a in overrides if a.removeprefix("--config.").partition("=")[0] in LENGTH]:
         raise UserError(f"{lengths[0]}: the length of a run follows from --seconds; leave it out")
     return Options(
-        given.config, given.seconds, (*given.data, *overrides), given.compile == "before", given.pilot, given.out
+        values.config, values.seconds, (*values.data, *overrides), values.compile == "before", values.pilot, values.out
     )
 
 
 class Runs:
     """Starts the runs of one sprint, each in its own process."""
 
-    def __init__(self, asked: Options, place: pathlib.Path, batch_size: int):
-        self.asked, self.place, self.batch_size = asked, place, batch_size
+    def __init__(self, options: Options, directory: pathlib.Path, batch_size: int):
+        self.options, self.directory, self.batch_size = options, directory, batch_size
         self._count = 0
 
     def environment(self, cache: str) -> dict[str, str]:
@@ -183,7 +183,7 @@ class Runs:
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         return dict(os.environ) | {
             "PYTHONPATH": os.pathsep.join(paths),
-            "JAX_COMPILATION_CACHE_DIR": str(self.place / cache),
+            "JAX_COMPILATION_CACHE_DIR": str(self.directory / cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         }
 
@@ -202,9 +202,9 @@ class Runs:
           RunError: it failed, or took longer than `patience` seconds.
         """
         self._count += 1
-        workdir, log = self.place / f"run-{self._count}", self.place / f"run-{self._count}.log"
+        workdir, log = self.directory / f"run-{self._count}", self.directory / f"run-{self._count}.log"
         keys = LEAN | FLAT if pilot else LEAN
-        command = [*PROGRAM, *self.asked.command(steps, epochs, workdir, keys)]
+        command = [*PROGRAM, *self.options.command(steps, epochs, workdir, keys)]
         with log.open("wb") as sink:
             began = time.monotonic()
             process = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT, env=self.environment(cache))
@@ -226,14 +226,14 @@ class Runs:
             return seconds, {}
         if status:
             lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            told = [line for line in lines if line.startswith("patchnets: ")] or lines or ["nothing was said"]
+            errors = [line for line in lines if line.startswith("patchnets: ")] or lines or ["nothing was said"]
             kind = UserError if status == UserError.status else RunError
-            raise kind(f"a run of {steps:,} steps ended with status {status}: {told[-1].strip()[:300]}")
+            raise kind(f"a run of {steps:,} steps ended with status {status}: {errors[-1].strip()[:300]}")
         return seconds, json.loads((workdir / "summary.json").read_text())
 
 
 def described(
-    asked: Options, limit: float, seconds: float, epochs: int, cold: Speed, summary: Mapping[str, Any]
+    options: Options, limit: float, seconds: float, epochs: int, cold: Speed, summary: Mapping[str, Any]
 ) -> Row:
     """The figures of a limited run, without folders of this machine."""
     named = "test_accuracy", "test_top5_accuracy", "test_loss", "steps", "epochs", "images_per_second"
@@ -244,64 +244,68 @@ def described(
         **{name: summary.get(name) for name in named},
         "first_step_seconds": summary["first_step_seconds"],
         "cold_first_step_seconds": cold.first_step,
-        "compiled": "before" if asked.compiled_before else "within",
-        "config": asked.named(epochs),
-        "changed": [each for each in asked.handed_on if not each.startswith("--config.dataset.")],
+        "compiled": "before" if options.compiled_before else "within",
+        "config": options.named(epochs),
+        "changed": [each for each in options.handed_on if not each.startswith("--config.dataset.")],
         "device": summary["device"],
         "versions": summary["versions"],
     }
 
 
-def sprint(asked: Options, runs: Runs, say: Callable[[str], None]) -> list[Row]:
+def sprint(options: Options, runs: Runs, say: Callable[[str], None]) -> list[Row]:
     """All that is asked for, written into the folder for results after every limit.
 
     Raises:
       UserError: the configuration cannot be carried out.
       RunError: a pilot failed.
     """
-    patience = 2 * max(asked.limits) + 600
+    patience = 2 * max(options.limits) + 600
     longest = 1000  # epochs, for whose recipe a step costs most
-    seconds, summary = runs.run(asked.pilot, longest, "compiled", patience, pilot=True)
+    seconds, summary = runs.run(options.pilot, longest, "compiled", patience, pilot=True)
     cold = pace = Speed.of(seconds, summary, runs.batch_size)
-    say(f"nothing compiled: first step after {cold.first_step:.1f} s, {asked.pilot} steps and test in {seconds:.1f} s")
-    if asked.compiled_before:
-        seconds, summary = runs.run(asked.pilot, longest, "compiled", patience, pilot=True)
+    say(
+        f"nothing compiled: first step after {cold.first_step:.1f} s, {options.pilot} steps and test in {seconds:.1f} s"
+    )
+    if options.compiled_before:
+        seconds, summary = runs.run(options.pilot, longest, "compiled", patience, pilot=True)
         pace = Speed.of(seconds, summary, runs.batch_size)
-        say(f"compiled before: first step after {pace.first_step:.1f} s, {asked.pilot} steps and test {seconds:.1f} s")
+        say(
+            f"compiled before: first step after {pace.first_step:.1f} s, {options.pilot} steps and test {seconds:.1f} s"
+        )
     rows: list[Row] = []
-    for limit in asked.limits:
+    for limit in options.limits:
         try:
             steps = pace.steps_within(limit)
             say(f"{limit:g} s: {steps:,} steps of {1000 * pace.step:.2f} ms, and {pace.overhead:.1f} s for the rest")
             if not steps:
                 raise RunError(f"start and test take {pace.overhead:.1f} s, which leaves no time for a step")
             epochs = max(1, int(steps / pace.per_epoch))
-            cache = "compiled" if asked.compiled_before else f"compiled-{limit}"
-            if asked.compiled_before:
+            cache = "compiled" if options.compiled_before else f"compiled-{limit}"
+            if options.compiled_before:
                 runs.run(steps, epochs, cache, patience, end_early=True)
             seconds, summary = runs.run(steps, epochs, cache, patience)
             pace = Speed.of(seconds, summary, runs.batch_size)
-            rows.append(described(asked, limit, seconds, epochs, cold, summary))
+            rows.append(described(options, limit, seconds, epochs, cold, summary))
         except RunError as error:
             say(f"{limit:g} s: {error}")
             rows.append({"limit": limit, "failure": str(error)})
-        if asked.out:
-            write(rows, asked.out)
+        if options.out:
+            write(rows, options.out)
     return rows
 
 
 def execute(arguments: list[str]) -> int:
     """Pilots, the runs of all limits and the table; returns the exit status."""
-    asked = parse_args(arguments)
-    config, _ = flags.parse_flags(["sprint", *asked.command(asked.pilot, 1000, pathlib.Path("."))])
+    options = parse_args(arguments)
+    config, _ = flags.parse_flags(["sprint", *options.command(options.pilot, 1000, pathlib.Path("."))])
     try:
-        with tempfile.TemporaryDirectory() as place:
-            runs = Runs(asked, pathlib.Path(place), config.batch_size)
-            rows = sprint(asked, runs, lambda text: print(text, flush=True))
+        with tempfile.TemporaryDirectory() as directory:
+            runs = Runs(options, pathlib.Path(directory), config.batch_size)
+            rows = sprint(options, runs, lambda text: print(text, flush=True))
     except KeyboardInterrupt:
         print("patchnets: interrupted; limits that were finished are written", file=sys.stderr)
         return 130
-    print(f"\n{markdown(rows)}" + (f"\nwritten to {asked.out}/: sprint.jsonl, sprint.md" if asked.out else ""))
+    print(f"\n{markdown(rows)}" + (f"\nwritten to {options.out}/: sprint.jsonl, sprint.md" if options.out else ""))
     return int(any("failure" in row or row["over"] for row in rows))
 
 

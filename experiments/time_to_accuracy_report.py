@@ -29,10 +29,10 @@ def markdown(rows: Sequence[Row]) -> str:
         cells = (f"{row['limit']:g}", taken, f"{row['epochs']:.1f}", f"{row['images_per_second']:,.0f}", f"{first:.1f}")
         lines.append("|" + "|".join((*cells, f"{cold - first:+.1f}", test)) + "|")
     if done:
-        found = ", ".join(f"{name} {value}" for name, value in {**machine.described(), **done[0]["versions"]}.items())
+        facts = ", ".join(f"{name} {value}" for name, value in {**machine.described(), **done[0]["versions"]}.items())
         names = ", ".join(f"`{name}`" for name in dict.fromkeys(row["config"] for row in done))
         changed = "".join(f" `{each}`" for each in done[0]["changed"])
-        lines += ["", f"{names}{changed}, on {done[0]['device']}; {found}.", "", REMARK]
+        lines += ["", f"{names}{changed}, on {done[0]['device']}; {facts}.", "", REMARK]
     return "\n".join(lines) + "\n"
 
 

@@ -25,10 +25,10 @@ class Preempted(Exception):
 
 def report_error(error: BaseException, program: str = "patchnets") -> int:
     """Says in one line what ended a program, one of the above or an OSError, and returns the exit status."""
-    said = str(error)
+    text = str(error)
     if isinstance(error, OSError):
-        said = (f"{error.filename}: " if error.filename else "") + (error.strerror or said)
-    print(f"{program}: {said}", file=sys.stderr)
+        text = (f"{error.filename}: " if error.filename else "") + (error.strerror or text)
+    print(f"{program}: {text}", file=sys.stderr)
     return getattr(error, "status", 1)
 
 

@@ -68,10 +68,10 @@ def _draw(argv: list[str]) -> None:
     from patchnets.config.flags import parse_flags
 
     config, workdir = parse_flags(argv)
-    place = pathlib.Path(workdir).expanduser()
-    if config.plots and not _drawn(place):
+    directory = pathlib.Path(workdir).expanduser()
+    if config.plots and not _drawn(directory):
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os.execv(sys.executable, [sys.executable, "-c", DRAW, str(place)])
+        os.execv(sys.executable, [sys.executable, "-c", DRAW, str(directory)])
 
 
 DRAW = """
@@ -85,10 +85,10 @@ except Exception:
 """
 
 
-def _drawn(place: pathlib.Path) -> bool:
+def _drawn(directory: pathlib.Path) -> bool:
     """Whether pictures were drawn after the summary was written: earlier ones are of a run under way."""
-    ended = (place / "summary.json").stat().st_mtime_ns
-    return any(picture.stat().st_mtime_ns >= ended for picture in (place / "plots").glob("*.png"))
+    ended = (directory / "summary.json").stat().st_mtime_ns
+    return any(picture.stat().st_mtime_ns >= ended for picture in (directory / "plots").glob("*.png"))
 
 
 def _train(
@@ -124,8 +124,8 @@ def _train(
             return report_error(error, name)
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        said = f"out of memory ({first_line(error, 160)}); lower config.batch_size, or choose a smaller model"
-        print(f"{name}: {said}", file=sys.stderr)
+        text = f"out of memory ({first_line(error, 160)}); lower config.batch_size, or choose a smaller model"
+        print(f"{name}: {text}", file=sys.stderr)
         return 1
     return 0
 

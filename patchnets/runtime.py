@@ -35,16 +35,16 @@ def tunables() -> str | None:
     """
     if os.environ.get("PATCHNETS_HUGE_PAGES") == "0":
         return None
-    given = os.environ.get("GLIBC_TUNABLES", "")
+    preset = os.environ.get("GLIBC_TUNABLES", "")
     try:
         library, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").split()
         able = library == "glibc" and tuple(map(int, version.split("."))) >= (2, 35)
         asked_by_programs = "[madvise]" in HUGE_PAGES.read_text()
     except (AttributeError, OSError, ValueError):  # not Linux, or another C library
         return None
-    if TUNABLE in given or not (able and asked_by_programs):
+    if TUNABLE in preset or not (able and asked_by_programs):
         return None
-    return ":".join(filter(None, [given, f"{TUNABLE}=1"]))
+    return ":".join(filter(None, [preset, f"{TUNABLE}=1"]))
 
 
 def reexec_with_huge_pages() -> None:
@@ -63,9 +63,9 @@ def reexec_with_huge_pages() -> None:
 
 def cache_root(configured: str | None = None) -> pathlib.Path:
     """Where patchnets keeps what it can make again: the configured place, PATCHNETS_CACHE, or ~/.cache/patchnets."""
-    place = configured or os.environ.get("PATCHNETS_CACHE")
-    if place:
-        return pathlib.Path(place).expanduser()
+    root = configured or os.environ.get("PATCHNETS_CACHE")
+    if root:
+        return pathlib.Path(root).expanduser()
     return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "patchnets"
 
 

@@ -55,24 +55,24 @@ def train(
     began = time.monotonic() if began is None else began
     flat = config_lib.flatten(config)
     check_same_config(flat)
-    place = Workdir(workdir, flat, writes=multihost.is_first_process())
+    run_dir = Workdir(workdir, flat, writes=multihost.is_first_process())
     with multihost.errors_on_all():
-        summary = place.load_summary()
+        summary = run_dir.load_summary()
     if multihost.broadcast_from_first(summary is not None):
-        return _already(Published(**config.published.to_dict()), summary, place) if summary else {}
+        return _already(Published(**config.published.to_dict()), summary, run_dir) if summary else {}
     with multihost.errors_on_all():
         experiment = build_experiment(config)
-    place.check_shared()
+    run_dir.check_shared()
     with multihost.errors_on_all():
-        place.acquire(experiment.data.fingerprint)
+        run_dir.acquire(experiment.data.fingerprint)
     checkpoints = Checkpoints(
-        place.checkpoints, max_to_keep=config.checkpoint.max_to_keep, best_metric=config.checkpoint.best_metric
+        run_dir.checkpoints, max_to_keep=config.checkpoint.max_to_keep, best_metric=config.checkpoint.best_metric
     )
-    board = TensorBoard(place.path, config.tensorboard and multihost.is_first_process())
+    board = TensorBoard(run_dir.path, config.tensorboard and multihost.is_first_process())
     lost = False
     try:
         with contextlib.nullcontext(preemption) if preemption else PreemptionHandler() as handler:
-            return Run(experiment, place, checkpoints, board, handler, began).complete()
+            return Run(experiment, run_dir, checkpoints, board, handler, began).complete()
     except Exception as error:
         lost = distributed.lost_peer(error)
         raise
@@ -81,7 +81,7 @@ def train(
         board.close()
         if not lost:  # it would wait for the process that is gone
             checkpoints.close()
-        place.release()
+        run_dir.release()
 
 
 def check_same_config(flat: Mapping[str, Any]) -> None:
@@ -94,11 +94,11 @@ def check_same_config(flat: Mapping[str, Any]) -> None:
         )
 
 
-def _already(figures: Published, summary: dict[str, Any], place: Workdir) -> dict[str, Any]:
+def _already(figures: Published, summary: dict[str, Any], run_dir: Workdir) -> dict[str, Any]:
     """Tells what came out of a finished run."""
-    print(f"{place.path} holds a finished run of this configuration; nothing to do")
+    print(f"{run_dir.path} holds a finished run of this configuration; nothing to do")
     summary = summary | published.compare(figures, summary)  # which may have changed since
-    console.print_summary(summary, place.path)
+    console.print_summary(summary, run_dir.path)
     return summary
 
 
@@ -140,13 +140,13 @@ class Run:
     def __init__(
         self,
         experiment: Experiment,
-        place: Workdir,
+        workdir: Workdir,
         checkpoints: Checkpoints,
         board: TensorBoard,
         preemption: PreemptionHandler,
         began: float,
     ):
-        self.experiment, self.place, self.checkpoints, self.tensorboard = experiment, place, checkpoints, board
+        self.experiment, self.workdir, self.checkpoints, self.tensorboard = experiment, workdir, checkpoints, board
         self.preemption, self.began = preemption, began
         self.first_step_seconds: float | None = None
         self.state = experiment.init_state()
@@ -163,7 +163,7 @@ class Run:
         self.plateau = dataclasses.replace(experiment.plateau)
         self.plateau.load_state_dict(self.restored.plateau)
         self.timer = StepTimer(experiment.config.steps_per_call, self.restored.images, self.restored.seconds)
-        place.rewind_metrics(self.resumed_at)
+        workdir.rewind_metrics(self.resumed_at)
 
     def complete(self) -> dict[str, Any]:
         """Trains to the end, tests the best checkpoint, and writes the summary."""
@@ -172,23 +172,23 @@ class Run:
         summary = self.test()
         summary |= published.compare(self.experiment.published, summary) | self.environment(params)
         self.tensorboard.close()  # which imports, in its thread, what drawing imports too
-        self.place.write_json("summary.json", summary)
+        self.workdir.write_json("summary.json", summary)
         if self.experiment.config.plots and jax.process_count() == 1:  # several draw once they have ended (main)
             self.draw()
-        console.print_summary(summary, self.place.path)
+        console.print_summary(summary, self.workdir.path)
         return summary
 
     def print_header(self) -> int:
         """Shows the first screen; returns the number of parameters."""
         experiment, params = self.experiment, self.state.params
         if not self.resumed_at:
-            told = params if jax.process_count() == 1 else self.abstract_state.params  # no process has them all
-            overview = parameter_overview.get_parameter_overview(told, include_stats=jax.process_count() == 1)
-            self.place.write_text("parameters.txt", overview + "\n")
+            shown = params if jax.process_count() == 1 else self.abstract_state.params  # no process has them all
+            overview = parameter_overview.get_parameter_overview(shown, include_stats=jax.process_count() == 1)
+            self.workdir.write_text("parameters.txt", overview + "\n")
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         console.print_header(
             experiment,
-            self.place.path,
+            self.workdir.path,
             count,
             parameter_overview.get_parameter_overview(
                 self.abstract_state.params, include_stats=False, max_lines=OVERVIEW_LINES
@@ -262,7 +262,7 @@ class Run:
             row |= {"grad_norm": shortest_float(measured["grad_norm"]), "param_norm": shortest_float(param_norm)}
             if rate := self.timer.rate_since_last():
                 row["images_per_second"] = round(rate, 1)
-            self.place.append_metrics(row)
+            self.workdir.append_metrics(row)
             self.tensorboard.write(step, {k: v for k, v in row.items() if k not in ("step", "epoch")})
             bar.metrics(row)
             self.state = self.state.replace(metrics=sharding.init_replicated(TrainMetrics.empty, experiment.mesh))
@@ -336,16 +336,16 @@ class Run:
     def test(self) -> dict[str, Any]:
         """The figures of the best checkpoint: its validation metrics, and the test split's, looked at only now."""
         best, self.state, val_metrics = self.checkpoints.restore_best(self.abstract_state)
-        found: dict[str, Any] = {"best_step": best}
-        found |= {f"val_{name}": value for name, value in val_metrics.items()}
+        figures: dict[str, Any] = {"best_step": best}
+        figures |= {f"val_{name}": value for name, value in val_metrics.items()}
         if evaluate := self.evaluator(self.experiment.data.test, may_stop=True):
             test_metrics = {f"test_{k}": v for k, v in evaluate().items()}
             if not np.isfinite(test_metrics["test_loss"]):
                 raise self.not_finite(f"with the checkpoint of step {best:,} the test loss")
-            self.place.append_metrics({"step": self.step, "best_step": best} | test_metrics)
+            self.workdir.append_metrics({"step": self.step, "best_step": best} | test_metrics)
             self.tensorboard.write(self.step, test_metrics)
-            found |= test_metrics
-        return found
+            figures |= test_metrics
+        return figures
 
     def environment(self, params: int) -> dict[str, Any]:
         """The rest of the summary: how long, how fast, on what."""
@@ -391,7 +391,7 @@ class Run:
             from patchnets.plots import run
 
             run.draw(
-                self.experiment, self.state, self.place.path, say, lambda: self.preemption.signal_number is not None
+                self.experiment, self.state, self.workdir.path, say, lambda: self.preemption.signal_number is not None
             )
         except Exception as error:
             say(f"the pictures could not be drawn: {first_line(error)}")

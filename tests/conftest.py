@@ -24,11 +24,11 @@ from patchnets.parallel import mesh
 @pytest.fixture(scope="session", autouse=True)
 def private_cache(tmp_path_factory):
     """No test reads or writes the user's own cache."""
-    place = tmp_path_factory.mktemp("cache")
-    os.environ["PATCHNETS_CACHE"] = str(place)
-    jax.config.update("jax_compilation_cache_dir", str(place / "compiled"))
+    path = tmp_path_factory.mktemp("cache")
+    os.environ["PATCHNETS_CACHE"] = str(path)
+    jax.config.update("jax_compilation_cache_dir", str(path / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    return place
+    return path
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -95,9 +95,9 @@ def test_imagenet_recipe_is_that_of_the_mixer_paper():
     """arXiv 2105.01601, section 3 and appendix B: Mixer-B/16 trained on ImageNet-1k from scratch."""
     config = load("mixer_imagenet").get_config()
     assert (config.total_epochs, config.total_steps, config.batch_size) == (300, None, 4096)
-    given = config.optimizer
-    assert (given.name, given.beta1, given.beta2, given.learning_rate) == ("adamw", 0.9, 0.999, 1e-3)
-    assert (given.weight_decay, given.wd_mask, given.grad_clip_norm) == (0.1, "kernels", 1.0)
+    settings = config.optimizer
+    assert (settings.name, settings.beta1, settings.beta2, settings.learning_rate) == ("adamw", 0.9, 0.999, 1e-3)
+    assert (settings.weight_decay, settings.wd_mask, settings.grad_clip_norm) == (0.1, "kernels", 1.0)
     schedule = config.schedule
     assert (schedule.name, schedule.warmup_steps, schedule.warmup_epochs) == ("linear", 10_000, None)
     assert schedule.end_factor == 0.0
@@ -111,8 +111,8 @@ def test_imagenet_recipe_is_that_of_the_mixer_paper():
 
 def has(config, **expected) -> bool:
     flat = config_lib.flatten(config)
-    found = {key: flat.get(key.replace("__", ".")) for key in expected}
-    assert found == expected
+    actual = {key: flat.get(key.replace("__", ".")) for key in expected}
+    assert actual == expected
     return True
 
 

@@ -22,8 +22,8 @@ CONFIG = f"--config={ROOT / 'tests' / 'kill_config.py'}"
 SMALL = (  # a run of seconds: 60 steps, saved every 10, on one device
     CONFIG,
     *(
-        f"--config.{told}"
-        for told in ("total_steps=60", "eval_every_steps=20", "checkpoint.save_interval_steps=10", "mesh.data=1")
+        f"--config.{options}"
+        for options in ("total_steps=60", "eval_every_steps=20", "checkpoint.save_interval_steps=10", "mesh.data=1")
         + ("model.patch_size=4", "model.hidden_dim=16", "model.tokens_mlp_dim=8", "model.channels_mlp_dim=32")
     ),
 )
@@ -50,7 +50,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
 
 
 def checkpoints(workdir: pathlib.Path) -> set[str]:
-    return {place.name for place in (workdir / "checkpoints").glob("[0-9]*") if place.name.isdigit()}
+    return {path.name for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit()}
 
 
 def final_arrays(workdir: pathlib.Path, step: int = 240) -> dict[str, np.ndarray]:
@@ -83,10 +83,10 @@ def test_killed_once_and_continued_it_ends_with_the_bits_of_a_run_by_the_process
     process = program(dict(os.environ), *SMALL, f"--workdir={workdir}")
     output, _ = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0 and "going on from the checkpoint of step " in output, output
-    expected, found = final_arrays(straight, 60), final_arrays(workdir, 60)
-    assert expected.keys() == found.keys() and len(expected) > 30
+    expected, actual = final_arrays(straight, 60), final_arrays(workdir, 60)
+    assert expected.keys() == actual.keys() and len(expected) > 30
     for name in expected:
-        np.testing.assert_array_equal(expected[name], found[name], err_msg=name)
+        np.testing.assert_array_equal(expected[name], actual[name], err_msg=name)
     assert figures(workdir) == figures(straight)
 
 
@@ -137,12 +137,12 @@ def test_killed_and_continued_again_and_again_it_ends_with_the_same_bits(uninter
     process = start(workdir)  # left alone
     output, _ = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, output
-    expected, found = final_arrays(uninterrupted), final_arrays(workdir)
-    assert expected.keys() == found.keys() and len(expected) > 50
+    expected, actual = final_arrays(uninterrupted), final_arrays(workdir)
+    assert expected.keys() == actual.keys() and len(expected) > 50
     for name in expected:
-        np.testing.assert_array_equal(expected[name], found[name], err_msg=name)
+        np.testing.assert_array_equal(expected[name], actual[name], err_msg=name)
     assert figures(workdir) == figures(uninterrupted)
-    summaries = [json.loads((place / "summary.json").read_text()) for place in (workdir, uninterrupted)]
+    summaries = [json.loads((path / "summary.json").read_text()) for path in (workdir, uninterrupted)]
     for name in ("test_accuracy", "test_loss", "best_step", "val_accuracy", "config_hash"):
         assert summaries[0][name] == summaries[1][name]
 

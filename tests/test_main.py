@@ -92,29 +92,29 @@ def one_line(capsys, monkeypatch, tmp_path):
     ],
 )
 def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(one_line, arguments, words):
-    said = one_line(*arguments)
-    assert all(word in said for word in words), said
+    message = one_line(*arguments)
+    assert all(word in message for word in words), message
 
 
 def test_errors_in_a_config_file_are_told_with_their_kind(one_line, tmp_path_factory):
-    place = tmp_path_factory.mktemp("configs")
-    (place / "unknown.py").write_text(
+    path = tmp_path_factory.mktemp("configs")
+    (path / "unknown.py").write_text(
         "from patchnets.config import common\ndef get_config():\n    return common.base(bacth_size=3)\n"
     )
-    (place / "wrong.py").write_text(
+    (path / "wrong.py").write_text(
         "from patchnets.config import common\ndef get_config():\n    return common.base(batch_size='3')\n"
     )
-    (place / "syntax.py").write_text("def get_config(:\n")
-    (place / "missing.py").write_text("import no_such_module\n")
-    (place / "empty.py").write_text("x = 1\n")
+    (path / "syntax.py").write_text("def get_config(:\n")
+    (path / "missing.py").write_text("import no_such_module\n")
+    (path / "empty.py").write_text("x = 1\n")
     assert "unknown key config.bacth_size; did you mean config.batch_size?" in one_line(
-        f"--config={place / 'unknown.py'}"
+        f"--config={path / 'unknown.py'}"
     )
-    assert "wrong.py cannot be loaded: TypeError" in (said := one_line(f"--config={place / 'wrong.py'}"))
-    assert "batch_size" in said
-    assert "SyntaxError" in one_line(f"--config={place / 'syntax.py'}")
-    assert "no_such_module" in one_line(f"--config={place / 'missing.py'}")
-    assert "get_config" in one_line(f"--config={place / 'empty.py'}")
+    assert "wrong.py cannot be loaded: TypeError" in (message := one_line(f"--config={path / 'wrong.py'}"))
+    assert "batch_size" in message
+    assert "SyntaxError" in one_line(f"--config={path / 'syntax.py'}")
+    assert "no_such_module" in one_line(f"--config={path / 'missing.py'}")
+    assert "get_config" in one_line(f"--config={path / 'empty.py'}")
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def parsed(monkeypatch):
 
     def run(*arguments: str):
         caught = []
-        monkeypatch.setattr(train, "train", lambda *given, **_: caught.append(given))
+        monkeypatch.setattr(train, "train", lambda *settings, **_: caught.append(settings))
         assert main.main(["patchnets.main", *arguments]) == 0
         return caught[0]
 
@@ -197,8 +197,8 @@ def test_a_mistake_costs_one_line_and_status_2_in_a_real_process(tmp_path):
 
 def test_a_work_directory_that_cannot_be_made_is_told_in_one_line(capsys, tmp_path):
     (tmp_path / "file").write_text("")
-    for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        assert main.main(["patchnets.main", DIGITS, "--config.mesh.data=1", f"--workdir={place}"]) == 2
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert main.main(["patchnets.main", DIGITS, "--config.mesh.data=1", f"--workdir={path}"]) == 2
         printed = capsys.readouterr()
         assert printed.err.count("\n") == 1 and str(tmp_path / "file") in printed.err, printed
 

@@ -61,9 +61,9 @@ def test_one_value_for_the_parameters_of_stacked_blocks():
     )
     variables = jax.eval_shape(lambda key: model.init(key, jnp.zeros((1, 8, 8, 3)), train=False), jax.random.key(0))
     shapes = variables["params"]
-    found = matched((("MixerBlocks/.*/kernel", 0.5), (".*", 1.0)), shapes)
+    actual = matched((("MixerBlocks/.*/kernel", 0.5), (".*", 1.0)), shapes)
     assert jax.tree.structure(match_rules(((".*", 1.0),), shapes, "x")) == jax.tree.structure(shapes)
-    assert {name for name, value in found.items() if value == 0.5} == {
+    assert {name for name, value in actual.items() if value == 0.5} == {
         f"MixerBlocks/{mixing}_mixing/Dense_{i}/kernel" for mixing in ("token", "channel") for i in (0, 1)
     }
 
@@ -86,7 +86,7 @@ def test_a_rule_behind_others_that_leave_it_nothing_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("rules", "told"),
+    ("rules", "options"),
     [
         ("head/.*", "'head/.*' is not a list of rules"),
         (("head/.*", 1.0), "'head/.*' is not a pair"),
@@ -102,8 +102,8 @@ def test_a_rule_behind_others_that_leave_it_nothing_is_refused():
         (((".*", float("inf")),), "the value inf"),
     ],
 )
-def test_rules_of_a_wrong_shape_or_value_are_refused(rules, told):
-    assert told in refused(rules)
+def test_rules_of_a_wrong_shape_or_value_are_refused(rules, options):
+    assert options in refused(rules)
 
 
 @pytest.mark.parametrize("value", [1, 0, 1.0, "true", None])

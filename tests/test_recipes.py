@@ -47,9 +47,9 @@ def cut(finished, workdir, step):
     """A work directory as it would be after a kill, when the checkpoint of `step` was the last."""
     shutil.copytree(finished, workdir)
     (workdir / "summary.json").unlink()
-    for place in (workdir / "checkpoints").iterdir():
-        if place.name.isdigit() and int(place.name) > step:
-            shutil.rmtree(place)
+    for path in (workdir / "checkpoints").iterdir():
+        if path.name.isdigit() and int(path.name) > step:
+            shutil.rmtree(path)
     shutil.rmtree(workdir / "checkpoints" / "best", ignore_errors=True)
 
 
@@ -71,12 +71,12 @@ def photographs(tmp_path_factory):
     root, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
     for label, photograph in zip(("temple", "flower"), load_sample_images().images):
         for split, count in (("train", 13), ("val", 5)):
-            place = root / split / label
-            place.mkdir(parents=True)
+            path = root / split / label
+            path.mkdir(parents=True)
             for i in range(count):
                 height, width = (375, 500) if i % 2 else (427, 320)
                 top, left = rng.integers(0, 427 - height + 1), rng.integers(0, 640 - width + 1)
-                Image.fromarray(photograph[top : top + height, left : left + width]).save(place / f"{i}.jpg")
+                Image.fromarray(photograph[top : top + height, left : left + width]).save(path / f"{i}.jpg")
     return root
 
 
@@ -117,8 +117,8 @@ def test_a_streamed_run_learns_and_continues_as_if_never_cut(streamed, tmp_path,
 def test_a_broken_record_stops_a_streamed_run_or_is_skipped_and_counted(streamed, photographs, tmp_path, capsys):
     root = tmp_path / "photographs"
     shutil.copytree(photographs, root)
-    whole = (root / "train" / "flower" / "3.jpg").read_bytes()
-    (root / "train" / "flower" / "3.jpg").write_bytes(whole[: len(whole) // 2])
+    full = (root / "train" / "flower" / "3.jpg").read_bytes()
+    (root / "train" / "flower" / "3.jpg").write_bytes(full[: len(full) // 2])
     streamed.dataset.path, streamed.total_steps = str(root), 4
     with pytest.raises(RunError, match=r"flower.3\.jpg"):
         train.train(streamed, tmp_path / "run")
@@ -138,13 +138,13 @@ def test_where_validation_cannot_be_read_nothing_trained_is_lost(streamed, photo
     streamed.dataset.path, streamed.checkpoint.save_interval_steps = str(root), None
     train.train(streamed, tmp_path / "straight")
     broken = root / "val" / "flower" / "2.jpg"
-    whole = broken.read_bytes()
+    full = broken.read_bytes()
     broken.write_bytes(b"")
     with pytest.raises(RunError, match=r"2\.jpg"):
         train.train(streamed, tmp_path / "run")
-    assert [place.name for place in (tmp_path / "run" / "checkpoints").iterdir() if place.name.isdigit()] == ["5"]
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir() if path.name.isdigit()] == ["5"]
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-    broken.write_bytes(whole)
+    broken.write_bytes(full)
     train.train(streamed, tmp_path / "run")
     assert figures(tmp_path / "run") == figures(tmp_path / "straight")
 

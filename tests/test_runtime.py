@@ -49,9 +49,9 @@ def test_what_is_set_already_is_kept(setting, monkeypatch):
     assert runtime.tunables() == "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"
 
 
-@pytest.mark.parametrize("given", ["glibc.malloc.hugetlb=0", "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=2"])
-def test_the_users_own_word_stands(setting, monkeypatch, given):
-    monkeypatch.setenv("GLIBC_TUNABLES", given)
+@pytest.mark.parametrize("settings", ["glibc.malloc.hugetlb=0", "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=2"])
+def test_the_users_own_word_stands(setting, monkeypatch, settings):
+    monkeypatch.setenv("GLIBC_TUNABLES", settings)
     assert runtime.tunables() is None
 
 

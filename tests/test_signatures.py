@@ -25,7 +25,7 @@ LARGEST = 12
 def signatures_with_a_config() -> list[str]:
     """["file:function", ...] of every function, methods and nested ones included, one of whose annotations, of an
     argument or of what it returns, names ConfigDict; in whichever way it is written, as text too."""
-    found = []
+    actual = []
     for file in sorted(PACKAGE.rglob("*.py")):
         if file == RECIPES:
             continue
@@ -35,15 +35,15 @@ def signatures_with_a_config() -> list[str]:
                 arguments += [argument for argument in (node.args.vararg, node.args.kwarg) if argument]
                 annotations = [argument.annotation for argument in arguments] + [node.returns]
                 if any("ConfigDict" in ast.unparse(annotation) for annotation in annotations if annotation):
-                    found.append(f"{file.relative_to(PACKAGE).as_posix()}:{node.name}")
-    return found
+                    actual.append(f"{file.relative_to(PACKAGE).as_posix()}:{node.name}")
+    return actual
 
 
 def test_few_functions_take_a_configuration_and_they_are_at_the_top():
-    found = signatures_with_a_config()
-    assert 0 < len(found) <= LARGEST, found
-    assert [name for name in found if not name.startswith(ALLOWED)] == []
-    assert [name for name in found if name.startswith("train.py")] == ["train.py:train"]
+    actual = signatures_with_a_config()
+    assert 0 < len(actual) <= LARGEST, actual
+    assert [name for name in actual if not name.startswith(ALLOWED)] == []
+    assert [name for name in actual if name.startswith("train.py")] == ["train.py:train"]
 
 
 def test_no_argument_called_config_goes_without_saying_what_it_is():

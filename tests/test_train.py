@@ -185,7 +185,7 @@ def test_another_configuration_is_refused_and_the_differing_keys_are_named(finis
 def test_one_and_eight_devices_give_the_same_metrics(tiny_config, tmp_path):
     tiny_config.model.dropout_rate = 0.1
     tiny_config.total_epochs = 1.0
-    one = train.train(tiny_config, tmp_path / "one")
+    first = train.train(tiny_config, tmp_path / "one")
     tiny_config.mesh.data = 8
     eight = train.train(tiny_config, tmp_path / "eight")
     rows = [
@@ -193,7 +193,7 @@ def test_one_and_eight_devices_give_the_same_metrics(tiny_config, tmp_path):
     ]
     assert rows[0][0]["train_loss"] == pytest.approx(rows[1][0]["train_loss"], abs=1e-4)  # the first epoch
     assert rows[0][0]["val_loss"] == pytest.approx(rows[1][0]["val_loss"], abs=1e-4)
-    assert one["device"].startswith("1 x") and eight["device"].startswith("8 x")
+    assert first["device"].startswith("1 x") and eight["device"].startswith("8 x")
 
 
 def test_a_loss_that_is_not_finite_names_the_step_and_leaves_the_last_checkpoint(tiny_config, tmp_path, monkeypatch):
@@ -237,9 +237,9 @@ def test_a_checkpoint_that_cannot_be_read_is_named_kept_and_passed_over(tiny_con
     for file in broken:
         file.write_bytes(file.read_bytes()[:100])
     again = train.train(tiny_config, path)
-    said = capsys.readouterr().err
-    assert f"checkpoint {latest} cannot be read" in said and "going on without it" in said
-    assert "Traceback" not in said
+    message = capsys.readouterr().err
+    assert f"checkpoint {latest} cannot be read" in message and "going on without it" in message
+    assert "Traceback" not in message
     assert (path / "checkpoints" / "unreadable" / "44").is_dir()
     assert again["test_loss"] == straight["test_loss"]
 
@@ -295,17 +295,17 @@ def test_without_validation_or_test_the_last_state_is_kept(tiny_config, tmp_path
 
 
 def test_every_known_key_is_read_by_a_run(tiny_config, tmp_path, monkeypatch):
-    seen: set[str] = set()
+    observed: set[str] = set()
     recording_now = [True]
     names = {id(tiny_config): ""} | {
         id(node): f"{key}." for key, node in tiny_config.items() if isinstance(node, ml_collections.ConfigDict)
     }
-    whole = {id(tiny_config.augment), id(tiny_config.model)}  # handed over to constructors that take no other key
+    full = {id(tiny_config.augment), id(tiny_config.model)}  # handed over to constructors that take no other key
 
     def recording(method):
         def wrapped(self, key, *rest):
             if recording_now[0] and id(self) in names:
-                seen.add(names[id(self)] + str(key))
+                observed.add(names[id(self)] + str(key))
             return method(self, key, *rest)
 
         return wrapped
@@ -327,7 +327,7 @@ def test_every_known_key_is_read_by_a_run(tiny_config, tmp_path, monkeypatch):
         tiny_config.dataset.name = name
         with pytest.raises(UserError):
             data_options(tiny_config).open_source()
-    handed_over = {names[i] for i in whole}
+    handed_over = {names[i] for i in full}
     tiny_config.published.accuracy = 0.9  # and what only claims, other schedules and optimizers look at
     published.compare(published.Published(**tiny_config.published), {"test_accuracy": 0.8})
     for tiny_config.schedule.name in ("step", "rsqrt"):
@@ -338,14 +338,14 @@ def test_every_known_key_is_read_by_a_run(tiny_config, tmp_path, monkeypatch):
     expected = {key for key in config_lib.known_keys() if not key.startswith(tuple(handed_over))}
     expected -= {"dataset.num_workers", "dataset.on_corrupt"}  # of streaming feeds: tests/data/test_data.py
     expected -= {"cpu.devices"}  # looked at before JAX finds its devices: tests/parallel/test_cpu.py
-    assert expected - seen == set()
+    assert expected - observed == set()
     assert {f"augment.{field.name}" for field in dataclasses.fields(Augment)} == {
         key for key in config_lib.known_keys() if key.startswith("augment.")
     }
 
 
 def test_metrics_of_the_same_split_do_not_depend_on_the_batch_size(tiny_config):
-    found = []
+    actual = []
     for batch_size in (7, 64, 130):
         tiny_config.eval_batch_size = batch_size
         experiment = train.build_experiment(tiny_config)
@@ -353,8 +353,8 @@ def test_metrics_of_the_same_split_do_not_depend_on_the_batch_size(tiny_config):
         inputs, count = experiment.data.test.step_inputs(0)
         metrics = run(experiment.init_state(), jax.tree.map(np.asarray, EvalMetrics.empty()), inputs, 0, count)
         assert int(metrics.loss.count) == 130
-        found.append({name: float(value) for name, value in metrics.compute().items()})
-    assert found[0] == pytest.approx(found[1], abs=1e-5) == found[2]
+        actual.append({name: float(value) for name, value in metrics.compute().items()})
+    assert actual[0] == pytest.approx(actual[1], abs=1e-5) == actual[2]
 
 
 def _like(state):

@@ -109,61 +109,61 @@ def parse_args(arguments: list[str], gpu: str) -> Options:
         metavar="DIR",
         help="a folder for benchmark.json, benchmark.md and benchmark.png; nothing is written without",
     )
-    given = vars(parser.parse_args(arguments))
+    values = vars(parser.parse_args(arguments))
     settings = Settings(
-        **{name: given[name] for name in ("rounds", "seconds", "batch", "images", "patience") if name in given},
-        dtype=given.get("dtype", "bfloat16" if given.get("suite") == "gpu" else "float32"),
-        pythons=dict(given.get("python_of", ())),
-        peak_tflops=given.get("peak_tflops") or machine.peak_tflops(gpu),
+        **{name: values[name] for name in ("rounds", "seconds", "batch", "images", "patience") if name in values},
+        dtype=values.get("dtype", "bfloat16" if values.get("suite") == "gpu" else "float32"),
+        pythons=dict(values.get("python_of", ())),
+        peak_tflops=values.get("peak_tflops") or machine.peak_tflops(gpu),
         gpu=bool(gpu),
     )
-    return Options(rows_of(given), settings, given.get("out"), "suite" in given)
+    return Options(rows_of(values), settings, values.get("out"), "suite" in values)
 
 
-def rows_of(given: dict[str, Any]) -> list[Row]:
+def rows_of(values: dict[str, Any]) -> list[Row]:
     """The comparisons that are asked for. Raises UserError where that is not said, or said twice."""
-    if "suite" in given:
-        if also := [name for name in ("model", "against", "work") if name in given]:
+    if "suite" in values:
+        if also := [name for name in ("model", "against", "work") if name in values]:
             raise UserError(f"--suite and --{also[0]} are both given; a suite names its own")
-        return workloads.suite(given["suite"])
-    if "model" not in given:
+        return workloads.suite(values["suite"])
+    if "model" not in values:
         raise UserError("neither --model nor --suite is given; for example --model=mixer --against=timm")
-    against = tuple(given["against"].split(",")) if "against" in given else ()
-    return workloads.chosen(tuple(given["model"].split(",")), given.get("work", "train"), against)
+    against = tuple(values["against"].split(",")) if "against" in values else ()
+    return workloads.chosen(tuple(values["model"].split(",")), values.get("work", "train"), against)
 
 
-def write(found: dict[str, Any], out: pathlib.Path) -> None:
+def write(results: dict[str, Any], out: pathlib.Path) -> None:
     """Into the folder, after every comparison, so that a run that is cut leaves what it has."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "benchmark.json").write_text(json.dumps(found, indent=1) + "\n")
-    (out / "benchmark.md").write_text(report.markdown(found))
+    (out / "benchmark.json").write_text(json.dumps(results, indent=1) + "\n")
+    (out / "benchmark.md").write_text(report.markdown(results))
 
 
-def measure_all(asked: Options, command: str, logs: pathlib.Path) -> int:
+def measure_all(options: Options, command: str, logs: pathlib.Path) -> int:
     """All comparisons, one after the other; returns the exit status."""
-    found: dict[str, Any] = {"command": command, "machine": machine.described(), "results": []}
-    print(", ".join(f"{name} {value}" for name, value in found["machine"].items()), flush=True)
+    results: dict[str, Any] = {"command": command, "machine": machine.described(), "results": []}
+    print(", ".join(f"{name} {value}" for name, value in results["machine"].items()), flush=True)
 
     def say(text: str) -> None:
         print(f"    {text}", flush=True)
 
-    for number, row in enumerate(asked.rows, 1):
-        print(f"\n[{number}/{len(asked.rows)}] {row.model}, {report.WORDS[row.work]}", flush=True)
-        settings = asked.settings_for(row)
+    for number, row in enumerate(options.rows, 1):
+        print(f"\n[{number}/{len(options.rows)}] {row.model}, {report.WORDS[row.task]}", flush=True)
+        settings = options.settings_for(row)
         result = compare(row, settings, starter(settings, logs), say)
-        found["results"].append(result)
+        results["results"].append(result)
         print(report.table(result), flush=True)
-        if asked.out:
-            write(found, asked.out)
-    if asked.out:
+        if options.out:
+            write(results, options.out)
+    if options.out:
         drawn = "benchmark.json, benchmark.md"
         try:
-            report.draw(found["results"], asked.out / "benchmark.png")
+            report.draw(results["results"], options.out / "benchmark.png")
             drawn += ", benchmark.png"
         except ModuleNotFoundError:
             print("\nthere is no picture, for matplotlib is not installed", file=sys.stderr)
-        print(f"\nwritten to {asked.out}/: {drawn}")
-    return int(any(result["failures"] for result in found["results"]))
+        print(f"\nwritten to {options.out}/: {drawn}")
+    return int(any(result["failures"] for result in results["results"]))
 
 
 def without_folder(argument: str) -> str:
@@ -174,11 +174,11 @@ def without_folder(argument: str) -> str:
 
 def execute(arguments: list[str]) -> int:
     """All that is asked for; returns the exit status."""
-    asked = parse_args(arguments, machine.gpu_name())
+    options = parse_args(arguments, machine.gpu_name())
     command = shlex.join(["python", "-m", "experiments.benchmark", *map(without_folder, join_values(arguments))])
     try:
         with tempfile.TemporaryDirectory() as logs:
-            return measure_all(asked, command, pathlib.Path(logs))
+            return measure_all(options, command, pathlib.Path(logs))
     except KeyboardInterrupt:
         print("patchnets: interrupted; comparisons that were finished are written", file=sys.stderr)
         return 130

@@ -120,19 +120,19 @@ def prepare(name: str, images: np.ndarray, labels: np.ndarray, spec: Message, ex
         for _ in range(PREPARED):
             next(source)
 
-    def work(seconds: float) -> int:
+    def run_for(seconds: float) -> int:
         steps, until = 0, time.perf_counter() + seconds
         while not steps or time.perf_counter() < until:
             next(source)
             steps += 1
         return steps
 
-    exchange.serve(work, before=discard)
+    exchange.serve(run_for, before=discard)
 
 
 def run(spec: Message, exchange: Exchange) -> Message:
     """Builds, takes the first step, serves turns; returns what is said at the end."""
-    name, batch, work = spec["model"], spec["batch"], spec["work"]
+    name, batch, task = spec["model"], spec["batch"], spec["work"]
     workload = WORKLOADS[name]
     if spec["dtype"] == "bfloat16":
         keras.mixed_precision.set_global_policy("mixed_bfloat16")
@@ -140,17 +140,17 @@ def run(spec: Message, exchange: Exchange) -> Message:
     total = examples(spec["images"], batch)
     images = generator.integers(0, 256, (total, side, side, 3), np.uint8)
     labels = generator.integers(0, workload.classes, (total, 1))
-    if work == "input":
+    if task == "input":
         prepare(name, images, labels, spec, exchange)
         return {"peak_memory_mib": peak_memory_mib()}
     model = keras_tutorials.compiled(name, keras_tutorials.build(name, images), workload.learning_rate)
     turns = Turns(exchange, spec)
     settings: dict[str, Any] = dict(callbacks=[turns], verbose=0)
     if name == "convmixer":
-        data: tuple[Any, ...] = (batches(name, images, labels, batch, augmented=work == "train"),)
+        data: tuple[Any, ...] = (batches(name, images, labels, batch, augmented=task == "train"),)
     else:
         data, settings = (images, labels), settings | dict(batch_size=batch)
-    if work == "train":
+    if task == "train":
         model.fit(*data, epochs=2**31 - 1, **settings)
     else:
         with contextlib.suppress(Finished):

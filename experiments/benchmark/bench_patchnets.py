@@ -102,19 +102,19 @@ def paced(dispatch: Callable[[int, Any, int], Any], loader: Loader) -> Work:
     """Steps through a feed, by dispatches of (first step, operands, count), as the trainer paces them."""
     timer, at = StepTimer(), 0
 
-    def work(seconds: float) -> int:
+    def run_for(seconds: float) -> int:
         nonlocal at
         first, until = at, time.perf_counter() + seconds
         while at == first or time.perf_counter() < until:
-            asked = time.perf_counter()
+            began = time.perf_counter()
             inputs, available = loader.step_inputs(at)
             count = timer.steps_per_call(available)
-            with timer.measure(count, count * loader.batch_size, asked):
+            with timer.measure(count, count * loader.batch_size, began):
                 jax.block_until_ready(dispatch(at, inputs, count))
             at += count
         return at - first
 
-    return work
+    return run_for
 
 
 def training(experiment: Experiment) -> Work:
@@ -149,11 +149,11 @@ def preparation(experiment: Experiment) -> Work:
 
     @jax.jit
     def prepared(inputs: Any, first: jax.Array, count: jax.Array) -> jax.Array:
-        def one(step: jax.Array, total: jax.Array) -> jax.Array:
+        def body(step: jax.Array, total: jax.Array) -> jax.Array:
             images = task.preprocess(loader.batch(inputs, step)["image"], task.key(prng.RngStream.AUGMENT, step))
             return total + jax.lax.optimization_barrier(images).sum()
 
-        return jax.lax.fori_loop(first, first + count, one, jnp.float32(0))
+        return jax.lax.fori_loop(first, first + count, body, jnp.float32(0))
 
     return paced(lambda first, inputs, count: prepared(inputs, first, count), loader)
 
@@ -177,16 +177,16 @@ def run(spec: Message, exchange: Exchange) -> Message:
         config.mesh.data = 1  # as many as the others take
     held = examples(spec["images"], batch) if workload.config else 2 * batch
     experiment = planned(config, workload, *arrays(workload, held))
-    work = WORK[spec["work"]](experiment)
-    work(0)
+    run_for = WORK[spec["work"]](experiment)
+    run_for(0)
     first_step_seconds = time.time() - spec["spawned"]
-    found = cost(experiment.model, config.image_size, workload.channels)
+    model_cost = cost(experiment.model, config.image_size, workload.channels)
     exchange.tell(
         ready=first_step_seconds,
-        params=found.params,
-        macs=found.macs,
+        params=model_cost.params,
+        macs=model_cost.macs,
         device=console.device_name(),
         versions={"patchnets": __version__, "jax": jax.__version__, "numpy": np.__version__},
     )
-    exchange.serve(work)
+    exchange.serve(run_for)
     return {"peak_memory_mib": peak_mib()}

@@ -30,18 +30,18 @@ def forward_flops(model: str) -> int:
     return counter.get_total_flops()
 
 
-def batches(workload: Workload, spec: Message, device: str, place: dict[str, Any]) -> list[tuple[Any, Any]]:
+def batches(workload: Workload, spec: Message, device: str, memory_format: dict[str, Any]) -> list[tuple[Any, Any]]:
     """Normalized floats for training; for the evaluation of a tutorial uint8 images, as they are stored."""
     torch.manual_seed(0)
     stored = spec["work"] == "eval" and spec["model"] in TUTORIALS
     side = workload.stored if stored else workload.image_size
     shape = (spec["batch"], workload.channels, side, side)
-    found = []
+    ready = []
     for _ in range(READY):
         images = torch.randint(0, 256, shape, dtype=torch.uint8) if stored else torch.randn(shape)
         labels = torch.randint(0, workload.classes, (spec["batch"],))
-        found.append((images.to(device, **place), labels.to(device)))
-    return found
+        ready.append((images.to(device, **memory_format), labels.to(device)))
+    return ready
 
 
 def trainer(network: Any, workload: Workload, autocast: Callable[[], Any], device: str) -> Callable[[Any, Any], None]:
@@ -88,13 +88,13 @@ def run(spec: Message, exchange: Exchange) -> Message:
     network: Any = build(spec["model"])
     compiled = spec["competitor"] == "timm-compiled"
     last = spec["competitor"] == "timm-channels-last" or (compiled and "convmixer" in spec["model"])
-    place: dict[str, Any] = dict(memory_format=torch.channels_last) if last else {}
-    network = network.to(device, **place)
+    memory_format: dict[str, Any] = dict(memory_format=torch.channels_last) if last else {}
+    network = network.to(device, **memory_format)
     if compiled:
         network = torch.compile(network)
     half = spec["dtype"] == "bfloat16"
     autocast: Callable[[], Any] = (lambda: torch.autocast(device, torch.bfloat16)) if half else contextlib.nullcontext
-    data = batches(workload, spec, device, place)
+    data = batches(workload, spec, device, memory_format)
     if spec["work"] == "train":
         step = trainer(network, workload, autocast, device)
     else:
@@ -104,7 +104,7 @@ def run(spec: Message, exchange: Exchange) -> Message:
     first_step_seconds = time.time() - spec["spawned"]
     each = 0.0  # seconds of a step, as of the last turn
 
-    def work(seconds: float) -> int:
+    def run_for(seconds: float) -> int:
         """As many steps as the last turn lets expect, so that the device is waited for once."""
         nonlocal each
         began, count = time.perf_counter(), 0
@@ -124,6 +124,6 @@ def run(spec: Message, exchange: Exchange) -> Message:
         macs=forward_flops(spec["model"]) // 2,
         versions={"torch": torch.__version__, "timm": timm.__version__},
     )
-    exchange.serve(work)
+    exchange.serve(run_for)
     mib = torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else peak_memory_mib()
     return {"peak_memory_mib": mib}

@@ -103,7 +103,7 @@ class Exchange:
         # Whatever libraries print goes to the log: the pipe that was the standard output is for answers alone.
         self._answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
-        self._asked = sys.stdin
+        self._input = sys.stdin
 
     def tell(self, **message: Any) -> None:
         self._answers.write(json.dumps(message) + "\n")
@@ -111,18 +111,18 @@ class Exchange:
 
     def turn(self) -> float | None:
         """Sleeps until there is work; for how many seconds, or None at the end."""
-        line = self._asked.readline()
+        line = self._input.readline()
         return json.loads(line)["turn"] if line else None
 
-    def serve(self, work: Callable[[float], int], before: Callable[[], None] = lambda: None) -> None:
-        """Answers every turn by `work`, which works for about so many seconds, waits for the device and returns how
+    def serve(self, run_for: Callable[[float], int], before: Callable[[], None] = lambda: None) -> None:
+        """Answers every turn by `run_for`, which works for about so many seconds, waits for the device and returns how
         many steps that were. `before` and a first piece of work are not counted: that finds caches and memory as others
         left them, which a program that runs by itself does not."""
         while (seconds := self.turn()) is not None:
             before()
-            work(0)
+            run_for(0)
             began = time.perf_counter()
-            steps = work(seconds)
+            steps = run_for(seconds)
             self.tell(steps=steps, seconds=time.perf_counter() - began)
 
 

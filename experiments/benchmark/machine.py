@@ -25,16 +25,16 @@ def gpus() -> list[str]:
     """The names of this machine's NVIDIA GPUs; none where JAX is told to use the CPU."""
     if os.environ.get("JAX_PLATFORMS") == "cpu" or shutil.which("nvidia-smi") is None:
         return []
-    asked = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    lines = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 
 def gpu_slots() -> list[str]:
     """What CUDA_VISIBLE_DEVICES may name, one GPU each: what it has now where it is set, else all GPUs by number."""
-    found = list(map(str, range(len(gpus()))))
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return found if given is None else [name.strip() for name in given.split(",") if name.strip()] if found else []
+    slots = list(map(str, range(len(gpus()))))
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return slots if visible is None else [name.strip() for name in visible.split(",") if name.strip()] if slots else []
 
 
 def gpu_name() -> str:
@@ -56,10 +56,10 @@ def cpu_name() -> str:
 
 def commit() -> str:
     """Of the source tree, with a + where it was changed since; "" outside of one."""
-    place = pathlib.Path(__file__).parent
-    asked = ["git", "-C", str(place), "describe", "--always", "--dirty=+", "--exclude=*"]
+    directory = pathlib.Path(__file__).parent
+    command = ["git", "-C", str(directory), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
-        return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:
         return ""
 
@@ -67,7 +67,7 @@ def commit() -> str:
 def described() -> dict[str, str | int | float]:
     """For the head of the results."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    found: dict[str, str | int | float] = {
+    facts: dict[str, str | int | float] = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
         "cpu": cpu_name(),
         "cores": runtime.cores(),
@@ -76,7 +76,7 @@ def described() -> dict[str, str | int | float]:
         "python": platform.python_version(),
     }
     if gpu := gpu_name():
-        found["gpu"] = gpu
+        facts["gpu"] = gpu
     if revision := commit():
-        found["commit"] = revision
-    return found
+        facts["commit"] = revision
+    return facts

@@ -29,7 +29,7 @@ def run(spec: Message, exchange: Exchange) -> Message:
     jax.block_until_ready(products(x, y, 5))
     each = (time.perf_counter() - began) / 5
 
-    def work(seconds: float) -> int:
+    def run_for(seconds: float) -> int:
         count = max(2, round(min(seconds, SECONDS) / each))
         jax.block_until_ready(products(x, y, count))
         return count
@@ -41,5 +41,5 @@ def run(spec: Message, exchange: Exchange) -> Message:
         device=console.device_name(),
         versions={"jax": jax.__version__},
     )
-    exchange.serve(work)
+    exchange.serve(run_for)
     return {}

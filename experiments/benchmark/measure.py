@@ -58,38 +58,38 @@ def participants(row: Row, settings: Settings) -> dict[str, Message]:
     with; the matrix product comes last."""
     batch = settings.batch_of(row.model)
     common = dict(batch=batch, dtype=settings.dtype, images=settings.images)
-    found = {}
-    if row.work == "devices":
+    specs = {}
+    if row.task == "devices":
         for count in workloads.DEVICES:
             if batch % count == 0:
                 name = f"{count} device" + ("s" if count > 1 else "")
-                found[name] = workloads.spec(row, OURS, **common, devices=count)
+                specs[name] = workloads.spec(row, OURS, **common, devices=count)
     else:
-        for name in (OURS, *workloads.possible(row.model, row.work, row.against)):
-            found[name] = workloads.spec(row, name, **common)
-    return found | {MATMUL: workloads.spec(row, MATMUL, **common)}
+        for name in (OURS, *workloads.possible(row.model, row.task, row.against)):
+            specs[name] = workloads.spec(row, name, **common)
+    return specs | {MATMUL: workloads.spec(row, MATMUL, **common)}
 
 
 def environment(spec: Message, gpu: bool) -> dict[str, str]:
     """Nothing compiled is kept or found; a GPU is shared, or nobody's."""
-    found = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-    paths = [str(ROOT), *filter(None, [found.get("PYTHONPATH")])]
-    found |= {
+    variables = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    paths = [str(ROOT), *filter(None, [variables.get("PYTHONPATH")])]
+    variables |= {
         "PYTHONPATH": os.pathsep.join(paths),
         "JAX_ENABLE_COMPILATION_CACHE": "false",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     }
-    found.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    variables.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     if spec["competitor"] == OURS and (tunables := runtime.tunables()):  # as patchnets.main does for itself
-        found["GLIBC_TUNABLES"] = tunables
+        variables["GLIBC_TUNABLES"] = tunables
     if not gpu:
-        found |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"}
+        variables |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"}
     if spec["work"] == "devices":
-        found["JAX_PLATFORMS"] = "cpu"
+        variables["JAX_PLATFORMS"] = "cpu"
         split = f"--xla_force_host_platform_device_count={spec.get('devices', 1)}"
-        found["XLA_FLAGS"] = f"{found.get('XLA_FLAGS', '')} {split}".strip()
-    return found
+        variables["XLA_FLAGS"] = f"{variables.get('XLA_FLAGS', '')} {split}".strip()
+    return variables
 
 
 def starter(settings: Settings, logs: pathlib.Path) -> Start:
@@ -115,7 +115,7 @@ class Measured:
 
 
 def take_turns(
-    told: Mapping[str, Message], settings: Settings, start: Start, say: Say
+    specs: Mapping[str, Message], settings: Settings, start: Start, say: Say
 ) -> tuple[dict[str, Measured], dict[str, str]]:
     """Starts all, one after the other, gives them their turns, ends them.
 
@@ -137,7 +137,7 @@ def take_turns(
             measured.pop(name, None)
 
     try:
-        for name, spec in told.items():
+        for name, spec in specs.items():
             try:
                 children[name] = start(name, spec)
             except OSError as error:
@@ -164,25 +164,28 @@ def take_turns(
 
 def compare(row: Row, settings: Settings, start: Start, say: Say) -> dict[str, Any]:
     """Everything about one comparison, as it is written into the results."""
-    told = participants(row, settings)
-    measured, failures = take_turns(told, settings, start, say)
+    specs = participants(row, settings)
+    measured, failures = take_turns(specs, settings, start, say)
     for name in row.against:
-        if name not in told:
+        if name not in specs:
             say(f"{name}: does not take part; it has no such network, or does not do this work")
     limit = matmul_flops(measured.pop(MATMUL, None))
     batch = settings.batch_of(row.model)
-    first = next((name for name in told if name in measured), None) if row.work == "devices" else OURS
+    first = next((name for name in specs if name in measured), None) if row.task == "devices" else OURS
     entries = {
-        name: entry(found, row, batch, limit, settings, macs(measured, name)) for name, found in measured.items()
+        name: entry(participant, row, batch, limit, settings, macs(measured, name))
+        for name, participant in measured.items()
     }
     reference = entries.get(first or "")
-    for found in entries.values():
-        found["ratio"] = reference["images_per_second"] / found["images_per_second"] if reference else None
-    device = next((found.ready["device"] for found in measured.values() if "device" in found.ready), "")
+    for participant in entries.values():
+        participant["ratio"] = reference["images_per_second"] / participant["images_per_second"] if reference else None
+    device = next(
+        (participant.ready["device"] for participant in measured.values() if "device" in participant.ready), ""
+    )
     taking_part = [name for name in entries if name.startswith("timm")]
     return {
         "model": row.model,
-        "work": row.work,
+        "work": row.task,
         "batch": batch,
         "image_size": WORKLOADS[row.model].image_size,
         "dtype": settings.dtype,
@@ -195,11 +198,11 @@ def compare(row: Row, settings: Settings, start: Start, say: Say) -> dict[str, A
     }
 
 
-def matmul_flops(found: Measured | None) -> float | None:
+def matmul_flops(measured: Measured | None) -> float | None:
     """The median of what the matrix product reached."""
-    if found is None:
+    if measured is None:
         return None
-    return statistics.median(found.ready["flops"] * turn["steps"] / turn["seconds"] for turn in found.turns)
+    return statistics.median(measured.ready["flops"] * turn["steps"] / turn["seconds"] for turn in measured.turns)
 
 
 def macs(measured: Mapping[str, Measured], name: str) -> int | None:
@@ -211,29 +214,29 @@ def macs(measured: Mapping[str, Measured], name: str) -> int | None:
 
 
 def entry(
-    found: Measured, row: Row, batch: int, limit: float | None, settings: Settings, macs: int | None
+    measured: Measured, row: Row, batch: int, limit: float | None, settings: Settings, macs: int | None
 ) -> dict[str, Any]:
     """The figures of one participant; None for what there is not."""
-    seconds = [turn["seconds"] / turn["steps"] for turn in found.turns]
+    seconds = [turn["seconds"] / turn["steps"] for turn in measured.turns]
     rates = [batch / each for each in seconds]
     median = batch / statistics.median(seconds)
     quartiles = statistics.quantiles(rates, n=4, method="inclusive") if len(rates) > 1 else [median] * 3
-    flops = 2 * PASSES[row.work] * macs if macs and row.work in PASSES else None
+    flops = 2 * PASSES[row.task] * macs if macs and row.task in PASSES else None
     reached = flops * median if flops else None
     peak = settings.peak_tflops if settings.dtype == "bfloat16" else None
-    trained = row.work == "train" and row.model in TUTORIALS
+    trained = row.task == "train" and row.model in TUTORIALS
     return {
         "images_per_second": median,
         "quartiles": [quartiles[0], quartiles[2]],
         "seconds_per_step": seconds,
-        "steps": sum(turn["steps"] for turn in found.turns),
-        "first_step_seconds": found.ready["ready"],
-        "peak_memory_mib": found.last.get("peak_memory_mib"),
-        "params": found.ready.get("params"),
+        "steps": sum(turn["steps"] for turn in measured.turns),
+        "first_step_seconds": measured.ready["ready"],
+        "peak_memory_mib": measured.last.get("peak_memory_mib"),
+        "params": measured.ready.get("params"),
         "flops_per_image": flops,
         "flops_per_second": reached,
         "share_of_matmul": reached / limit if reached and limit else None,
         "mfu": reached / (1e12 * peak) if reached and peak else None,
         "epoch_seconds": EPOCH / median if trained else None,
-        "versions": found.ready.get("versions", {}),
+        "versions": measured.ready.get("versions", {}),
     }

@@ -62,9 +62,9 @@ def heading(result: Result) -> str:
 def remarks(result: Result) -> list[str]:
     """What belongs under a table."""
     limit = result["matmul_flops_per_second"]
-    found = [f"matrix product: {limit / 1e9:,.0f} GFLOP/s"] if limit else []
-    found += [result["note"]] if result["note"] else []
-    return found + [f"{name}: not measured: {why}" for name, why in result["failures"].items()]
+    lines = [f"matrix product: {limit / 1e9:,.0f} GFLOP/s"] if limit else []
+    lines += [result["note"]] if result["note"] else []
+    return lines + [f"{name}: not measured: {why}" for name, why in result["failures"].items()]
 
 
 def table(result: Result) -> str:
@@ -78,16 +78,16 @@ def table(result: Result) -> str:
     return "\n".join(lines + [f"  {line}" for line in remarks(result)])
 
 
-def markdown(found: Mapping[str, Any]) -> str:
+def markdown(results: Mapping[str, Any]) -> str:
     """The whole results, for a document."""
-    machine = ", ".join(f"{name} {value}" for name, value in found["machine"].items())
+    machine = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
     used: dict[str, str] = {}
-    for result in found["results"]:
+    for result in results["results"]:
         for entry in result["entries"].values():
             used |= entry["versions"]
     versions = ", ".join(f"{name} {version}" for name, version in used.items())
-    lines = [f"`{found['command']}`", "", f"Machine: {machine}.", "", f"Versions: {versions}."]
-    for result in found["results"]:
+    lines = [f"`{results['command']}`", "", f"Machine: {machine}.", "", f"Versions: {versions}."]
+    for result in results["results"]:
         rows = cells(result)
         lines += ["", f"**{heading(result)}**", ""]
         if len(rows) > 1:
@@ -96,8 +96,8 @@ def markdown(found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def row_of(some: Sequence[str]) -> str:
-    return "|" + "|".join(some) + "|"
+def row_of(values: Sequence[str]) -> str:
+    return "|" + "|".join(values) + "|"
 
 
 def draw(results: Sequence[Result], path: pathlib.Path) -> None:

@@ -21,9 +21,9 @@ class Hollow(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
             raise AttributeError(name)
-        found = type(name, (), {})
-        setattr(self, name, found)
-        return found
+        hollow = type(name, (), {})
+        setattr(self, name, hollow)
+        return hollow
 
 
 @contextlib.contextmanager

@@ -91,25 +91,25 @@ class Row:
     """One comparison: a network, what is done with it, and against whom."""
 
     model: str
-    work: str
+    task: str
     against: tuple[str, ...]
 
 
-def possible(model: str, work: str, against: tuple[str, ...]) -> tuple[str, ...]:
+def possible(model: str, task: str, against: tuple[str, ...]) -> tuple[str, ...]:
     """Those of `against` that have this network and do this work.
 
     The tutorials are Keras's own. timm has no FNet, and augments on the host with other means, which is not compared;
     another memory format changes a network of convolutions alone.
     """
-    found = []
+    names = []
     for name in against:
-        keras = name in KERAS and model in TUTORIALS and (work != "input" or name == "keras-tensorflow")
-        timm = name in TIMM and WORKLOADS[model].timm != "" and work in ("train", "eval")
+        keras = name in KERAS and model in TUTORIALS and (task != "input" or name == "keras-tensorflow")
+        timm = name in TIMM and WORKLOADS[model].timm != "" and task in ("train", "eval")
         if timm and name == "timm-channels-last":
             timm = "convmixer" in model
         if keras or timm:
-            found.append(name)
-    return tuple(found)
+            names.append(name)
+    return tuple(names)
 
 
 def suite(name: str) -> list[Row]:
@@ -125,22 +125,22 @@ def suite(name: str) -> list[Row]:
     return rows + [Row("mixer", "devices", ())]
 
 
-def chosen(models: tuple[str, ...], work: str, against: tuple[str, ...]) -> list[Row]:
+def chosen(models: tuple[str, ...], task: str, against: tuple[str, ...]) -> list[Row]:
     """The comparisons that are asked for by name. Raises UserError for a name that is not known, or work for which a
     network is not made."""
     for option, values, known in (("--model", models, tuple(WORKLOADS)), ("--against", against, COMPETITORS)):
         if unknown := [value for value in values if value not in known]:
             raise UserError(f"{option}: there is no {unknown[0]!r}; known: {', '.join(known)}")
-    if work not in WORKS:
-        raise UserError(f"--work={work} is unknown; expected one of {', '.join(WORKS)}")
-    if work in ("input", "devices") and (ready := [model for model in models if model in PAPERS]):
-        raise UserError(f"--work={work} needs images to prepare, and {ready[0]} is measured on ready batches")
-    return [Row(model, work, () if work == "devices" else against) for model in models]
+    if task not in WORKS:
+        raise UserError(f"--work={task} is unknown; expected one of {', '.join(WORKS)}")
+    if task in ("input", "devices") and (ready := [model for model in models if model in PAPERS]):
+        raise UserError(f"--work={task} needs images to prepare, and {ready[0]} is measured on ready batches")
+    return [Row(model, task, () if task == "devices" else against) for model in models]
 
 
 def spec(row: Row, competitor: str, **settings: Any) -> dict[str, Any]:
     """What a process is told to do; can be written as JSON."""
-    return dict(model=row.model, work=row.work, competitor=competitor, **settings)
+    return dict(model=row.model, work=row.task, competitor=competitor, **settings)
 
 
 def examples(held: int, batch: int) -> int:

@@ -106,23 +106,23 @@ def parse_args(arguments: Sequence[str], description: str | None = None) -> Opti
         help="in place of it: as many steps for each as make so many minutes of training on this machine",
     )
     add_run_options(parser, 3, "network", "runs/compare-MATCH")
-    given, overrides = parser.parse_with_overrides(arguments)
+    values, overrides = parser.parse_with_overrides(arguments)
     if refused := [a for a in overrides if a.removeprefix("--config.").partition("=")[0] in OWN]:
         raise UserError(
             f"{refused[0]}: give --models, --target, --dataset, --epochs or --minutes, from which it follows"
         )
     return Options(
-        given.models,
-        given.match,
-        given.target,
-        given.dataset,
-        None if given.minutes else given.epochs or 10.0,
-        given.minutes,
-        given.seeds,
-        given.workdir or pathlib.Path("runs", f"compare-{given.match}"),
-        given.parallel,
-        given.report,
-        given.list,
+        values.models,
+        values.match,
+        values.target,
+        values.dataset,
+        None if values.minutes else values.epochs or 10.0,
+        values.minutes,
+        values.seeds,
+        values.workdir or pathlib.Path("runs", f"compare-{values.match}"),
+        values.parallel,
+        values.report,
+        values.list,
         overrides,
     )
 
@@ -146,40 +146,40 @@ def targets(value: str) -> tuple[float, ...]:
     return tuple(map(limited("target"), value.split(",")))
 
 
-def row(asked: Options, shape: Shape, length: Mapping[str, float] = types.MappingProxyType({})) -> RunSpec:
+def row(options: Options, shape: Shape, length: Mapping[str, float] = types.MappingProxyType({})) -> RunSpec:
     """A network as a row of a table of which nothing was published; `length` has the keys that say how long it runs."""
-    config = "configs/compare.py" + ("" if asked.other_data else f":{asked.dataset}")
+    config = "configs/compare.py" + ("" if options.other_data else f":{options.dataset}")
     with jobs_lib.at_root():
-        size = flags.parse_flags(["compare", f"--config={config}", *asked.handed_on])[0].image_size
+        size = flags.parse_flags(["compare", f"--config={config}", *options.handed_on])[0].image_size
     fields = shape.fields | {"patch_size": max(1, size // ROWS)}
     changes = {f"model.{field}": value for field, value in fields.items()} | dict(length)
     name = f"{shape.family}-{shape.width}-{shape.depth}"
     epochs = float(length.get("total_epochs", 0))
-    dataset = data_lib.name_of(asked.dataset)
+    dataset = data_lib.name_of(options.dataset)
     return RunSpec(
-        name, config, dataset, {}, f"compared at equal {asked.match}", Budget(epochs, "any"), changes=changes
+        name, config, dataset, {}, f"compared at equal {options.match}", Budget(epochs, "any"), changes=changes
     )
 
 
-def run_length(asked: Options, shape: Shape, pilots: Pilots) -> Mapping[str, float]:
+def run_length(options: Options, shape: Shape, pilots: Pilots) -> Mapping[str, float]:
     """The keys that say how long a run takes, and how long it warms up where the command line does not."""
-    warms = any(argument.startswith("--config.schedule.warmup_") for argument in asked.handed_on)
-    if asked.epochs:
-        warmup = {} if warms else {"schedule.warmup_epochs": WARMUP * asked.epochs}
-        return {"total_epochs": asked.epochs} | warmup
-    assert asked.minutes is not None
-    steps = max(1, round(60_000 * asked.minutes / pilots.milliseconds(row(asked, shape))))
+    warms = any(argument.startswith("--config.schedule.warmup_") for argument in options.handed_on)
+    if options.epochs:
+        warmup = {} if warms else {"schedule.warmup_epochs": WARMUP * options.epochs}
+        return {"total_epochs": options.epochs} | warmup
+    assert options.minutes is not None
+    steps = max(1, round(60_000 * options.minutes / pilots.milliseconds(row(options, shape))))
     warmup = {} if warms else {"schedule.warmup_steps": round(WARMUP * steps)}
     return {"total_steps": steps, "eval_every_steps": -(-steps // VALIDATIONS)} | warmup
 
 
-def counted_as(asked: Options, shape: Shape) -> models_cost.ModelCost:
+def counted_as(options: Options, shape: Shape) -> models_cost.ModelCost:
     """What the network costs, counted."""
-    job = jobs_lib.job(row(asked, shape), 0, asked.workdir, asked.other_data, asked.handed_on)
+    job = jobs_lib.job(row(options, shape), 0, options.workdir, options.other_data, options.handed_on)
     return counted(job.arguments)
 
 
-def chosen(asked: Options, pilots: Pilots) -> dict[Shape, list[float]]:
+def chosen(options: Options, pilots: Pilots) -> dict[Shape, list[float]]:
     """The networks, of each family and for each target, and the targets for which each was chosen.
 
     Raises:
@@ -188,56 +188,59 @@ def chosen(asked: Options, pilots: Pilots) -> dict[Shape, list[float]]:
     """
 
     def cost_of(shape: Shape) -> float:
-        if asked.match == "time":
-            return pilots.milliseconds(row(asked, shape))
-        found = counted_as(asked, shape)
-        return float(found.params if asked.match == "params" else found.macs)
+        if options.match == "time":
+            return pilots.milliseconds(row(options, shape))
+        model_cost = counted_as(options, shape)
+        return float(model_cost.params if options.match == "params" else model_cost.macs)
 
-    targets = asked.targets or (cost_of(Shape(asked.families[0])),)
-    found: dict[Shape, list[float]] = {}
+    targets = options.targets or (cost_of(Shape(options.families[0])),)
+    shapes: dict[Shape, list[float]] = {}
     for target in dict.fromkeys(targets):
-        for family in asked.families:
-            found.setdefault(matched(family, target, TOLERANCE, cost_of), []).append(target)
-    return found
+        for family in options.families:
+            shapes.setdefault(matched(family, target, TOLERANCE, cost_of), []).append(target)
+    return shapes
 
 
 def execute(arguments: list[str]) -> int:
     """Chooses, trains and reports; returns the exit status."""
-    asked = parse_args(arguments, __doc__)
-    jobs_lib.check_workdir(asked.workdir)
-    pilots = Pilots(asked.workdir / "speeds", asked.other_data, asked.handed_on, not asked.report_only)
+    options = parse_args(arguments, __doc__)
+    jobs_lib.check_workdir(options.workdir)
+    pilots = Pilots(options.workdir / "speeds", options.other_data, options.handed_on, not options.report_only)
     try:
-        shapes = chosen(asked, pilots)
-        rows = [row(asked, shape, run_length(asked, shape, pilots)) for shape in shapes]
+        shapes = chosen(options, pilots)
+        rows = [row(options, shape, run_length(options, shape, pilots)) for shape in shapes]
     except Interrupted as stop:
         print("patchnets: stopped; the same command goes on from what was saved", file=sys.stderr)
         return 128 + stop.number
-    costs = [counted_as(asked, shape) for shape in shapes]
-    for each, found in zip(rows, costs):
-        print(f"{each.id} (family-width-depth): {found.params:,} parameters, {found.macs:,} MACs an image")
-    if asked.listing:
+    costs = [counted_as(options, shape) for shape in shapes]
+    for each, model_cost in zip(rows, costs):
+        print(f"{each.id} (family-width-depth): {model_cost.params:,} parameters, {model_cost.macs:,} MACs an image")
+    if options.listing:
         return 0
     # Seed after seed, so that what is there early is there for all families.
     jobs = [
-        jobs_lib.job(each, seed, asked.workdir, asked.other_data, asked.handed_on)
-        for seed in range(asked.seeds)
+        jobs_lib.job(each, seed, options.workdir, options.other_data, options.handed_on)
+        for seed in range(options.seeds)
         for each in rows
     ]
     jobs_lib.check_unmixed(jobs)
-    if asked.report_only and not any(job.summary() for job in jobs):
-        raise UserError(f"--workdir={asked.workdir}: none of these runs has finished there; leave out --report")
-    status, failures = (0, {}) if asked.report_only else train(rows, jobs, asked.parallel)
+    if options.report_only and not any(job.summary() for job in jobs):
+        raise UserError(f"--workdir={options.workdir}: none of these runs has finished there; leave out --report")
+    status, failures = (0, {}) if options.report_only else train(rows, jobs, options.parallel)
     compared = [
         report.compared(each, [job for job in jobs if job.row is each], failures, shape, cost, targets)
         for each, (shape, targets), cost in zip(rows, shapes.items(), costs)
     ]
     command = shlex.join(["python", "-m", "experiments.compare", *jobs_lib.without_paths(arguments)])
-    files = report.write(asked.workdir, command, asked.match, compared)
-    print("\n".join(report.screen(compared, asked.match)))
+    files = report.write(options.workdir, command, options.match, compared)
+    print("\n".join(report.screen(compared, options.match)))
     print(f"written: {', '.join(map(str, files))}")
-    for told in report.unequal(compared, asked.match):
+    for sentence in report.unequal(compared, options.match):
         print(
-            f"patchnets: --match={asked.match} does not hold: {told}; a machine that does nothing else measures closer",
+            (
+                f"patchnets: --match={options.match} does not hold: {sentence}; a machine that does nothing else "
+                f"measures closer"
+            ),
             file=sys.stderr,
         )
     if status:

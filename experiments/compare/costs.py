@@ -42,13 +42,13 @@ class Pilots:
     """Short runs that measure how long a training step takes, alone on one device as in a run; kept in a folder.
 
     Attributes:
-      place: that folder.
+      directory: that folder.
       data: as in `jobs.job`.
       handed_on: keys that all runs are told.
       may_measure: whether a speed that is not known is measured, or refused.
     """
 
-    place: pathlib.Path
+    directory: pathlib.Path
     data: str | None
     handed_on: tuple[str, ...]
     may_measure: bool = True
@@ -61,23 +61,23 @@ class Pilots:
           RunError: a run failed.
           Stopping: a signal came.
         """
-        told = [a for a in self.handed_on if not a.removeprefix("--config.").startswith(NOT_FOR_PILOTS)]
+        overrides = [a for a in self.handed_on if not a.removeprefix("--config.").startswith(NOT_FOR_PILOTS)]
         pilot = dataclasses.replace(row, changes=dict(row.changes) | PILOT)
-        jobs = [jobs_lib.job(pilot, seed, self.place, self.data, told) for seed in range(RUNS)]
+        jobs = [jobs_lib.job(pilot, seed, self.directory, self.data, overrides) for seed in range(RUNS)]
         missing = [job for job in jobs if job.summary() is None]
         if missing and not self.may_measure:
-            raise UserError(f"how fast {row.id} is was not measured in {self.place} yet; leave out --report")
+            raise UserError(f"how fast {row.id} is was not measured in {self.directory} yet; leave out --report")
         failures: dict[Job, str] = {}
         jobs_lib.run_jobs(missing, 1, machine.gpu_slots()[:1], lambda *_: None, failures)
         if failures:
             raise RunError(f"a run that was to measure how fast {row.id} is: {next(iter(failures.values()))}")
         speeds = [ms for job in jobs if (ms := step_milliseconds(job)) is not None]
         if not speeds:
-            raise RunError(f"no run in {self.place} says how fast {row.id} is; remove that folder and try again")
-        found = statistics.median(speeds)
+            raise RunError(f"no run in {self.directory} says how fast {row.id} is; remove that folder and try again")
+        median = statistics.median(speeds)
         if missing:
-            print(f"measured {row.id} (family-width-depth): {found:,.1f} ms a step", flush=True)
-        return found
+            print(f"measured {row.id} (family-width-depth): {median:,.1f} ms a step", flush=True)
+        return median
 
 
 def step_milliseconds(job: Job) -> float | None:

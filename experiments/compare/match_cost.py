@@ -57,12 +57,12 @@ def matched(family: str, target: float, tolerance: float, cost_of: Callable[[Sha
     Raises:
       UserError: none does.
     """
-    seen: dict[Shape, float] = {}
+    costs: dict[Shape, float] = {}
 
     def cost(shape: Shape) -> float:
-        if shape not in seen:
-            seen[shape] = cost_of(shape)
-        return seen[shape]
+        if shape not in costs:
+            costs[shape] = cost_of(shape)
+        return costs[shape]
 
     def error(shape: Shape) -> float:
         return abs(cost(shape) / target - 1)
@@ -77,13 +77,13 @@ def matched(family: str, target: float, tolerance: float, cost_of: Callable[[Sha
                 return shape
             guess = shape.width * (target / cost(shape)) ** 0.5  # a block's products grow with the square of its width
             following = _of_width(family, depth, guess)
-            if following in seen:
+            if following in costs:
                 break
             shape = following
-    nearest = min(seen, key=error)
+    nearest = min(costs, key=error)
     raise UserError(
         f"{family} has no network that costs {target:,.6g} to within {tolerance:.2g} of it; the nearest, {nearest} "
-        f"(width/depth), costs {seen[nearest]:,.6g}: give another --target"
+        f"(width/depth), costs {costs[nearest]:,.6g}: give another --target"
     )
 
 

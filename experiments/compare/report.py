@@ -64,11 +64,11 @@ def compared(
     timed = [(ms, summary) for job, summary in finished if (ms := step_milliseconds(job)) is not None]
     steps = [ms for ms, _ in timed]
     seconds = [ms * summary["steps"] / 1000 for ms, summary in timed]
-    for found in result["measured"].values():
-        found["interval"] = interval(found["values"])
-    told = ("id", "dataset", "measured", "curve", "verdict", "seeds", "seeds_asked", "epochs", "wall_seconds",
+    for figures_of in result["measured"].values():
+        figures_of["interval"] = interval(figures_of["values"])
+    names = ("id", "dataset", "measured", "curve", "verdict", "seeds", "seeds_asked", "epochs", "wall_seconds",
             "images_per_second", "devices", "versions", "commands", "reasons", "published_curve")  # fmt: skip
-    return {name: result[name] for name in told} | {
+    return {name: result[name] for name in names} | {
         "family": shape.family,
         "width": shape.width,
         "depth": shape.depth,
@@ -80,20 +80,20 @@ def compared(
     }
 
 
-def cells(found: Result) -> list[str]:
+def cells(network: Result) -> list[str]:
     def accuracy(metric: str) -> str:
-        told = found["measured"].get(metric)
-        if told is None:
+        figure = network["measured"].get(metric)
+        if figure is None:
             return "-"
-        return percent(told["mean"]) + ("" if told["interval"] is None else f" ± {percent(told['interval'])}")
+        return percent(figure["mean"]) + ("" if figure["interval"] is None else f" ± {percent(figure['interval'])}")
 
-    seeds = f"{len(found['seeds'])}" + ("" if final(found) else f" of {found['seeds_asked']}, not final")
-    seconds, rate = found["training_seconds"], found["images_per_second"]
+    seeds = f"{len(network['seeds'])}" + ("" if final(network) else f" of {network['seeds_asked']}, not final")
+    seconds, rate = network["training_seconds"], network["images_per_second"]
     return [
-        found["id"],
-        f"{found['params']:,}",
-        f"{2 * found['macs'] / 1e6:,.1f}",
-        f"{found['epochs']:.3g}" if found["epochs"] else "-",
+        network["id"],
+        f"{network['params']:,}",
+        f"{2 * network['macs'] / 1e6:,.1f}",
+        f"{network['epochs']:.3g}" if network["epochs"] else "-",
         seeds,
         *map(accuracy, METRICS),
         format_duration(seconds) if seconds else "-",
@@ -101,24 +101,24 @@ def cells(found: Result) -> list[str]:
     ]
 
 
-def final(found: Result) -> bool:
-    return len(found["seeds"]) == found["seeds_asked"]
+def final(network: Result) -> bool:
+    return len(network["seeds"]) == network["seeds_asked"]
 
 
 def apart(networks: Sequence[Result], match: str) -> dict[str, float]:
     """{a sentence: a share} of how far what is to be equal lies apart, for each target; times as the runs had them."""
     name, cost = EQUAL[match]
     targets = list(dict.fromkeys(target for each in networks for target in each["targets"]))
-    told = {}
+    sentences = {}
     for target in targets:
-        found = [value for each in networks if target in each["targets"] and (value := cost(each))]
-        if len(found) > 1:
-            share = max(found) / min(found) - 1
+        costs = [value for each in networks if target in each["targets"] and (value := cost(each))]
+        if len(costs) > 1:
+            share = max(costs) / min(costs) - 1
             at = f" at --target={_figure(target)}" if len(targets) > 1 else ""
-            least, most = _figure(min(found)), _figure(max(found))
+            least, most = _figure(min(costs)), _figure(max(costs))
             beyond = f", where at most {WITHIN:.0%} was asked for" if share > WITHIN else ""
-            told[f"{name}{at}: from {least} to {most}, {share:.1%} apart{beyond}"] = share
-    return told
+            sentences[f"{name}{at}: from {least} to {most}, {share:.1%} apart{beyond}"] = share
+    return sentences
 
 
 def unequal(networks: Sequence[Result], match: str) -> list[str]:
@@ -133,8 +133,8 @@ def _figure(value: float) -> str:
 
 def screen(networks: Sequence[Result], match: str) -> list[str]:
     """The table for a terminal, and what went wrong."""
-    lines = artifacts.table(HEADS, [cells(found) for found in networks])
-    lines += [f"{found['id']}: {reason}" for found in networks for reason in found["reasons"]]
+    lines = artifacts.table(HEADS, [cells(network) for network in networks])
+    lines += [f"{network['id']}: {reason}" for network in networks for reason in network["reasons"]]
     return [*lines, *apart(networks, match)]
 
 
@@ -150,11 +150,11 @@ def markdown(command: str, match: str, networks: Sequence[Result], drawn: Sequen
         "",
     ]
     lines += ["|" + "|".join(HEADS) + "|", "|" + "-|" * len(HEADS)]
-    lines += ["|" + "|".join(cells(found)) + "|" for found in networks]
+    lines += ["|" + "|".join(cells(network)) + "|" for network in networks]
     lines += [""] + [f"![{name.removesuffix('.png')}]({name})\n" for name in drawn]
-    for found in networks:
-        told = [*(f"on {device}" for device in found["devices"]), *found["reasons"]]
-        lines += [f"**{found['id']}** {'. '.join(told)}".rstrip(), "", "```sh", *found["commands"], "```", ""]
+    for network in networks:
+        notes = [*(f"on {device}" for device in network["devices"]), *network["reasons"]]
+        lines += [f"**{network['id']}** {'. '.join(notes)}".rstrip(), "", "```sh", *network["commands"], "```", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -168,22 +168,22 @@ def bars(intervals: Sequence[float | None]) -> list[float] | None:
 def draw(networks: Sequence[Result], path: pathlib.Path) -> bool:
     """Top-1 against each cost, a mark for each network with its confidence interval, a line through each family's;
     false where no run was tested."""
-    if not any("accuracy" in found["measured"] for found in networks):
+    if not any("accuracy" in network["measured"] for network in networks):
         return False
     plt = figures.pyplot()
     figure, axes = plt.subplots(1, len(COSTS), figsize=(15, 4.6), layout="constrained", sharey=True)
     colors = plt.get_cmap("tab10")
-    families = list(dict.fromkeys(found["family"] for found in networks))
+    families = list(dict.fromkeys(network["family"] for network in networks))
     for axis, (label, cost) in zip(axes, COSTS):
         for i, family in enumerate(families):
-            own = [found for found in networks if found["family"] == family and "accuracy" in found["measured"]]
-            own = sorted((found for found in own if cost(found)), key=cost)  # type: ignore[arg-type]
-            told = [found["measured"]["accuracy"] for found in own]
-            unfinished = not all(final(found) for found in networks if found["family"] == family)
+            own = [network for network in networks if network["family"] == family and "accuracy" in network["measured"]]
+            own = sorted((network for network in own if cost(network)), key=cost)  # type: ignore[arg-type]
+            accuracies = [network["measured"]["accuracy"] for network in own]
+            unfinished = not all(final(network) for network in networks if network["family"] == family)
             axis.errorbar(
-                [cost(found) for found in own],
-                [100 * each["mean"] for each in told],
-                yerr=bars([each["interval"] for each in told]),
+                [cost(network) for network in own],
+                [100 * each["mean"] for each in accuracies],
+                yerr=bars([each["interval"] for each in accuracies]),
                 color=colors(i % 10),
                 marker="o",
                 linestyle="-" if len(own) > 1 else "",
@@ -192,7 +192,7 @@ def draw(networks: Sequence[Result], path: pathlib.Path) -> bool:
             )
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
-        axis.set_xlim(0, 1.12 * max((value for found in networks if (value := cost(found))), default=1.0))
+        axis.set_xlim(0, 1.12 * max((value for network in networks if (value := cost(network))), default=1.0))
     axes[0].set_ylabel("test top-1 (%)")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=9)
     dataset = networks[0]["dataset"]
@@ -201,15 +201,15 @@ def draw(networks: Sequence[Result], path: pathlib.Path) -> bool:
     return True
 
 
-def write(place: pathlib.Path, command: str, match: str, networks: Sequence[Result]) -> list[pathlib.Path]:
+def write(directory: pathlib.Path, command: str, match: str, networks: Sequence[Result]) -> list[pathlib.Path]:
     """Writes compare.json, compare.md and, where there is something to draw, compare.png and curves.png."""
-    place.mkdir(parents=True, exist_ok=True)
-    drawn = artifacts.draw(place, networks, {"compare.png": draw, "curves.png": artifacts.curves})
-    told = {"command": command, "match": match, "confidence": CONFIDENCE, "apart": list(apart(networks, match))}
-    told |= {"equal": not unequal(networks, match)}
+    directory.mkdir(parents=True, exist_ok=True)
+    drawn = artifacts.draw(directory, networks, {"compare.png": draw, "curves.png": artifacts.curves})
+    content = {"command": command, "match": match, "confidence": CONFIDENCE, "apart": list(apart(networks, match))}
+    content |= {"equal": not unequal(networks, match)}
     written: dict[str, bytes] = {
-        "compare.json": (json.dumps(told | {"networks": list(networks)}, indent=1) + "\n").encode(),
+        "compare.json": (json.dumps(content | {"networks": list(networks)}, indent=1) + "\n").encode(),
         "compare.md": markdown(command, match, networks, drawn).encode(),
     }
-    artifacts.write(place, written)
-    return [place / name for name in [*written, *drawn]]
+    artifacts.write(directory, written)
+    return [directory / name for name in [*written, *drawn]]

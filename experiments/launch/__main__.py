@@ -20,7 +20,7 @@ import subprocess
 import sys
 
 from experiments.launch import k8s, slurm, tpu
-from experiments.launch import options as asked_lib
+from experiments.launch import options as options_lib
 from patchnets.cli import run_cli
 from patchnets.errors import RunError, UserError, first_line
 from patchnets.files import write_atomically
@@ -30,26 +30,26 @@ ENGINES = {"slurm": slurm, "k8s": k8s, "tpu": tpu}
 
 def execute(arguments: list[str]) -> int:
     """Writes, and submits where asked; returns the exit status."""
-    asked = asked_lib.parse_args(arguments, __doc__)
-    engine = ENGINES[asked.engine]
-    text = engine.write(asked)
-    if "dry-run" in asked.given:
+    options = options_lib.parse_args(arguments, __doc__)
+    engine = ENGINES[options.engine]
+    text = engine.write(options)
+    if "dry-run" in options.values:
         print(text, end="")
         return 0
-    command = engine.submit(asked)
-    if "submit" in asked.given and shutil.which(command[0]) is None:
+    command = engine.submit(options)
+    if "submit" in options.values and shutil.which(command[0]) is None:
         raise UserError(f"--submit: {command[0]} is not installed here; leave it out, and run it where {command[0]} is")
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    if asked.engine == "slurm":
-        pathlib.Path(asked.workdir).mkdir(parents=True, exist_ok=True)  # sbatch makes no folder for its output
-    write_atomically(asked.out, text)
-    print(f"written: {asked.out}")
-    if "submit" in asked.given:
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    if options.engine == "slurm":
+        pathlib.Path(options.workdir).mkdir(parents=True, exist_ok=True)  # sbatch makes no folder for its output
+    write_atomically(options.out, text)
+    print(f"written: {options.out}")
+    if "submit" in options.values:
         _submit(command)
     else:
         print(f"submit:  {shlex.join(command)}")
-    if asked.report:
-        print(f"report:  {shlex.join(['python', *asked.report])}")
+    if options.report:
+        print(f"report:  {shlex.join(['python', *options.report])}")
     return 0
 
 

@@ -15,21 +15,21 @@ UNITS = {"v2": 1, "v3": 1, "v4": 2, "v5litepod": 1, "v5p": 2, "v6e": 1}
 ONE_A_CHIP = r"tpu-v(4-podslice|5-lite-.*|5p-slice|6e-slice)"  # of GKE's types
 
 
-def known(engine: str, given: Mapping[str, Any], nodes: int) -> int | None:
+def known(engine: str, values: Mapping[str, Any], nodes: int) -> int | None:
     """All devices of a job; None where they cannot be told. Raises UserError where what is given does not agree."""
-    kind = given.get("tpu-type", "")
+    kind = values.get("tpu-type", "")
     if engine == "tpu":
         version, _, units = kind.rpartition("-")
         return int(units) // UNITS[version] if version in UNITS and re.fullmatch(r"\d{1,6}", units) else None
-    gpus, chips = given.get("gpus-per-node"), given.get("tpus-per-node")
+    gpus, chips = values.get("gpus-per-node"), values.get("tpus-per-node")
     if gpus and chips:
         raise UserError(f"--gpus-per-node={gpus} and --tpus-per-node={chips} are both given; give one")
-    if chips and "tpu-topology" in given:
-        topology = given["tpu-topology"]
-        whole = math.prod(map(int, topology.split("x")))
-        if whole != nodes * chips:
+    if chips and "tpu-topology" in values:
+        topology = values["tpu-topology"]
+        chips_in_all = math.prod(map(int, topology.split("x")))
+        if chips_in_all != nodes * chips:
             raise UserError(
-                f"--tpu-topology={topology} has {whole} chips, and --nodes={nodes} with --tpus-per-node={chips} "
+                f"--tpu-topology={topology} has {chips_in_all} chips, and --nodes={nodes} with --tpus-per-node={chips} "
                 f"{nodes * chips}; let them agree"
             )
     if chips:
@@ -45,10 +45,11 @@ def hosts(devices: int | None) -> int:
 def check(config: ml_collections.ConfigDict, processes: int, devices: int | None) -> None:
     """Raises UserError where so many processes cannot train `config`; with None for devices each has one or more."""
     over, what = processes, "processes"
-    asked = config.mesh.data, config.mesh.get("fsdp", 1)
-    if -1 not in asked and math.prod(asked) % processes:
+    mesh_sizes = config.mesh.data, config.mesh.get("fsdp", 1)
+    if -1 not in mesh_sizes and math.prod(mesh_sizes) % processes:
         raise UserError(
-            f"config.mesh asks for {math.prod(asked)} devices, which cannot be shared alike by {processes} processes; "
+            f"config.mesh asks for {math.prod(mesh_sizes)} devices, which cannot be shared alike by {processes} "
+            f"processes; "
             "give -1 for all"
         )
     if devices is not None:

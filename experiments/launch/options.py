@@ -65,10 +65,10 @@ def make_parser(description: str | None = None) -> ArgumentParser:
         each.add_argument("--nodes", type=count, help="how many (default: 1)")
         each.add_argument("--gpus-per-node", type=count)
         each.add_argument("--cpus-per-task", type=count)
-    for each, where in ((slurm, "this one"), (k8s, "python")):
-        each.add_argument("--python", help=f"the interpreter on the nodes (default: {where})")
-    for each, where in ((slurm, "before the run"), (tpu, "on every host, such as a mount")):
-        each.add_argument("--setup", metavar="COMMAND", help=f"a command {where}")
+    for each, position in ((slurm, "this one"), (k8s, "python")):
+        each.add_argument("--python", help=f"the interpreter on the nodes (default: {position})")
+    for each, position in ((slurm, "before the run"), (tpu, "on every host, such as a mount")):
+        each.add_argument("--setup", metavar="COMMAND", help=f"a command {position}")
     slurm.add_argument("--tasks-per-node", type=count, help="default: 1, with all GPUs of its node")
     slurm.add_argument("--mem", type=matching(r"[1-9]\d*[KMGT]?", "memory of a node, such as 64G"))
     slurm.add_argument(
@@ -112,13 +112,13 @@ class Options:
     """A request that can be carried out.
 
     Attributes:
-      given: {name of an option: its value}, of those that are on the command line.
+      values: {name of an option: its value}, of those that are on the command line.
       runs: for each run the arguments of `python -m patchnets.main`, --config first; of a table or sweep several.
       report: the command that gathers what these leave; empty where one run was asked for.
     """
 
     engine: str
-    given: Mapping[str, Any]
+    values: Mapping[str, Any]
     name: str
     workdir: pathlib.PurePath
     nodes: int
@@ -130,29 +130,29 @@ class Options:
     @property
     def python(self) -> str:
         """That of this program, where the nodes share its files."""
-        return self.given.get("python", sys.executable if self.engine == "slurm" else "python")
+        return self.values.get("python", sys.executable if self.engine == "slurm" else "python")
 
 
 def parse_args(arguments: Sequence[str], description: str | None = None) -> Options:
     """Raises UserError for what is not understood, or cannot be launched."""
     options, overrides = make_parser(description).parse_with_overrides(arguments)
-    given = {name.replace("_", "-"): value for name, value in vars(options).items()}
-    engine = given.pop("engine")
-    _check(given)
-    nodes, tasks = given.get("nodes", 1), given.get("tasks-per-node", 1)
-    name = given.get("name") or _name(given)
+    values = {name.replace("_", "-"): value for name, value in vars(options).items()}
+    engine = values.pop("engine")
+    _check(values)
+    nodes, tasks = values.get("nodes", 1), values.get("tasks-per-node", 1)
+    name = values.get("name") or _name(values)
     if engine != "slurm":
         name = name.lower().replace("_", "-").replace(".", "-")
         if not re.fullmatch(LABEL, name):
             raise UserError(f"--name={name!r}: expected small letters, digits and -, at most 50, from a letter on")
-    gpus = given.get("gpus-per-node")
+    gpus = values.get("gpus-per-node")
     if gpus and tasks not in (1, gpus):
         raise UserError(f"--tasks-per-node={tasks}: a task uses one GPU or all; give 1, or {gpus} as --gpus-per-node")
-    workdir = _workdir(engine, given, name)
-    runs, report = _runs(engine, given, workdir, overrides)
+    workdir = _workdir(engine, values, name)
+    runs, report = _runs(engine, values, workdir, overrides)
     if engine == "k8s":
         _check_pods(name, nodes, len(runs))
-    devices = devices_lib.known(engine, given, nodes)
+    devices = devices_lib.known(engine, values, nodes)
     processes = devices_lib.hosts(devices) if engine == "tpu" else nodes * tasks
     for run in runs:
         with jobs_lib.at_root():
@@ -163,49 +163,49 @@ def parse_args(arguments: Sequence[str], description: str | None = None) -> Opti
         if engine == "tpu":
             _check_committed(file)
         devices_lib.check(config, processes, devices)
-    out = given.get("out") or pathlib.Path("jobs", f"{name}{SUFFIX[engine]}")
+    out = values.get("out") or pathlib.Path("jobs", f"{name}{SUFFIX[engine]}")
     if out.is_dir():
         raise UserError(f"--out={out} is a folder; give a file")
-    return Options(engine, given, name, workdir, nodes, tasks, runs, report, out)
+    return Options(engine, values, name, workdir, nodes, tasks, runs, report, out)
 
 
-def _check(given: Mapping[str, Any]) -> None:
-    if "submit" in given and "dry-run" in given:
+def _check(values: Mapping[str, Any]) -> None:
+    if "submit" in values and "dry-run" in values:
         raise UserError("--submit and --dry-run are both given; give one")
-    what = [option for option in ("table", "sweep") if option in given]
-    if len(what) == 2 or ("table" in given and "config" in given):
+    what = [option for option in ("table", "sweep") if option in values]
+    if len(what) == 2 or ("table" in values and "config" in values):
         raise UserError("--config, --table and --sweep each say what is run; give one (--config goes with --sweep)")
-    if not what and "config" not in given:
+    if not what and "config" not in values:
         raise UserError("--config is not given; for example --config=configs/mixer_digits.py, and --help explains")
     for option, needs in (("rows", "table"), ("data", "table"), ("tpu-topology", "tpu-type")):
-        if option in given and needs not in given:
-            raise UserError(f"--{option}={given[option]} goes with --{needs}, which is not given")
-    if "seeds" in given and not what:
-        raise UserError(f"--seeds={given['seeds']} goes with --table or --sweep; for one run give --config.seed")
+        if option in values and needs not in values:
+            raise UserError(f"--{option}={values[option]} goes with --{needs}, which is not given")
+    if "seeds" in values and not what:
+        raise UserError(f"--seeds={values['seeds']} goes with --table or --sweep; for one run give --config.seed")
 
 
-def _name(given: Mapping[str, Any]) -> str:
-    told = given.get("table") or given.get("sweep") or given["config"].partition(":")[0]
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", pathlib.PurePath(told).stem)
+def _name(values: Mapping[str, Any]) -> str:
+    source = values.get("table") or values.get("sweep") or values["config"].partition(":")[0]
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", pathlib.PurePath(source).stem)
 
 
-def _workdir(engine: str, given: Mapping[str, Any], name: str) -> pathlib.PurePath:
+def _workdir(engine: str, values: Mapping[str, Any], name: str) -> pathlib.PurePath:
     """A whole path. Under SLURM it is one of this machine, which the nodes share; elsewhere one of the nodes."""
-    told = given.get("workdir")
+    path = values.get("workdir")
     if engine == "slurm":
-        shared = pathlib.Path(told or f"runs/{name}").expanduser().absolute()
+        shared = pathlib.Path(path or f"runs/{name}").expanduser().absolute()
         jobs_lib.check_workdir(shared)
         return shared
-    if told is None and engine == "k8s":
-        told = f"/runs/{name}"
-    if told is None:
+    if path is None and engine == "k8s":
+        path = f"/runs/{name}"
+    if path is None:
         raise UserError("--workdir is not given: a path that all hosts share, such as /mnt/share/runs/NAME")
-    place = pathlib.PurePosixPath(told)
-    if not re.match("/[^/]", told) or ".." in place.parts:
+    mount = pathlib.PurePosixPath(path)
+    if not re.match("/[^/]", path) or ".." in mount.parts:
         raise UserError(
-            f"--workdir={told}: expected a whole path on the hosts, such as /runs/NAME; mount a bucket there"
+            f"--workdir={path}: expected a whole path on the hosts, such as /runs/NAME; mount a bucket there"
         )
-    return place
+    return mount
 
 
 def _check_pods(name: str, nodes: int, runs: int) -> None:
@@ -228,29 +228,29 @@ def _check_committed(file: str) -> None:
     """Raises UserError where a file is not in HEAD."""
     command = ["git", "-C", str(jobs_lib.ROOT), "ls-tree", "--name-only", "HEAD", "--", file]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError) as error:
         raise UserError(f"{jobs_lib.ROOT} is no git repository, of which the hosts get HEAD; clone it") from error
-    if not found:
+    if not listed:
         raise UserError(f"--config={file} is not committed, and the hosts get HEAD by git archive; commit it")
 
 
-def _runs(engine: str, given: Mapping[str, Any], workdir: pathlib.PurePath, overrides: Sequence[str]):
+def _runs(engine: str, values: Mapping[str, Any], workdir: pathlib.PurePath, overrides: Sequence[str]):
     """(the arguments of each run, the command that reports)."""
-    if "table" not in given and "sweep" not in given:
-        return ((f"--config={given['config']}", *overrides, f"--workdir={workdir}"),), ()
-    program = "reproduce" if "table" in given else "sweep"
+    if "table" not in values and "sweep" not in values:
+        return ((f"--config={values['config']}", *overrides, f"--workdir={workdir}"),), ()
+    program = "reproduce" if "table" in values else "sweep"
     own = {"reproduce": ("table", "rows", "data"), "sweep": ("sweep", "config")}[program]
-    told = [f"--{option}={given[option]}" for option in (*own, "seeds") if option in given]
-    command = [*told, *overrides, f"--workdir={workdir}"]
+    own_options = [f"--{option}={values[option]}" for option in (*own, "seeds") if option in values]
+    command = [*own_options, *overrides, f"--workdir={workdir}"]
     jobs = (
         reproduce.jobs_of(reproduce.parse_args(command))
         if program == "reproduce"
         else sweep.jobs_of(sweep.parse_args(command))
     )
     if not jobs:
-        raise UserError(f"--table={given['table']} needs no training: python -m experiments.reproduce does it at once")
+        raise UserError(f"--table={values['table']} needs no training: python -m experiments.reproduce does it at once")
     if engine == "slurm":
         jobs_lib.check_unmixed(jobs)
-    runs = tuple((*job.arguments, f"--workdir={job.place}") for job in jobs)
+    runs = tuple((*job.arguments, f"--workdir={job.workdir}") for job in jobs)
     return runs, ("-m", f"experiments.{program}", *command, "--report")

@@ -12,24 +12,24 @@ WARNING = 120  # seconds ahead of the time limit at which every task is told to 
 LEAST = 300  # seconds of a job: with fewer it would be told to save before it has trained, and over again
 
 
-def write(asked: Options) -> str:
+def write(options: Options) -> str:
     """The script: a task for each node, which goes on by itself after it was stopped and its state saved."""
-    limit = asked.given.get("time")
+    limit = options.values.get("time")
     if limit and seconds(limit) < LEAST:
         raise UserError(f"--time={limit} is too short: every task is told to save {WARNING} s ahead; give 5 or more")
-    array = len(asked.runs) > 1
-    cases = "".join(f"    {i}) run=({shlex.join(run)}) ;;\n" for i, run in enumerate(asked.runs))
-    cpus = asked.given.get("cpus-per-task")
+    array = len(options.runs) > 1
+    cases = "".join(f"    {i}) run=({shlex.join(run)}) ;;\n" for i, run in enumerate(options.runs))
+    cpus = options.values.get("cpus-per-task")
     return templates.SLURM.substitute(
-        directives="\n".join(f"#SBATCH --{name}={_directive(value)}" for name, value in _directives(asked).items()),
+        directives="\n".join(f"#SBATCH --{name}={_directive(value)}" for name, value in _directives(options).items()),
         warning=WARNING,
         root=shlex.quote(str(ROOT)),
-        setup=f"{asked.given['setup']}\n" if "setup" in asked.given else "",
+        setup=f"{options.values['setup']}\n" if "setup" in options.values else "",
         choose_run=f"case $SLURM_ARRAY_TASK_ID in\n{cases}esac\n" if array else "",
         cpus=f" --cpus-per-task={cpus}" if cpus else "",
-        python=shlex.quote(asked.python),
-        run='"${run[@]}"' if array else shlex.join(asked.runs[0]),
-        max_requeues=asked.given.get("max-requeues", MAX_REQUEUES),
+        python=shlex.quote(options.python),
+        run='"${run[@]}"' if array else shlex.join(options.runs[0]),
+        max_requeues=options.values.get("max-requeues", MAX_REQUEUES),
     )
 
 
@@ -42,15 +42,15 @@ def seconds(limit: str) -> int:
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest_seconds
 
 
-def _directives(asked: Options) -> dict[str, object]:
-    found: dict[str, object] = {"job-name": asked.name, "nodes": asked.nodes, "ntasks-per-node": asked.tasks}
+def _directives(options: Options) -> dict[str, object]:
+    directives: dict[str, object] = {"job-name": options.name, "nodes": options.nodes, "ntasks-per-node": options.tasks}
     for option in ("gpus-per-node", "cpus-per-task", "mem", "time", "partition", "account"):
-        if option in asked.given:
-            found[option] = asked.given[option]
-    if len(asked.runs) > 1:
-        found["array"] = f"0-{len(asked.runs) - 1}"
-    log = "slurm-%A_%a.out" if len(asked.runs) > 1 else "slurm-%j.out"
-    return found | {"output": f"{str(asked.workdir).replace('%', '%%')}/{log}"}
+        if option in options.values:
+            directives[option] = options.values[option]
+    if len(options.runs) > 1:
+        directives["array"] = f"0-{len(options.runs) - 1}"
+    log = "slurm-%A_%a.out" if len(options.runs) > 1 else "slurm-%j.out"
+    return directives | {"output": f"{str(options.workdir).replace('%', '%%')}/{log}"}
 
 
 def _directive(value: object) -> str:
@@ -61,5 +61,5 @@ def _directive(value: object) -> str:
     return f'"{text}"' if any(not (c.isalnum() or c in "-_./%:,@") for c in text) else text
 
 
-def submit(asked: Options) -> list[str]:
-    return ["sbatch", str(asked.out)]
+def submit(options: Options) -> list[str]:
+    return ["sbatch", str(options.out)]

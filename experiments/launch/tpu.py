@@ -11,22 +11,22 @@ RUNTIMES = {"v5litepod": "v2-alpha-tpuv5-lite", "v5p": "v2-alpha-tpuv5", "v6e": 
 INSTALL = "tar -xf patchnets.tar && python3 -m venv .venv && .venv/bin/pip install -q -e '.[tpu]'"
 
 
-def write(asked: Options) -> str:
+def write(options: Options) -> str:
     for option in ("tpu-type", "zone"):
-        if option not in asked.given:
+        if option not in options.values:
             example = {"tpu-type": "v5litepod-16", "zone": "us-west4-a"}[option]
             raise UserError(f"--{option} is not given; for example --{option}={example}")
-    kind = asked.given["tpu-type"]
-    runtime = asked.given.get("runtime", RUNTIMES.get(kind.partition("-")[0], "tpu-ubuntu2204-base"))
-    location = [f"--zone={asked.given['zone']}"]
-    location += [f"--project={asked.given['project']}"] if "project" in asked.given else []
-    setup = [asked.given["setup"]] if "setup" in asked.given else []
-    runs = [shlex.join([".venv/bin/python", "-m", "patchnets.main", *run]) for run in asked.runs]
+    kind = options.values["tpu-type"]
+    runtime = options.values.get("runtime", RUNTIMES.get(kind.partition("-")[0], "tpu-ubuntu2204-base"))
+    location = [f"--zone={options.values['zone']}"]
+    location += [f"--project={options.values['project']}"] if "project" in options.values else []
+    setup = [options.values["setup"]] if "setup" in options.values else []
+    runs = [shlex.join([".venv/bin/python", "-m", "patchnets.main", *run]) for run in options.runs]
     return templates.TPU.substitute(
-        workdir=asked.workdir,
+        workdir=options.workdir,
         root=shlex.quote(str(ROOT)),
         location=shlex.join(location),
-        name=asked.name,
+        name=options.name,
         kind=kind,
         runtime=runtime,
         install="\n".join(f"on_all {shlex.quote(command)}" for command in [*setup, INSTALL]),
@@ -34,5 +34,5 @@ def write(asked: Options) -> str:
     )
 
 
-def submit(asked: Options) -> list[str]:
-    return ["bash", str(asked.out)]
+def submit(options: Options) -> list[str]:
+    return ["bash", str(options.out)]

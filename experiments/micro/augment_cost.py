@@ -46,15 +46,15 @@ STORED = 32  # side in pixels of the images of CIFAR
 Work = Callable[[], Any]
 
 
-def milliseconds(works: dict[str, Work], rounds: int) -> dict[str, float]:
+def milliseconds(calls: dict[str, Work], rounds: int) -> dict[str, float]:
     """The median time of each, after one call that compiles it; in every round each takes its turn."""
-    for work in works.values():
-        jax.block_until_ready(work())
-    taken: dict[str, list[float]] = {name: [] for name in works}
+    for call in calls.values():
+        jax.block_until_ready(call())
+    taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
-        for name, work in works.items():
+        for name, call in calls.items():
             began = time.perf_counter()
-            jax.block_until_ready(work())
+            jax.block_until_ready(call())
             taken[name].append(1000 * (time.perf_counter() - began))
     return {name: statistics.median(times) for name, times in taken.items()}
 
@@ -130,23 +130,23 @@ def parse_args(arguments: list[str]) -> Options:
 
 def execute(arguments: list[str]) -> int:
     """All that is asked for, on the terminal and in a file; returns the exit status."""
-    asked = parse_args(arguments)
-    print(f"jax {jax.__version__}, {console.device_name()}; medians of {asked.rounds} rounds")
-    costs = of_operations(asked.rounds)
-    found: dict[str, Any] = {"operations_128x64x64": costs, "tutorials": {}}
+    options = parse_args(arguments)
+    print(f"jax {jax.__version__}, {console.device_name()}; medians of {options.rounds} rounds")
+    costs = of_operations(options.rounds)
+    results: dict[str, Any] = {"operations_128x64x64": costs, "tutorials": {}}
     print(f"\n{'128 images of 64 x 64 pixels':<32}{'ms':>10}{'images/s':>12}")
     for name, ms in costs.items():
         print(f"{name:<32}{ms:>10.1f}{128_000 / ms:>12,.0f}", flush=True)
-    for name in asked.steps:
-        costs = found["tutorials"][name] = of_tutorial(name, asked.rounds)
+    for name in options.steps:
+        costs = results["tutorials"][name] = of_tutorial(name, options.rounds)
         step = costs.pop("step")
         print(f"\n{name + ' tutorial, one batch':<32}{'ms':>10}{'share':>12}\n{'training step':<32}{step:>10.1f}")
         for label, ms in costs.items():
             print(f"{label:<32}{ms:>10.1f}{ms / step:>12.0%}", flush=True)
         costs["step"] = step
-    if asked.out:
-        asked.out.write_text(json.dumps(found, indent=2) + "\n")
-        print(f"\nwritten to {asked.out}")
+    if options.out:
+        options.out.write_text(json.dumps(results, indent=2) + "\n")
+        print(f"\nwritten to {options.out}")
     return 0
 
 

@@ -75,25 +75,25 @@ def parse_args(arguments: list[str]) -> argparse.Namespace:
 
 def execute(arguments: list[str]) -> int:
     """All choices for all networks, or one of them in a process of its own; returns the exit status."""
-    given = parse_args(arguments)
-    if given.child:
-        print(json.dumps(milliseconds(*given.child)))
+    settings = parse_args(arguments)
+    if settings.child:
+        print(json.dumps(milliseconds(*settings.child)))
         return 0
-    names, steps = given.model, given.steps
+    names, steps = settings.model, settings.steps
     print(f"{'milliseconds a step':<50}" + "".join(f"{name:>11}" for name in names))
     for what, choice, huge in CHOICES:
         tunables = runtime.tunables() if huge else None
         environment = os.environ | {"JAX_PLATFORMS": "cpu"} | ({"GLIBC_TUNABLES": tunables} if tunables else {})
         print(f"{what:<50}", end="", flush=True)
         for name in names:
-            asked = [
+            command = [
                 sys.executable,
                 "-m",
                 "experiments.micro.cpu_choices",
                 "--child",
                 json.dumps([name, *choice, steps]),
             ]
-            ran = subprocess.run(asked, capture_output=True, text=True, env=environment)
+            ran = subprocess.run(command, capture_output=True, text=True, env=environment)
             if ran.returncode:
                 print()
                 raise RunError(f"{name} failed: {ran.stderr.strip().splitlines()[-1]}")

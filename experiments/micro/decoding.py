@@ -59,12 +59,12 @@ def crop(number: int, image: int) -> Callable[[int, int], tuple[int, int, int, i
     return functools.partial(batch_reader.random_crop, key=(number, image), least_area=LEAST_AREA, aspect=ASPECT)
 
 
-def each(one: Callable[[bytes, Callable[..., Any]], Any]) -> Way:
+def each(decode_one: Callable[[bytes, Callable[..., Any]], Any]) -> Way:
     """A way that works through images one at a time."""
 
     def way(images: list[bytes], number: int) -> None:
         for i, data in enumerate(images):
-            assert one(data, crop(number, i)).shape == (SIZE, SIZE, 3)
+            assert decode_one(data, crop(number, i)).shape == (SIZE, SIZE, 3)
 
     return way
 
@@ -157,7 +157,7 @@ def tf_data(antialias: bool) -> Way | None:
         return None
     tf.config.set_visible_devices([], "GPU")
 
-    def one(data: Any) -> Any:
+    def decode_one(data: Any) -> Any:
         begin, extent, _ = tf.image.sample_distorted_bounding_box(
             tf.image.extract_jpeg_shape(data),
             tf.zeros([1, 0, 4]),
@@ -172,7 +172,7 @@ def tf_data(antialias: bool) -> Way | None:
 
     @functools.cache
     def endless(first: bytes, *rest: bytes) -> Any:
-        data = tf.data.Dataset.from_tensor_slices([first, *rest]).repeat().map(one)
+        data = tf.data.Dataset.from_tensor_slices([first, *rest]).repeat().map(decode_one)
         options = tf.data.Options()
         options.autotune.enabled = False
         options.threading.private_threadpool_size = 1
@@ -211,7 +211,7 @@ def resident_memory() -> tuple[float, list[float]]:
     return mine / 1024, [rss / 1024 for rss in children]
 
 
-def stream(place: pathlib.Path, minutes: float, workers: int | None) -> list[dict[str, Any]]:
+def stream(directory: pathlib.Path, minutes: float, workers: int | None) -> list[dict[str, Any]]:
     """Reads a folder of photographs through a StreamingLoader; one row each half minute."""
     import jax
 
@@ -220,10 +220,10 @@ def stream(place: pathlib.Path, minutes: float, workers: int | None) -> list[dic
     from patchnets.parallel import mesh
 
     for i, data in enumerate(photographs(512, 500, 375)):
-        path = place / "train" / f"class{i % 8}" / f"{i}.jpg"
+        path = directory / "train" / f"class{i % 8}" / f"{i}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    records = folder.Folder(str(place)).records("train")
+    records = folder.Folder(str(directory)).records("train")
     began = time.monotonic()
     loader = streaming.StreamingLoader(
         [(records, 0, len(records))],
@@ -266,21 +266,21 @@ def execute(command_line: list[str]) -> int:
     )
     parser.add_argument("--out", type=path, help="write the figures there, as JSON")
     arguments = parser.parse_args(command_line)
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     if arguments.minutes:
-        with tempfile.TemporaryDirectory() as place:
-            found["streaming"] = stream(pathlib.Path(place), arguments.minutes, arguments.workers)
+        with tempfile.TemporaryDirectory() as directory:
+            results["streaming"] = stream(pathlib.Path(directory), arguments.minutes, arguments.workers)
     else:
         sizes = {(500, 375): arguments.images, (2000, 1500): -(-arguments.images // 6)}
         for (width, height), count in sizes.items():
             images = photographs(count, width, height)
             rates = measure(images, arguments.rounds)
-            found[f"{width}x{height}"] = {"bytes": sum(map(len, images)) // count, "images_per_second": rates}
+            results[f"{width}x{height}"] = {"bytes": sum(map(len, images)) // count, "images_per_second": rates}
             print(f"{width} x {height} pixels, {sum(map(len, images)) / count / 1000:.0f} KB: images/s on one core")
             for name, rate in sorted(rates.items(), key=lambda pair: -pair[1]):
                 print(f"  {name:<36}{rate:8.0f}", flush=True)
     if arguments.out:
-        arguments.out.write_text(json.dumps(found, indent=1) + "\n")
+        arguments.out.write_text(json.dumps(results, indent=1) + "\n")
     return 0
 
 

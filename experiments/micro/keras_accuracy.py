@@ -35,12 +35,12 @@ def arrays(config: ml_collections.ConfigDict) -> dict[str, Arrays]:
     """
     opened = open_dataset(data_options(config), 1)
     root, most = runtime.cache_root(config.dataset.cache_dir), config.dataset.max_on_device_gib * 2**30
-    whole: dict[str, Arrays] = {}
+    decoded: dict[str, Arrays] = {}
     for name in dict.fromkeys(name for parts in opened.parts.values() for name, _, _ in parts):
-        whole[name] = decoded_cache.load_or_decode(opened.source, name, config.image_size, root, most, 0, True)
+        decoded[name] = decoded_cache.load_or_decode(opened.source, name, config.image_size, root, most, 0, True)
 
     def gather(parts: list[Part]) -> Arrays:
-        images, labels = zip(*((whole[name][0][low:high], whole[name][1][low:high]) for name, low, high in parts))
+        images, labels = zip(*((decoded[name][0][low:high], decoded[name][1][low:high]) for name, low, high in parts))
         return np.concatenate(images), np.concatenate(labels)
 
     return {role: gather(parts) for role, parts in opened.parts.items()}
@@ -63,10 +63,10 @@ def execute(arguments: list[str]) -> int:
         help="of each (default: 1); at a constant learning rate, without the examples' callbacks, which change nothing "
         "before the sixth",
     )
-    given, overrides = parser.parse_with_overrides(arguments)
+    values, overrides = parser.parse_with_overrides(arguments)
     if other := [argument for argument in overrides if not argument.startswith("--config.dataset.")]:
         raise UserError(f"{other[0]}: the recipe is the example's; only --config.dataset.* can be set")
-    name, seeds, epochs = given.model, given.seeds, given.epochs
+    name, seeds, epochs = values.model, values.seeds, values.epochs
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     try:
         keras = importlib.import_module("keras")
@@ -92,16 +92,16 @@ def execute(arguments: list[str]) -> int:
 
         for epoch in range(epochs):
             model.fit(**fed("train"), verbose=0)
-            found = model.evaluate(**fed("val"), verbose=0, return_dict=True)
-            print(f"seed {seed}, epoch {epoch + 1}: validation {format_metrics(found)}", flush=True)
-        found = model.evaluate(**fed("test"), verbose=0, return_dict=True)
-        print(f"seed {seed}: test {format_metrics(found)}; {time.monotonic() - began:.0f} s", flush=True)
+            metrics = model.evaluate(**fed("val"), verbose=0, return_dict=True)
+            print(f"seed {seed}, epoch {epoch + 1}: validation {format_metrics(metrics)}", flush=True)
+        metrics = model.evaluate(**fed("test"), verbose=0, return_dict=True)
+        print(f"seed {seed}: test {format_metrics(metrics)}; {time.monotonic() - began:.0f} s", flush=True)
     return 0
 
 
-def format_metrics(found: dict[str, float]) -> str:
+def format_metrics(metrics: dict[str, float]) -> str:
     names = {"accuracy": "top-1", "top5-accuracy": "top-5"}
-    return ", ".join(f"{text} {found[name]:.2%}" for name, text in names.items() if name in found)
+    return ", ".join(f"{text} {metrics[name]:.2%}" for name, text in names.items() if name in metrics)
 
 
 def main(argv: list[str]) -> int:

@@ -48,10 +48,10 @@ def parse_args(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--rounds", help="of the benchmark (default: its own)")
     parser.add_argument("--turn", help="seconds of a turn of the benchmark (default: its own)")
     parser.add_argument("--seconds", default="60,120,300", help="limits of the sprint (default: %(default)s)")
-    given = parser.parse_args(arguments)
-    if given.data:
-        data_options(given.data)
-    return given
+    values = parser.parse_args(arguments)
+    if values.data:
+        data_options(values.data)
+    return values
 
 
 def program(module: str, *options: str) -> None:
@@ -63,42 +63,42 @@ def program(module: str, *options: str) -> None:
         raise RunError(f"python -m {module} ended with status {status}")
 
 
-def benchmark(given: argparse.Namespace) -> None:
-    own = [f"--rounds={given.rounds}"] if given.rounds else []
-    own += [f"--seconds={given.turn}"] if given.turn else []
-    program("experiments.benchmark", "--suite=gpu", f"--out={given.out}", *own)
+def benchmark(values: argparse.Namespace) -> None:
+    own = [f"--rounds={values.rounds}"] if values.rounds else []
+    own += [f"--seconds={values.turn}"] if values.turn else []
+    program("experiments.benchmark", "--suite=gpu", f"--out={values.out}", *own)
 
 
-def sprint(given: argparse.Namespace) -> None:
-    data = [f"--data={given.data}"] if given.data else []
-    limits = [f"--config={SPRINT}", f"--seconds={given.seconds}"]
-    program("experiments.time_to_accuracy", *limits, f"--out={given.out}", *data)
+def sprint(values: argparse.Namespace) -> None:
+    data = [f"--data={values.data}"] if values.data else []
+    limits = [f"--config={SPRINT}", f"--seconds={values.seconds}"]
+    program("experiments.time_to_accuracy", *limits, f"--out={values.out}", *data)
 
 
-def epochs(given: argparse.Namespace) -> None:
+def epochs(values: argparse.Namespace) -> None:
     """Trains the tutorials as users do. Raises RunError where one fails, after all of them had their turn."""
     rows, failures = [], []
     for name in TUTORIALS:
         for dtype in DTYPES:
             try:
-                rows.append({"tutorial": name, "dtype": dtype} | epoch(name, dtype, given))
+                rows.append({"tutorial": name, "dtype": dtype} | epoch(name, dtype, values))
             except RunError as error:
                 failures.append(f"{name} in {dtype}: {error}")
                 print(f"patchnets: {failures[-1]}", file=sys.stderr)
-    write(rows, given.out)
+    write(rows, values.out)
     if failures:
         raise RunError(f"{len(failures)} of {len(rows) + len(failures)} runs failed")
 
 
-def epoch(name: str, dtype: str, given: argparse.Namespace) -> dict[str, Any]:
+def epoch(name: str, dtype: str, values: argparse.Namespace) -> dict[str, Any]:
     """images/s of a tutorial on CIFAR-10 after the first epoch, and so the seconds of one of 45,000 images."""
     keys = LEAN | {"total_epochs": str(EPOCHS), "model.dtype": dtype}
     options = [f"--config.{key}={value}" for key, value in keys.items()]
-    options += data_options(given.data) if given.data else []
-    with tempfile.TemporaryDirectory() as place:
-        program("patchnets.main", f"--config=configs/{name}_cifar10.py", f"--workdir={place}/run", *options)
-        lines = (pathlib.Path(place) / "run" / "metrics.jsonl").read_text().splitlines()
-        summary = json.loads((pathlib.Path(place) / "run" / "summary.json").read_text())
+    options += data_options(values.data) if values.data else []
+    with tempfile.TemporaryDirectory() as directory:
+        program("patchnets.main", f"--config=configs/{name}_cifar10.py", f"--workdir={directory}/run", *options)
+        lines = (pathlib.Path(directory) / "run" / "metrics.jsonl").read_text().splitlines()
+        summary = json.loads((pathlib.Path(directory) / "run" / "summary.json").read_text())
     rates = [row["images_per_second"] for row in map(json.loads, lines) if row.get("epoch", 0) > 1]
     rate = statistics.median(rates)
     return {"images_per_second": rate, "epoch_seconds": EPOCH / rate, "device": summary["device"]}
@@ -122,15 +122,15 @@ def write(rows: Sequence[dict[str, Any]], out: pathlib.Path) -> None:
 
 def execute(arguments: list[str]) -> int:
     """All parts that are asked for; returns the exit status."""
-    given = parse_args(arguments)
-    given.out.mkdir(parents=True, exist_ok=True)
+    values = parse_args(arguments)
+    values.out.mkdir(parents=True, exist_ok=True)
     status = 0
     for name, part in (("benchmark", benchmark), ("epochs", epochs), ("sprint", sprint)):
-        if name not in given.parts:
+        if name not in values.parts:
             continue
         print(f"\n== {name}", flush=True)
         try:
-            part(given)
+            part(values)
         except KeyboardInterrupt:
             print("patchnets: interrupted; what was finished is written", file=sys.stderr)
             return 130

@@ -24,35 +24,35 @@ from experiments.tables import SIZES, TABLES
 from patchnets.cli import run_cli
 
 
-def listed(asked: Options) -> str:
+def listed(options: Options) -> str:
     """The rows of a table, a line each: what was published, and what it takes."""
     lines = []
-    for row in asked.rows:
-        told = ", ".join(f"{results.METRICS[m]} {value:.2%}" for m, value in row.published.items())
-        lines.append(f"{row.id:<18} {row.dataset:<12} {told or 'no test figure':<30} {row.cost}; {row.source}")
+    for row in options.rows:
+        published = ", ".join(f"{results.METRICS[m]} {value:.2%}" for m, value in row.published.items())
+        lines.append(f"{row.id:<18} {row.dataset:<12} {published or 'no test figure':<30} {row.cost}; {row.source}")
     return "\n".join(lines)
 
 
 def execute(arguments: list[str]) -> int:
     """Trains and reports; returns the exit status."""
-    asked = parse_args(arguments, __doc__)
-    if asked.listing:
-        print(listed(asked) or "every network of which something was published: python -m patchnets.models")
+    options = parse_args(arguments, __doc__)
+    if options.listing:
+        print(listed(options) or "every network of which something was published: python -m patchnets.models")
         return 0
-    jobs_lib.check_workdir(asked.workdir)
+    jobs_lib.check_workdir(options.workdir)
     command = shlex.join(["python", "-m", "experiments.reproduce", *jobs_lib.without_paths(arguments)])
-    if asked.table == SIZES:
+    if options.table == SIZES:
         from experiments.tables import sizes
 
-        found = sizes.counted()
-        written = report.write(asked.workdir, SIZES, command, [], found)
-        wrong = [size.id for size in found if size.verdict != "reproduced"]
-        print(f"{len(found) - len(wrong)} of {len(found)} networks have their published size; {written[1]}")
+        counted = sizes.counted()
+        written = report.write(options.workdir, SIZES, command, [], counted)
+        wrong = [size.id for size in counted if size.verdict != "reproduced"]
+        print(f"{len(counted) - len(wrong)} of {len(counted)} networks have their published size; {written[1]}")
         return int(bool(wrong))
-    jobs = jobs_of(asked)
-    status, failures = (0, {}) if asked.report_only else train(asked.rows, jobs, asked.parallel)
-    found_rows = reported(asked, jobs, failures)
-    written = report.write(asked.workdir, asked.table, command, found_rows)
+    jobs = jobs_of(options)
+    status, failures = (0, {}) if options.report_only else train(options.rows, jobs, options.parallel)
+    found_rows = reported(options, jobs, failures)
+    written = report.write(options.workdir, options.table, command, found_rows)
     print("\n".join(_screen(found_rows)))
     print(f"written: {', '.join(map(str, written))}")
     if status:
@@ -60,25 +60,25 @@ def execute(arguments: list[str]) -> int:
     return status or int(bool(failures))
 
 
-def reported(asked: Options, jobs: Sequence[Job], failures: Mapping[Job, str]) -> list[results.Result]:
+def reported(options: Options, jobs: Sequence[Job], failures: Mapping[Job, str]) -> list[results.Result]:
     """The rows that were asked for, with their jobs, and after them those of earlier commands in the folder."""
-    table = TABLES[asked.table]
+    table = TABLES[options.table]
     noise = {metric: results.seed_noise(table, metric) for metric in results.METRICS}
-    runs = [[job for job in jobs if job.row is row] for row in asked.rows]
-    others = [row for row in table if row.id not in {row.id for row in asked.rows}]
-    runs += [previous_jobs(row, asked.workdir, asked.data_of(row), asked.handed_on) for row in others]
-    found = []
+    runs = [[job for job in jobs if job.row is row] for row in options.rows]
+    others = [row for row in table if row.id not in {row.id for row in options.rows}]
+    runs += [previous_jobs(row, options.workdir, options.data_of(row), options.handed_on) for row in others]
+    row_results = []
     for own in filter(None, runs):
         result = results.result(own[0].row, own, failures, own[0].data, noise)
         result["reasons"] += mismatched_runs([job for job in own if job not in failures])
-        found.append(result)
-    return found
+        row_results.append(result)
+    return row_results
 
 
-def _screen(found: Sequence[results.Result]) -> list[str]:
+def _screen(row_results: Sequence[results.Result]) -> list[str]:
     """The table of the report, for a terminal."""
-    lines = artifacts.table(report.HEADS, [row for result in found for row in report.cells(result)])
-    return lines + [f"{result['id']}: {reason}" for result in found for reason in result["reasons"]]
+    lines = artifacts.table(report.HEADS, [row for result in row_results for row in report.cells(result)])
+    return lines + [f"{result['id']}: {reason}" for result in row_results for reason in result["reasons"]]
 
 
 def main(argv: list[str]) -> int:

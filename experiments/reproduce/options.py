@@ -44,30 +44,30 @@ def parse_args(arguments: Sequence[str], description: str | None = None) -> Opti
         help="in place of the rows' own data sets: folder:PATH, or the name of another; no verdict then",
     )
     add_run_options(parser, 1, "row", "runs/TABLE")
-    given, overrides = parser.parse_with_overrides(arguments)
-    rows = {row.id: row for row in TABLES.get(given.table, ())}
-    wanted = given.rows.split(",") if given.rows else list(rows)
+    settings, overrides = parser.parse_with_overrides(arguments)
+    rows = {row.id: row for row in TABLES.get(settings.table, ())}
+    wanted = settings.rows.split(",") if settings.rows else list(rows)
     if unknown := [name for name in wanted if name not in rows]:
-        raise UserError(f"--rows: {given.table} has no row {unknown[0]!r}; known: {', '.join(rows) or 'none'}")
+        raise UserError(f"--rows: {settings.table} has no row {unknown[0]!r}; known: {', '.join(rows) or 'none'}")
     if refused := [a for a in overrides if a.removeprefix("--config.").partition("=")[0] in DATA]:
         raise UserError(f"{refused[0]}: give --data=NAME or --data=folder:PATH, from which it follows")
     return Options(
-        given.table,
+        settings.table,
         tuple(rows[name] for name in dict.fromkeys(wanted)),
-        given.workdir or pathlib.Path("runs", given.table),
-        given.seeds,
-        given.data,
-        given.parallel,
-        given.list,
-        given.report,
+        settings.workdir or pathlib.Path("runs", settings.table),
+        settings.seeds,
+        settings.data,
+        settings.parallel,
+        settings.list,
+        settings.report,
         overrides,
     )
 
 
-def jobs_of(asked: Options) -> list[Job]:
+def jobs_of(requested: Options) -> list[Job]:
     """A run for each row and seed. Raises UserError where the configuration cannot be had so."""
     return [
-        jobs_lib.job(row, seed, asked.workdir, asked.data_of(row), asked.handed_on)
-        for row in asked.rows
-        for seed in range(asked.seeds)
+        jobs_lib.job(row, seed, requested.workdir, requested.data_of(row), requested.handed_on)
+        for row in requested.rows
+        for seed in range(requested.seeds)
     ]

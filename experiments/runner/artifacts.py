@@ -10,13 +10,13 @@ from patchnets.errors import first_line
 from patchnets.files import write_atomically
 
 
-def write(place: pathlib.Path, files: Mapping[str, bytes]) -> None:
+def write(directory: pathlib.Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
-        write_atomically(place / name, content)
+        write_atomically(directory / name, content)
 
 
 def draw(
-    place: pathlib.Path,
+    directory: pathlib.Path,
     results: Sequence[Result],
     pictures: Mapping[str, Callable[[Sequence[Result], pathlib.Path], bool]],
 ) -> list[str]:
@@ -27,12 +27,12 @@ def draw(
     drawn = []
     for name, make in pictures.items():
         try:
-            if make(results, place / name):
+            if make(results, directory / name):
                 drawn.append(name)
                 continue
         except Exception as error:  # a report without its picture is one
             print(f"{name} could not be drawn: {first_line(error)}", file=sys.stderr)
-        (place / name).unlink(missing_ok=True)
+        (directory / name).unlink(missing_ok=True)
     return drawn
 
 

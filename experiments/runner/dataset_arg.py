@@ -6,28 +6,28 @@ from patchnets.cli import path as parse_path
 from patchnets.errors import UserError
 
 
-def checked(told: str, option: str = "data") -> str:
+def checked(value: str, option: str = "data") -> str:
     """The value of --data, or of another option, with a whole path.
 
     Raises:
       UserError: there is no data set of that name, or no folder with train/ in it.
     """
-    name, colon, path = told.partition(":")
+    name, colon, path = value.partition(":")
     if name == "folder":
-        place = parse_path(path or ".")
-        if not path or not (place / "train").is_dir():
-            raise UserError(f"--{option}={told}: expected folder:PATH, where PATH is a folder with train/CLASS/ in it")
-        return f"folder:{place.absolute()}"
+        directory = parse_path(path or ".")
+        if not path or not (directory / "train").is_dir():
+            raise UserError(f"--{option}={value}: expected folder:PATH, where PATH is a folder with train/CLASS/ in it")
+        return f"folder:{directory.absolute()}"
     if not name or colon:
-        raise UserError(f"--{option}={told}: expected the name of a data set, or folder:PATH; no other takes a path")
+        raise UserError(f"--{option}={value}: expected the name of a data set, or folder:PATH; no other takes a path")
     if name != "digits":
         from patchnets.data.sources import tfds
 
         try:
             tfds.is_prepared(name, None)
         except UserError as error:
-            raise UserError(f"--{option}={told}: {error}") from error
-    return told
+            raise UserError(f"--{option}={value}: {error}") from error
+    return value
 
 
 def name_of(data: str) -> str:

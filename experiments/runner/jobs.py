@@ -35,7 +35,7 @@ class Job:
 
     Attributes:
       arguments: the command line after `python -m patchnets.main`, less the work directory.
-      place: its work directory.
+      workdir: its work directory.
       config_hash: what `config_hash` of its summary has to be.
       changed: keys in which the command line makes another recipe of it.
       data: what it is run on in place of the row's own data set, as in `job`.
@@ -44,7 +44,7 @@ class Job:
     row: RunSpec
     seed: int
     arguments: tuple[str, ...]
-    place: pathlib.Path
+    workdir: pathlib.Path
     config_hash: str
     changed: tuple[str, ...]
     data: str | None = None
@@ -53,26 +53,26 @@ class Job:
     def command(self) -> str:
         """What a person types to run it alone, where the data lie where they look for them: each run in a folder of its
         own below runs/, which by default is `place`."""
-        *_, folder, row, seed = pathlib.Path(os.path.abspath(self.place)).parts
-        told = [*without_paths(self.arguments), f"--workdir=runs/{folder}/{row}/{seed}"]
-        return shlex.join(["python", "-m", "patchnets.main", *told])
+        *_, folder, row, seed = pathlib.Path(os.path.abspath(self.workdir)).parts
+        arguments = [*without_paths(self.arguments), f"--workdir=runs/{folder}/{row}/{seed}"]
+        return shlex.join(["python", "-m", "patchnets.main", *arguments])
 
     @property
     def name(self) -> str:
         """ "ROW/seed-N": its work directory, less where that lies on this machine."""
-        return f"{self.place.parent.name}/{self.place.name}"
+        return f"{self.workdir.parent.name}/{self.workdir.name}"
 
     @property
     def log(self) -> pathlib.Path:
-        return self.place.with_name(self.place.name + ".log")
+        return self.workdir.with_name(self.workdir.name + ".log")
 
     def summary(self) -> dict[str, Any] | None:
         """That of the finished run, or None where there is none of this configuration that can be used."""
         try:
-            found = json.loads((self.place / "summary.json").read_text())
+            summary = json.loads((self.workdir / "summary.json").read_text())
         except (OSError, ValueError):
             return None
-        return found if workdirs.usable(found) and found["config_hash"] == self.config_hash else None
+        return summary if workdirs.usable(summary) and summary["config_hash"] == self.config_hash else None
 
     def last_log_line(self, since: int = 0) -> str:
         """The last line that the run has put out, or its one-line error; `since` is where in the log it began."""
@@ -81,9 +81,9 @@ class Job:
         except OSError:
             return ""
         lines = [line.strip() for line in text.splitlines() if line.strip()]
-        told = [line for line in lines if line.startswith("patchnets: ")]
-        said = (told or lines or [""])[-1]
-        return said.replace(f"{self.place.absolute().parents[1]}/", "").replace(f"{ROOT}/", "")
+        errors = [line for line in lines if line.startswith("patchnets: ")]
+        last = (errors or lines or [""])[-1]
+        return last.replace(f"{self.workdir.absolute().parents[1]}/", "").replace(f"{ROOT}/", "")
 
 
 def job(row: RunSpec, seed: int, folder: pathlib.Path, data: str | None, handed_on: Sequence[str]) -> Job:
@@ -105,8 +105,8 @@ def job(row: RunSpec, seed: int, folder: pathlib.Path, data: str | None, handed_
         published = config_lib.flatten(flags.parse_flags(["reproduce", *own, *other])[0])
         config = flags.parse_flags(["reproduce", *arguments])[0]
     changed = config_lib.recipe_diff(published, config_lib.flatten(config))
-    place = _folder_of(row, folder, data) / f"seed-{seed}"
-    return Job(row, seed, arguments, place, config_lib.config_hash(config), tuple(changed), data)
+    directory = _folder_of(row, folder, data) / f"seed-{seed}"
+    return Job(row, seed, arguments, directory, config_lib.config_hash(config), tuple(changed), data)
 
 
 def _folder_of(row: RunSpec, folder: pathlib.Path, data: str | None) -> pathlib.Path:
@@ -117,8 +117,8 @@ def _folder_of(row: RunSpec, folder: pathlib.Path, data: str | None) -> pathlib.
 
 def started_seeds(row: RunSpec, folder: pathlib.Path, data: str | None) -> list[int]:
     """The seeds of the runs of a row that lie in `folder`, finished or not."""
-    places = (place for place in _folder_of(row, folder, data).glob("seed-*") if place.is_dir())
-    return sorted(int(found[1]) for p in places if (found := re.fullmatch(r"seed-(0|[1-9]\d{0,3})", p.name)))
+    paths = (path for path in _folder_of(row, folder, data).glob("seed-*") if path.is_dir())
+    return sorted(int(match[1]) for p in paths if (match := re.fullmatch(r"seed-(0|[1-9]\d{0,3})", p.name)))
 
 
 def stored_hash(job: Job) -> str | None:
@@ -126,7 +126,7 @@ def stored_hash(job: Job) -> str | None:
 
     Raises UserError where it cannot be read.
     """
-    path = job.place / "config.json"
+    path = job.workdir / "config.json"
     if not path.exists():
         return None
     try:
@@ -141,7 +141,7 @@ def check_unmixed(jobs: Sequence[Job]) -> None:
         there = stored_hash(job)
         if there not in (None, job.config_hash):
             raise UserError(
-                f"--workdir={job.place.parents[1]}: {job.row.id} was run there with another configuration "
+                f"--workdir={job.workdir.parents[1]}: {job.row.id} was run there with another configuration "
                 f"({there}, not {job.config_hash}); give another --workdir"
             )
 
@@ -213,7 +213,7 @@ def run_jobs(
                     raise Interrupted(came[0])
                 while waiting and len(running) < parallel:
                     job = waiting.pop(0)
-                    if workdirs.locked(job.place):
+                    if workdirs.locked(job.workdir):
                         failures[job] = (
                             f"another process is at work in {job.name}: wait for it, or end it "
                             f"(pgrep -f {job.name} tells which), and give the same command again"
@@ -230,8 +230,8 @@ def run_jobs(
                         continue
                     running.remove(each)
                     if status or each.job.summary() is None:
-                        said = each.job.last_log_line(each.began).removeprefix("patchnets: ")
-                        failures[each.job] = f"status {status}: {said}"[:300]
+                        text = each.job.last_log_line(each.began).removeprefix("patchnets: ")
+                        failures[each.job] = f"status {status}: {text}"[:300]
                     show(each.job, "failed" if each.job in failures else "done", failures.get(each.job, ""))
         finally:
             _end(running)
@@ -257,13 +257,13 @@ def environment() -> dict[str, str]:
 
 
 def _start(job: Job, slot: int, gpus: Sequence[str]) -> Running:
-    job.place.parent.mkdir(parents=True, exist_ok=True)
-    workdirs.move_damaged_aside(job.place)
+    job.workdir.parent.mkdir(parents=True, exist_ok=True)
+    workdirs.move_damaged_aside(job.workdir)
     with job.log.open("ab") as sink:
         began = sink.seek(0, os.SEEK_END)
         # In a session of its own: Ctrl-C reaches this program alone, which then tells each run once.
         process = subprocess.Popen(
-            [*PROGRAM, *job.arguments, f"--workdir={job.place.absolute()}"],
+            [*PROGRAM, *job.arguments, f"--workdir={job.workdir.absolute()}"],
             cwd=ROOT,
             stdout=sink,
             stderr=subprocess.STDOUT,
@@ -288,6 +288,6 @@ def _end(running: Sequence[Running]) -> None:
 
 def check_workdir(folder: pathlib.Path) -> None:
     """Raises UserError where `folder` is or lies in a file, or cannot be written to."""
-    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise UserError(f"--workdir={folder}: {place} is no folder that can be written to; give another --workdir")
+    parent = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise UserError(f"--workdir={folder}: {parent} is no folder that can be written to; give another --workdir")

@@ -24,26 +24,26 @@ def curves(results: Sequence[dict[str, Any]]) -> bytes | None:
     figure, axes = plt.subplots(1, len(PANELS), figsize=(15, 4.2), layout="constrained")
     colors = plt.get_cmap("tab10" if len(drawn) <= 10 else "tab20")
     for axis, (name, label, scale) in zip(axes, PANELS):
-        for i, found in enumerate(drawn):
-            points = found["curve"][name]
+        for i, result in enumerate(drawn):
+            points = result["curve"][name]
             if not points:
                 continue
             epochs = [e for e, *_ in points]
             mean, least, most = ([scale * point[k] for point in points] for k in (1, 2, 3))
-            unfinished = found["verdict"] == "not run"
+            unfinished = result["verdict"] == "not run"
             style = dict(color=colors(i), linestyle=":" if unfinished else "-")
-            seeds = f"{len(found['seeds'])} seed" + ("s" if len(found["seeds"]) > 1 else "")
-            text = f"{found['id']}, {seeds}" + (", not final" if unfinished else "")
+            seeds = f"{len(result['seeds'])} seed" + ("s" if len(result["seeds"]) > 1 else "")
+            text = f"{result['id']}, {seeds}" + (", not final" if unfinished else "")
             axis.plot(epochs, mean, marker="o" if len(points) < 30 else None, markersize=4, label=text, **style)
             axis.vlines(epochs, least, most, color=colors(i), linewidth=2) if len(points) < 30 else None
             axis.fill_between(epochs, least, most, color=colors(i), alpha=0.15, linewidth=0)
-            if name == "val_accuracy" and found["published_curve"]:
-                told = {float(e): 100 * value for e, value in found["published_curve"].items()}
-                axis.plot(*zip(*told.items()), color=colors(i), linestyle="", marker="x", markersize=8)
+            if name == "val_accuracy" and result["published_curve"]:
+                published = {float(e): 100 * value for e, value in result["published_curve"].items()}
+                axis.plot(*zip(*published.items()), color=colors(i), linestyle="", marker="x", markersize=8)
         axis.set(xlabel="epoch", ylabel=label)
         axis.grid(alpha=0.3)
         axis.set_xlim(
-            0, 1.08 * max((found["curve"][name][-1][0] for found in drawn if found["curve"][name]), default=1.0)
+            0, 1.08 * max((result["curve"][name][-1][0] for result in drawn if result["curve"][name]), default=1.0)
         )
     axes[0].legend(fontsize=8)
     crosses = "; crosses: published" if any(r["published_curve"] for r in drawn) else ""

@@ -15,17 +15,17 @@ def previous_jobs(row: RunSpec, folder: pathlib.Path, data: str | None, handed_o
     They are taken to be runs on `data` that were handed the same keys; where they are not, on the row's own data; and
     where they are not those either, runs of the row as the table has it.
     """
-    found: list[Job] = []
-    for where, told in ((data, handed_on), (None, handed_on), (None, ())):
+    candidates: list[Job] = []
+    for dataset, overrides in ((data, handed_on), (None, handed_on), (None, ())):
         try:
-            seeds = jobs_lib.started_seeds(row, folder, where)
-            jobs = [jobs_lib.job(row, seed, folder, where, told) for seed in seeds]
+            seeds = jobs_lib.started_seeds(row, folder, dataset)
+            jobs = [jobs_lib.job(row, seed, folder, dataset, overrides) for seed in seeds]
         except UserError:  # keys that this row cannot have
             continue
         if any(job.summary() is not None or _stored_hash(job) == job.config_hash for job in jobs):
             return jobs
-        found = found or jobs
-    return found
+        candidates = candidates or jobs
+    return candidates
 
 
 def mismatched_runs(jobs: Sequence[Job]) -> list[str]:

@@ -32,7 +32,7 @@ class Lines:
             )
             for i, (name, total) in enumerate(self._total.items())
         }
-        self._told: dict[Job, str] = {}
+        self._reported: dict[Job, str] = {}
         self._plain = not sys.stderr.isatty()
         self._wide = wide
         for name in self._bars:
@@ -44,19 +44,19 @@ class Lines:
     def show(self, job: Job, state: str, words: str) -> None:
         name = job.row.id
         if state == "running":
-            said = f"seed {job.seed}: {words}"
+            status = f"seed {job.seed}: {words}"
         elif state == "failed":
-            said = f"seed {job.seed} failed, {words}"
+            status = f"seed {job.seed} failed, {words}"
         else:
             summary = job.summary() or {}
             figures = results.measured([summary])
             text = ", ".join(f"{results.METRICS[m]} {f['mean']:.2%}" for m, f in figures.items())
-            said = f"seed {job.seed}: test {text or 'none'}, {format_duration(summary.get('wall_seconds', 0.0))}"
+            status = f"seed {job.seed}: test {text or 'none'}, {format_duration(summary.get('wall_seconds', 0.0))}"
             self._done[name] += 1
-        self._say(name, said)
-        if self._plain and self._told.get(job) != state:
-            print(f"{name} seed {job.seed}: started" if state == "running" else f"{name} {said}", flush=True)
-        self._told[job] = state
+        self._say(name, status)
+        if self._plain and self._reported.get(job) != state:
+            print(f"{name} seed {job.seed}: started" if state == "running" else f"{name} {status}", flush=True)
+        self._reported[job] = state
 
     def close(self) -> None:
         for bar in self._bars.values():

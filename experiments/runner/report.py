@@ -35,12 +35,12 @@ def percent(value: float | None, signed: bool = False) -> str:
     return "-" if value is None else f"{100 * value:+.2f}" if signed else f"{100 * value:.2f}"
 
 
-def mean_of(found: Mapping[str, Any] | None) -> str:
+def mean_of(figure: Mapping[str, Any] | None) -> str:
     """ "13.82 ± 0.31", in per cent; without ± for a single seed."""
-    if found is None:
+    if figure is None:
         return "-"
-    deviation = found["deviation"]
-    return percent(found["mean"]) + ("" if deviation is None else f" ± {percent(deviation)}")
+    deviation = figure["deviation"]
+    return percent(figure["mean"]) + ("" if deviation is None else f" ± {percent(deviation)}")
 
 
 def cells(result: Result) -> list[list[str]]:
@@ -67,20 +67,20 @@ def peers(result: Result) -> list[str]:
     if not result["peer"] or not result["own_data"]:
         return []
     runs = result["peer"]["runs"]
-    said = ", ".join(f"{METRICS[m]} {' and '.join(map(percent, values))} %" for m, values in runs.items())
-    return [f"{result['peer']['name']} itself on the same images: {said}"]
+    figures = ", ".join(f"{METRICS[m]} {' and '.join(map(percent, values))} %" for m, values in runs.items())
+    return [f"{result['peer']['name']} itself on the same images: {figures}"]
 
 
 def details(result: Result) -> list[str]:
     """What a reader has to know besides: where from, why not, what it takes, on what."""
-    found: list[str] = [
+    lines: list[str] = [
         result["source"],
         *peers(result),
         *([result["note"]] if result["note"] else []),
         *result["reasons"],
         *([f"needs {Budget(**result['cost'])}"] if result["verdict"] == "not run" else []),
     ]
-    return found + [f"on {device}" for device in result["devices"]]
+    return lines + [f"on {device}" for device in result["devices"]]
 
 
 def size_cells(size: Size) -> list[str]:
@@ -90,8 +90,8 @@ def size_cells(size: Size) -> list[str]:
 
 def versions(results: Sequence[Result]) -> str:
     """Of the first row that ran."""
-    found: dict[str, str] = next((r["versions"] for r in results if r["versions"]), {})
-    return ", ".join(f"{name} {version}" for name, version in found.items())
+    names: dict[str, str] = next((r["versions"] for r in results if r["versions"]), {})
+    return ", ".join(f"{name} {version}" for name, version in names.items())
 
 
 def markdown(table: str, command: str, results: Sequence[Result], sizes: Sequence[Size], drawn: bool) -> str:
@@ -121,8 +121,8 @@ def page(table: str, command: str, results: Sequence[Result], sizes: Sequence[Si
             encoded = base64.b64encode(curves).decode()
             parts.append(f'<p><img alt="learning curves of all rows" src="data:image/png;base64,{encoded}"></p>')
         for result in results:
-            told = "".join(f"<li>{html.escape(line)}</li>" for line in details(result))
-            parts.append(f"<h2>{html.escape(result['id'])}</h2><ul>{told}</ul>")
+            items = "".join(f"<li>{html.escape(line)}</li>" for line in details(result))
+            parts.append(f"<h2>{html.escape(result['id'])}</h2><ul>{items}</ul>")
             parts.append(f"<pre>{html.escape(chr(10).join(result['commands']))}</pre>")
     if sizes:
         parts.append(_table(SIZE_HEADS, [(size.verdict, size_cells(size)) for size in sizes], text=1))
@@ -148,23 +148,23 @@ def _table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], text
 
 
 def write(
-    place: pathlib.Path, table: str, command: str, results: Sequence[Result], sizes: Sequence[Size] = ()
+    directory: pathlib.Path, table: str, command: str, results: Sequence[Result], sizes: Sequence[Size] = ()
 ) -> list[pathlib.Path]:
     """Writes report.md, report.html, report.json, and curves.png where there is something to draw; returns them."""
-    place.mkdir(parents=True, exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     try:
         curves = learning_curves.curves(results)
     except Exception as error:  # a report without its picture is one
         print(f"the learning curves could not be drawn: {first_line(error)}", file=sys.stderr)
         curves = None
-    told = {"table": table, "command": command, "rows": list(results)}
-    told |= {"sizes": [size._asdict() | {"verdict": size.verdict} for size in sizes]} if sizes else {}
+    content = {"table": table, "command": command, "rows": list(results)}
+    content |= {"sizes": [size._asdict() | {"verdict": size.verdict} for size in sizes]} if sizes else {}
     written: dict[str, bytes] = {
-        "report.json": (json.dumps(told, indent=1) + "\n").encode(),
+        "report.json": (json.dumps(content, indent=1) + "\n").encode(),
         "report.md": markdown(table, command, results, sizes, curves is not None).encode(),
         "report.html": page(table, command, results, sizes, curves).encode(),
     }
     if curves:
         written["curves.png"] = curves
-    artifacts.write(place, written)
-    return [place / name for name in written]
+    artifacts.write(directory, written)
+    return [directory / name for name in written]

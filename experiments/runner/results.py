@@ -32,12 +32,12 @@ def seed_noise(rows: Iterable[RunSpec], metric: str) -> float:
 
 def measured(summaries: Sequence[Mapping[str, Any]], split: str = "test") -> dict[str, dict[str, Any]]:
     """{metric: its values, mean and standard deviation} of the test split or "val", over the runs that have one."""
-    found = {}
+    figures = {}
     for metric in METRICS:
         values = [s[f"{split}_{metric}"] for s in summaries if f"{split}_{metric}" in s]
         if values:
-            found[metric] = {"values": values, "mean": statistics.fmean(values), "deviation": spread(values)}
-    return found
+            figures[metric] = {"values": values, "mean": statistics.fmean(values), "deviation": spread(values)}
+    return figures
 
 
 def curve(jobs: Sequence[Job]) -> dict[str, list[list[float]]]:
@@ -45,17 +45,17 @@ def curve(jobs: Sequence[Job]) -> dict[str, list[list[float]]]:
     runs = []
     for job in jobs:
         try:
-            rows = [row for row in workdir.read_metrics(job.place) if isinstance(row, dict)]
+            rows = [row for row in workdir.read_metrics(job.workdir) if isinstance(row, dict)]
         except UserError:
             continue
         runs.append([row for row in rows if is_number(row.get("epoch"))])
-    found = {}
+    columns_of = {}
     for name in ("val_accuracy", "val_top5_accuracy", "val_loss", "train_loss", "train_accuracy"):
         columns = [{row["epoch"]: row[name] for row in run if is_number(row.get(name))} for run in runs]
         shared = sorted(set.intersection(*map(set, columns))) if columns else []
         values = [[column[epoch] for column in columns] for epoch in shared]
-        found[name] = [[e, statistics.fmean(v), min(v), max(v)] for e, v in zip(shared, values)]
-    return found
+        columns_of[name] = [[e, statistics.fmean(v), min(v), max(v)] for e, v in zip(shared, values)]
+    return columns_of
 
 
 def shortfalls(row: RunSpec, figures: Mapping[str, Mapping[str, Any]], curves: Result, noise: Mapping[str, float]):
@@ -67,18 +67,18 @@ def shortfalls(row: RunSpec, figures: Mapping[str, Mapping[str, Any]], curves: R
     if row.peer:
         for metric, values in row.peer.runs.items():
             mean, theirs = (figures[metric]["mean"] if metric in figures else None), statistics.fmean(values)
-            said = f"{row.peer.name}'s own mean of {theirs:.2%} less its seed noise of {noise[metric]:.2%}"
-            bars.append((METRICS[metric], mean, theirs - noise[metric], said))
+            words = f"{row.peer.name}'s own mean of {theirs:.2%} less its seed noise of {noise[metric]:.2%}"
+            bars.append((METRICS[metric], mean, theirs - noise[metric], words))
     reached = {round(epoch, 3): mean for epoch, mean, *_ in curves["val_accuracy"]}
     for epoch, value in row.curve.items():
-        said = f"{value:.1%} published less {row.tolerance:.1%}"
-        bars.append((f"validation top-1 after epoch {epoch:g}", reached.get(epoch), value - row.tolerance, said))
+        words = f"{value:.1%} published less {row.tolerance:.1%}"
+        bars.append((f"validation top-1 after epoch {epoch:g}", reached.get(epoch), value - row.tolerance, words))
     short = []
-    for what, mean, least, said in bars:
+    for what, mean, least, words in bars:
         if mean is None:
-            short.append(f"{what}: not measured, where {said} is asked")
+            short.append(f"{what}: not measured, where {words} is asked")
         elif mean < least:
-            short.append(f"{what}: {mean:.2%} is below {said}")
+            short.append(f"{what}: {mean:.2%} is below {words}")
     return len(bars), short
 
 
@@ -94,7 +94,7 @@ def result(
     finished = [(job, summary) for job in jobs if (summary := job.summary()) is not None]
     summaries = [summary for _, summary in finished]
     figures, curves = measured(summaries), curve([job for job, _ in finished])
-    asked, short = shortfalls(row, figures, curves, noise)
+    comparisons, short = shortfalls(row, figures, curves, noise)
     changed = jobs[0].changed if jobs else ()
     if len(finished) < len(jobs) or not finished:
         verdict = "not run"
@@ -102,14 +102,14 @@ def result(
         verdict = "other data"
     elif changed:
         verdict = "other recipe"
-    elif not asked:
+    elif not comparisons:
         verdict = "nothing to compare with"
     else:
         verdict = "not reproduced" if short else "reproduced"
     reasons = short if verdict == "not reproduced" else []
     if changed:
         reasons.append(f"changed: {', '.join(changed)}")
-    reasons += [f"seed {job.seed} failed, {said}" for job, said in failures.items() if job.row.id == row.id]
+    reasons += [f"seed {job.seed} failed, {words}" for job, words in failures.items() if job.row.id == row.id]
     if 0 < len(finished) < len(jobs):
         reasons.append(f"{len(finished)} of {len(jobs)} seeds finished: what is shown is not final")
     if data is not None:

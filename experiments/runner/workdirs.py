@@ -12,12 +12,12 @@ COUNTED = ("steps", "epochs", "params", "wall_seconds")  # which every summary h
 FIGURES = ("images_per_second", *(f"{split}_{metric}" for split in ("val", "test") for metric in METRICS))
 
 
-def locked(place: pathlib.Path) -> bool:
+def locked(directory: pathlib.Path) -> bool:
     """Whether a process is at work in a run's folder, such as one that outlived the program that had started it."""
-    if not (place / ".lock").exists():
+    if not (directory / ".lock").exists():
         return False
     try:
-        lock_file(place / ".lock", wait=False).close()
+        lock_file(directory / ".lock", wait=False).close()
     except BlockingIOError:
         return True
     except OSError:  # what else is wrong, the run tells
@@ -42,12 +42,12 @@ def usable(summary: Any) -> bool:
     )
 
 
-def move_damaged_aside(place: pathlib.Path) -> None:
+def move_damaged_aside(directory: pathlib.Path) -> None:
     """Renames a summary that cannot be used, for which the training program would take the run as finished."""
-    path = place / "summary.json"
+    path = directory / "summary.json"
     try:
-        found = json.loads(path.read_text())
+        summary = json.loads(path.read_text())
     except (OSError, ValueError):  # which that program takes for none itself
         return
-    if not usable(found):
+    if not usable(summary):
         path.replace(path.with_name(f"{path.name}.damaged"))

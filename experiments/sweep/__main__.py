@@ -22,26 +22,26 @@ from patchnets.errors import UserError
 
 def execute(arguments: list[str]) -> int:
     """Trains and reports; returns the exit status."""
-    asked = parse_args(arguments, __doc__)
-    if asked.listing:
-        for i, row in enumerate(asked.rows):
+    options = parse_args(arguments, __doc__)
+    if options.listing:
+        for i, row in enumerate(options.rows):
             print(f"{i:>3}  {row.id:<20}  " + ", ".join(f"{key}={value}" for key, value in row.changes.items()))
         return 0
-    jobs_lib.check_workdir(asked.workdir)
-    jobs = jobs_of(asked)
+    jobs_lib.check_workdir(options.workdir)
+    jobs = jobs_of(options)
     jobs_lib.check_unmixed(jobs)
-    if asked.report_only and not any(job.summary() for job in jobs):
-        raise UserError(f"--workdir={asked.workdir}: none of these runs has finished there; leave out --report")
-    rows = [asked.only] if asked.only else asked.rows
-    status, failures = (0, {}) if asked.report_only else train(rows, jobs, asked.parallel)
-    if asked.only:
-        for job, said in failures.items():
-            print(f"{job.row.id}: seed {job.seed} failed, {said}", file=sys.stderr)
+    if options.report_only and not any(job.summary() for job in jobs):
+        raise UserError(f"--workdir={options.workdir}: none of these runs has finished there; leave out --report")
+    rows = [options.only] if options.only else options.rows
+    status, failures = (0, {}) if options.report_only else train(rows, jobs, options.parallel)
+    if options.only:
+        for job, reason in failures.items():
+            print(f"{job.row.id}: seed {job.seed} failed, {reason}", file=sys.stderr)
     else:
-        found = [report.result(row, [job for job in jobs if job.row is row], failures) for row in asked.rows]
+        results = [report.result(row, [job for job in jobs if job.row is row], failures) for row in options.rows]
         command = shlex.join(["python", "-m", "experiments.sweep", *jobs_lib.without_paths(arguments)])
-        written = report.write(asked.workdir, command, found)
-        print("\n".join(report.screen(found)))
+        written = report.write(options.workdir, command, results)
+        print("\n".join(report.screen(results)))
         print(f"written: {', '.join(map(str, written))}")
     if status:
         print("patchnets: stopped; the same command goes on from what was saved", file=sys.stderr)

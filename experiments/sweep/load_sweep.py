@@ -25,15 +25,15 @@ def rows(sweep: str, config: str | None, handed_on: Sequence[str]) -> tuple[RunS
       UserError: the file cannot be used so, or the command line sets what the sweep does.
     """
     with jobs.at_root():
-        named, is_one, found = flags.from_file("sweep", sweep, sweep, _read)
+        named, is_one, read_entries = flags.from_file("sweep", sweep, sweep, _read)
     config = config or named or (sweep if is_one else None)
     if config is None:
         raise UserError(f"--sweep={sweep} has neither CONFIG nor get_config(); give --config=FILE[:ARGUMENT]")
-    _check(sweep, found)
-    entries = [(name, _plain(f"{name} of --sweep={sweep}", overrides)) for name, overrides in found]
+    _check(sweep, read_entries)
+    entries = [(name, _plain(f"{name} of --sweep={sweep}", overrides)) for name, overrides in read_entries]
     swept = {key for _, overrides in entries for key in overrides}
-    if told := [a for a in handed_on if a.removeprefix("--config.").partition("=")[0] in swept]:
-        raise UserError(f"{told[0]}: --sweep={sweep} sets it; leave it out")
+    if refused := [a for a in handed_on if a.removeprefix("--config.").partition("=")[0] in swept]:
+        raise UserError(f"{refused[0]}: --sweep={sweep} sets it; leave it out")
     return tuple(_row(sweep, config, name, overrides, handed_on) for name, overrides in entries)
 
 
@@ -46,7 +46,7 @@ def _check(sweep: str, entries: Sequence[Any]) -> None:
     """Raises UserError for the first entry that is no (name, overrides) of its own."""
     if not entries:
         raise UserError(f"--sweep={sweep}: get_sweep() has no entries; it yields (name, {{key: value}})")
-    seen = set()
+    names = set()
     for entry in entries:
         if not isinstance(entry, tuple) or len(entry) != 2 or not isinstance(entry[1], Mapping):
             raise UserError(f"--sweep={sweep}: get_sweep() yields {str(entry)[:80]}; expected (name, {{key: value}})")
@@ -57,9 +57,9 @@ def _check(sweep: str, entries: Sequence[Any]) -> None:
             )
         if name in FILES:
             raise UserError(f"--sweep={sweep}: {name!r} is a file of the report; give the entry another name")
-        if name in seen:
+        if name in names:
             raise UserError(f"--sweep={sweep}: {name!r} is the name of two entries; give each its own")
-        seen.add(name)
+        names.add(name)
         if unknown := [key for key in overrides if key not in config_lib.known_keys()]:
             raise config_lib.unknown_key(str(unknown[0]))
         if "seed" in overrides:
@@ -91,8 +91,8 @@ def _row(sweep: str, config: str, name: str, overrides: Mapping[str, Any], hande
     changes = [f"--config.{key}={value}" for key, value in overrides.items()]
     try:
         with jobs.at_root():
-            found = flags.parse_flags(["sweep", f"--config={config}", *changes, *handed_on])[0]
+            parsed = flags.parse_flags(["sweep", f"--config={config}", *changes, *handed_on])[0]
     except UserError as error:
         raise UserError(f"{name} of --sweep={sweep}: {error}") from error
-    return RunSpec(name, config, found.dataset.name, {}, sweep, Budget(found.get("total_epochs") or 0.0, "any"),
+    return RunSpec(name, config, parsed.dataset.name, {}, sweep, Budget(parsed.get("total_epochs") or 0.0, "any"),
                changes=dict(overrides))  # fmt: skip

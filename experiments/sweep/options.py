@@ -46,36 +46,38 @@ def parse_args(arguments: Sequence[str], description: str | None = None) -> Opti
         help="one entry, by name or number from 0, as in an array job; writes no report",
     )
     add_run_options(parser, 1, "entry", "runs/sweep-NAME")
-    given, overrides = parser.parse_with_overrides(arguments)
-    if given.only and given.report:
-        raise UserError(f"--only={given.only} and --report are both given; a report is that of all entries")
-    rows = load_sweep.rows(given.sweep, given.config, overrides)
+    settings, overrides = parser.parse_with_overrides(arguments)
+    if settings.only and settings.report:
+        raise UserError(f"--only={settings.only} and --report are both given; a report is that of all entries")
+    rows = load_sweep.rows(settings.sweep, settings.config, overrides)
     return Options(
-        given.sweep,
+        settings.sweep,
         rows,
-        chosen(rows, given.only) if given.only else None,
-        given.workdir or pathlib.Path("runs", f"sweep-{pathlib.Path(given.sweep).stem}"),
-        given.seeds,
-        given.parallel,
-        given.list,
-        given.report,
+        chosen(rows, settings.only) if settings.only else None,
+        settings.workdir or pathlib.Path("runs", f"sweep-{pathlib.Path(settings.sweep).stem}"),
+        settings.seeds,
+        settings.parallel,
+        settings.list,
+        settings.report,
         overrides,
     )
 
 
-def chosen(rows: Sequence[RunSpec], told: str) -> RunSpec:
+def chosen(rows: Sequence[RunSpec], name: str) -> RunSpec:
     """The row of that name, or of that number. Raises UserError where there is none."""
     numbered = {str(i): row for i, row in enumerate(rows)}
-    found = numbered | {row.id: row for row in rows}
-    if told not in found:
+    shapes = numbered | {row.id: row for row in rows}
+    if name not in shapes:
         names = ", ".join(row.id for row in rows[:20])
-        raise UserError(f"--only={told} is no entry; there are 0 to {len(rows) - 1}: {names}")
-    return found[told]
+        raise UserError(f"--only={name} is no entry; there are 0 to {len(rows) - 1}: {names}")
+    return shapes[name]
 
 
-def jobs_of(asked: Options) -> list[Job]:
+def jobs_of(requested: Options) -> list[Job]:
     """Seed after seed, so that what is there early is there for all entries."""
-    rows = [asked.only] if asked.only else asked.rows
+    rows = [requested.only] if requested.only else requested.rows
     return [
-        jobs_lib.job(row, seed, asked.workdir, None, asked.handed_on) for seed in range(asked.seeds) for row in rows
+        jobs_lib.job(row, seed, requested.workdir, None, requested.handed_on)
+        for seed in range(requested.seeds)
+        for row in rows
     ]

@@ -19,32 +19,32 @@ HEADS = ("entry", "changes", "epochs", "seeds", "val top-1", "val top-5", "test 
 
 def result(row: RunSpec, jobs: Sequence[Job], failures: Mapping[Job, str]) -> Result:
     """What is known of an entry: `results.result` of its runs, with what was measured by split."""
-    found = results.result(row, jobs, failures, None, dict.fromkeys(METRICS, 0.0))
+    entry = results.result(row, jobs, failures, None, dict.fromkeys(METRICS, 0.0))
     summaries = [summary for job in jobs if (summary := job.summary()) is not None]
-    told = ("id", "dataset", "curve", "verdict", "seeds", "seeds_asked", "epochs", "params", "wall_seconds",
+    names = ("id", "dataset", "curve", "verdict", "seeds", "seeds_asked", "epochs", "params", "wall_seconds",
             "images_per_second", "devices", "versions", "commands", "reasons", "published_curve")  # fmt: skip
-    return {name: found[name] for name in told} | {
+    return {name: entry[name] for name in names} | {
         "changes": dict(row.changes),
         "measured": {split: results.measured(summaries, split) for split in SPLITS},
     }
 
 
-def cells(found: Result) -> list[str]:
-    done, asked = len(found["seeds"]), found["seeds_asked"]
+def cells(entry: Result) -> list[str]:
+    done, total = len(entry["seeds"]), entry["seeds_asked"]
     return [
-        found["id"],
-        ", ".join(f"{key}={value}" for key, value in found["changes"].items()) or "-",
-        f"{found['epochs']:.3g}" if found["epochs"] else "-",
-        f"{done}" if done == asked else f"{done} of {asked}, not final",
-        *(mean_of(found["measured"][split].get(metric)) for split in SPLITS for metric in METRICS),
-        format_duration(found["wall_seconds"]) if found["wall_seconds"] else "-",
+        entry["id"],
+        ", ".join(f"{key}={value}" for key, value in entry["changes"].items()) or "-",
+        f"{entry['epochs']:.3g}" if entry["epochs"] else "-",
+        f"{done}" if done == total else f"{done} of {total}, not final",
+        *(mean_of(entry["measured"][split].get(metric)) for split in SPLITS for metric in METRICS),
+        format_duration(entry["wall_seconds"]) if entry["wall_seconds"] else "-",
     ]
 
 
 def screen(entries: Sequence[Result]) -> list[str]:
     """The table for a terminal, and what went wrong."""
-    lines = artifacts.table(HEADS, [cells(found) for found in entries])
-    return lines + [f"{found['id']}: {reason}" for found in entries for reason in found["reasons"]]
+    lines = artifacts.table(HEADS, [cells(entry) for entry in entries])
+    return lines + [f"{entry['id']}: {reason}" for entry in entries for reason in entry["reasons"]]
 
 
 def markdown(command: str, entries: Sequence[Result], drawn: Sequence[str]) -> str:
@@ -56,21 +56,21 @@ def markdown(command: str, entries: Sequence[Result], drawn: Sequence[str]) -> s
         "",
     ]
     lines += ["|" + "|".join(HEADS) + "|", "|" + "-|" * len(HEADS)]
-    lines += ["|" + "|".join(cells(found)) + "|" for found in entries]
+    lines += ["|" + "|".join(cells(entry)) + "|" for entry in entries]
     lines += [""] + [f"![{name.removesuffix('.png')}]({name})\n" for name in drawn]
-    for found in entries:
-        told = [*(f"on {device}" for device in found["devices"]), *found["reasons"]]
-        lines += [f"**{found['id']}** {'. '.join(told)}".rstrip(), "", "```sh", *found["commands"], "```", ""]
+    for entry in entries:
+        notes = [*(f"on {device}" for device in entry["devices"]), *entry["reasons"]]
+        lines += [f"**{entry['id']}** {'. '.join(notes)}".rstrip(), "", "```sh", *entry["commands"], "```", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def axis_of(entries: Sequence[Result]) -> str | None:
     """The one key in which all entries differ, if its values are different numbers."""
-    keys = {key for found in entries for key in found["changes"]}
+    keys = {key for entry in entries for key in entry["changes"]}
     if len(keys) != 1 or len(entries) < 2:
         return None
     (key,) = keys
-    values = [found["changes"].get(key) for found in entries]
+    values = [entry["changes"].get(key) for entry in entries]
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
     return key if numeric and len(set(values)) == len(values) else None
 
@@ -78,7 +78,7 @@ def axis_of(entries: Sequence[Result]) -> str | None:
 def draw(entries: Sequence[Result], path: pathlib.Path) -> bool:
     """Top-1 of validation and test, a line against the value where that is one number, else a mark for each entry;
     bars from the least to the most of the seeds. False where nothing was measured."""
-    if not any("accuracy" in found["measured"][split] for found in entries for split in SPLITS):
+    if not any("accuracy" in entry["measured"][split] for entry in entries for split in SPLITS):
         return False
     plt = figures.pyplot()
     figure, axis = plt.subplots(figsize=(max(6.0, 0.5 * len(entries)), 4.4), layout="constrained")
@@ -94,14 +94,14 @@ def draw(entries: Sequence[Result], path: pathlib.Path) -> bool:
             style = "-" if key else ""
             axis.errorbar(at, means, yerr=list(zip(*spread)), marker="o", linestyle=style, capsize=4, label=label)
     if key:
-        values = [found["changes"][key] for found in entries]
+        values = [entry["changes"][key] for entry in entries]
         if min(values) > 0 and max(values) / min(values) >= 8:
             axis.set_xscale("log")
         axis.set_xlabel(key)
     else:
         axis.set_xticks(range(len(entries)), [e["id"] for e in entries], rotation=30, ha="right")
-    unfinished = any(len(found["seeds"]) < found["seeds_asked"] for found in entries)
-    over = "mean, least and most over seeds" if any(found["seeds_asked"] > 1 for found in entries) else "one seed"
+    unfinished = any(len(entry["seeds"]) < entry["seeds_asked"] for entry in entries)
+    over = "mean, least and most over seeds" if any(entry["seeds_asked"] > 1 for entry in entries) else "one seed"
     axis.set(ylabel="top-1 (%)", title=over + (", not final" if unfinished else ""))
     axis.grid(alpha=0.3)
     axis.legend()
@@ -109,13 +109,13 @@ def draw(entries: Sequence[Result], path: pathlib.Path) -> bool:
     return True
 
 
-def write(place: pathlib.Path, command: str, entries: Sequence[Result]) -> list[pathlib.Path]:
+def write(directory: pathlib.Path, command: str, entries: Sequence[Result]) -> list[pathlib.Path]:
     """Writes sweep.json, sweep.md and, where there is something to draw, sweep.png and curves.png; returns them."""
-    place.mkdir(parents=True, exist_ok=True)
-    drawn = artifacts.draw(place, entries, {"sweep.png": draw, "curves.png": artifacts.curves})
+    directory.mkdir(parents=True, exist_ok=True)
+    drawn = artifacts.draw(directory, entries, {"sweep.png": draw, "curves.png": artifacts.curves})
     written: dict[str, bytes] = {
         "sweep.json": (json.dumps({"command": command, "entries": list(entries)}, indent=1) + "\n").encode(),
         "sweep.md": markdown(command, entries, drawn).encode(),
     }
-    artifacts.write(place, written)
-    return [place / name for name in [*written, *drawn]]
+    artifacts.write(directory, written)
+    return [directory / name for name in [*written, *drawn]]

@@ -17,7 +17,7 @@ def _keras(accuracy: tuple[float, ...], top5_accuracy: tuple[float, ...]) -> Ref
 
 
 def _mlp(
-    name: str, one: tuple[float, float], fifty: tuple[float, float], peer: Reference, minutes: float
+    name: str, one_epoch: tuple[float, float], fifty_epochs: tuple[float, float], peer: Reference, minutes: float
 ) -> list[RunSpec]:
     file = f"configs/{name}_cifar100.py"
     nothing = f"{MLP}: nothing published for the paper's network"
@@ -30,7 +30,7 @@ def _mlp(
             f"{name}-1",
             f"{file}:one_epoch",
             "cifar100",
-            figures(one),
+            figures(one_epoch),
             f"{MLP}, 1 epoch",
             Budget(1, SHORT, minutes),
             tolerance=0.02,
@@ -49,7 +49,7 @@ def _mlp(
             f"{name}-50",
             file,
             "cifar100",
-            figures(fifty),
+            figures(fifty_epochs),
             f"{MLP}, earlier edition, 50 epochs",
             Budget(50, LONG),
             tolerance=0.02,

@@ -29,11 +29,11 @@ class Size(NamedTuple):
 
 def counted() -> list[Size]:
     """All networks of which something was published; seconds in all."""
-    found = []
+    sizes = []
     for (name, variant), published in PUBLISHED.items():
         if published.params is not None:
             network, variants = models.MODELS[name]
             measured = cost(network(num_classes=published.num_classes, **variants[variant]), published.image_size)
             size = Size(f"{name} {variant}", published.params, published.gmacs, measured.params, measured.macs / 1e9)
-            found.append(size)
-    return found
+            sizes.append(size)
+    return sizes

@@ -89,8 +89,8 @@ def lookup(levels: Int[Array, "batch height width channels"], tables: Tables) ->
     """Replace every level by its entry in the table of its image and channel."""
     batch, _, _, channels = levels.shape
     places = levels.reshape(batch, -1, channels)
-    found = jnp.take_along_axis(tables.swapaxes(1, 2), places, axis=1, mode="promise_in_bounds")
-    return found.reshape(levels.shape)
+    looked_up = jnp.take_along_axis(tables.swapaxes(1, 2), places, axis=1, mode="promise_in_bounds")
+    return looked_up.reshape(levels.shape)
 
 
 # Tables. `counts` is a histogram; `level` the levels 0 to 255; strengths are [batch].
@@ -270,12 +270,12 @@ def color_jitter(
         strength = jnp.stack([jitter_factors(k, batch, limit) for k, limit in zip(factor_keys, limits)], -1)
         order = jax.vmap(lambda k: jax.random.permutation(k, 3))(geometry.example_keys(order_key, batch))
         strength = jnp.take_along_axis(strength, order, -1)
-        for place in range(3):
+        for position in range(3):
             # The degenerate image is black, the mean of the gray image, or the gray image.
-            which, gray = expand(order[:, place]), gray_levels(images)
+            which, gray = expand(order[:, position]), gray_levels(images)
             mean = jnp.round(gray.mean((1, 2, 3), keepdims=True))
             degenerate = jnp.where(which == 0, 0.0, jnp.where(which == 1, mean, gray))
-            images = blend(degenerate, images, strength[:, place])
+            images = blend(degenerate, images, strength[:, position])
     return adjust_hue(images, uniform(hue_key, batch, -hue, hue)) if hue else images
 
 

@@ -229,10 +229,10 @@ def crop_boxes(
     If no box fits, it is the largest centered box whose ratio is in the range.
     """
     drawn = _uniform(keys, RESIZED_CROP, (2 * MAX_ATTEMPTS + 2,))
-    corner, size, found = sample_boxes(drawn, (height, width), (height, width), (area, 1.0), (1 / aspect, aspect))
-    whole = jnp.array([min(height, round(width * aspect)), min(width, round(height * aspect))], jnp.float32)
-    middle = jnp.floor((jnp.array([height, width], jnp.float32) - whole) / 2)
-    return jnp.where(found[:, None], corner, middle), jnp.where(found[:, None], size, whole)
+    corner, size, fits = sample_boxes(drawn, (height, width), (height, width), (area, 1.0), (1 / aspect, aspect))
+    largest = jnp.array([min(height, round(width * aspect)), min(width, round(height * aspect))], jnp.float32)
+    middle = jnp.floor((jnp.array([height, width], jnp.float32) - largest) / 2)
+    return jnp.where(fits[:, None], corner, middle), jnp.where(fits[:, None], size, largest)
 
 
 def resized_crop_matrices(

@@ -120,8 +120,8 @@ def box(
 
     def covered(axis: int, size: int) -> Array:
         half = jnp.floor(jnp.floor(size * jnp.sqrt(share)) / 2)
-        place = jnp.arange(size) - jnp.floor(center[:, axis] * size)[:, None]
-        return (place >= -half[:, None]) & (place < half[:, None])
+        offset = jnp.arange(size) - jnp.floor(center[:, axis] * size)[:, None]
+        return (offset >= -half[:, None]) & (offset < half[:, None])
 
     inside = covered(0, height)[:, :, None] & covered(1, width)[:, None, :]
     return inside.astype(jnp.float32)

@@ -41,9 +41,9 @@ Places = Float[Array, "batch 2"]  # (y, x) as shares of height and width; only c
 
 
 def apply_operations(
-    images: Images, operation: Int[Array, " batch"], strength: PerImage, place: Places, *, fill: float = 128.0
+    images: Images, operation: Int[Array, " batch"], strength: PerImage, position: Places, *, fill: float = 128.0
 ) -> Images:
-    """Apply one operation to each image: number `operation` of `OPERATIONS`, at `strength` and `place`.
+    """Apply one operation to each image: number `operation` of `OPERATIONS`, at `strength` and `position`.
 
     Table operations round levels first; others keep fractions. Areas uncovered by a warp, and the square of cutout, get
     the level `fill`.
@@ -51,18 +51,20 @@ def apply_operations(
     # A loop keeps XLA from fusing the steps. In one kernel, everything before the warp would be recomputed for each
     # neighbor of a pixel, which is several times slower on a CPU.
     steps = [look_up, blend, warp_or_cut]
-    step = lambda i, images: jax.lax.switch(i, steps, images, operation, strength, place, fill)
+    step = lambda i, images: jax.lax.switch(i, steps, images, operation, strength, position, fill)
     return jax.lax.fori_loop(0, len(steps), step, images)
 
 
-def look_up(images: Images, operation: Int[Array, " batch"], strength: PerImage, place: Places, fill: float) -> Images:
+def look_up(
+    images: Images, operation: Int[Array, " batch"], strength: PerImage, position: Places, fill: float
+) -> Images:
     """Apply the operations that are tables."""
     levels = color.whole_levels(images)
-    found = color.lookup(levels, tables(color.histogram(levels), operation, strength))
-    return jnp.where(expand(is_one_of(operation, TABLES)), found, images)
+    looked_up = color.lookup(levels, tables(color.histogram(levels), operation, strength))
+    return jnp.where(expand(is_one_of(operation, TABLES)), looked_up, images)
 
 
-def blend(images: Images, operation: Int[Array, " batch"], factor: PerImage, place: Places, fill: float) -> Images:
+def blend(images: Images, operation: Int[Array, " batch"], factor: PerImage, position: Places, fill: float) -> Images:
     """Apply color (which leaves gray images unchanged) and sharpness."""
     sharpened = expand(operation == NUMBER["sharpness"])
     degenerate = jnp.where(sharpened, color.smooth(images), color.gray_levels(images))
@@ -70,18 +72,18 @@ def blend(images: Images, operation: Int[Array, " batch"], factor: PerImage, pla
 
 
 def warp_or_cut(
-    images: Images, operation: Int[Array, " batch"], strength: PerImage, place: Places, fill: float
+    images: Images, operation: Int[Array, " batch"], strength: PerImage, position: Places, fill: float
 ) -> Images:
     """Apply the geometric operations and cutout."""
     height, width = images.shape[1:3]
     warped = geometry.warp(images, affine_matrices(operation, strength, height, width), fill=fill)
-    cut = (operation == NUMBER["cutout"])[:, None, None] & cutout_mask(strength, place, height, width)
+    cut = (operation == NUMBER["cutout"])[:, None, None] & cutout_mask(strength, position, height, width)
     return jnp.where(cut[..., None], fill, jnp.where(expand(is_one_of(operation, WARPS)), warped, images))
 
 
-def cutout_mask(half: PerImage, place: Places, height: int, width: int) -> Bool[Array, "batch height width"]:
+def cutout_mask(half: PerImage, position: Places, height: int, width: int) -> Bool[Array, "batch height width"]:
     """Return the pixels in each image's square of side 2 `half`, centered on the upper left corner of a pixel."""
-    y, x = jnp.arange(height) - one_of(height, place[:, :1]), jnp.arange(width) - one_of(width, place[:, 1:])
+    y, x = jnp.arange(height) - one_of(height, position[:, :1]), jnp.arange(width) - one_of(width, position[:, 1:])
     rows, columns = ((at >= -half[:, None]) & (at < half[:, None]) for at in (y, x))
     return rows[:, :, None] & columns[:, None, :]
 

@@ -79,12 +79,12 @@ def draw_rand_augment(
     The strongest is 30 for torchvision, else 10, or `magnitude` if that is larger.
     """
     # Never 0, whose normal quantile is infinite. One draw for all, because each draw takes long to compile.
-    which, where, side, chance, *place = jax.random.uniform(key, (6, num_ops), minval=1e-7)
+    which, magnitude_draw, side, chance, *position = jax.random.uniform(key, (6, num_ops), minval=1e-7)
     names = RAND_AUGMENT[variant]
     choice = one_of(len(names), which)
     bins = 30.0 if variant == "torchvision" else 10.0
     strongest = bins if variant == "torchvision" else jnp.maximum(bins, magnitude)
-    share = jnp.clip(magnitude + magnitude_std * jax.scipy.special.ndtri(where), 0.0, strongest) / bins
+    share = jnp.clip(magnitude + magnitude_std * jax.scipy.special.ndtri(magnitude_draw), 0.0, strongest) / bins
     by_name = rand_augment_ranges(share, height, width, variant=variant)
     middle, swing = (
         jnp.stack([jnp.broadcast_to(by_name[name][i], (num_ops,)) for name in names])[choice, jnp.arange(num_ops)]
@@ -94,7 +94,7 @@ def draw_rand_augment(
     operation = jnp.array([NUMBER[name] for name in names])[choice]
     if variant == "timm":  # where factors below 0, beyond magnitude 10, would invert images
         strength = jnp.where(is_one_of(operation, FACTORS), jnp.maximum(strength, 0.1), strength)
-    return jnp.where(chance < probability, operation, NUMBER["identity"]), strength, jnp.stack(place, -1)
+    return jnp.where(chance < probability, operation, NUMBER["identity"]), strength, jnp.stack(position, -1)
 
 
 def rand_augment_ranges(
@@ -104,8 +104,8 @@ def rand_augment_ranges(
     if variant == "torchvision":
         return auto_augment_ranges(share, height, width)
     # Round down; the small offset absorbs rounding errors.
-    whole = lambda most: jnp.floor(most * share + 1e-4)
-    bits, threshold = whole(4), whole(256)
+    rounded_down = lambda most: jnp.floor(most * share + 1e-4)
+    bits, threshold = rounded_down(4), rounded_down(256)
     if variant == "timm":
         bits, threshold = 4 - bits, 256 - threshold
     factor = (1.0, 0.9 * share) if variant == "timm" else (0.1 + 1.8 * share, 0.0)
@@ -116,14 +116,14 @@ def rand_augment_ranges(
         "invert": (0.0, 0.0),
         "posterize": (jnp.clip(bits, 0, 8), 0.0),
         "solarize": (jnp.clip(threshold, 0, 256), 0.0),
-        "solarize_add": (whole(110), 0.0),
+        "solarize_add": (rounded_down(110), 0.0),
         **dict.fromkeys(FACTORS, factor),
         "rotate": (0.0, 30 * share),
         "shear_x": (0.0, 0.3 * share),
         "shear_y": (0.0, 0.3 * share),
         "translate_x": (0.0, reach[1] * share),
         "translate_y": (0.0, reach[0] * share),
-        "cutout": (whole(40), 0.0),
+        "cutout": (rounded_down(40), 0.0),
     }
 
 
@@ -206,6 +206,6 @@ def strength_table(
 
 def apply_layers(images: AnyImages, drawn: Drawn, fill: float) -> Images:
     """Apply the operations of every image in sequence, on float32 levels."""
-    layer = lambda images, one: (apply_operations(images, *one, fill=fill), None)
+    layer = lambda images, drawn_layer: (apply_operations(images, *drawn_layer, fill=fill), None)
     layers = tuple(values.swapaxes(0, 1) for values in drawn)
     return jax.lax.scan(layer, images.astype(jnp.float32), layers)[0]

@@ -42,12 +42,12 @@ def random_erasing(
     keys = jax.vmap(jax.random.split)(example_keys(key, batch))
     drawn = jax.vmap(lambda key: jax.random.uniform(key, (2 * MAX_ATTEMPTS + 3,)))(keys[:, 0])
     largest = (height - 1, width - 1)  # never a full side, as in timm
-    corner, size, found = sample_boxes(drawn[:, 1:], (height, width), largest, area, aspect)
-    erased = found & (drawn[:, 0] < probability)
+    corner, size, fits = sample_boxes(drawn[:, 1:], (height, width), largest, area, aspect)
+    erased = fits & (drawn[:, 0] < probability)
 
     def covered(axis: int, length: int) -> Array:
-        place = jnp.arange(length) - corner[:, axis, None]
-        return (place >= 0) & (place < size[:, axis, None])
+        offset = jnp.arange(length) - corner[:, axis, None]
+        return (offset >= 0) & (offset < size[:, axis, None])
 
     inside = covered(0, height)[:, :, None] & covered(1, width)[:, None, :] & erased[:, None, None]
     filling: Array | float = 0.0

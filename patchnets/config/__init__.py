@@ -115,9 +115,9 @@ def validate(config: ml_collections.ConfigDict) -> None:
     missing = [name for name, key in KEYS.items() if not isinstance(key.default, type) and name not in flat]
     if missing:
         raise UserError(f"config.{missing[0]} is missing; start from patchnets.config.default_config()")
-    for one, other in MUTUALLY_EXCLUSIVE:
-        if one in flat and other in flat:
-            raise UserError(f"config.{one}={flat[one]} and config.{other}={flat[other]} are both set; give one")
+    for first, second in MUTUALLY_EXCLUSIVE:
+        if first in flat and second in flat:
+            raise UserError(f"config.{first}={flat[first]} and config.{second}={flat[second]} are both set; give one")
     if "total_epochs" not in flat and "total_steps" not in flat:
         raise UserError("the length of the run is not set; give config.total_epochs or config.total_steps")
     if config.batch_size % config.grad_accum_steps:
@@ -134,20 +134,20 @@ def validate(config: ml_collections.ConfigDict) -> None:
     models.validate(config.image_size, **config.model)
 
 
-def overridden_by(flat: Mapping[str, Any], given: Collection[str]) -> list[str]:
-    """The keys of a configuration file, flat, that keys `given` on the command line take the place of.
+def overridden_by(flat: Mapping[str, Any], set_keys: Collection[str]) -> list[str]:
+    """The keys of a configuration file, flat, that keys `set_keys` on the command line take the place of.
 
     Steps displace epochs and the reverse; a variant of a model displaces the fields that it defines, and the name of a
     model all that the file says about the model.
     """
     gone = []
-    if "model.name" in given:
+    if "model.name" in set_keys:
         gone += [name for name in flat if name.startswith("model.") and name != "model.name"]
-    for one, other in MUTUALLY_EXCLUSIVE:
-        gone += [other] if one in given else [one] if other in given else []
-    if "model.variant" in given:
+    for first, second in MUTUALLY_EXCLUSIVE:
+        gone += [second] if first in set_keys else [first] if second in set_keys else []
+    if "model.variant" in set_keys:
         gone += [f"model.{field}" for field in models.variant_fields(flat["model.name"], flat.get("model.variant"))]
-    return [name for name in gone if name not in given]
+    return [name for name in gone if name not in set_keys]
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

@@ -45,9 +45,9 @@ def parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict, str]:
     except (flags.Error, TypeError, ValueError) as error:
         raise UserError(_tidy(error)) from error
     config = config_flag.value
-    given = config_flags.get_override_values(values["config"])
+    overrides = config_flags.get_override_values(values["config"])
     config.update_from_flattened_dict(
-        dict.fromkeys([*config_lib.overridden_by(config_lib.flatten(config), [*given, *unset]), *unset])
+        dict.fromkeys([*config_lib.overridden_by(config_lib.flatten(config), [*overrides, *unset]), *unset])
     )
     changed = config_lib.recipe_diff(original, config_lib.flatten(config))
     figures = published.mark_incomparable(published.Published(**config.published.to_dict()), changed)
@@ -118,22 +118,22 @@ def load_config(path: str) -> ml_collections.ConfigDict:
     return config
 
 
-def from_file(option: str, told: str, file: str, work: Callable[[dict[str, Any]], Any]) -> Any:
-    """What `work` makes of the names that a Python file defines.
+def from_file(option: str, value: str, file: str, read: Callable[[dict[str, Any]], Any]) -> Any:
+    """What `read` makes of the names that a Python file defines.
 
     Raises:
-      UserError: the file, given as --`option`=`told`, is not there, or something in it fails; in one line.
+      UserError: the file, given as --`option`=`value`, is not there, or something in it fails; in one line.
     """
     if not pathlib.Path(file).is_file():
-        raise UserError(f"--{option}={told}: there is no such file")
+        raise UserError(f"--{option}={value}: there is no such file")
     try:
-        return work(runpy.run_path(file))
+        return read(runpy.run_path(file))
     except UserError:
         raise
     except Exception as error:  # anything that a file may do
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
-        where = f" (line {lines[-1]})" if lines else ""
-        raise UserError(f"--{option}={told} cannot be loaded: {type(error).__name__}: {_tidy(error)}{where}") from error
+        line = f" (line {lines[-1]})" if lines else ""
+        raise UserError(f"--{option}={value} cannot be loaded: {type(error).__name__}: {_tidy(error)}{line}") from error
 
 
 def _tidy(error: BaseException) -> str:

@@ -43,20 +43,20 @@ def compare(published: Published, summary: Mapping[str, Any]) -> dict[str, Any]:
     targets = published.metrics
     if not targets:
         return {}
-    found: dict[str, Any] = {"source": published.source, "tolerance": published.tolerance}
+    comparison: dict[str, Any] = {"source": published.source, "tolerance": published.tolerance}
     for name, value in targets.items():
         measured = summary.get(f"test_{name}")
-        found[name] = {"published": value, "measured": measured}
+        comparison[name] = {"published": value, "measured": measured}
         if measured is not None:
-            found[name]["difference"] = round(measured - value, 6)
+            comparison[name]["difference"] = round(measured - value, 6)
     if published.incomparable:
-        found["verdict"] = f"not compared: {published.incomparable}"
-    elif any("difference" not in found[name] for name in targets):
-        found["verdict"] = "not compared: there is no test split"
+        comparison["verdict"] = f"not compared: {published.incomparable}"
+    elif any("difference" not in comparison[name] for name in targets):
+        comparison["verdict"] = "not compared: there is no test split"
     else:
-        holds = all(found[name]["difference"] >= -published.tolerance for name in targets)
-        found["verdict"] = "reproduced" if holds else "not reproduced"
-    return {"published": found}
+        holds = all(comparison[name]["difference"] >= -published.tolerance for name in targets)
+        comparison["verdict"] = "reproduced" if holds else "not reproduced"
+    return {"published": comparison}
 
 
 def describe(published: Published) -> str | None:
@@ -65,20 +65,20 @@ def describe(published: Published) -> str | None:
     if not targets:
         return None
     text = ", ".join(f"{METRICS[name]} {value:.2%}" for name, value in targets.items())
-    where = f" ({published.source})" if published.source else ""
-    return f"published: {text} of the test split{where}" + (
+    source = f" ({published.source})" if published.source else ""
+    return f"published: {text} of the test split{source}" + (
         f"; not compared, for {published.incomparable}" if published.incomparable else ""
     )
 
 
-def describe_comparison(found: Mapping[str, Any]) -> str:
+def describe_comparison(comparison: Mapping[str, Any]) -> str:
     """What `compare` found, in one line, for the last screen."""
     parts = []
     for name, label in METRICS.items():
-        if name in found:
-            text = f"{label} {found[name]['published']:.2%} published"
-            if "difference" in found[name]:
-                difference = 100 * found[name]["difference"]
-                text += f", {found[name]['measured']:.2%} measured ({difference:+.2f} points)"
+        if name in comparison:
+            text = f"{label} {comparison[name]['published']:.2%} published"
+            if "difference" in comparison[name]:
+                difference = 100 * comparison[name]["difference"]
+                text += f", {comparison[name]['measured']:.2%} measured ({difference:+.2f} points)"
             parts.append(text)
-    return f"{'; '.join(parts)}: {found['verdict']}"
+    return f"{'; '.join(parts)}: {comparison['verdict']}"

@@ -157,12 +157,13 @@ def choose_splits(
     if split_specs["train"] is None:
         raise UserError("config.dataset.train_split='none': there is nothing to train on")
     parsed = {role: splits.parse_split(spec, sizes) for role, spec in split_specs.items() if spec}
-    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
-        shared = splits.overlap(parsed.get(one, []), parsed.get(other, []))
+    for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
+        shared = splits.overlap(parsed.get(first, []), parsed.get(second, []))
         if shared:
             raise UserError(
-                f"{one} split {split_specs[one]!r} and {other} split {split_specs[other]!r} share {shared:,} examples; "
-                f"set config.dataset.{one}_split and config.dataset.{other}_split apart"
+                f"{first} split {split_specs[first]!r} and {second} split {split_specs[second]!r} share {shared:,} "
+                f"examples; "
+                f"set config.dataset.{first}_split and config.dataset.{second}_split apart"
             )
     return split_specs
 
@@ -290,7 +291,7 @@ class SplitLoaders:
 
 def names(parts: Mapping[str, list[splits.Part]]) -> list[str]:
     """The splits that are read, each once."""
-    return list(dict.fromkeys(name for some in parts.values() for name, _, _ in some))
+    return list(dict.fromkeys(name for slices in parts.values() for name, _, _ in slices))
 
 
 def decoded_bytes(source: base.Source, parts: Mapping[str, list[splits.Part]], largest: int) -> int:
@@ -313,22 +314,22 @@ def _on_device(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:
     sharded = options.on_device_sharding == "sharded"
 
     def load_whole(keep_native: bool) -> dict[str, decoded_cache.Decoded]:
-        found: dict[str, decoded_cache.Decoded] = {}
+        decoded: dict[str, decoded_cache.Decoded] = {}
         for name in names(parts):
-            held = sum(images.nbytes for images, _ in found.values())
-            found[name] = decoded_cache.load_or_decode(
+            held = sum(images.nbytes for images, _ in decoded.values())
+            decoded[name] = decoded_cache.load_or_decode(
                 source, name, options.stored_size, root, max_bytes, held, keep_native
             )
-        return found
+        return decoded
 
-    whole = load_whole(keep_native=True)
-    if len({images.shape[1] for images, _ in whole.values()}) > 1:  # each split of one size, but not of the same
-        whole = load_whole(keep_native=False)
+    decoded = load_whole(keep_native=True)
+    if len({images.shape[1] for images, _ in decoded.values()}) > 1:  # each split of one size, but not of the same
+        decoded = load_whole(keep_native=False)
 
     def gather(role: str) -> tuple[np.ndarray, np.ndarray]:
-        some = [(whole[name][0][low:high], whole[name][1][low:high]) for name, low, high in parts[role]]
-        images, labels = zip(*some)
-        return (np.concatenate(images), np.concatenate(labels)) if len(some) > 1 else some[0]
+        pieces = [(decoded[name][0][low:high], decoded[name][1][low:high]) for name, low, high in parts[role]]
+        images, labels = zip(*pieces)
+        return (np.concatenate(images), np.concatenate(labels)) if len(pieces) > 1 else pieces[0]
 
     arrays = {role: gather(role) for role in parts}
     for role, (_, labels) in arrays.items():
@@ -353,7 +354,7 @@ def _on_device(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:
     }
     return SplitLoaders(
         loaders=loaders,
-        stored_size=next(iter(whole.values()))[0].shape[1],
+        stored_size=next(iter(decoded.values()))[0].shape[1],
         normalization=normalization(options.normalize, arrays["train"][0]),
         fingerprint={
             "examples": {role: len(labels) for role, (_, labels) in arrays.items()},
@@ -368,10 +369,10 @@ def _streaming(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:
     options, source, parts = opened.options, opened.source, opened.parts
     augment = options.augment
     loaders: dict[str, Loader] = {}
-    for role, some in parts.items():
+    for role, slices in parts.items():
         training = role == "train"
         loaders[role] = StreamingLoader(
-            [(source.records(name), low, high) for name, low, high in some],
+            [(source.records(name), low, high) for name, low, high in slices],
             batch_size=options.batch_size_of(role),
             mesh=mesh,
             size=options.image_size,

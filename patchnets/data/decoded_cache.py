@@ -61,8 +61,8 @@ def load_or_decode(
             _refuse_too_large(source, split, decoded[0].shape[1], max_bytes, held_bytes)
         return decoded
 
-    if found := opened():
-        return found
+    if cached := opened():
+        return cached
     records = source.records(split)
     native = records.native_size()
     if native is None or native > image_size or not keep_native:
@@ -70,8 +70,8 @@ def load_or_decode(
     side = native or image_size
     _refuse_too_large(source, split, side, max_bytes, held_bytes)
     with _one_at_a_time(entry):
-        if found := opened():
-            return found
+        if cached := opened():
+            return cached
         try:
             _write_entry(records, (len(records), side, side, source.channels), None if native else side, entry)
         except MixedImageSizes:  # only reading them all could tell

@@ -47,8 +47,8 @@ class OnDeviceLoader:
         self.steps_per_epoch = -(-self.num_examples // batch_size)
         self.sharded = sharded and mesh.size > 1
         self._mesh = mesh
-        place = sharding.shard_rows if self.sharded else sharding.replicate
-        self._images = place(np.ascontiguousarray(images), mesh)
+        put = sharding.shard_rows if self.sharded else sharding.replicate
+        self._images = put(np.ascontiguousarray(images), mesh)
         self._labels = sharding.replicate(np.ascontiguousarray(labels, np.int32), mesh)
         self._order: tuple[int, Array] | None = None
 

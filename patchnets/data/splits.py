@@ -68,12 +68,12 @@ def examples(parts: list[Part]) -> int:
     return sum(high - low for _, low, high in parts)
 
 
-def overlap(one: list[Part], other: list[Part]) -> int:
+def overlap(first: list[Part], second: list[Part]) -> int:
     """How many examples two parsed splits share."""
     return sum(
         max(0, min(a_high, b_high) - max(a_low, b_low))
-        for a_name, a_low, a_high in one
-        for b_name, b_low, b_high in other
+        for a_name, a_low, a_high in first
+        for b_name, b_low, b_high in second
         if a_name == b_name
     )
 

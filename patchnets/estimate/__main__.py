@@ -54,8 +54,8 @@ def parse_args(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]
     )
     parser.add_argument("--classes", type=positive_int, metavar="K", help="goes with --examples")
     parser.add_argument("--json", type=path, metavar="FILE", help="a file for the same figures as JSON")
-    given, rest = parser.parse_known_args(arguments)
-    return given, rest if given.config is None else [f"--config={given.config}", *rest]
+    options, rest = parser.parse_known_args(arguments)
+    return options, rest if options.config is None else [f"--config={options.config}", *rest]
 
 
 def execute(arguments: list[str]) -> int:
@@ -63,19 +63,19 @@ def execute(arguments: list[str]) -> int:
     from patchnets.config import flags
     from patchnets.experiment import data_options, use_cpu_cores
 
-    given, rest = parse_args(arguments)
-    if (given.examples is None) != (given.classes is None):
+    options, rest = parse_args(arguments)
+    if (options.examples is None) != (options.classes is None):
         raise UserError("--examples and --classes belong together; give both, or neither where the data set is at hand")
-    if given.measure and given.topology:
+    if options.measure and options.topology:
         raise UserError(
-            f"--measure runs on the devices at hand, and --topology={given.topology} names others; give one"
+            f"--measure runs on the devices at hand, and --topology={options.topology} names others; give one"
         )
-    if given.json and not given.json.parent.is_dir():
-        raise UserError(f"--json={given.json}: there is no folder {given.json.parent}; make it, or name another")
-    if given.json and given.json.is_dir():
-        raise UserError(f"--json={given.json} is a folder; give a file")
+    if options.json and not options.json.parent.is_dir():
+        raise UserError(f"--json={options.json}: there is no folder {options.json.parent}; make it, or name another")
+    if options.json and options.json.is_dir():
+        raise UserError(f"--json={options.json} is a folder; give a file")
     config, _ = flags.parse_flags(["patchnets.estimate", *rest])
-    if given.topology:
+    if options.topology:
         jax.config.update("jax_platforms", "cpu")  # nothing is computed, and no accelerator is to be taken for it
     else:
         use_cpu_cores(config)
@@ -85,8 +85,8 @@ def execute(arguments: list[str]) -> int:
     from patchnets.estimate.text import format_report
     from patchnets.estimate.topology import find_topology
 
-    target = find_topology(given.topology, given.memory)
-    dataset = find_dataset_spec(data_options(config), len(target.devices), given.examples, given.classes)
+    target = find_topology(options.topology, options.memory)
+    dataset = find_dataset_spec(data_options(config), len(target.devices), options.examples, options.classes)
     abstract_run = make_abstract_run(config, target, dataset)
     if sys.stderr.isatty():
         print(
@@ -95,11 +95,11 @@ def execute(arguments: list[str]) -> int:
             flush=True,
         )
     figures = estimate(
-        abstract_run, Options(given.topology, given.images_per_second, given.measure, given.largest_batch)
+        abstract_run, Options(options.topology, options.images_per_second, options.measure, options.largest_batch)
     )
     print(format_report(figures), flush=True)
-    if given.json:
-        given.json.write_text(json.dumps(figures, indent=1) + "\n")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0
 
 

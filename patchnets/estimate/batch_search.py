@@ -63,26 +63,26 @@ def largest_batch(start: CompileResult) -> CompileResult | None:
     if room is None:
         return None
     least = max(1, _per_device(start) // 4)
-    found = {_per_device(one): one for one in (start, _of_batch(start, least), _of_batch(start, 2 * least))}
+    results = {_per_device(result): result for result in (start, _of_batch(start, least), _of_batch(start, 2 * least))}
     for _ in range(MAX_ATTEMPTS):
-        guess = rounded(_guess(found, OF_MEMORY * room))
-        if guess in found:
+        guess = rounded(_guess(results, OF_MEMORY * room))
+        if guess in results:
             break
-        found[guess] = _of_batch(start, guess)
-    fitting = [one for one in found.values() if one.fits]
+        results[guess] = _of_batch(start, guess)
+    fitting = [result for result in results.values() if result.fits]
     return max(fitting, key=_per_device, default=None)
 
 
-def _guess(found: dict[int, CompileResult], room: float) -> float:
+def _guess(results: dict[int, CompileResult], room: float) -> float:
     """How many examples a device may have room for: more than the most that fit, less than the fewest that do not."""
-    fitting = sorted(count for count, one in found.items() if one.fits)
-    too_many = min((count for count, one in found.items() if not one.fits), default=None)
+    fitting = sorted(count for count, result in results.items() if result.fits)
+    too_many = min((count for count, result in results.items() if not result.fits), default=None)
     if not fitting:
-        return min(found) / 4
+        return min(results) / 4
     most = fitting[-1]
     estimate = 2.0 * most
     if len(fitting) > 1:
-        needed, before = found[most].needed or 0.0, found[fitting[-2]].needed or 0.0
+        needed, before = results[most].needed or 0.0, results[fitting[-2]].needed or 0.0
         slope = (needed - before) / (most - fitting[-2])
         estimate = most + (room - needed) / slope if slope > 0 else estimate
     return max(most, min(estimate, 8.0 * most, (most + too_many) / 2 if too_many else estimate))
@@ -100,9 +100,9 @@ def _unit(abstract_run: AbstractRun) -> int:
     return abstract_run.experiment.mesh.size * abstract_run.experiment.config.grad_accum_steps
 
 
-def _per_device(one: CompileResult) -> int:
+def _per_device(result: CompileResult) -> int:
     """Examples that a device has at a time."""
-    return one.abstract_run.experiment.config.batch_size // _unit(one.abstract_run)
+    return result.abstract_run.experiment.config.batch_size // _unit(result.abstract_run)
 
 
 def _of_batch(start: CompileResult, per_device: int) -> CompileResult:
@@ -126,12 +126,12 @@ class Suggestion:
 def suggestions(start: CompileResult) -> list[Suggestion]:
     """What makes a run fit that does not: a batch in parts, activations computed again, or, if neither does, parameters
     split over the devices."""
-    found = [suggestion for suggestion in (_in_parts(start), _remat(start, {})) if suggestion]
+    results = [suggestion for suggestion in (_in_parts(start), _remat(start, {})) if suggestion]
     mesh = start.abstract_run.experiment.mesh
-    if not found and mesh.size > 1 and mesh.shape["fsdp"] == 1:
+    if not results and mesh.size > 1 and mesh.shape["fsdp"] == 1:
         keys = {"mesh__data": 1, "mesh__fsdp": -1}
-        found = [suggestion for suggestion in (_try(start, keys), _remat(start, keys)) if suggestion][:1]
-    return found
+        results = [suggestion for suggestion in (_try(start, keys), _remat(start, keys)) if suggestion][:1]
+    return results
 
 
 def _in_parts(start: CompileResult) -> Suggestion | None:
@@ -162,5 +162,5 @@ def _try(start: CompileResult, keys: dict[str, Any]) -> Suggestion | None:
         tried = try_compile(with_changes(start.abstract_run, **keys))
     except UserError:  # a mesh or a number of parts that this run cannot have
         return None
-    said = " ".join(f"--config.{name.replace('__', '.')}={value}" for name, value in keys.items())
-    return Suggestion(said, tried) if tried.fits else None
+    flags = " ".join(f"--config.{name.replace('__', '.')}={value}" for name, value in keys.items())
+    return Suggestion(flags, tried) if tried.fits else None

@@ -37,17 +37,17 @@ def collectives(program: str) -> list[Collective]:
 
     def walk(name: str, times: int, scattering: bool) -> None:
         for line in blocks.get(name, ()):
-            found = _OPERATION.match(line)
-            if found is None:
+            operation = _OPERATION.match(line)
+            if operation is None:
                 continue
-            kind = found["kind"].removesuffix("-start")
+            kind = operation["kind"].removesuffix("-start")
             if kind in KINDS:
-                number, size = times, _result_bytes(found["result"], kind, started=found["kind"] != kind)
+                number, size = times, _result_bytes(operation["result"], kind, started=operation["kind"] != kind)
                 kind = "reduce-scatter" if scattering and kind == "all-reduce" else kind
                 counts[kind] += number
                 sizes[kind] += number * size
                 continue
-            trips = _trips(line, blocks) if found["kind"] == "while" else 1
+            trips = _trips(line, blocks) if operation["kind"] == "while" else 1
             for inner in _called(line):
                 walk(inner, times * trips, scattering or "all-reduce-scatter" in inner)
 
@@ -76,7 +76,7 @@ def _trips(line: str, blocks: dict[str, list[str]]) -> int:
         return int(noted[1])
     condition = _CONDITION.search(line)
     lines = blocks.get(condition[1], []) if condition else []
-    bounds = [int(found[1]) for text in lines if (found := _BOUND.search(text))]
+    bounds = [int(bound[1]) for text in lines if (bound := _BOUND.search(text))]
     compares = [text for text in lines if " compare(" in text]
     return bounds[0] if len(bounds) == len(compares) == 1 and "direction=LT" in compares[0] else 1
 

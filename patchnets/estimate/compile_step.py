@@ -45,10 +45,10 @@ class DoesNotFit(Exception):
     """XLA's compiler finds no room for a program on a device. Says in a few words what it would need."""
 
     def __init__(self, error: Exception):
-        found = re.search(r"required for ([\w ]+) \((\S+)\) exceeds available HBM \((\S+)\)", str(error))
-        told = f"{found[1]} alone take {found[2]}iB of {found[3]}iB" if found else first_line(error, 60)
-        self.needed = _amount(found[2]) if found else None
-        super().__init__(f"XLA finds no room: {told}")
+        match = re.search(r"required for ([\w ]+) \((\S+)\) exceeds available HBM \((\S+)\)", str(error))
+        text = f"{match[1]} alone take {match[2]}iB of {match[3]}iB" if match else first_line(error, 60)
+        self.needed = _amount(match[2]) if match else None
+        super().__init__(f"XLA finds no room: {text}")
 
 
 def _amount(text: str) -> float:
@@ -84,14 +84,14 @@ class AbstractRun:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
             raise DoesNotFit(error) from error
-        found = program.memory_analysis()
+        analysis = program.memory_analysis()
         memory = Memory(
-            found.argument_size_in_bytes,
-            found.temp_size_in_bytes,
-            found.output_size_in_bytes,
-            found.alias_size_in_bytes,
-            found.generated_code_size_in_bytes,
-            found.peak_memory_in_bytes,
+            analysis.argument_size_in_bytes,
+            analysis.temp_size_in_bytes,
+            analysis.output_size_in_bytes,
+            analysis.alias_size_in_bytes,
+            analysis.generated_code_size_in_bytes,
+            analysis.peak_memory_in_bytes,
         )
         sent = _collectives_of(program) if mesh.size > 1 else []
         return CompiledStep(self, program, memory, sent, time.perf_counter() - began)
@@ -149,12 +149,12 @@ class ArrayBytes:
     """A part of the state.
 
     Attributes:
-      here: bytes on each device.
-      whole: bytes over all, each number counted once, as in a checkpoint.
+      per_device: bytes on each device.
+      total: bytes over all, each number counted once, as in a checkpoint.
     """
 
-    here: int
-    whole: int
+    per_device: int
+    total: int
 
 
 def state_bytes(state: TrainState) -> dict[str, ArrayBytes]:
@@ -172,8 +172,8 @@ def state_bytes(state: TrainState) -> dict[str, ArrayBytes]:
 def replicated_arrays(state: TrainState) -> dict[str, int]:
     """{name: bytes} of the arrays, largest first, of which every device holds a whole copy."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
-    found = {name_of(path): _array_bytes(x.shape, x) for path, x in leaves if x.sharding.is_fully_replicated}
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    sizes = {name_of(path): _array_bytes(x.shape, x) for path, x in leaves if x.sharding.is_fully_replicated}
+    return dict(sorted(sizes.items(), key=lambda item: -item[1]))
 
 
 def _bytes(tree: Any, split: bool = False) -> int:

@@ -67,7 +67,7 @@ class DatasetSpec:
 
     def step_inputs(self, mesh: Mesh) -> Any:
         """Shape, type and place of what the step takes to make its batches: what a feed's `inputs` gives."""
-        whole, parts = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec(mesh_lib.BATCH_AXES))
+        replicated, parts = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec(mesh_lib.BATCH_AXES))
         if self.loader == "streaming":
             of = lambda kind, *shape: jax.ShapeDtypeStruct((self.options.batch_size, *shape), kind, sharding=parts)
             image = of(jnp.uint8, self.side, self.side, self.channels)
@@ -75,8 +75,8 @@ class DatasetSpec:
         count, sharded = self.counts["train"], self._sharded(mesh)
         held = -(-count // mesh.size) * mesh.size if sharded else count
         shape = (held, self.side, self.side, self.channels)
-        numbers: Any = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=whole)
-        images: Any = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=parts if sharded else whole)
+        numbers: Any = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=replicated)
+        images: Any = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=parts if sharded else replicated)
         return EpochArrays(images, numbers, numbers)
 
     def batch_fn(self, mesh: Mesh) -> BatchFn:
@@ -124,7 +124,7 @@ def find_dataset_spec(
         sizes, known = KNOWN[name]
         specs = options.choose_splits(sizes)
         parts = {role: splits.parse_split(spec, sizes) for role, spec in specs.items() if spec}
-        counts = {role: splits.examples(some) for role, some in parts.items()}
+        counts = {role: splits.examples(slices) for role, slices in parts.items()}
         return _assumed(options, devices, counts, sum(sizes.values()), known, "as published; the data are not at hand")
     raise UserError(
         f"config.dataset.name={name!r} is not at hand, and planning downloads nothing; give --examples=N, its training "
@@ -147,7 +147,7 @@ def _opened(options: DataOptions, devices: int) -> DatasetSpec:
     return DatasetSpec(
         options,
         source.name,
-        {role: splits.examples(some) for role, some in opened.parts.items()},
+        {role: splits.examples(slices) for role, slices in opened.parts.items()},
         "val" in opened.parts,
         sum(source.sizes[name] for name in data_lib.names(opened.parts)),
         len(source.class_names),

@@ -34,15 +34,15 @@ def estimate(abstract_run: AbstractRun, options: Options) -> dict[str, Any]:
         "data": data(abstract_run),
         "memory": memory(tried),
         "collectives": collectives(tried),
-        "suggestions": [describe_suggestion(one.keys, one.attempt) for one in suggestions(tried)]
+        "suggestions": [describe_suggestion(suggestion.keys, suggestion.attempt) for suggestion in suggestions(tried)]
         if tried.fits is False
         else [],
         "largest_batch": None,
     }
-    if options.largest_batch and (found := largest_batch(tried)):
+    if options.largest_batch and (largest := largest_batch(tried)):
         figures["largest_batch"] = {
-            "batch_size": found.abstract_run.experiment.config.batch_size,
-            "needed": found.needed,
+            "batch_size": largest.abstract_run.experiment.config.batch_size,
+            "needed": largest.needed,
         }
     rate, source = options.images_per_second, "as given"
     if options.measure and tried.compiled and tried.fits is not False:
@@ -52,26 +52,26 @@ def estimate(abstract_run: AbstractRun, options: Options) -> dict[str, Any]:
 
 def collectives(tried: CompileResult) -> list[dict[str, Any]] | None:
     """None where there is no program, or XLA does not tell."""
-    found = tried.compiled.collectives if tried.compiled else None
-    return None if found is None else [dataclasses.asdict(one) for one in found]
+    sent = tried.compiled.collectives if tried.compiled else None
+    return None if sent is None else [dataclasses.asdict(collective) for collective in sent]
 
 
 def network(abstract_run: AbstractRun) -> dict[str, Any]:
     config = abstract_run.experiment.config
-    found = cost(abstract_run.experiment.model, config.image_size, abstract_run.dataset.channels)
+    model_cost = cost(abstract_run.experiment.model, config.image_size, abstract_run.dataset.channels)
     passes = PASSES * (1 if config.optimizer.sam_rho is None else 2)
     return {
         "name": config.model.name,
         "variant": config.model.variant,
         "image_size": config.image_size,
-        "parameters": found.params,
-        "batch_stats": found.batch_stats,
-        "tokens": found.tokens,
-        "macs": found.macs,
-        "flops": 2 * found.macs,
+        "parameters": model_cost.params,
+        "batch_stats": model_cost.batch_stats,
+        "tokens": model_cost.tokens,
+        "macs": model_cost.macs,
+        "flops": 2 * model_cost.macs,
         "passes": passes,
-        "training_flops": passes * 2 * found.macs,
-        "step_flops": passes * 2 * found.macs * config.batch_size,
+        "training_flops": passes * 2 * model_cost.macs,
+        "step_flops": passes * 2 * model_cost.macs * config.batch_size,
     }
 
 
@@ -115,7 +115,9 @@ def _shard_bytes(leaf: Any) -> int:
 
 
 def memory(tried: CompileResult) -> dict[str, Any]:
-    whole = replicated_arrays(tried.abstract_run.state) if tried.abstract_run.experiment.mesh.shape["fsdp"] > 1 else {}
+    replicated = (
+        replicated_arrays(tried.abstract_run.state) if tried.abstract_run.experiment.mesh.shape["fsdp"] > 1 else {}
+    )
     return {
         "compiled": dataclasses.asdict(tried.compiled.memory) if tried.compiled else None,
         "compile_seconds": tried.compiled and round(tried.compiled.seconds, 1),
@@ -123,7 +125,7 @@ def memory(tried: CompileResult) -> dict[str, Any]:
         "fits": tried.fits,
         "refused": tried.refused,
         "state": {name: dataclasses.asdict(part) for name, part in state_bytes(tried.abstract_run.state).items()},
-        "replicated_arrays": {"arrays": len(whole), "bytes": sum(whole.values())},
+        "replicated_arrays": {"arrays": len(replicated), "bytes": sum(replicated.values())},
     }
 
 
@@ -147,6 +149,6 @@ def run(abstract_run: AbstractRun, rate: float | None, source: str) -> dict[str,
 
 
 def checkpoints(abstract_run: AbstractRun) -> dict[str, Any]:
-    one = sum(part.whole for part in state_bytes(abstract_run.state).values())
+    size = sum(part.total for part in state_bytes(abstract_run.state).values())
     kept = abstract_run.experiment.config.checkpoint.max_to_keep + 1
-    return {"bytes": one, "kept": kept, "total_bytes": one * kept}
+    return {"bytes": size, "kept": kept, "total_bytes": size * kept}

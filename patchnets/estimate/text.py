@@ -23,12 +23,12 @@ def _title(figures: Mapping[str, Any]) -> Iterator[str]:
     network, devices, data = figures["network"], figures["devices"], figures["data"]
     name = f"{network['name']} {network['variant'] or ''}".strip()
     counts = ", ".join(f"{role} {count:,}" for role, count in data["examples"].items())
-    place = f"{devices['count']} x {devices['kind']}"
-    place += f", topology {devices['topology']}: compiled ahead, not run" if devices["topology"] else ""
+    devices_text = f"{devices['count']} x {devices['kind']}"
+    devices_text += f", topology {devices['topology']}: compiled ahead, not run" if devices["topology"] else ""
     yield _row("network", f"{name} on images of {network['image_size']} px, {network['tokens']:,} tokens each")
     yield _row("data", f"{data['name']}: {counts} images; {data['classes']:,} classes")
     yield _row("", f"sizes {data['source']}")
-    yield _row("devices", place)
+    yield _row("devices", devices_text)
     if devices["count"] > 1:
         mesh = devices["mesh"]
         layout = "whole on each" if mesh["fsdp"] == 1 else f"split over {mesh['fsdp']}"
@@ -53,7 +53,7 @@ def _memory(figures: Mapping[str, Any]) -> Iterator[str]:
     memory, devices, data = figures["memory"], figures["devices"], figures["data"]
     yield ""
     yield "memory of each device" + (", as XLA plans it" if memory["compiled"] else "")
-    held = {name: part["here"] for name, part in memory["state"].items() if part["here"] >= 2**10}
+    held = {name: part["per_device"] for name, part in memory["state"].items() if part["per_device"] >= 2**10}
     held |= {"images": data["input_bytes"]}
     if compiled := memory["compiled"]:
         yield f"  arguments    {format_bytes(compiled['arguments']):>11}  the state and images, before a step"
@@ -74,9 +74,10 @@ def _memory(figures: Mapping[str, Any]) -> Iterator[str]:
     else:
         yield f"  refused      {memory['refused']}"
     yield f"  {_verdict(memory, devices)}"
-    if whole := memory["replicated_arrays"]["arrays"]:
+    if replicated := memory["replicated_arrays"]["arrays"]:
         yield (
-            f"  {whole} arrays, {format_bytes(memory['replicated_arrays']['bytes'])}, have no dimension that divides: "
+            f"  {replicated} arrays, {format_bytes(memory['replicated_arrays']['bytes'])}, have no dimension that "
+            f"divides: "
             f"whole on each"
         )
 
@@ -89,17 +90,17 @@ def _verdict(memory: Mapping[str, Any], devices: Mapping[str, Any]) -> str:
 
 
 def _collectives(figures: Mapping[str, Any]) -> Iterator[str]:
-    found = figures["collectives"]
+    sent = figures["collectives"]
     if figures["devices"]["count"] == 1 or figures["memory"]["compiled"] is None:
         return
     yield ""
     yield "what devices send each other in a step: how often, and bytes of the results on each"
-    if found is None:
+    if sent is None:
         yield "  not known: XLA does not write this program down"
         return
-    for one in found:
-        yield f"  {one['kind']:<19}{one['count']:>8,}  {format_bytes(one['bytes']):>11}"
-    if not found:
+    for collective in sent:
+        yield f"  {collective['kind']:<19}{collective['count']:>8,}  {format_bytes(collective['bytes']):>11}"
+    if not sent:
         yield "  nothing"
 
 

@@ -70,8 +70,8 @@ def find_topology(topology: str | None, memory_gib: float | None) -> Topology:
     devices = jax.devices() if topology is None else topology_devices(topology)
     if memory_gib is not None:
         return Topology(devices, topology is None, memory_gib * GIB, "as given")
-    found, source = _memory(devices) if topology is None else (_published(devices[0]), "of this kind of device")
-    return Topology(devices, topology is None, found, source)
+    memory, source = _memory(devices) if topology is None else (_published(devices[0]), "of this kind of device")
+    return Topology(devices, topology is None, memory, source)
 
 
 def topology_devices(name: str) -> list[jax.Device]:
@@ -103,8 +103,8 @@ def _check(name: str) -> None:
     """Raises UserError for what libtpu must not be asked."""
     if not re.fullmatch(r"\w+:\d{1,9}(x\d{1,9}){1,2}", name, re.ASCII):
         raise UserError(f"--topology={name[:60]!r} is not understood; known to work: {', '.join(WORKING)}")
-    kind, _, told = name.partition(":")
-    lengths = [int(length) for length in told.split("x")]
+    kind, _, shape = name.partition(":")
+    lengths = [int(length) for length in shape.split("x")]
     dimensions, most = SHAPES.get(kind, OTHERS)
     if dimensions not in (None, len(lengths)) or not all(1 <= length <= most for length in lengths):
         count = {2: "two numbers", 3: "three numbers", None: "numbers"}[dimensions]

@@ -90,12 +90,12 @@ def config_fields(name: str) -> dict[str, dataclasses.Field]:
 
 def all_config_fields() -> dict[str, tuple[type, str]]:
     """{field: (type in a configuration, meaning)} over all architectures."""
-    found: dict[str, tuple[type, str]] = {}
+    types: dict[str, tuple[type, str]] = {}
     for name in MODELS:
         for field in config_fields(name).values():
             kind = cast(type, str if field.name in CHOICES else field.type)
-            found[field.name] = (kind, FIELD_HELP[field.name])
-    return found
+            types[field.name] = (kind, FIELD_HELP[field.name])
+    return types
 
 
 def resolve_fields(name: str, variant: str | None = None, **fields: Any) -> dict[str, Any]:

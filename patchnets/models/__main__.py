@@ -36,17 +36,17 @@ def rows(names: list[str]) -> Iterator[tuple[str, ...]]:
         network, variants = models.MODELS[name]
         for variant, fields in variants.items():
             published = PUBLISHED[name, variant]
-            found = cost(network(num_classes=published.num_classes, **fields), published.image_size)
-            gmacs = found.macs / 1e9
+            model_cost = cost(network(num_classes=published.num_classes, **fields), published.image_size)
+            gmacs = model_cost.macs / 1e9
             yield (
                 name,
                 variant,
                 str(published.image_size),
                 f"{published.num_classes:,}",
-                f"{found.tokens:,}",
-                f"{found.params:,}",
+                f"{model_cost.tokens:,}",
+                f"{model_cost.params:,}",
                 "-" if published.params is None else f"{published.params:,}",
-                "-" if published.params is None else f"{found.params - published.params:+,}".replace("+0", "0"),
+                "-" if published.params is None else f"{model_cost.params - published.params:+,}".replace("+0", "0"),
                 f"{gmacs:.3f}" if gmacs < 1 else f"{gmacs:.2f}",
                 "-" if published.gmacs is None else f"{published.gmacs:.2f}",
                 "-" if published.gmacs is None else f"{gmacs / published.gmacs - 1:+.1%}",

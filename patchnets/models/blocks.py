@@ -55,21 +55,21 @@ def apply_blocks(
     schedule = DROP_PATH_SCHEDULES[drop_path_schedule]
     rates = schedule(drop_path_rate, network.depth) if drop_path_rate else None
 
-    def one(block: nn.Module, x: Array, rate: Any) -> Array:
+    def apply_block(block: nn.Module, x: Array, rate: Any) -> Array:
         return block(x, rate, train=train, **context)
 
     if network.remat:
-        one = nn.remat(one, prevent_cse=not network.scan)
+        apply_block = nn.remat(apply_block, prevent_cse=not network.scan)
     if not network.scan:
         for i in range(network.depth):
-            x = one(block(name=f"{kind}_{i}"), x, None if rates is None else float(rates[i]))
+            x = apply_block(block(name=f"{kind}_{i}"), x, None if rates is None else float(rates[i]))
             network.sow("intermediates", f"block_{i}", x)
         return x
 
     watched = network.is_mutable_collection("intermediates")
 
     def step(block: nn.Module, x: Array, rate: Any) -> tuple[Array, Any]:
-        x = one(block, x, rate)
+        x = apply_block(block, x, rate)
         return x, x if watched else None
 
     stacked: Any = dict(params=0, batch_stats=0, intermediates=0)
@@ -97,8 +97,8 @@ def stack_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
 def _stack(tree: Mapping[str, Any]) -> dict[str, Any]:
     rows: dict[str, list[str]] = {}
     for name in tree:
-        if found := re.fullmatch(r"(\w*Block)_\d+", name):
-            rows.setdefault(found[1], []).append(name)
+        if match := re.fullmatch(r"(\w*Block)_\d+", name):
+            rows.setdefault(match[1], []).append(name)
     stacked = {name: value for name, value in tree.items() if not any(name in row for row in rows.values())}
     for kind, row in rows.items():
         blocks = [tree[f"{kind}_{i}"] for i in range(len(row))]

@@ -57,12 +57,12 @@ class BatchNorm(nn.Module):
         if train:
             weight = jnp.ones((x.shape[0],)) if mask is None else mask
             examples = sum_over_devices(weight.sum())
-            some = examples > 0
+            any_valid = examples > 0
             weight = (weight / (jnp.maximum(examples, 1) * x.shape[1] * x.shape[2]))[:, None, None, None]
             mean = sum_over_devices((weight * x.astype(jnp.float32)).sum((0, 1, 2)))
             var = sum_over_devices((weight * jnp.square(x.astype(jnp.float32) - mean)).sum((0, 1, 2)))
             if not self.is_initializing():
-                kept, taken = jnp.where(some, self.momentum, 1.0), jnp.where(some, 1 - self.momentum, 0.0)
+                kept, taken = jnp.where(any_valid, self.momentum, 1.0), jnp.where(any_valid, 1 - self.momentum, 0.0)
                 running_mean.value = kept * running_mean.value + taken * mean
                 running_var.value = kept * running_var.value + taken * var
         factor = scale * jax.lax.rsqrt(var + self.epsilon)

@@ -32,11 +32,11 @@ def capture_intermediates(
     # sow stores a value as the only element of a tuple.
     sown = jax.tree.map(lambda kept: kept[0], state["intermediates"], is_leaf=lambda node: isinstance(node, tuple))
     tree = unstack_blocks({"intermediates": sown})["intermediates"]
-    found: dict[str, Any] = {"stem": tree["stem"]["patches"]}
+    captured: dict[str, Any] = {"stem": tree["stem"]["patches"]}
     depth = sum(bool(re.fullmatch(r"block_\d+", name)) for name in tree)
     for i in range(depth):
         (inside,) = (value for name, value in tree.items() if name.endswith(f"Block_{i}"))
         flat = traverse_util.flatten_dict(inside)
-        found[f"block_{i}"] = tree[f"block_{i}"]
-        (found[f"block_{i}/mixing"],) = (value for path, value in flat.items() if path[-1] == "mixing")
-    return found | {"pre_logits": tree["pre_logits"], "logits": logits}
+        captured[f"block_{i}"] = tree[f"block_{i}"]
+        (captured[f"block_{i}/mixing"],) = (value for path, value in flat.items() if path[-1] == "mixing")
+    return captured | {"pre_logits": tree["pre_logits"], "logits": logits}

@@ -170,13 +170,13 @@ def from_timm(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]
     if type(model) not in FAMILIES:
         known = ", ".join(kind.__name__ for kind in FAMILIES)
         raise UserError(f"timm's weights cannot be converted for {name}; choose one of {known}")
-    given: Any = model
-    network = given.clone(scan=False)
+    any_model: Any = model
+    network = any_model.clone(scan=False)
     wrapped = [str(n) for n in state_dict if str(n) in ("state_dict", "model") or str(n).startswith("module.")]
     if wrapped:
         raise UserError(f"{wrapped[0]!r} is not an entry of timm's; pass the inner state dict, without any 'module.'")
     entries = {n: _as_array(n, value) for n, value in state_dict.items() if not n.endswith(".num_batches_tracked")}
-    blocks = {found[1] for entry in entries if (found := re.match(r"blocks\.(\d+)\.", entry))}
+    blocks = {match[1] for entry in entries if (match := re.match(r"blocks\.(\d+)\.", entry))}
     if blocks and len(blocks) != network.depth:
         raise UserError(
             f"the state dict has {len(blocks)} blocks ('blocks.*'), but this {name} has depth={network.depth}"
@@ -206,7 +206,7 @@ def from_timm(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]
             raise UserError(f"entry {entry!r} of the state dict {what}; {_check(model, entry)}")
     flat = {path: source.read(entries[entry], shapes[path]) for path, (entry, source) in wanted.items()}
     variables = traverse_util.unflatten_dict(flat, sep="/")
-    return jax.tree.map(np.asarray, stack_blocks(variables)) if given.scan else variables
+    return jax.tree.map(np.asarray, stack_blocks(variables)) if any_model.scan else variables
 
 
 def _as_array(name: str, value: Any) -> np.ndarray:
@@ -224,13 +224,13 @@ def _sources(model: Any) -> dict[str, tuple[str, ParamSource]]:
     layers = FAMILIES[type(model)]
     if getattr(model, "norm_after_pooling", False):
         layers = layers | {"pre_head_layer_norm": ("fc_norm", NORM)}
-    found = {}
+    sources = {}
     for ours, (timms, kind) in layers.items():
         for i in range(model.depth if "{i}" in ours else 1):
             for leaf, source in kind.items():
                 path, entry = f"{ours}/{leaf}".format(i=i), f"{timms}.{source.suffix}".format(i=i)
-                found[path.rstrip("/")] = (entry.rstrip("."), source)
-    return found
+                sources[path.rstrip("/")] = (entry.rstrip("."), source)
+    return sources
 
 
 def _shapes(model: Any, entries: Mapping[str, np.ndarray]) -> dict[str, Shape]:
@@ -246,6 +246,6 @@ def _shapes(model: Any, entries: Mapping[str, np.ndarray]) -> dict[str, Shape]:
 
 def _check(model: nn.Module, entry: str) -> str:
     """Return a hint for an entry that does not match: which fields to check."""
-    found = next((fields for part, fields in FIELDS.items() if re.search(part, entry)), ())
-    values = [f"{name}={getattr(model, name)!r}" for name in (*found, "hidden_dim") if hasattr(model, name)]
+    deciding = next((fields for part, fields in FIELDS.items() if re.search(part, entry)), ())
+    values = [f"{name}={getattr(model, name)!r}" for name in (*deciding, "hidden_dim") if hasattr(model, name)]
     return f"check whether timm's network has {', '.join(values)}"

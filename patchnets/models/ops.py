@@ -57,21 +57,21 @@ def _shifted_sum(x: Array, kernel: Array, flipped: bool = False) -> Array:
     """Process a block of channels of one image at a time, so that it stays in cache for all taps, and so that XLA
     computes the result once instead of once per consumer."""
     batch, height, width, channels = x.shape
-    size, some = kernel.shape[:2], _channel_block(channels)
+    size, block = kernel.shape[:2], _channel_block(channels)
     padded = _pad(x, size, flipped)
 
-    def of(place: tuple[Array, Array]) -> Array:
-        image, first = place
-        seen = jax.lax.dynamic_slice(padded, (image, 0, 0, first), (1, *padded.shape[1:3], some))[0]
-        weights = jax.lax.dynamic_slice_in_dim(kernel[:, :, 0], first, some, axis=2)
+    def of(block_index: tuple[Array, Array]) -> Array:
+        image, first = block_index
+        window = jax.lax.dynamic_slice(padded, (image, 0, 0, first), (1, *padded.shape[1:3], block))[0]
+        weights = jax.lax.dynamic_slice_in_dim(kernel[:, :, 0], first, block, axis=2)
         total = jnp.zeros((), jnp.float32)
         for i, j in np.ndindex(size):
-            total = total + seen[i : i + height, j : j + width] * weights[i, j]
+            total = total + window[i : i + height, j : j + width] * weights[i, j]
         return total.astype(x.dtype)
 
-    images, parts = jnp.divmod(jnp.arange(batch * (channels // some)), channels // some)
-    found = jax.lax.map(of, (images, parts * some)).reshape(batch, -1, height, width, some)
-    return jnp.moveaxis(found, 1, 3).reshape(x.shape)
+    images, parts = jnp.divmod(jnp.arange(batch * (channels // block)), channels // block)
+    sums = jax.lax.map(of, (images, parts * block)).reshape(batch, -1, height, width, block)
+    return jnp.moveaxis(sums, 1, 3).reshape(x.shape)
 
 
 def _kernel_gradient(x: Array, grad: Array, shape: tuple[int, ...]) -> Array:
@@ -79,25 +79,25 @@ def _kernel_gradient(x: Array, grad: Array, shape: tuple[int, ...]) -> Array:
     until the end, because elementwise additions are faster than reductions over leading axes."""
     k, taps = shape[0], list(np.ndindex(shape[:2]))
     batch, height, width, channels = x.shape
-    some, padded = _channel_block(channels), _pad(x, shape[:2])
+    block, padded = _channel_block(channels), _pad(x, shape[:2])
     images, rows = jnp.divmod(jnp.arange(batch * height), height)
 
     def of_channels(first: Array) -> Array:
-        def add_row(sums: tuple[Array, ...], place: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
-            image, row = place
-            seen = jax.lax.dynamic_slice(padded, (image, row, 0, first), (1, k, width + k - 1, some))[0]
-            told = jax.lax.dynamic_slice(grad, (image, row, 0, first), (1, 1, width, some))[0, 0]
-            return tuple(s + seen[i, j : j + width] * told for s, (i, j) in zip(sums, taps)), None
+        def add_row(sums: tuple[Array, ...], row_index: tuple[Array, Array]) -> tuple[tuple[Array, ...], None]:
+            image, row = row_index
+            window = jax.lax.dynamic_slice(padded, (image, row, 0, first), (1, k, width + k - 1, block))[0]
+            grad_row = jax.lax.dynamic_slice(grad, (image, row, 0, first), (1, 1, width, block))[0, 0]
+            return tuple(s + window[i, j : j + width] * grad_row for s, (i, j) in zip(sums, taps)), None
 
-        sums, _ = jax.lax.scan(add_row, (jnp.zeros((width, some), jnp.float32),) * len(taps), (images, rows))
+        sums, _ = jax.lax.scan(add_row, (jnp.zeros((width, block), jnp.float32),) * len(taps), (images, rows))
         return jnp.stack([s.sum(axis=0) for s in sums])
 
-    parts = jax.lax.map(of_channels, jnp.arange(0, channels, some))  # (channels / some, taps, some)
+    parts = jax.lax.map(of_channels, jnp.arange(0, channels, block))  # (channels / some, taps, some)
     return jnp.moveaxis(parts, 0, 1).reshape(shape)
 
 
 def _channel_block(channels: int) -> int:
-    return max((some for some in range(MIN_CHANNELS, MAX_CHANNELS + 1) if channels % some == 0), default=channels)
+    return max((size for size in range(MIN_CHANNELS, MAX_CHANNELS + 1) if channels % size == 0), default=channels)
 
 
 def _pad(x: Array, size: tuple[int, ...], flipped: bool = False) -> Array:

@@ -91,10 +91,10 @@ def resize_weights(
         elif axes:
             _check_patches(path, weights.shape, axes, old)
             flat[path] = (_tile if tiled else _interpolate)(weights, axes, old, new)
-    found = apart | {"params": traverse_util.unflatten_dict(flat, sep="/")}
+    resized = apart | {"params": traverse_util.unflatten_dict(flat, sep="/")}
     if tiled and isinstance(model, MlpMixer):
         model = model.clone(tokens_mlp_dim=model.tokens_mlp_dim * new[0] * new[1] // (old[0] * old[1]))
-    return model, stack_blocks(found) if model.scan else found
+    return model, stack_blocks(resized) if model.scan else resized
 
 
 def grid(size: int | Grid, patch_size: int) -> Grid:
@@ -133,16 +133,16 @@ def _interpolate(weights: Array, axes: tuple[str, ...], old: Grid, new: Grid) ->
     interpolated inputs give the same result (arXiv 2212.08013, equation 4)."""
     matrix = interpolation(old, new)
     maps = {TOKENS_OUT: matrix, TOKENS_IN: np.linalg.pinv(matrix).T}  # (new patches, old patches)
-    found = np.asarray(weights, np.float64)
+    resized = np.asarray(weights, np.float64)
     for axis, kind in enumerate(axes):
         if kind in maps:
-            found = np.moveaxis(np.tensordot(maps[kind], found, (1, axis)), 0, axis)
-    return jnp.asarray(found, weights.dtype)
+            resized = np.moveaxis(np.tensordot(maps[kind], resized, (1, axis)), 0, axis)
+    return jnp.asarray(resized, weights.dtype)
 
 
 def _tile(weights: Array, axes: tuple[str, ...], old: Grid, new: Grid) -> Array:
     """Repeat the weights for every tile of the new grid, with zeros between patches of different tiles."""
-    row, column = (place.ravel() for place in np.indices(new))
+    row, column = (index.ravel() for index in np.indices(new))
     tiles_across = new[1] // old[1]
     tile = row // old[0] * tiles_across + column // old[1]
     within = row % old[0] * old[1] + column % old[1]
@@ -152,10 +152,10 @@ def _tile(weights: Array, axes: tuple[str, ...], old: Grid, new: Grid) -> Array:
         hidden = kind == HIDDEN
         places.append(np.arange(count * size) % size if hidden else within)
         tiles.append(np.arange(count * size) // size if hidden else tile)
-    found = np.asarray(weights)[np.ix_(*places)]
+    tiled = np.asarray(weights)[np.ix_(*places)]
     if len(axes) == 2:
-        found = np.where(tiles[0][:, None] == tiles[1], found, 0)
-    return jnp.asarray(found)
+        tiled = np.where(tiles[0][:, None] == tiles[1], tiled, 0)
+    return jnp.asarray(tiled)
 
 
 def _check_patches(path: str, shape: tuple[int, ...], axes: tuple[str, ...], old: Grid) -> None:

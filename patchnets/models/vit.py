@@ -80,7 +80,7 @@ def sincos2d(rows: int, columns: int, width: int) -> Float[np.ndarray, "patches 
     y, x = np.mgrid[:rows, :columns]
     quarter = width // 4
     frequencies = 10_000.0 ** -(np.arange(quarter) / max(quarter - 1, 1))
-    angles = [place.reshape(-1, 1) * frequencies for place in (x, y)]  # (patches, width / 4) each
+    angles = [coordinate.reshape(-1, 1) * frequencies for coordinate in (x, y)]  # (patches, width / 4) each
     return np.concatenate([f(angle) for angle in angles for f in (np.sin, np.cos)], axis=1)
 
 

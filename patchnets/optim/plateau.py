@@ -66,7 +66,7 @@ class Plateau:
         names = ("lr_scale", "plateau_best", "plateau_waited", "stop_best", "stop_waited")
         return {name: value for name in names if (value := getattr(self, name)) != float("inf")}
 
-    def load_state_dict(self, seen: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from what an earlier process saw."""
-        for name, value in seen.items():
+        for name, value in state.items():
             setattr(self, name, value)

@@ -63,8 +63,8 @@ def make_schedule(
         "step": lambda: _step(peak, step_factor, max(1, step_every_steps or 0), warmup),
         "rsqrt": lambda: _rsqrt(peak, timescale_steps),
     }[name]()
-    whole = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
-    return _cooled(whole, total_steps, cooldown) if cooldown else whole
+    joined = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
+    return _cooled(joined, total_steps, cooldown) if cooldown else joined
 
 
 def _check(name: str, total: int, warmup: int, cooldown: int, step_every: int | None) -> None:

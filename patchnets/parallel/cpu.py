@@ -49,19 +49,19 @@ def use_one_device_per_core(
     Nothing is changed where XLA_FLAGS or JAX_NUM_CPU_DEVICES say how many there shall be, or where JAX has looked
     already. The devices are not used where there is an accelerator.
     """
-    told = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-    if told or jax.config.values["jax_num_cpu_devices"] > 0:
+    preset = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if preset or jax.config.values["jax_num_cpu_devices"] > 0:
         return
     cores = runtime.cores()
     if cores == os.cpu_count():  # else the engine has given each its own
         cores = max(1, cores // processes_on_host)
-    asked = [size for size in (data, fsdp) if size != -1]
+    sizes = [size for size in (data, fsdp) if size != -1]
     if devices is not None:
         pass
-    elif len(asked) == 2:
-        devices = min(-(-math.prod(asked) // processes), cores)
+    elif len(sizes) == 2:
+        devices = min(-(-math.prod(sizes) // processes), cores)
     else:
-        devices = devices_for(cores, batch_sizes, processes, *asked)
+        devices = devices_for(cores, batch_sizes, processes, *sizes)
     if devices > 1:
         try:
             jax.config.update("jax_num_cpu_devices", devices)

@@ -100,7 +100,7 @@ def _from_flags(options: Mapping[str, str], environ: Mapping[str, str]) -> Proce
             f"--{missing[0]} (or PATCHNETS_{missing[0].upper()}) is not given, and --{next(iter(options))} is; several "
             "processes need --coordinator=HOST[:PORT], --processes=N, and --process=0 to N - 1, each its own"
         )
-    count, index = _whole(options["processes"], "--processes"), _whole(options["process"], "--process")
+    count, index = _integer(options["processes"], "--processes"), _integer(options["process"], "--process")
     if count == 0:
         raise UserError("--processes=0: expected a whole number from 1 on")
     coordinator = _address(options["coordinator"], PORT)
@@ -122,12 +122,12 @@ def _from_open_mpi(options: Mapping[str, str], environ: Mapping[str, str]) -> Pr
 
 
 def _from_slurm(options: Mapping[str, str], environ: Mapping[str, str]) -> ProcessInfo | None:
-    count = _whole(environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or "1", "SLURM_STEP_NUM_TASKS")
+    count = _integer(environ.get("SLURM_STEP_NUM_TASKS") or environ.get("SLURM_NTASKS") or "1", "SLURM_STEP_NUM_TASKS")
     if count == 1:
         return None
     names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID")
     index, local_rank, job = (_variable(environ, name) for name in names)
-    nodes = _whole(environ.get("SLURM_STEP_NUM_NODES") or "1", "SLURM_STEP_NUM_NODES")
+    nodes = _integer(environ.get("SLURM_STEP_NUM_NODES") or "1", "SLURM_STEP_NUM_NODES")
     port = _port(f"{job}.{environ.get('SLURM_STEP_ID')}")  # JAX has one port for a job, where its steps would meet
     coordinator = _address(options["coordinator"], port) if options else None
     if coordinator is None and re.match(r"[^,\[]+\[[^\]]*\][^,]", node_list := environ["SLURM_STEP_NODELIST"]):
@@ -142,10 +142,10 @@ def _port(key: str) -> int:
 def _variable(environ: Mapping[str, str], name: str) -> int:
     if name not in environ:
         raise UserError(f"{name} is not set, but other variables of its launcher are; start every process through it")
-    return _whole(environ[name], name)
+    return _integer(environ[name], name)
 
 
-def _whole(text: str, name: str) -> int:
+def _integer(text: str, name: str) -> int:
     if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
         raise UserError(f"{name}={text}: expected a whole number from 0 on")
     return int(text)
@@ -175,8 +175,8 @@ def initialize(process: ProcessInfo) -> None:
         os.environ.setdefault("JAX_COORDINATOR_PORT", str(process.port))
     if process.index == 0:
         _check_free(int((process.coordinator or os.environ["JAX_COORDINATOR_PORT"]).rpartition(":")[2]))
-    where = process.coordinator or "process 0"
-    timer = threading.Timer(wait, _give_up, [f"{process}: not all processes reached {where} within {wait:g} s"])
+    address = process.coordinator or "process 0"
+    timer = threading.Timer(wait, _give_up, [f"{process}: not all processes reached {address} within {wait:g} s"])
     timer.daemon = True
     timer.start()
     try:

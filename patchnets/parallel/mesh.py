@@ -57,8 +57,8 @@ def mesh_shape(data: int, fsdp: int, devices: int) -> tuple[int, int]:
     """Return (data, fsdp) on so many devices, of which -1 takes the rest. Raises UserError where there are too few."""
     if data == fsdp == -1:
         raise UserError("config.mesh.data=-1 and config.mesh.fsdp=-1 both take the rest of the devices; give one")
-    for name, given, other in (("data", data, fsdp), ("fsdp", fsdp, data)):
-        if given == -1 and devices % other:
+    for name, size, other in (("data", data, fsdp), ("fsdp", fsdp, data)):
+        if size == -1 and devices % other:
             another = "fsdp" if name == "data" else "data"
             raise UserError(
                 f"config.mesh.{another}={other} does not divide the {devices} devices, of which config.mesh.{name}=-1 "
@@ -66,8 +66,8 @@ def mesh_shape(data: int, fsdp: int, devices: int) -> tuple[int, int]:
             )
     data, fsdp = (devices // fsdp, fsdp) if data == -1 else (data, devices // data if fsdp == -1 else fsdp)
     if data * fsdp > devices:
-        asked = f"config.mesh.data={data}" + (f" times config.mesh.fsdp={fsdp}" if fsdp > 1 else "")
-        raise UserError(f"{asked}, and there are {devices} devices; give at most that, or -1 for all")
+        requested = f"config.mesh.data={data}" + (f" times config.mesh.fsdp={fsdp}" if fsdp > 1 else "")
+        raise UserError(f"{requested}, and there are {devices} devices; give at most that, or -1 for all")
     return data, fsdp
 
 

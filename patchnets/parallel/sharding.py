@@ -40,7 +40,7 @@ def infer_state_sharding(state: Any, mesh: Mesh, rules: Rules = ()) -> Any:
     shapes = {name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state.params)}
     dimensions = fsdp_dimensions(state.params, mesh, rules)
 
-    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def sharding_of(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         parts = name_of(path).split("/")
         endings = ("/".join(parts[i:]) for i in range(len(parts)))
         name = next((name for name in endings if shapes.get(name) == leaf.shape), None)
@@ -48,7 +48,7 @@ def infer_state_sharding(state: Any, mesh: Mesh, rules: Rules = ()) -> Any:
         spec = PartitionSpec() if dimension is None else PartitionSpec(*[None] * dimension, FSDP_AXIS)
         return NamedSharding(mesh, spec)
 
-    return jax.tree_util.tree_map_with_path(place, state)
+    return jax.tree_util.tree_map_with_path(sharding_of, state)
 
 
 def fsdp_dimensions(params: Any, mesh: Mesh, rules: Rules = ()) -> dict[str, int | None]:
@@ -56,9 +56,9 @@ def fsdp_dimensions(params: Any, mesh: Mesh, rules: Rules = ()) -> dict[str, int
     `infer_state_sharding`."""
     size = mesh.shape[FSDP_AXIS]
     named = {name_of(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    found = {name: _largest_divisible_dim(name, shape, size) for name, shape in named.items()}
-    told = match_rules(rules, params, "mesh.fsdp_rules", kind=int, otherwise=None) if rules else {}
-    for path, dimension in jax.tree_util.tree_leaves_with_path(told, is_leaf=lambda leaf: leaf is None):
+    dimensions = {name: _largest_divisible_dim(name, shape, size) for name, shape in named.items()}
+    ruled = match_rules(rules, params, "mesh.fsdp_rules", kind=int, otherwise=None) if rules else {}
+    for path, dimension in jax.tree_util.tree_leaves_with_path(ruled, is_leaf=lambda leaf: leaf is None):
         name = name_of(path)
         if dimension is None:
             continue
@@ -67,13 +67,13 @@ def fsdp_dimensions(params: Any, mesh: Mesh, rules: Rules = ()) -> dict[str, int
                 f"config.mesh.fsdp_rules: dimension {dimension} of {name}, of shape {named[name]}, cannot be split "
                 f"over {size} devices; choose one that divides, or -1 for none"
             )
-        found[name] = None if dimension < 0 else dimension
-    if size > 1 and all(dimension is None for dimension in found.values()):
+        dimensions[name] = None if dimension < 0 else dimension
+    if size > 1 and all(dimension is None for dimension in dimensions.values()):
         raise UserError(
             f"config.mesh.fsdp={size}: no parameter is split, for none has a dimension that divides by {size} and "
             "rules leave it; choose another number, or use config.mesh.data"
         )
-    return found
+    return dimensions
 
 
 def _largest_divisible_dim(name: str, shape: tuple[int, ...], size: int) -> int | None:
@@ -116,8 +116,8 @@ def constrain_activations_to_batch(mesh: Mesh | None, examples: int) -> Iterator
         return
 
     def keep(method: Callable[..., Any], args: Any, kwargs: Any, _: Any) -> Any:
-        given = method(*args, **kwargs)
-        return shard_batch(given, mesh) if getattr(given, "shape", ())[:1] == (examples,) else given
+        output = method(*args, **kwargs)
+        return shard_batch(output, mesh) if getattr(output, "shape", ())[:1] == (examples,) else output
 
     with nn.intercept_methods(keep):
         yield
@@ -152,10 +152,10 @@ def shard_rows(array: np.ndarray, mesh: Mesh) -> jax.Array:
     """Splits a host array over the devices by its leading axis, which is filled up with its first entries to divide."""
     size = mesh.size
     length = -(-len(array) // size) * size
-    where = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+    sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES))
     positions = np.arange(length) % len(array)
     shape = (length, *array.shape[1:])
-    return jax.make_array_from_callback(shape, where, lambda index: array[positions[index[0] if index else ...]])
+    return jax.make_array_from_callback(shape, sharding, lambda index: array[positions[index[0] if index else ...]])
 
 
 def gather_rows(
@@ -166,16 +166,18 @@ def gather_rows(
     Each device looks up what it holds of the batch, and what it found is added to the others' and split over them: one
     exchange of the size of the batch, whatever the size of the array.
     """
-    whole, parts = PartitionSpec(), PartitionSpec(BATCH_AXES)
+    replicated_spec, parts = PartitionSpec(), PartitionSpec(BATCH_AXES)
 
     def local(held: Array, index: Array) -> Array:
         first = jax.lax.axis_index(BATCH_AXES) * held.shape[0]
         mine = (index >= first) & (index < first + held.shape[0])
-        found = held[jnp.clip(index - first, 0, held.shape[0] - 1)]
-        found = jnp.where(mine.reshape(-1, *(1,) * (found.ndim - 1)), found, jnp.zeros_like(found))
-        return jax.lax.psum_scatter(found, BATCH_AXES, scatter_dimension=0, tiled=True)
+        rows = held[jnp.clip(index - first, 0, held.shape[0] - 1)]
+        rows = jnp.where(mine.reshape(-1, *(1,) * (rows.ndim - 1)), rows, jnp.zeros_like(rows))
+        return jax.lax.psum_scatter(rows, BATCH_AXES, scatter_dimension=0, tiled=True)
 
-    return jax.shard_map(local, mesh=mesh, in_specs=(parts, whole), out_specs=parts, check_vma=False)(array, index)
+    return jax.shard_map(local, mesh=mesh, in_specs=(parts, replicated_spec), out_specs=parts, check_vma=False)(
+        array, index
+    )
 
 
 def sum_over_devices(x: Array) -> Array:

@@ -38,23 +38,23 @@ def _run(arguments: list[str]) -> str:
 
     parser = ArgumentParser("python -m patchnets.plots", description=__doc__)
     parser.add_argument("workdir", type=path, help="a work directory, or augment or mixing")
-    given, overrides = parser.parse_with_overrides(arguments)
-    place, changes = given.workdir, {}
+    settings, overrides = parser.parse_with_overrides(arguments)
+    directory, changes = settings.workdir, {}
     for override in overrides:
         key, equals, value = override.removeprefix("--config.").partition("=")
         if key not in PLACES or not equals:
             raise UserError(f"{override!r} is not understood; expected --config.KEY=DIR, KEY being {', '.join(PLACES)}")
         changes[key] = value
-    if not (place / "config.json").exists():  # figures alone, without the run
-        return str(curves.draw(place))
+    if not (directory / "config.json").exists():  # figures alone, without the run
+        return str(curves.draw(directory))
     runtime.silence_logs()
     runtime.enable_compilation_cache()
     from patchnets.plots import run
 
     try:
-        drawn = run.draw_saved(place, lambda text: print(f"patchnets.plots: {text}", file=sys.stderr), changes)
+        drawn = run.draw_saved(directory, lambda text: print(f"patchnets.plots: {text}", file=sys.stderr), changes)
     except (UserError, RunError) as error:
-        print(curves.draw(place))
+        print(curves.draw(directory))
         raise type(error)(f"the other pictures could not be drawn: {error}") from error
     return "\n".join(map(str, drawn))
 
@@ -66,12 +66,12 @@ def _mixing(arguments: list[str]) -> pathlib.Path:
     )
     parser.add_argument("workdirs", type=path, nargs="+", help="one or more work directories")
     parser.add_argument("--out", type=file_of_type(".png"), default="mixing.png", help="default: %(default)s")
-    given = parser.parse_args(arguments)
+    settings = parser.parse_args(arguments)
     runtime.silence_logs()
     runtime.enable_compilation_cache()
     from patchnets.plots import run
 
-    return run.draw_side_by_side(given.workdirs, given.out)
+    return run.draw_side_by_side(settings.workdirs, settings.out)
 
 
 def _augment(arguments: list[str]) -> pathlib.Path:
@@ -82,16 +82,16 @@ def _augment(arguments: list[str]) -> pathlib.Path:
     )
     parser.add_argument("--config", metavar="FILE[:ARGUMENT]", help="a file of configs/, as patchnets.main takes it")
     parser.add_argument("--out", type=file_of_type(".png"), default="augment.png", help="default: %(default)s")
-    given, rest = parser.parse_known_args(arguments)
+    settings, rest = parser.parse_known_args(arguments)
     runtime.silence_logs()
     from patchnets.experiment import data_options
     from patchnets.plots import augmentations
 
     config, _ = flags.parse_flags(
-        ["patchnets.plots", *([] if given.config is None else [f"--config={given.config}"]), *rest]
+        ["patchnets.plots", *([] if settings.config is None else [f"--config={settings.config}"]), *rest]
     )
     runtime.enable_compilation_cache()
-    return augmentations.draw(data_options(config), given.out)
+    return augmentations.draw(data_options(config), settings.out)
 
 
 def main(argv: list[str]) -> int:

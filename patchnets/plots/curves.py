@@ -56,10 +56,10 @@ def draw(path: pathlib.Path) -> pathlib.Path:
     ]
     for axis, (name, label, scale) in zip(axes, panels):
         for role, color in (("train", "tab:blue"), ("val", "tab:orange")):
-            found = [(row["epoch"], scale * row[f"{role}_{name}"]) for row in rows if f"{role}_{name}" in row]
-            if found:
-                marker = "o" if len(found) < 30 else None
-                axis.plot(*zip(*found), color=color, marker=marker, markersize=3, label=role)
+            points = [(row["epoch"], scale * row[f"{role}_{name}"]) for row in rows if f"{role}_{name}" in row]
+            if points:
+                marker = "o" if len(points) < 30 else None
+                axis.plot(*zip(*points), color=color, marker=marker, markersize=3, label=role)
         if f"test_{name}" in test:
             value = scale * test[f"test_{name}"]
             axis.axhline(value, color="tab:green", linestyle="--", linewidth=1, label=f"test {value:.4g}")

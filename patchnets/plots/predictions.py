@@ -32,10 +32,10 @@ class Predictions:
         return float((self.labels == self.predicted).mean())
 
 
-def confusion_matrix(seen: Predictions, classes: int) -> Int[np.ndarray, "true predicted"]:
+def confusion_matrix(predictions: Predictions, classes: int) -> Int[np.ndarray, "true predicted"]:
     """Count the examples of each (true class, predicted class)."""
     counts = np.zeros((classes, classes), np.int64)
-    np.add.at(counts, (seen.labels, seen.predicted), 1)
+    np.add.at(counts, (predictions.labels, predictions.predicted), 1)
     return counts
 
 
@@ -45,16 +45,16 @@ def class_accuracy(counts: Int[np.ndarray, "true predicted"]) -> Float[np.ndarra
     return np.where(held > 0, counts.diagonal() / np.maximum(held, 1), np.nan)
 
 
-def calibration_error(seen: Predictions, bins: int = BINS) -> tuple[float, list[tuple[int, float, float]]]:
+def calibration_error(predictions: Predictions, bins: int = BINS) -> tuple[float, list[tuple[int, float, float]]]:
     """Return the expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 3), and (examples, mean
     confidence, accuracy) of each of `bins` equal bins of confidence."""
-    which = np.minimum((seen.confidence * bins).astype(int), bins - 1)
-    right = seen.labels == seen.predicted
+    which = np.minimum((predictions.confidence * bins).astype(int), bins - 1)
+    right = predictions.labels == predictions.predicted
     rows, error = [], 0.0
     for i in range(bins):
         held = which == i
         if count := int(held.sum()):
-            confidence, accuracy = float(seen.confidence[held].mean()), float(right[held].mean())
+            confidence, accuracy = float(predictions.confidence[held].mean()), float(right[held].mean())
             rows.append((count, confidence, accuracy))
             error += count / len(which) * abs(confidence - accuracy)
         else:
@@ -62,9 +62,9 @@ def calibration_error(seen: Predictions, bins: int = BINS) -> tuple[float, list[
     return error, rows
 
 
-def confusion(seen: Predictions, names: Sequence[str]) -> Any:
+def confusion(predictions: Predictions, names: Sequence[str]) -> Any:
     """Plot the confusion matrix, rows normalized by class, with counts if there are few classes."""
-    counts = confusion_matrix(seen, len(names))
+    counts = confusion_matrix(predictions, len(names))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     plt = pyplot()
     few = len(names) <= NAMED
@@ -81,13 +81,16 @@ def confusion(seen: Predictions, names: Sequence[str]) -> Any:
         xlabel="predicted class" + ("" if few else " (number)"), ylabel="true class" + ("" if few else " (number)")
     )
     figure.colorbar(shown, ax=axis, label="share of the class", shrink=0.8)
-    figure.suptitle(f"Confusion over {len(seen.labels):,} {seen.split} images: top-1 {seen.accuracy:.2%}", fontsize=10)
+    figure.suptitle(
+        f"Confusion over {len(predictions.labels):,} {predictions.split} images: top-1 {predictions.accuracy:.2%}",
+        fontsize=10,
+    )
     return figure
 
 
-def per_class(seen: Predictions, names: Sequence[str], shown: int = 20) -> Any:
+def per_class(predictions: Predictions, names: Sequence[str], shown: int = 20) -> Any:
     """Plot the accuracy of every class, or of the best and worst if there are many, and the overall accuracy."""
-    accuracy = class_accuracy(confusion_matrix(seen, len(names)))
+    accuracy = class_accuracy(confusion_matrix(predictions, len(names)))
     order = [int(i) for i in np.argsort(-accuracy) if np.isfinite(accuracy[i])]
     cut = len(order) > 2 * shown
     chosen = order[:shown] + order[-shown:] if cut else order
@@ -97,36 +100,40 @@ def per_class(seen: Predictions, names: Sequence[str], shown: int = 20) -> Any:
     axis.barh(places, 100 * accuracy[chosen], color="tab:blue", height=0.75)
     axis.set_yticks(places, [names[i] for i in chosen], fontsize=8)
     axis.invert_yaxis()
-    axis.axvline(100 * seen.accuracy, color="tab:orange", linestyle="--")
-    axis.set(xlabel=f"top-1 accuracy (%); dashed: all images, {seen.accuracy:.2%}", xlim=(0, 100))
+    axis.axvline(100 * predictions.accuracy, color="tab:orange", linestyle="--")
+    axis.set(xlabel=f"top-1 accuracy (%); dashed: all images, {predictions.accuracy:.2%}", xlim=(0, 100))
     words = f"the {shown} best and the {shown} worst of {len(order)} classes" if cut else f"{len(order)} classes"
-    figure.suptitle(f"Accuracy by class on {len(seen.labels):,} {seen.split} images: {words}", fontsize=10)
+    figure.suptitle(
+        f"Accuracy by class on {len(predictions.labels):,} {predictions.split} images: {words}", fontsize=10
+    )
     return figure
 
 
-def mistakes(seen: Predictions, names: Sequence[str]) -> Any:
+def mistakes(predictions: Predictions, names: Sequence[str]) -> Any:
     """Plot the most confident mistakes with their images; None if there are none."""
-    if not len(seen.mistaken):
+    if not len(predictions.mistaken):
         return None
     plt = pyplot()
-    columns = min(8, len(seen.mistaken))
-    rows = -(-len(seen.mistaken) // columns)
+    columns = min(8, len(predictions.mistaken))
+    rows = -(-len(predictions.mistaken) // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(max(4.5, 1.55 * columns), 2.15 * rows + 0.5), squeeze=False, layout="constrained"
     )
     for axis in axes.ravel():
         bare(axis)
-    for axis, i, image in zip(axes.ravel(), seen.mistaken, seen.images):
+    for axis, i, image in zip(axes.ravel(), predictions.mistaken, predictions.images):
         axis.imshow(to_rgb(image / 255.0))
-        right, found = names[seen.labels[i]], names[seen.predicted[i]]
-        axis.set_title(f"{found} {seen.confidence[i]:.0%}\nis {right}", fontsize=7.5)
-    figure.suptitle(f"The most confident mistakes on {len(seen.labels):,} {seen.split} images", fontsize=10)
+        true, predicted = names[predictions.labels[i]], names[predictions.predicted[i]]
+        axis.set_title(f"{predicted} {predictions.confidence[i]:.0%}\nis {true}", fontsize=7.5)
+    figure.suptitle(
+        f"The most confident mistakes on {len(predictions.labels):,} {predictions.split} images", fontsize=10
+    )
     return figure
 
 
-def calibration(seen: Predictions) -> Any:
+def calibration(predictions: Predictions) -> Any:
     """Plot accuracy and number of examples against confidence, with the expected calibration error."""
-    error, rows = calibration_error(seen)
+    error, rows = calibration_error(predictions)
     plt = pyplot()
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(5.4, 6.2), sharex=True, height_ratios=(3, 1), layout="constrained"
@@ -140,6 +147,7 @@ def calibration(seen: Predictions) -> Any:
     below.bar(middles, [row[0] for row in rows], width=0.94 * width, color="tab:gray")
     below.set(xlabel="confidence: probability of the predicted class", ylabel="images")
     figure.suptitle(
-        f"Calibration on {len(seen.labels):,} {seen.split} images: ECE {error:.2%}, {BINS} bins", fontsize=10
+        f"Calibration on {len(predictions.labels):,} {predictions.split} images: ECE {error:.2%}, {BINS} bins",
+        fontsize=10,
     )
     return figure

@@ -38,10 +38,10 @@ def predict(
         batch = loader.batch(inputs, step)
         logits = jnp.asarray(task.model.apply(variables, task.preprocess(batch["image"]), train=False))
         probabilities = jax.nn.sigmoid(logits) if experiment.config.loss == "sigmoid" else jax.nn.softmax(logits)
-        found, confidence = probabilities.argmax(axis=-1), probabilities.max(axis=-1)
-        wrong = (found != batch["label"]) & (batch["mask"] > 0)
+        predicted, confidence = probabilities.argmax(axis=-1), probabilities.max(axis=-1)
+        wrong = (predicted != batch["label"]) & (batch["mask"] > 0)
         worst = jax.lax.top_k(jnp.where(wrong, confidence, -1.0), kept)[1]
-        return batch["label"], found, confidence, batch["mask"] > 0, worst, batch["image"][worst]
+        return batch["label"], predicted, confidence, batch["mask"] > 0, worst, batch["image"][worst]
 
     columns: list[list[np.ndarray]] = [[], [], []]
     mistaken: list[tuple[float, int, np.ndarray]] = []
@@ -50,22 +50,24 @@ def predict(
         if stopped():
             raise RunError("a signal came")
         inputs, _ = loader.step_inputs(step)
-        label, found, confidence, counts, worst, images = map(np.asarray, of_batch(state.eval_variables, inputs, step))
+        label, predicted, confidence, counts, worst, images = map(
+            np.asarray, of_batch(state.eval_variables, inputs, step)
+        )
         row_of = np.cumsum(counts) - 1  # among the examples that count
         mistaken += [
             (float(confidence[i]), done + int(row_of[i]), image)
             for i, image in zip(worst, images)
-            if counts[i] and found[i] != label[i]
+            if counts[i] and predicted[i] != label[i]
         ]
-        mistaken = sorted(mistaken, key=lambda one: -one[0])[:MISTAKES]
-        for column, values in zip(columns, (label, found, confidence)):
+        mistaken = sorted(mistaken, key=lambda mistake: -mistake[0])[:MISTAKES]
+        for column, values in zip(columns, (label, predicted, confidence)):
             column.append(values[counts])
         done += int(counts.sum())
-    label, found, confidence = (np.concatenate(column) for column in columns)
+    label, predicted, confidence = (np.concatenate(column) for column in columns)
     shape = (0, experiment.data.stored_size, experiment.data.stored_size, experiment.data.channels)
     shown = np.stack([image for *_, image in mistaken]) if mistaken else np.zeros(shape, np.uint8)
     split = "test" if loader is experiment.data.test else "validation"
-    return Predictions(label, found, confidence, np.array([i for _, i, _ in mistaken], int), shown, split)
+    return Predictions(label, predicted, confidence, np.array([i for _, i, _ in mistaken], int), shown, split)
 
 
 def sample(experiment: Experiment, loader: Loader, count: int = EXAMPLES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -84,11 +86,11 @@ def sample(experiment: Experiment, loader: Loader, count: int = EXAMPLES) -> tup
 
 def mixing_of(experiment: Experiment, state: TrainState, images: np.ndarray) -> list[Any]:
     """Return the token mixing of each block as host arrays (see `capture_intermediates`)."""
-    seen = jax.jit(lambda variables, images: capture_intermediates(experiment.model, variables, images))(
+    intermediates = jax.jit(lambda variables, images: capture_intermediates(experiment.model, variables, images))(
         state.eval_variables, images
     )
-    found = {name: jax.device_get(value) for name, value in seen.items() if name.endswith("/mixing")}
-    return [found[f"block_{i}/mixing"] for i in range(len(found))]
+    mixing = {name: jax.device_get(value) for name, value in intermediates.items() if name.endswith("/mixing")}
+    return [mixing[f"block_{i}/mixing"] for i in range(len(mixing))]
 
 
 def grid_of(experiment: Experiment, params: Any) -> tuple[int, int]:
@@ -122,17 +124,17 @@ def pictures(
         yield "position_similarity", lambda: weights.position_similarity(positions[0], grid, positions[1])
     if loader is None:
         return
-    seen: dict[str, Any] = {}
+    results: dict[str, Any] = {}
 
     def once(what: str, make: Callable[[], Any]) -> Any:
-        if what not in seen:
+        if what not in results:
             try:
-                seen[what] = make()
+                results[what] = make()
             except Exception as error:  # what several pictures need is tried once
-                seen[what] = error
-        if isinstance(seen[what], Exception):
-            raise seen[what]
-        return seen[what]
+                results[what] = error
+        if isinstance(results[what], Exception):
+            raise results[what]
+        return results[what]
 
     def examples() -> Any:
         return once("sample", lambda: sample(experiment, loader))
@@ -140,7 +142,7 @@ def pictures(
     def mixing() -> Any:
         return once("mixing", lambda: mixing_of(experiment, state, examples()[0]))
 
-    def said() -> Predictions:
+    def predicted() -> Predictions:
         return once("predictions", lambda: predict(experiment, state, loader, stopped))
 
     yield (
@@ -150,20 +152,20 @@ def pictures(
     yield "token_mixing", lambda: weights.token_mixing(mixing(), grid, family)
     if "convmixer" in family:
         yield "depthwise_kernels", lambda: weights.depthwise_kernels(mixing())
-    yield "confusion", lambda: predictions.confusion(said(), names)
-    yield "class_accuracy", lambda: predictions.per_class(said(), names)
-    yield "mistakes", lambda: predictions.mistakes(said(), names)
-    yield "calibration", lambda: predictions.calibration(said())
+    yield "confusion", lambda: predictions.confusion(predicted(), names)
+    yield "class_accuracy", lambda: predictions.per_class(predicted(), names)
+    yield "mistakes", lambda: predictions.mistakes(predicted(), names)
+    yield "calibration", lambda: predictions.calibration(predicted())
 
 
 def draw(
     experiment: Experiment,
     state: TrainState,
-    place: pathlib.Path,
+    directory: pathlib.Path,
     say: Callable[[str], None],
     stopped: Callable[[], bool] = lambda: False,
 ) -> list[pathlib.Path]:
-    """Draws all pictures of a run into `place`/plots; what cannot be drawn is told, and the others are."""
+    """Draws all pictures of a run into `directory`/plots; what cannot be drawn is told, and the others are."""
     drawn = []
 
     def attempt(name: str, make: Callable[[], pathlib.Path | None]) -> None:
@@ -175,9 +177,9 @@ def draw(
 
     def into_file(name: str, figure: Callable[[], Any]) -> pathlib.Path | None:
         made = figure()
-        return None if made is None else figures.save(made, place / "plots" / f"{name}.png")
+        return None if made is None else figures.save(made, directory / "plots" / f"{name}.png")
 
-    attempt("learning_curves", lambda: curves.draw(place))
+    attempt("learning_curves", lambda: curves.draw(directory))
     for name, figure in pictures(experiment, state, stopped):
         if stopped():
             say("a signal came: the other pictures are left to python -m patchnets.plots")
@@ -186,7 +188,7 @@ def draw(
     return drawn
 
 
-def load_run(place: pathlib.Path, changes: dict[str, Any] | None = None) -> tuple[Experiment, TrainState]:
+def load_run(directory: pathlib.Path, changes: dict[str, Any] | None = None) -> tuple[Experiment, TrainState]:
     """The plan of a work directory's run, and the state of its best checkpoint; `changes` are keys such as
     dataset.data_dir, for data that lie elsewhere now.
 
@@ -195,43 +197,45 @@ def load_run(place: pathlib.Path, changes: dict[str, Any] | None = None) -> tupl
       RunError: it has no checkpoint that can be read.
     """
     try:
-        config = config_lib.from_saved(json.loads((place / "config.json").read_text()))
+        config = config_lib.from_saved(json.loads((directory / "config.json").read_text()))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{place} is not a work directory: there is no config.json in it that can be read") from error
+        raise UserError(
+            f"{directory} is not a work directory: there is no config.json in it that can be read"
+        ) from error
     config.update_from_flattened_dict(changes or {})
     config_lib.validate(config)
     use_cpu_cores(config)
     experiment = build_experiment(config)
-    stored = workdir.read_json(place / "data.json")
+    stored = workdir.read_json(directory / "data.json")
     if changed := [
         name for name in experiment.data.fingerprint if stored.get(name) != experiment.data.fingerprint[name]
     ]:
         experiment.data.close()
-        raise UserError(f"these are not the data of {place} ({', '.join(changed)} differ from its data.json)")
-    if not (place / "checkpoints").is_dir():
+        raise UserError(f"these are not the data of {directory} ({', '.join(changed)} differ from its data.json)")
+    if not (directory / "checkpoints").is_dir():
         experiment.data.close()
-        raise RunError(f"{place} has no checkpoints")
-    checkpoints = Checkpoints(place / "checkpoints", best_metric=config.checkpoint.best_metric, read_only=True)
+        raise RunError(f"{directory} has no checkpoints")
+    checkpoints = Checkpoints(directory / "checkpoints", best_metric=config.checkpoint.best_metric, read_only=True)
     try:
         return experiment, checkpoints.restore_best(experiment.abstract_state())[1]
     finally:
         checkpoints.close()
 
 
-def draw_saved(place: pathlib.Path, say: Callable[[str], None], changes: dict[str, Any]) -> list[pathlib.Path]:
+def draw_saved(directory: pathlib.Path, say: Callable[[str], None], changes: dict[str, Any]) -> list[pathlib.Path]:
     """Draws all pictures of a work directory; what it raises, `load_run` does."""
-    experiment, state = load_run(place, changes)
+    experiment, state = load_run(directory, changes)
     try:
-        return draw(experiment, state, place, say)
+        return draw(experiment, state, directory, say)
     finally:
         experiment.data.close()
 
 
-def draw_side_by_side(places: list[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
+def draw_side_by_side(directories: list[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
     """Plot the token mixing of several runs in one figure, and return its path."""
-    found: dict[str, Any] = {}
-    for place in places:
-        experiment, state = load_run(place)
+    networks: dict[str, Any] = {}
+    for directory in directories:
+        experiment, state = load_run(directory)
         try:
             loader = experiment.data.test or experiment.data.val or experiment.data.train
             blocks = mixing_of(experiment, state, sample(experiment, loader)[0])
@@ -239,8 +243,8 @@ def draw_side_by_side(places: list[pathlib.Path], out: pathlib.Path) -> pathlib.
                 f"{experiment.config.model.name}, "
                 f"{console.epochs(float(state.step / experiment.data.train.steps_per_epoch))}"
             )
-            again = sum(other.startswith(name) for other in found)
-            found[f"{name} ({again + 1})" if again else name] = blocks, grid_of(experiment, state.params)
+            again = sum(other.startswith(name) for other in networks)
+            networks[f"{name} ({again + 1})" if again else name] = blocks, grid_of(experiment, state.params)
         finally:
             experiment.data.close()
-    return figures.save(weights.side_by_side(found), out)
+    return figures.save(weights.side_by_side(networks), out)

@@ -91,12 +91,12 @@ def token_matrix(mixing: Mixing, grid: tuple[int, int]) -> tuple[Float[np.ndarra
     cosines; ViT: attention, averaged over images and heads; ConvMixer: the kernels' mean size, as a matrix.
     """
     if isinstance(mixing, tuple):
-        one, other = (np.asarray(part, np.float32) for part in mixing)
+        first, second = (np.asarray(part, np.float32) for part in mixing)
         patches = grid[0] * grid[1]
-        square = one.shape == other.shape == (patches, patches)
-        if square and np.allclose(one, one.T, atol=1e-4) and np.allclose(other, other.T, atol=1e-4):
-            return one, "Fourier transform, cosines"
-        return one @ other, "token-mixing MLP, its two layers multiplied"
+        square = first.shape == second.shape == (patches, patches)
+        if square and np.allclose(first, first.T, atol=1e-4) and np.allclose(second, second.T, atol=1e-4):
+            return first, "Fourier transform, cosines"
+        return first @ second, "token-mixing MLP, its two layers multiplied"
     array = np.asarray(mixing, np.float32)
     if array.ndim == 4:
         return array.mean(axis=(0, 1)).T, "attention, mean over images and heads"
@@ -135,10 +135,10 @@ def token_mixing(blocks: Sequence[Mixing], grid: tuple[int, int], family: str) -
         values, words = token_matrix(blocks[i], grid)
         limit = _signed(axes[0, column], values)
         axes[0, column].set_title(f"block {i + 1}: ±{limit:.2g}", fontsize=9)
-        found, what = token_maps(blocks[i], grid, 16)
-        limits = np.abs(found).max(axis=(1, 2), keepdims=True)
-        scaled = found / np.where(limits > 0, limits, 1.0)
-        side = math.ceil(math.sqrt(len(found)))
+        images, what = token_maps(blocks[i], grid, 16)
+        limits = np.abs(images).max(axis=(1, 2), keepdims=True)
+        scaled = images / np.where(limits > 0, limits, 1.0)
+        side = math.ceil(math.sqrt(len(images)))
         axes[1, column].imshow(tiles(scaled, side, gap=np.nan), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
         bare(axes[1, column])
         least, most = f"±{limits.min():.2g}", f"±{limits.max():.2g}"

@@ -130,10 +130,10 @@ class Checkpoints:
           RunError: none can be read.
         """
         _silence_asyncio()
-        found = [(step, dict(self._manager.metrics(step) or {})) for step in self._manager.all_steps()]
-        found.sort(key=lambda row: (self._score(row[1]) if row[1] else -math.inf, row[0]), reverse=True)
+        ranked = [(step, dict(self._manager.metrics(step) or {})) for step in self._manager.all_steps()]
+        ranked.sort(key=lambda row: (self._score(row[1]) if row[1] else -math.inf, row[0]), reverse=True)
         broken: list[int] = []
-        for step, metrics in found:
+        for step, metrics in ranked:
             if restored := self._try_restore(step, like, broken):
                 self._quarantine(broken)
                 return step, restored[0], metrics
@@ -158,9 +158,9 @@ class Checkpoints:
 
     def _move_aside_unranked(self) -> None:
         """Orbax reads the metrics of every checkpoint when it opens a directory, and opens none where one is broken."""
-        found = [int(place.name) for place in self.directory.glob("[0-9]*") if place.name.isdigit()]
+        steps = [int(path.name) for path in self.directory.glob("[0-9]*") if path.name.isdigit()]
         broken = []
-        for step in found:
+        for step in steps:
             try:
                 json.loads((self.directory / str(step) / "metrics" / "metrics").read_text())
             except FileNotFoundError:
@@ -168,7 +168,7 @@ class Checkpoints:
             except ValueError as error:
                 print(f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}", file=sys.stderr)
                 broken.append(step)
-        if broken and len(broken) == len(found):
+        if broken and len(broken) == len(steps):
             raise self._none_readable()
         self._move_aside(broken)
 

@@ -77,7 +77,7 @@ def describe_optimizer(experiment: Experiment) -> str:
 def describe_extras(experiment: Experiment) -> str:
     """What is done beyond optimizer and schedule, in one line; nothing where that is nothing."""
     config = experiment.config
-    said = {
+    texts = {
         f"{config.loss} loss": config.loss != "softmax",
         f"biases of the head from {config.init_head_bias:g}": config.init_head_bias,
         "learning rates by rules": config.optimizer.lr_mults,
@@ -88,7 +88,7 @@ def describe_extras(experiment: Experiment) -> str:
         f"batches in {config.grad_accum_steps} parts": config.grad_accum_steps > 1,
         f"evaluated by a running mean of decay {config.ema_decay or 0:g}": config.ema_decay,
     }
-    return ", ".join(text for text, holds in said.items() if holds)
+    return ", ".join(text for text, holds in texts.items() if holds)
 
 
 def describe_augmentation(augment: Augment) -> str:
@@ -202,7 +202,7 @@ def print_summary(summary: Mapping[str, Any], workdir: os.PathLike[str]) -> None
     if summary.get("skipped_records"):
         print(f"  skipped  {summary['skipped_records']:,} records that could not be read")
     rate = f", {summary['images_per_second']:,.0f} images/s" if summary.get("images_per_second") else ""
-    work = f"{epochs(summary['epochs'])}, {summary['steps']:,} steps"
-    print(f"  took     {format_duration(summary['wall_seconds'])} for {work}{rate}")
+    length = f"{epochs(summary['epochs'])}, {summary['steps']:,} steps"
+    print(f"  took     {format_duration(summary['wall_seconds'])} for {length}{rate}")
     plots = ", plots/" if os.path.isdir(os.path.join(workdir, "plots")) else ""
     print(f"  results  {workdir}/: summary.json, metrics.jsonl, checkpoints/{plots}", flush=True)

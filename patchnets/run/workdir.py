@@ -49,9 +49,9 @@ class Workdir:
             return None
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"--workdir={self.path} is a file; give a folder, or a path that does not exist yet")
-        place = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
-        if not place.is_dir() or not os.access(place, os.W_OK):
-            raise UserError(f"--workdir={self.path}: {place} cannot be written to; give another --workdir")
+        parent = next(parent for parent in (self.path, *self.path.absolute().parents) if parent.exists())
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise UserError(f"--workdir={self.path}: {parent} cannot be written to; give another --workdir")
         self._compare_configuration()
         if (self.path / ".lock").exists():
             self._take_lock()
@@ -109,7 +109,7 @@ class Workdir:
         if not self.writes:
             yield
             return
-        made = [place for place in (self.path, *self.path.parents) if not place.exists()]
+        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / f".run-{token}"
         file.touch()
@@ -119,8 +119,8 @@ class Workdir:
         finally:
             file.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
-                for place in made:
-                    place.rmdir()
+                for path in made:
+                    path.rmdir()
 
     def probe_visible(self, token: int, seconds: float = SHOWS_SECONDS) -> bool:
         """Whether the folder is, or within so many seconds becomes, the one that another process has `marked`."""

@@ -20,17 +20,17 @@ BatchFn = Callable[[Any, Int[Array, ""]], Batch]
 
 
 def compile_train_steps(
-    task: Task, batch_fn: BatchFn, mesh: Mesh, where: Any = None
+    task: Task, batch_fn: BatchFn, mesh: Mesh, state_sharding: Any = None
 ) -> Callable[[TrainState, Any, int, float], tuple[TrainState, Bool[Array, ""], Float[Array, ""]]]:
     """(state, inputs, count, lr_scale) -> (state, finite, norm of the parameters), by `count` steps in one dispatch.
 
-    The state lives on the devices as `where` has it (sharding.infer_state_sharding; None: whole on each), and comes
-    back so. Its buffers are donated. It stops right after a step whose loss or gradient is not finite. The number of
-    steps is an argument of one compiled program, not part of it, so that however a run is cut into dispatches, by
+    The state lives on the devices as `state_sharding` has it (sharding.infer_state_sharding; None: whole on each), and
+    comes back so. Its buffers are donated. It stops right after a step whose loss or gradient is not finite. The number
+    of steps is an argument of one compiled program, not part of it, so that however a run is cut into dispatches, by
     signals, evaluations or a restart, every step is computed by the same instructions: continuing is bit-exact.
     """
 
-    where = sharding.replicated(mesh) if where is None else where
+    state_sharding = sharding.replicated(mesh) if state_sharding is None else state_sharding
 
     def train_steps(
         state: TrainState, inputs: Any, count: Int32[Array, ""], lr_scale: Float[Array, ""]
@@ -41,37 +41,39 @@ def compile_train_steps(
             state, finite = carry
             return (state.step < last) & finite
 
-        def one(carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
+        def body(carry: tuple[TrainState, Array]) -> tuple[TrainState, Array]:
             state, finite = train_step(task, carry[0], batch_fn(inputs, carry[0].step), lr_scale)
-            return jax.lax.with_sharding_constraint(state, where), finite
+            return jax.lax.with_sharding_constraint(state, state_sharding), finite
 
-        state, finite = jax.lax.while_loop(go_on, one, (state, jnp.array(True)))
+        state, finite = jax.lax.while_loop(go_on, body, (state, jnp.array(True)))
         return state, finite, optax.global_norm(state.params)
 
-    whole = sharding.replicated(mesh)
+    replicated = sharding.replicated(mesh)
     return jax.jit(
         train_steps,
         donate_argnums=0,
-        in_shardings=(where, None, whole, whole),
-        out_shardings=(where, whole, whole),
+        in_shardings=(state_sharding, None, replicated, replicated),
+        out_shardings=(state_sharding, replicated, replicated),
     )
 
 
 def compile_eval_steps(
-    task: Task, batch_fn: BatchFn, mesh: Mesh, where: Any = None
+    task: Task, batch_fn: BatchFn, mesh: Mesh, state_sharding: Any = None
 ) -> Callable[[TrainState, EvalMetrics, Any, int, int], EvalMetrics]:
     """(state, metrics, operands, first step, count) -> metrics with those of `count` batches merged in.
 
-    `where` the state lives: as in `compile_train_steps`."""
+    `state_sharding` the state lives: as in `compile_train_steps`."""
 
     def eval_steps(
         state: TrainState, metrics: EvalMetrics, inputs: Any, first: Int32[Array, ""], count: Int32[Array, ""]
     ) -> EvalMetrics:
-        def one(i: Array, metrics: EvalMetrics) -> EvalMetrics:
+        def body(i: Array, metrics: EvalMetrics) -> EvalMetrics:
             return metrics.merge(eval_step(task, state, batch_fn(inputs, i)))
 
-        return jax.lax.fori_loop(first, first + count, one, metrics)
+        return jax.lax.fori_loop(first, first + count, body, metrics)
 
-    whole = sharding.replicated(mesh)
-    where = whole if where is None else where
-    return jax.jit(eval_steps, in_shardings=(where, whole, None, whole, whole), out_shardings=whole)
+    replicated = sharding.replicated(mesh)
+    state_sharding = replicated if state_sharding is None else state_sharding
+    return jax.jit(
+        eval_steps, in_shardings=(state_sharding, replicated, None, replicated, replicated), out_shardings=replicated
+    )

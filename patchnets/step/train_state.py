@@ -53,8 +53,8 @@ def create_train_state(
     make = functools.partial(_init_state, model, optimizer, image_size, channels, init_head_bias, ema)
     if mesh.shape[mesh_lib.FSDP_AXIS] == 1:
         return jax.jit(make, out_shardings=sharding.replicated(mesh), compiler_options=FAST_COMPILE)(seed)
-    where = sharding.infer_state_sharding(jax.eval_shape(make, seed), mesh, fsdp_rules)
-    return jax.jit(make, out_shardings=where, compiler_options=FAST_COMPILE)(seed)
+    state_sharding = sharding.infer_state_sharding(jax.eval_shape(make, seed), mesh, fsdp_rules)
+    return jax.jit(make, out_shardings=state_sharding, compiler_options=FAST_COMPILE)(seed)
 
 
 def abstract_train_state(
@@ -69,8 +69,10 @@ def abstract_train_state(
 ) -> TrainState:
     """The shape, type and place of every array of a state, without making them."""
     shapes = jax.eval_shape(functools.partial(_init_state, model, optimizer, image_size, channels, 0.0, ema), 0)
-    where = sharding.infer_state_sharding(shapes, mesh, fsdp_rules)
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, where)
+    state_sharding = sharding.infer_state_sharding(shapes, mesh, fsdp_rules)
+    return jax.tree.map(
+        lambda x, leaf_sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=leaf_sharding), shapes, state_sharding
+    )
 
 
 def _init_state(

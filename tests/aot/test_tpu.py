@@ -46,15 +46,15 @@ def make_config(name, data, fsdp):
 
 def compile_for(name, data, fsdp):
     target = find_topology("v5e:2x4", None)
-    asked = make_config(name, data, fsdp)
+    requested = make_config(name, data, fsdp)
     abstract_run = compile_step.make_abstract_run(
-        asked, target, find_dataset_spec(data_options(asked), CHIPS, 1_281_167, 1000)
+        requested, target, find_dataset_spec(data_options(requested), CHIPS, 1_281_167, 1000)
     )
     return abstract_run, abstract_run.compile()
 
 
 def state_bytes(abstract_run):
-    return sum(part.here for part in compile_step.state_bytes(abstract_run.state).values())
+    return sum(part.per_device for part in compile_step.state_bytes(abstract_run.state).values())
 
 
 def split_by_hand(params):
@@ -68,24 +68,24 @@ def split_by_hand(params):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_family_compiles_whole_and_split_and_fits(name):
-    whole, copied = compile_for(name, CHIPS, 1)
+    full, copied = compile_for(name, CHIPS, 1)
     split, shared = compile_for(name, 1, CHIPS)
-    found = sum(leaf.size for leaf in jax.tree.leaves(whole.experiment.params))
+    actual = sum(leaf.size for leaf in jax.tree.leaves(full.experiment.params))
     for program in (copied, shared):
         assert program.memory.needed < 16 * GIB
         assert program.memory.arguments > IMAGES
     # Adam keeps two numbers beside each parameter; all are of 4 bytes, and a few counters come besides.
-    assert state_bytes(whole) == pytest.approx(3 * 4 * found, rel=0.02)
-    assert state_bytes(split) == pytest.approx(3 * 4 * split_by_hand(whole.experiment.params), rel=0.01)
+    assert state_bytes(full) == pytest.approx(3 * 4 * actual, rel=0.02)
+    assert state_bytes(split) == pytest.approx(3 * 4 * split_by_hand(full.experiment.params), rel=0.01)
     # Little more than an eighth: 49 patches do not divide by 8, so what mixes them stays whole.
-    assert state_bytes(split) < state_bytes(whole) * 0.15
-    saved = state_bytes(whole) - state_bytes(split)
+    assert state_bytes(split) < state_bytes(full) * 0.15
+    saved = state_bytes(full) - state_bytes(split)
     assert copied.memory.arguments - shared.memory.arguments == pytest.approx(saved, rel=0.1)
     # Every gradient is summed over the chips, as bfloat16 or float32. XLA does not write every program down.
     if copied.collectives is not None:
-        reduced = sum(one.bytes for one in copied.collectives if one.kind in ("all-reduce", "reduce-scatter"))
-        assert 0.9 * 2 * found < reduced < 1.2 * 4 * found
+        reduced = sum(first.bytes for first in copied.collectives if first.kind in ("all-reduce", "reduce-scatter"))
+        assert 0.9 * 2 * actual < reduced < 1.2 * 4 * actual
     if shared.collectives is not None:
-        assert {one.kind for one in shared.collectives} & {"all-gather", "collective-permute"}
+        assert {first.kind for first in shared.collectives} & {"all-gather", "collective-permute"}
     # Activations are those of a chip's own images, or little more, where parameters are split.
-    assert shared.memory.temporaries < 1.3 * copied.memory.temporaries + 4 * 4 * found
+    assert shared.memory.temporaries < 1.3 * copied.memory.temporaries + 4 * 4 * actual

@@ -260,10 +260,10 @@ def everything(key, images):
 
 def test_an_image_does_not_depend_on_the_rest_of_its_batch(colors):
     images = colors.reshape(-1, 8, 8, 3)[:16]
-    whole = everything(jax.random.key(7), images)
+    full = everything(jax.random.key(7), images)
     beside_others = everything(jax.random.key(7), np.concatenate([images[:3], 255 - images[3:]]))
-    np.testing.assert_array_equal(whole[:3], beside_others[:3])
-    assert np.abs(everything(jax.random.key(8), images) - whole).mean() > 1
+    np.testing.assert_array_equal(full[:3], beside_others[:3])
+    assert np.abs(everything(jax.random.key(8), images) - full).mean() > 1
     same = np.asarray(everything(jax.random.key(7), np.repeat(images[:1], 16, 0)))
     assert all(np.abs(same[i] - same[j]).max() > 1 for i in range(16) for j in range(i))
 

@@ -116,9 +116,9 @@ def test_a_part_of_a_photograph_is_resized_as_pillow_does(big, box, out):
     left, top, right, bottom = box
     rows = geometry.resize_matrix(out, 160, top, bottom - top)
     columns = geometry.resize_matrix(out, 160, left, right - left)
-    found = np.asarray(geometry.resample(big[None].astype(np.float32), rows, columns))[0]
+    actual = np.asarray(geometry.resample(big[None].astype(np.float32), rows, columns))[0]
     expected = np.asarray(Image.fromarray(big).resize((out, out), Image.Resampling.BILINEAR, box=box))
-    assert np.abs(found - expected).max() <= 1.0
+    assert np.abs(actual - expected).max() <= 1.0
 
 
 @pytest.mark.parametrize(("out", "size"), [(27, 9), (16, 16)])
@@ -146,10 +146,10 @@ def test_resizing_is_keras_bilinear_resizing_antialiased_where_it_makes_smaller(
 
 
 def test_a_center_crop_keeps_its_share_about_the_center(big):
-    found = np.asarray(geometry.resize(big[None, :, :120].astype(np.float32), size=50, share=0.8))[0]
+    actual = np.asarray(geometry.resize(big[None, :, :120].astype(np.float32), size=50, share=0.8))[0]
     box = (12, 16, 108, 144)
     expected = Image.fromarray(big[:, :120]).resize((50, 50), Image.Resampling.BILINEAR, box=box)
-    assert np.abs(found - np.asarray(expected)).max() <= 1.0
+    assert np.abs(actual - np.asarray(expected)).max() <= 1.0
 
 
 # Flip, zoom, shift.
@@ -269,8 +269,8 @@ def test_flip_zoom_and_shift_are_drawn_apart(sampled):
 )
 def test_an_operation_by_itself_draws_what_it_draws_among_others(photos, operation, setting):
     key = jax.random.key(12)
-    found = alone(operation, key, photos, **{setting: 0.2})
-    np.testing.assert_array_equal(found, augmented(key, photos, **{setting: 0.2}))
+    actual = alone(operation, key, photos, **{setting: 0.2})
+    np.testing.assert_array_equal(actual, augmented(key, photos, **{setting: 0.2}))
 
 
 # Crops.
@@ -278,10 +278,10 @@ def test_an_operation_by_itself_draws_what_it_draws_among_others(photos, operati
 
 def test_a_crop_after_padding_is_one_of_all_and_all_are_alike_likely(photos):
     padding, places = 2, 5
-    found = alone(geometry.random_crop, jax.random.key(0), np.repeat(photos[:1], MANY, 0), padding=padding)
+    actual = alone(geometry.random_crop, jax.random.key(0), np.repeat(photos[:1], MANY, 0), padding=padding)
     padded = np.pad(photos[0], ((padding, padding), (padding, padding), (0, 0)))
     crops = np.stack([padded[y : y + SIZE, x : x + SIZE] for y in range(places) for x in range(places)])
-    same = np.stack([(found == crop).all((1, 2, 3)) for crop in crops], 1)
+    same = np.stack([(actual == crop).all((1, 2, 3)) for crop in crops], 1)
     assert (same.sum(1) == 1).all()
     assert scipy.stats.chisquare(same.sum(0)).pvalue > RARE
 
@@ -304,7 +304,7 @@ def boxes_of(key, batch, height, width, area, aspect):
     def draw(key):
         return geometry.crop_boxes(geometry.example_keys(key, batch), height, width, area, aspect)
 
-    return [np.asarray(found) for found in jax.jit(draw)(key)]
+    return [np.asarray(actual) for actual in jax.jit(draw)(key)]
 
 
 @pytest.mark.parametrize(("height", "width", "area", "aspect"), [(64, 64, 0.08, 4 / 3), (50, 90, 0.7, 1.6)])
@@ -314,17 +314,17 @@ def test_boxes_are_distributed_as_those_of_torchvision(height, width, area, aspe
     expected = np.array([torchvision_box(generator, height, width, area, aspect) for _ in range(4096)])
     assert (corner >= 0).all() and (corner + size <= (height, width)).all()
     np.testing.assert_array_equal(np.concatenate([corner, size]), np.round(np.concatenate([corner, size])))
-    found = np.concatenate([corner, size], 1)
+    actual = np.concatenate([corner, size], 1)
     for i in range(4):
-        assert scipy.stats.ks_2samp(found[:, i], expected[:, i]).pvalue > RARE
+        assert scipy.stats.ks_2samp(actual[:, i], expected[:, i]).pvalue > RARE
     assert scipy.stats.ks_2samp(size.prod(1), expected[:, 2] * expected[:, 3]).pvalue > RARE
     assert scipy.stats.ks_2samp(size[:, 0] / size[:, 1], expected[:, 2] / expected[:, 3]).pvalue > RARE
 
 
 def test_small_boxes_have_a_uniform_share_and_a_log_uniform_ratio():
     drawn = jax.random.uniform(jax.random.key(2), (4096, 2 * geometry.MAX_ATTEMPTS + 2))
-    _, size, found = geometry.sample_boxes(drawn, (1000, 1000), (1000, 1000), (0.1, 0.3), (0.5, 2.0))
-    assert found.all()
+    _, size, actual = geometry.sample_boxes(drawn, (1000, 1000), (1000, 1000), (0.1, 0.3), (0.5, 2.0))
+    assert actual.all()
     share, ratio = np.asarray(size).prod(1) / 1e6, np.log2(size[:, 1] / size[:, 0])
     assert scipy.stats.kstest(share, scipy.stats.uniform(0.1, 0.2).cdf).pvalue > RARE
     assert scipy.stats.kstest(ratio, scipy.stats.uniform(-1, 2).cdf).pvalue > RARE
@@ -333,19 +333,19 @@ def test_small_boxes_have_a_uniform_share_and_a_log_uniform_ratio():
 
 def test_where_no_box_fits_it_is_the_largest_about_the_center():
     for height, width, corner, size in ((20, 100, (0, 35), (20, 30)), (100, 20, (35, 0), (30, 20))):
-        found = boxes_of(jax.random.key(3), 16, height, width, 0.9, 1.5)
-        np.testing.assert_array_equal(found[0], [corner] * 16)
-        np.testing.assert_array_equal(found[1], [size] * 16)
+        actual = boxes_of(jax.random.key(3), 16, height, width, 0.9, 1.5)
+        np.testing.assert_array_equal(actual[0], [corner] * 16)
+        np.testing.assert_array_equal(actual[1], [size] * 16)
 
 
 def test_a_resized_crop_is_its_box_cut_out_and_then_resized_as_pillow_does(big):
     key, images = jax.random.key(4), np.repeat(big[None], 8, 0)
-    found = np.asarray(
+    actual = np.asarray(
         compiled(geometry.random_resized_crop, area=0.05, size=64)(key, jnp.asarray(images, jnp.float32))
     )
     corners, sizes = boxes_of(key, 8, 160, 160, 0.05, 4 / 3)
     assert sizes.min() < 64 < sizes.max()  # both made larger and made smaller
-    for image, (top, left), (height, width) in zip(found, np.asarray(corners), np.asarray(sizes)):
+    for image, (top, left), (height, width) in zip(actual, np.asarray(corners), np.asarray(sizes)):
         part = Image.fromarray(big).crop((left, top, left + width, top + height))
         expected = np.asarray(part.resize((64, 64), Image.Resampling.BILINEAR))
         assert np.abs(image - expected).max() <= 1.0
@@ -363,23 +363,23 @@ def matrices_near_one(count, reach=0.6, move=5.0):
 def test_a_warp_with_a_fill_is_pillows_affine_transform(big):
     image, matrices = big[:60, :90], matrices_near_one(6)
     images = jnp.asarray(np.repeat(image[None], 6, 0), jnp.float32)
-    found = np.asarray(compiled(geometry.warp, fill=77.0)(images, matrices))
-    for got, ((a, b, c), (d, e, f)) in zip(found, matrices.astype(float)):
+    actual = np.asarray(compiled(geometry.warp, fill=77.0)(images, matrices))
+    for got, ((a, b, c), (d, e, f)) in zip(actual, matrices.astype(float)):
         data = (e, d, f + 45 - 45 * e - 30 * d, b, a, c + 30 - 45 * b - 30 * a)
         expected = Image.fromarray(image).transform(
             (90, 60), Image.Transform.AFFINE, data, Image.Resampling.BILINEAR, fillcolor=(77, 77, 77)
         )
         difference = got - np.asarray(expected)  # Pillow cuts fractions of a level off
         assert difference.min() > -0.01 and difference.max() < 1.01
-    assert (found == 77).all(-1).mean() > 0.05
+    assert (actual == 77).all(-1).mean() > 0.05
 
 
 def test_a_warp_without_a_fill_mirrors_the_image_at_its_edges(big):
     image, matrices = big[:20, :30], matrices_near_one(6, reach=2.0, move=40.0)
     images = jnp.asarray(np.repeat(image[None], 6, 0), jnp.float32)
-    found = np.asarray(compiled(geometry.warp)(images, matrices))
+    actual = np.asarray(compiled(geometry.warp)(images, matrices))
     y, x = np.meshgrid(np.arange(20) - 9.5, np.arange(30) - 14.5, indexing="ij")
-    for got, matrix in zip(found, matrices.astype(float)):
+    for got, matrix in zip(actual, matrices.astype(float)):
         rows, columns = np.einsum("ij,jyx->iyx", matrix, np.stack([y, x, np.ones_like(x)]))
         np.testing.assert_allclose(got, at(image, rows + 9.5, columns + 14.5), atol=0.05)
 
@@ -411,8 +411,8 @@ def test_rotation_looks_pixels_up_as_keras_random_rotation_does(keras, photos):
     share = float(angle / (2 * np.pi))
     layer = keras.layers.RandomRotation((share, share), data_format="channels_last")
     expected = np.asarray(layer(photos[:1].astype(np.float32), training=True))[0]
-    found = alone(geometry.random_rotation, key, photos, rotation=limit)[0]
-    np.testing.assert_allclose(found, expected, atol=0.02)
+    actual = alone(geometry.random_rotation, key, photos, rotation=limit)[0]
+    np.testing.assert_allclose(actual, expected, atol=0.02)
 
 
 def test_rotation_angles_are_uniform_both_ways_and_drawn_apart_from_the_rest():
@@ -428,9 +428,9 @@ def test_rotation_angles_are_uniform_both_ways_and_drawn_apart_from_the_rest():
 
 
 def test_shear_slopes_are_uniform_along_each_axis():
-    found = alone(geometry.random_shear, jax.random.key(5), ramps(), shear=0.3) / STEP
-    along = found[:, 8, 8] - found[:, 8, 7]  # one pixel to the right: the slope of the rows, and 1
-    down = found[:, 8, 8] - found[:, 7, 8]
+    actual = alone(geometry.random_shear, jax.random.key(5), ramps(), shear=0.3) / STEP
+    along = actual[:, 8, 8] - actual[:, 8, 7]  # one pixel to the right: the slope of the rows, and 1
+    down = actual[:, 8, 8] - actual[:, 7, 8]
     np.testing.assert_allclose(along[:, 1], 1, atol=1e-4)
     np.testing.assert_allclose(down[:, 0], 1, atol=1e-4)
     for slopes in (along[:, 0], down[:, 1]):

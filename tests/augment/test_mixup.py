@@ -58,8 +58,8 @@ def test_weights_are_beta_distributed(alpha):
 def test_the_ends_of_the_uniform_range_give_weights_too():
     ends = np.array([[u, v] for u in (0, 1e-30, 0.5, 1 - 2**-24) for v in (0, 0.25, 0.5, 1 - 2**-24)], np.float32)
     for alpha in (0.05, 1.0, 50.0):
-        found = np.asarray(mixup.beta_weight(jnp.asarray(ends), alpha))
-        assert ((found >= 0) & (found <= 1)).all()
+        actual = np.asarray(mixup.beta_weight(jnp.asarray(ends), alpha))
+        assert ((actual >= 0) & (actual <= 1)).all()
 
 
 def test_mixup_weighs_all_pixels_of_an_image_alike(batch):
@@ -108,10 +108,10 @@ def test_the_share_that_cutmix_keeps_is_distributed_as_published(batch, alpha):
 
 @pytest.mark.parametrize("operation", [mixup.mixup, mixup.cutmix])
 def test_a_batch_is_mixed_by_one_draw_and_another_key_draws_another(batch, operation):
-    one, other = (weights(batch, operation, seed=seed, alpha=1.0) for seed in (1, 2))
-    for own in (one, other):
+    first, other = (weights(batch, operation, seed=seed, alpha=1.0) for seed in (1, 2))
+    for own in (first, other):
         np.testing.assert_allclose(own, np.broadcast_to(own[:1], own.shape), atol=1e-6)
-    assert np.abs(one[0] - other[0]).max() > 0.01
+    assert np.abs(first[0] - other[0]).max() > 0.01
 
 
 def test_both_are_switched_between_and_left_out_with_their_probabilities(batch):
@@ -129,19 +129,19 @@ def test_nothing_is_mixed_with_what_does_not_count(batch, per):
     mask = np.ones(MANY, np.float32)
     mask[[3, MANY - 8]] = 0
     mixed = compiled(mixup.mix, mixup=1.0, cutmix=1.0, per=per)(jax.random.key(2), *batch, mask=mask)
-    whole = compiled(mixup.mix, mixup=1.0, cutmix=1.0, per=per)(jax.random.key(2), *batch)
+    full = compiled(mixup.mix, mixup=1.0, cutmix=1.0, per=per)(jax.random.key(2), *batch)
     partners = [MANY - 4, 7]
-    for found, everything, given in zip(mixed, whole, batch):
-        np.testing.assert_array_equal(found[np.array(partners)], given[np.array(partners)])
+    for actual, everything, settings in zip(mixed, full, batch):
+        np.testing.assert_array_equal(actual[np.array(partners)], settings[np.array(partners)])
         others = np.setdiff1d(np.arange(MANY), partners)
-        np.testing.assert_allclose(found[others], everything[others], atol=1e-5)  # shares are drawn to about that
+        np.testing.assert_allclose(actual[others], everything[others], atol=1e-5)  # shares are drawn to about that
 
 
 def test_off_they_leave_the_batch_as_it_is(batch):
     assert mixup.mix(jax.random.key(0), *batch, mixup=0.0, cutmix=0.0) == batch
     never = compiled(mixup.mix, mixup=1.0, cutmix=1.0, probability=0.0, per="example")(jax.random.key(0), *batch)
-    for found, given in zip(never, batch):
-        np.testing.assert_array_equal(found, given)
+    for actual, settings in zip(never, batch):
+        np.testing.assert_array_equal(actual, settings)
 
 
 @pytest.mark.parametrize("per", ["batch", "example"])
@@ -151,8 +151,8 @@ def test_eight_devices_mix_as_one_does(per, mesh8):
     run = jax.jit(functools.partial(mixup.mix, mixup=0.8, cutmix=1.0, mode=per))
     expected = run(jax.random.key(5), images, targets)
     shared = jax.device_put((images, targets), NamedSharding(mesh8, PartitionSpec(mesh.BATCH_AXES)))
-    for found, given in zip(run(jax.random.key(5), *shared), expected):
-        np.testing.assert_allclose(found, given, atol=1e-5)
+    for actual, settings in zip(run(jax.random.key(5), *shared), expected):
+        np.testing.assert_allclose(actual, settings, atol=1e-5)
 
 
 def test_mixing_per_anything_else_is_refused(batch):

@@ -99,8 +99,8 @@ def test_every_operation_in_one_batch_does_what_pillow_does(picture):
     cases = [(name, strength) for name, strengths in STRENGTHS.items() for strength in strengths]
     images = np.tile(np.asarray(picture, np.float32).reshape(1, HEIGHT, WIDTH, -1), (len(cases), 1, 1, 1))
     operation = jnp.array([ops.NUMBER[name] for name, _ in cases])
-    strength, place = jnp.array([value for _, value in cases]), jnp.tile(jnp.array(PLACE), (len(cases), 1))
-    got = np.asarray(apply(images, operation, strength, place, fill=128.0))
+    strength, path = jnp.array([value for _, value in cases]), jnp.tile(jnp.array(PLACE), (len(cases), 1))
+    got = np.asarray(apply(images, operation, strength, path, fill=128.0))
     assert got.dtype == np.float32
     for (name, value), image in zip(cases, got):
         expected, inside = applied(name, value, picture)
@@ -109,7 +109,7 @@ def test_every_operation_in_one_batch_does_what_pillow_does(picture):
     # What a warp uncovers is filled.
     moved = cases.index(("translate_x", 12.0))
     for fill in (128.0, 7.0):
-        uncovered = np.asarray(apply(images, operation, strength, place, fill=fill))[moved, :, -12:]
+        uncovered = np.asarray(apply(images, operation, strength, path, fill=fill))[moved, :, -12:]
         np.testing.assert_array_equal(uncovered, fill)
 
 
@@ -122,9 +122,9 @@ def test_only_tables_round_to_levels(noise):
 
 def test_cutout_is_centred_on_every_pixel_alike_and_cut_at_the_borders():
     images = jnp.zeros((MANY, 6, 8, 1))
-    place = jax.random.uniform(jax.random.key(0), (MANY, 2))
+    path = jax.random.uniform(jax.random.key(0), (MANY, 2))
     cutout = jnp.full(MANY, ops.NUMBER["cutout"])
-    got = np.asarray(apply(images, cutout, jnp.full(MANY, 2.0), place))[..., 0]
+    got = np.asarray(apply(images, cutout, jnp.full(MANY, 2.0), path))[..., 0]
     assert set(np.unique(got)) == {0.0, 128.0}
     # The square of 4 x 4 begins two pixels before its center, and at the border if that is beyond.
     centers = collections.Counter()
@@ -146,8 +146,8 @@ def test_cutout_is_centred_on_every_pixel_alike_and_cut_at_the_borders():
 def drawn(draw, *settings):
     """Names of operations and strengths of many images: two lists of [images, layers]."""
     keys = jax.random.split(jax.random.key(0), MANY)
-    operation, strength, place = jax.jit(jax.vmap(lambda key: draw(key, *settings)))(keys)
-    assert place.shape == (*operation.shape, 2) and not place.any()
+    operation, strength, path = jax.jit(jax.vmap(lambda key: draw(key, *settings)))(keys)
+    assert path.shape == (*operation.shape, 2) and not path.any()
     return np.array(ops.OPERATIONS)[operation], np.asarray(strength)
 
 
@@ -235,9 +235,9 @@ def test_rand_augment_strengths_are_the_published_ones(published, magnitudes):
     for magnitude in magnitudes:
         names, strengths = rand_augmented(float(magnitude), ranges=published.__name__)
         for name, values in published(magnitude).items():
-            found, counts = np.unique(strengths[names == name].round(3), return_counts=True)
+            actual, counts = np.unique(strengths[names == name].round(3), return_counts=True)
             expected = sorted({round(value, 3) for value in values})
-            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-3, err_msg=f"{name} {magnitude}")
+            np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-3, err_msg=f"{name} {magnitude}")
             assert all(about_equal(count, counts.sum() / len(counts), counts.sum()) for count in counts), name
 
 
@@ -247,11 +247,11 @@ def test_rand_augment_of_unknown_ranges_is_refused(noise):
 
 
 def test_rand_augment_draws_places_for_each_layer_all_over_the_image():
-    place = np.asarray(draw_rand_augment(9.0, 0.0, 1.0, "tensorflow")[2]).reshape(MANY, 6)  # of 3 layers, (y, x) each
-    assert place.min() >= 0 and place.max() < 1
-    counts = np.stack([np.histogram(one, 8, (0, 1))[0] for one in place.T])
+    path = np.asarray(draw_rand_augment(9.0, 0.0, 1.0, "tensorflow")[2]).reshape(MANY, 6)  # of 3 layers, (y, x) each
+    assert path.min() >= 0 and path.max() < 1
+    counts = np.stack([np.histogram(first, 8, (0, 1))[0] for first in path.T])
     assert all(about_equal(count, MANY / 8, MANY) for count in counts.ravel())
-    assert np.abs(np.corrcoef(place.T) - np.eye(6)).max() < 4.5 / np.sqrt(MANY)
+    assert np.abs(np.corrcoef(path.T) - np.eye(6)).max() < 4.5 / np.sqrt(MANY)
 
 
 def test_a_threshold_that_is_a_level_inverts_it_whatever_rounding_made_of_it():
@@ -315,14 +315,14 @@ def test_auto_augment_draws_sub_policies_alike_and_each_operation_with_its_proba
     names, _ = drawn(policies.draw_auto_augment, policy, HEIGHT, WIDTH)
     expected = [collections.Counter(), collections.Counter()]
     for pair in policies.SUB_POLICIES[policy]:
-        for place, (name, probability, _) in enumerate(pair):
-            expected[place][name] += probability / 25
-            expected[place]["identity"] += (1 - probability) / 25
-    for place in (0, 1):
-        counts = collections.Counter(names[:, place])
-        for name, share in expected[place].items():
+        for path, (name, probability, _) in enumerate(pair):
+            expected[path][name] += probability / 25
+            expected[path]["identity"] += (1 - probability) / 25
+    for path in (0, 1):
+        counts = collections.Counter(names[:, path])
+        for name, share in expected[path].items():
             assert about_equal(counts[name], share * MANY, MANY), name
-        assert set(counts) <= set(expected[place])
+        assert set(counts) <= set(expected[path])
     # The two are of one sub-policy.
     pairs = {tuple(name for name, _, _ in pair) for pair in policies.SUB_POLICIES[policy]}
     assert {tuple(pair) for pair in names if "identity" not in pair} <= pairs
@@ -340,10 +340,10 @@ def test_auto_augment_strengths_are_the_published_ones():
         "translate_y": {reach[3], reach[9]},
     }
     for name, values in expected.items():
-        found = strengths[:, 0][first == name] - (name in ENHANCED)
-        np.testing.assert_allclose(np.unique(np.abs(found).round(4)), sorted(values), rtol=1e-3, err_msg=name)
+        actual = strengths[:, 0][first == name] - (name in ENHANCED)
+        np.testing.assert_allclose(np.unique(np.abs(actual).round(4)), sorted(values), rtol=1e-3, err_msg=name)
         if name in SIGNED:
-            assert about_equal((found > 0).sum(), len(found) / 2, len(found)), name
+            assert about_equal((actual > 0).sum(), len(actual) / 2, len(actual)), name
     second = names[:, 1]
     assert set(strengths[:, 1][second == "posterize"]) == {8 - round(7 / (9 / 4))}
     names, strengths = drawn(policies.draw_auto_augment, "imagenet", HEIGHT, WIDTH)
@@ -372,15 +372,15 @@ def test_trivial_augment_draws_one_of_14_operations_at_one_of_31_strengths():
         **dict.fromkeys(("translate_x", "translate_y"), np.floor(32 * grades / 30)),
     }
     for name, values in expected.items():
-        found = strengths[names == name] - (name in ENHANCED)
-        distances = np.abs(np.abs(found)[:, None] - np.unique(values)).min(1)
+        actual = strengths[names == name] - (name in ENHANCED)
+        distances = np.abs(np.abs(actual)[:, None] - np.unique(values)).min(1)
         assert distances.max() < 1e-3, name
-        missed = set(range(31)) - set(np.abs(np.abs(found)[:, None] - values).argmin(1)) if name == "rotate" else {}
+        missed = set(range(31)) - set(np.abs(np.abs(actual)[:, None] - values).argmin(1)) if name == "rotate" else {}
         assert not missed
-        np.testing.assert_allclose(np.abs(found).max(), values.max(), rtol=1e-5)
-        np.testing.assert_allclose(np.abs(found).min(), values.min(), atol=1e-3)
+        np.testing.assert_allclose(np.abs(actual).max(), values.max(), rtol=1e-5)
+        np.testing.assert_allclose(np.abs(actual).min(), values.min(), atol=1e-3)
         if name in SIGNED:
-            assert found.min() < 0 < found.max(), name
+            assert actual.min() < 0 < actual.max(), name
 
 
 # Images, keys, batches and devices.
@@ -434,11 +434,11 @@ def test_a_policy_carries_out_what_it_draws_with_a_key_for_each_image(noise, pol
     key = jax.random.key(1)
     got = np.asarray(policy(key, noise))
     keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(noise)))
-    operation, strength, place = jax.jit(jax.vmap(draw))(keys)
+    operation, strength, path = jax.jit(jax.vmap(draw))(keys)
     assert len({tuple(drawn) for drawn in np.concatenate([operation, strength], 1)}) > 8
     expected = noise
     for layer in range(operation.shape[1]):
-        expected = apply(expected, operation[:, layer], strength[:, layer], place[:, layer])
+        expected = apply(expected, operation[:, layer], strength[:, layer], path[:, layer])
     np.testing.assert_allclose(got, expected, atol=1e-3)
     assert got.min() >= 0 and got.max() <= 255 and np.abs(got - noise).mean() > 5
 
@@ -456,10 +456,10 @@ def test_rand_augment_of_probability_0_changes_nothing(noise):
 
 
 def test_an_image_does_not_depend_on_the_rest_of_its_batch(noise):
-    whole = rand_augment(jax.random.key(1), noise)
+    full = rand_augment(jax.random.key(1), noise)
     beside_others = rand_augment(jax.random.key(1), np.concatenate([noise[:3], 255 - noise[3:]]))
-    np.testing.assert_array_equal(whole[:3], beside_others[:3])
-    assert np.abs(rand_augment(jax.random.key(2), noise) - whole).mean() > 5
+    np.testing.assert_array_equal(full[:3], beside_others[:3])
+    assert np.abs(rand_augment(jax.random.key(2), noise) - full).mean() > 5
 
 
 def test_eight_devices_make_the_images_that_one_makes_and_exchange_nothing(noise, mesh8):

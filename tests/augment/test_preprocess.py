@@ -205,9 +205,9 @@ def test_colors_of_gray_images_cannot_be_changed():
 
 def test_the_same_key_gives_the_same_images_and_another_key_others(photos):
     preprocess = pixels(flip=True, zoom=0.2, translate=0.1)
-    one, again, other = (run(preprocess, photos, jax.random.key(seed)) for seed in (0, 0, 1))
-    np.testing.assert_array_equal(one, again)
-    assert all(np.abs(a - b).max() > 1 for a, b in zip(one, other))
+    first, again, other = (run(preprocess, photos, jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert all(np.abs(a - b).max() > 1 for a, b in zip(first, other))
 
 
 def test_equal_images_in_a_batch_are_augmented_differently(photos):
@@ -217,9 +217,9 @@ def test_equal_images_in_a_batch_are_augmented_differently(photos):
 
 def test_an_examples_augmentation_does_not_depend_on_the_rest_of_its_batch(photos):
     preprocess, key = pixels(flip=True, zoom=0.3, translate=0.2), jax.random.key(9)
-    whole = run(preprocess, photos, key)
+    full = run(preprocess, photos, key)
     beside_others = run(preprocess, np.concatenate([photos[:3], 255 - photos[3:]]), key)
-    np.testing.assert_allclose(whole[:3], beside_others[:3], atol=TOLERANCE)
+    np.testing.assert_allclose(full[:3], beside_others[:3], atol=TOLERANCE)
 
 
 def test_evaluation_has_nothing_random(small):
@@ -282,10 +282,10 @@ def test_imagenet_normalization_uses_the_published_numbers(photos):
 
 def test_imagenet_normalization_of_gray_images_is_near_that_of_the_same_images_in_color(photos):
     gray = photos.mean(-1, keepdims=True).astype(np.uint8)
-    one = run(Preprocess(SIZE, *normalization("imagenet", gray)), gray)
+    first = run(Preprocess(SIZE, *normalization("imagenet", gray)), gray)
     three = run(Preprocess(SIZE, *normalization("imagenet", photos)), np.repeat(gray, 3, -1))
-    assert one.shape == (*gray.shape[:3], 1)
-    np.testing.assert_allclose(one, three.mean(-1, keepdims=True), atol=0.1)
+    assert first.shape == (*gray.shape[:3], 1)
+    np.testing.assert_allclose(first, three.mean(-1, keepdims=True), atol=0.1)
 
 
 def test_normalization_and_augmentation_can_be_exchanged(photos):

@@ -54,13 +54,13 @@ def published(generator):
 
 
 def test_one_rectangle_an_image_is_erased_distributed_as_published(images, erased):
-    found = np.array([rectangle(changed) for changed in (erased("constant") != images).all(-1)])
+    actual = np.array([rectangle(changed) for changed in (erased("constant") != images).all(-1)])
     generator = np.random.default_rng(1)
     expected = np.array([published(generator) for _ in range(MANY)])
     for i in range(4):
-        assert scipy.stats.ks_2samp(found[:, i], expected[:, i]).pvalue > RARE
-    assert scipy.stats.ks_2samp(found[:, 2:].prod(1), expected[:, 2:].prod(1)).pvalue > RARE
-    assert scipy.stats.ks_2samp(found[:, 2] / found[:, 3], expected[:, 2] / expected[:, 3]).pvalue > RARE
+        assert scipy.stats.ks_2samp(actual[:, i], expected[:, i]).pvalue > RARE
+    assert scipy.stats.ks_2samp(actual[:, 2:].prod(1), expected[:, 2:].prod(1)).pvalue > RARE
+    assert scipy.stats.ks_2samp(actual[:, 2] / actual[:, 3], expected[:, 2] / expected[:, 3]).pvalue > RARE
 
 
 def test_the_rest_of_an_image_stays_and_the_fill_is_that_of_the_mode(images, erased):
@@ -68,13 +68,13 @@ def test_the_rest_of_an_image_stays_and_the_fill_is_that_of_the_mode(images, era
     for mode in ("constant", "random", "pixel"):
         np.testing.assert_array_equal(erased(mode)[~inside], images[~inside])
     assert (erased("constant")[inside] == 0).all()
-    colors = np.array([image[where] for image, where in zip(erased("random"), inside)], object)
+    colors = np.array([image[position] for image, position in zip(erased("random"), inside)], object)
     assert all((color == color[0]).all() for color in colors)
     values = np.array([color[0] for color in colors])
     noise = erased("pixel")[inside]
-    for found in (values, noise[:: len(noise) // MANY]):
-        assert scipy.stats.kstest(found.ravel(), scipy.stats.norm.cdf).pvalue > RARE
-        assert np.abs(np.corrcoef(found.T) - np.eye(3)).max() < 0.1
+    for actual in (values, noise[:: len(noise) // MANY]):
+        assert scipy.stats.kstest(actual.ravel(), scipy.stats.norm.cdf).pvalue > RARE
+        assert np.abs(np.corrcoef(actual.T) - np.eye(3)).max() < 0.1
     neighbors = (inside[:, :, 1:] & inside[:, :, :-1], erased("pixel")[:, :, 1:], erased("pixel")[:, :, :-1])
     assert abs(np.corrcoef(neighbors[1][neighbors[0]][:, 0], neighbors[2][neighbors[0]][:, 0])[0, 1]) < 0.02
 
@@ -95,8 +95,8 @@ def test_where_no_rectangle_fits_nothing_is_erased():
 
 @pytest.mark.parametrize("mode", ["constant", "pixel"])
 def test_an_image_is_erased_alike_in_another_batch_and_on_eight_devices(images, erased, mode, mesh8):
-    some = jax.device_put(images[:16], NamedSharding(mesh8, PartitionSpec(mesh.BATCH_AXES)))
-    np.testing.assert_array_equal(compiled(mode)(jax.random.key(3), some, 1.0), erased(mode)[:16])
+    sample = jax.device_put(images[:16], NamedSharding(mesh8, PartitionSpec(mesh.BATCH_AXES)))
+    np.testing.assert_array_equal(compiled(mode)(jax.random.key(3), sample, 1.0), erased(mode)[:16])
 
 
 def test_an_unknown_mode_is_refused():

@@ -43,13 +43,13 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 def why_not() -> str:
     """Why there can be no cluster here; "" where there can."""
-    missing = [name for name in PROGRAMS if _found(name) is None]
+    missing = [name for name in PROGRAMS if _find(name) is None]
     if missing:
         return f"{missing[0]} is not installed (apt-get install slurm-wlm munge)"
     return "" if os.geteuid() == 0 else "a cluster of one's own wants root"
 
 
-def _found(name: str) -> str | None:
+def _find(name: str) -> str | None:
     return shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
 
 
@@ -59,10 +59,10 @@ def up(folder: pathlib.Path, nodes: int = 2) -> None:
     (folder / "state").mkdir()
     names = [f"patchnets-n{i}" for i in range(1, nodes + 1)]
     ports = _free_ports(nodes + 1)
-    told = CONFIGURATION.format(folder=folder, controller=ports[0])
+    options = CONFIGURATION.format(folder=folder, controller=ports[0])
     for name, port in zip(names, ports[1:]):
-        told += f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=1\n"
-    (folder / "slurm.conf").write_text(told)
+        options += f"NodeName={name} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} CPUs=1\n"
+    (folder / "slurm.conf").write_text(options)
     # Nodes know each other by name, in a table of hosts that only they see.
     hosts = pathlib.Path("/etc/hosts").read_text() + f"\n127.0.0.1 {' '.join(names)}\n"
     (folder / "hosts").write_text(hosts)
@@ -74,7 +74,7 @@ def up(folder: pathlib.Path, nodes: int = 2) -> None:
     _start(folder, ["slurmctld", "-f", f"{folder}/slurm.conf"])
     for name in names:
         own = f'mount --bind {folder}/hosts /etc/hosts && exec "$@"'
-        slurmd = [_found("slurmd") or "slurmd", "-N", name, "-f", f"{folder}/slurm.conf"]
+        slurmd = [_find("slurmd") or "slurmd", "-N", name, "-f", f"{folder}/slurm.conf"]
         _start(folder, ["unshare", "--mount", "sh", "-c", own, "sh", *slurmd])
     until = time.monotonic() + 30
     while _states(folder).count("idle") < nodes:
@@ -103,15 +103,15 @@ def environment(folder: pathlib.Path) -> dict[str, str]:
 
 
 def _start(folder: pathlib.Path, command: list[str]) -> None:
-    program = _found(command[0]) or command[0]
+    program = _find(command[0]) or command[0]
     with (folder / "start.log").open("ab") as log:
         subprocess.run([program, *command[1:]], env=environment(folder), stdout=log, stderr=log, check=True, timeout=30)
 
 
 def _states(folder: pathlib.Path) -> list[str]:
-    asked = ["sinfo", "--Node", "--noheader", "--format=%t"]
-    told = subprocess.run(asked, env=environment(folder), capture_output=True, text=True, check=False)
-    return told.stdout.split()
+    requested = ["sinfo", "--Node", "--noheader", "--format=%t"]
+    options = subprocess.run(requested, env=environment(folder), capture_output=True, text=True, check=False)
+    return options.stdout.split()
 
 
 def _free_ports(count: int) -> list[int]:

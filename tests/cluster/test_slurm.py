@@ -36,10 +36,10 @@ def cluster(tmp_path_factory):
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     """The folder of a run of LENGTH that knows of no cluster."""
-    place = tmp_path_factory.mktemp("plain") / "run"
-    program = [sys.executable, "-m", "patchnets.main", *DIGITS, LENGTH, f"--workdir={place}"]
+    path = tmp_path_factory.mktemp("plain") / "run"
+    program = [sys.executable, "-m", "patchnets.main", *DIGITS, LENGTH, f"--workdir={path}"]
     subprocess.run(program, cwd=ROOT, env=os.environ | QUICK, check=True, timeout=PATIENCE)
-    return place
+    return path
 
 
 class Cluster:
@@ -51,25 +51,25 @@ class Cluster:
             command, cwd=ROOT, env=self.environ, check=True, capture_output=True, text=True, timeout=PATIENCE
         ).stdout
 
-    def submit(self, place, *arguments):
+    def submit(self, path, *arguments):
         """Launches, and returns the number of the job."""
-        command = [sys.executable, "-m", "experiments.launch", "slurm", *arguments, f"--workdir={place}"]
-        said = self.tell(*command, f"--out={place.parent / 'job.sbatch'}", "--submit")
-        (line,) = [line for line in said.splitlines() if line.startswith("Submitted batch job ")]
+        command = [sys.executable, "-m", "experiments.launch", "slurm", *arguments, f"--workdir={path}"]
+        message = self.tell(*command, f"--out={path.parent / 'job.sbatch'}", "--submit")
+        (line,) = [line for line in message.splitlines() if line.startswith("Submitted batch job ")]
         return line.split()[-1]
 
     def about(self, job):
         """What SLURM says of a job, or of each of an array."""
-        told = self.tell("scontrol", "show", "job", "--oneliner", job).splitlines()
-        return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in told]
+        options = self.tell("scontrol", "show", "job", "--oneliner", job).splitlines()
+        return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in options]
 
     def wait(self, job):
         """The job or those of an array, ended; SLURM remembers them for five minutes."""
         for _ in waiting():
-            found = self.about(job)
-            if all(each["JobState"] not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED") for each in found):
+            actual = self.about(job)
+            if all(each["JobState"] not in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED") for each in actual):
                 break
-        return found
+        return actual
 
 
 def waiting():
@@ -80,49 +80,49 @@ def waiting():
     pytest.fail(f"not within {PATIENCE} s")
 
 
-def rows(place):
+def rows(path):
     """Those of metrics.jsonl, less what depends on the clock."""
-    lines = (place / "metrics.jsonl").read_text().splitlines()
+    lines = (path / "metrics.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in lines]
 
 
-def figures(place):
-    summary = json.loads((place / "summary.json").read_text())
+def figures(path):
+    summary = json.loads((path / "summary.json").read_text())
     return {k: v for k, v in summary.items() if k.startswith(("test_", "val_", "best_")) or k in ("steps", "epochs")}
 
 
-def logged(place):
-    return "".join(file.read_text() for file in sorted(place.glob("slurm-*.out")))
+def logged(path):
+    return "".join(file.read_text() for file in sorted(path.glob("slurm-*.out")))
 
 
 @pytest.mark.parametrize("nodes", NODES)
 def test_a_job_trains_as_a_run_without_a_cluster(nodes, cluster, uninterrupted, tmp_path):
-    place = tmp_path / "a run"
-    (ended,) = cluster.wait(cluster.submit(place, *DIGITS, LENGTH, f"--nodes={nodes}"))
-    assert (ended["JobState"], ended["NumNodes"]) == ("COMPLETED", str(nodes)), logged(place)
-    assert ("in 2 processes" in logged(place)) == (nodes == 2)
+    path = tmp_path / "a run"
+    (ended,) = cluster.wait(cluster.submit(path, *DIGITS, LENGTH, f"--nodes={nodes}"))
+    assert (ended["JobState"], ended["NumNodes"]) == ("COMPLETED", str(nodes)), logged(path)
+    assert ("in 2 processes" in logged(path)) == (nodes == 2)
     tolerance = 0 if nodes == 1 else 1e-3  # sums in another order
-    for row, expected in zip(rows(place), rows(uninterrupted), strict=True):
+    for row, expected in zip(rows(path), rows(uninterrupted), strict=True):
         assert row == pytest.approx(expected, rel=tolerance, abs=0)
 
 
 @pytest.mark.parametrize("nodes", NODES)
 @pytest.mark.parametrize("how", [("scancel", "--signal=TERM"), ("scontrol", "requeue")], ids=["SIGTERM", "requeue"])
 def test_a_job_that_is_cut_ends_as_if_it_had_not_been(how, nodes, cluster, uninterrupted, tmp_path):
-    place = tmp_path / "run"
-    job = cluster.submit(place, *DIGITS, LENGTH, f"--nodes={nodes}")
+    path = tmp_path / "run"
+    job = cluster.submit(path, *DIGITS, LENGTH, f"--nodes={nodes}")
     for _ in waiting():
-        if (place / "metrics.jsonl").exists() and len(rows(place)) >= 2:
+        if (path / "metrics.jsonl").exists() and len(rows(path)) >= 2:
             break
     cluster.tell(*how, job)
     (ended,) = cluster.wait(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), logged(place)
-    assert "going on from" in logged(place)
-    assert ("stopped by signal 15" in logged(place)) == (how[0] == "scancel")  # SLURM's own requeue does not wait
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), logged(path)
+    assert "going on from" in logged(path)
+    assert ("stopped by signal 15" in logged(path)) == (how[0] == "scancel")  # SLURM's own requeue does not wait
     tolerance = 0 if nodes == 1 else 1e-3
-    for row, expected in zip(rows(place), rows(uninterrupted), strict=True):
+    for row, expected in zip(rows(path), rows(uninterrupted), strict=True):
         assert row == pytest.approx(expected, rel=tolerance, abs=0)
-    assert figures(place) == pytest.approx(figures(uninterrupted), rel=tolerance, abs=0)
+    assert figures(path) == pytest.approx(figures(uninterrupted), rel=tolerance, abs=0)
 
 
 TWO_STEPS = """#!/bin/bash
@@ -151,17 +151,17 @@ def test_two_steps_of_a_job_are_two_runs(cluster, tmp_path):
 
 
 def test_a_lost_task_ends_the_job(cluster, tmp_path):
-    place = tmp_path / "run"
-    job = cluster.submit(place, *DIGITS, "--config.total_epochs=10000", "--nodes=2")
+    path = tmp_path / "run"
+    job = cluster.submit(path, *DIGITS, "--config.total_epochs=10000", "--nodes=2")
     for _ in waiting():
-        if (place / "metrics.jsonl").exists() and rows(place):
+        if (path / "metrics.jsonl").exists() and rows(path):
             break
-    told = subprocess.run(["pgrep", "-f", f"patchnets.main .*--workdir={place}$"], capture_output=True, text=True)
-    tasks = [int(pid) for pid in told.stdout.split() if b"\0-m\0patchnets.main" in command_of(pid)]
+    options = subprocess.run(["pgrep", "-f", f"patchnets.main .*--workdir={path}$"], capture_output=True, text=True)
+    tasks = [int(pid) for pid in options.stdout.split() if b"\0-m\0patchnets.main" in command_of(pid)]
     (lost,) = [pid for pid in tasks if b"SLURM_PROCID=1" in environment_of(pid)]
     os.kill(lost, signal.SIGKILL)
     (ended,) = cluster.wait(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), logged(place)
+    assert (ended["JobState"], ended["Restarts"]) == ("FAILED", "0"), logged(path)
 
 
 def command_of(pid):
@@ -174,45 +174,45 @@ def environment_of(pid):
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="mpirun is not installed (apt-get install openmpi-bin)")
 def test_processes_of_open_mpi_train_as_one(tmp_path, uninterrupted):
-    place = tmp_path / "run"
+    path = tmp_path / "run"
     mpirun = ["mpirun", "--allow-run-as-root", "--oversubscribe", "-n", "2"]
-    program = [sys.executable, "-m", "patchnets.main", *DIGITS, LENGTH, f"--workdir={place}"]
+    program = [sys.executable, "-m", "patchnets.main", *DIGITS, LENGTH, f"--workdir={path}"]
     done = subprocess.run([*mpirun, *program], cwd=ROOT, env=os.environ | QUICK, timeout=PATIENCE, capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
-    assert "in 2 processes" in json.loads((place / "summary.json").read_text())["device"]
-    for row, expected in zip(rows(place), rows(uninterrupted), strict=True):
+    assert "in 2 processes" in json.loads((path / "summary.json").read_text())["device"]
+    for row, expected in zip(rows(path), rows(uninterrupted), strict=True):
         assert row == pytest.approx(expected, rel=1e-3, abs=0)
 
 
 def test_a_request_that_cannot_be_carried_out_is_not_tried_again(cluster, tmp_path):
-    place = tmp_path / "run"
+    path = tmp_path / "run"
     nowhere = ("--config.dataset.name=folder", f"--config.dataset.path={tmp_path / 'nowhere'}")
-    (ended,) = cluster.wait(cluster.submit(place, *DIGITS, *nowhere))
-    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0"), logged(place)
-    assert "patchnets: " in logged(place) and "nowhere" in logged(place)
+    (ended,) = cluster.wait(cluster.submit(path, *DIGITS, *nowhere))
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0"), logged(path)
+    assert "patchnets: " in logged(path) and "nowhere" in logged(path)
 
 
 def test_a_job_that_is_cancelled_has_ended_for_good(cluster, tmp_path):
-    place = tmp_path / "run"
-    job = cluster.submit(place, *DIGITS, "--config.total_epochs=10000")
+    path = tmp_path / "run"
+    job = cluster.submit(path, *DIGITS, "--config.total_epochs=10000")
     for _ in waiting():
-        if (place / "metrics.jsonl").exists() and rows(place):
+        if (path / "metrics.jsonl").exists() and rows(path):
             break
     cluster.tell("scancel", job)
     (ended,) = cluster.wait(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), logged(place)
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0"), logged(path)
 
 
 def test_a_sweep_is_an_array_whose_report_is_gathered(cluster, tmp_path):
-    place = tmp_path / "sweep"
+    path = tmp_path / "sweep"
     sweep = ("--sweep=experiments/sweeps/mixer_digits_lr.py", *SHORT, "--config.total_epochs=1")
-    ended = cluster.wait(cluster.submit(place, *sweep))
-    assert [each["JobState"] for each in ended] == ["COMPLETED"] * 4, logged(place)
-    cluster.tell(sys.executable, "-m", "experiments.sweep", *sweep, f"--workdir={place}", "--report")
-    found = json.loads((place / "sweep.json").read_text())["entries"]
-    assert [entry["changes"]["optimizer.learning_rate"] for entry in found] == [5e-4, 1.5e-3, 5e-3, 1.5e-2]
-    for entry in found:
-        summary = json.loads((place / entry["id"] / "seed-0/summary.json").read_text())
+    ended = cluster.wait(cluster.submit(path, *sweep))
+    assert [each["JobState"] for each in ended] == ["COMPLETED"] * 4, logged(path)
+    cluster.tell(sys.executable, "-m", "experiments.sweep", *sweep, f"--workdir={path}", "--report")
+    actual = json.loads((path / "sweep.json").read_text())["entries"]
+    assert [entry["changes"]["optimizer.learning_rate"] for entry in actual] == [5e-4, 1.5e-3, 5e-3, 1.5e-2]
+    for entry in actual:
+        summary = json.loads((path / entry["id"] / "seed-0/summary.json").read_text())
         assert entry["measured"]["test"]["accuracy"]["values"] == [summary["test_accuracy"]]
-    assert len({entry["measured"]["test"]["accuracy"]["mean"] for entry in found}) > 1
-    assert (place / "sweep.md").exists() and (place / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert len({entry["measured"]["test"]["accuracy"]["mean"] for entry in actual}) > 1
+    assert (path / "sweep.md").exists() and (path / "sweep.png").read_bytes().startswith(b"\x89PNG")

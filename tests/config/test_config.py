@@ -185,18 +185,18 @@ def test_seed_that_no_run_can_use_is_refused(seed):
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0])
 def test_duration_in_both_units_is_refused_with_both_values(pair):
-    one, first, other, second = pair
+    single, first, other, second = pair
 
-    def configuration(**given) -> ConfigDict:
+    def configuration(**settings) -> ConfigDict:
         config = usable()
-        for name, value in given.items():
+        for name, value in settings.items():
             assign(config, name, value)
         return config
 
-    text = complaint(configuration(**{one: first, other: second}))
-    assert f"config.{one}={first}" in text and f"config.{other}={second}" in text
-    assert config_lib.validate(configuration(**{one: first, other: None})) is None
-    assert config_lib.validate(configuration(**{one: None, other: second})) is None
+    text = complaint(configuration(**{single: first, other: second}))
+    assert f"config.{single}={first}" in text and f"config.{other}={second}" in text
+    assert config_lib.validate(configuration(**{single: first, other: None})) is None
+    assert config_lib.validate(configuration(**{single: None, other: second})) is None
 
 
 def test_run_without_a_length_is_refused_with_both_ways_to_give_one():
@@ -219,10 +219,10 @@ def test_batch_that_cannot_be_worked_through_in_equal_parts_is_refused():
 
 def test_rules_are_the_same_as_tuples_and_as_a_file_gives_them_back():
     rules = (("head/.*", 2.0), (".*", 1.0))
-    given = usable(optimizer__lr_mults=rules)
-    assert config_lib.validate(given) is None
-    saved = json.loads(json.dumps(config_lib.flatten(given)))
-    assert config_lib.diff(saved, config_lib.flatten(given)) == []
+    settings = usable(optimizer__lr_mults=rules)
+    assert config_lib.validate(settings) is None
+    saved = json.loads(json.dumps(config_lib.flatten(settings)))
+    assert config_lib.diff(saved, config_lib.flatten(settings)) == []
     assert complaint(usable(optimizer__lr_mults="head/.*")).startswith("config.optimizer.lr_mults='head/.*' is of type")
 
 
@@ -238,11 +238,11 @@ def test_network_that_does_not_fit_the_image_is_refused():
 def test_whole_number_is_taken_where_a_fraction_is_meant_and_is_the_same_run(name):
     """Assigned as a user would, with the checks of ConfigDict in force."""
     value = 0 if name == "augment.zoom" else 1
-    whole, fraction = usable(), usable()
-    whole.update_from_flattened_dict({name: value})
+    full, fraction = usable(), usable()
+    full.update_from_flattened_dict({name: value})
     fraction.update_from_flattened_dict({name: float(value)})
-    assert config_lib.validate(whole) is None
-    assert config_lib.config_hash(whole) == config_lib.config_hash(fraction)
+    assert config_lib.validate(full) is None
+    assert config_lib.config_hash(full) == config_lib.config_hash(fraction)
 
 
 # --- the table of keys ------------------------------------------------------------------------------------------------
@@ -308,17 +308,17 @@ def test_digest_does_not_depend_on_the_order_of_keys():
 
 def test_digest_changes_with_every_value_that_figures_may_hang_on():
     start = config_lib.config_hash(usable())
-    found = {start}
+    actual = {start}
     flat = config_lib.flatten(usable())
     for name, value in flat.items():
         config = usable()
         other = not value if isinstance(value, bool) else value + {str: "x", list: [["x", 1]]}.get(type(value), 1)
         assign(config, name, other)
-        found.add(config_lib.config_hash(config))
-    found.add(config_lib.config_hash(usable(model__depth=3)))
+        actual.add(config_lib.config_hash(config))
+    actual.add(config_lib.config_hash(usable(model__depth=3)))
     essential = [name for name in flat if name not in config_lib.KEYS_IGNORED_BY_HASH]
-    assert len(found) == len(essential) + 2 and len(essential) > 20
-    assert all(len(name) == 12 and set(name) <= set("0123456789abcdef") for name in found)
+    assert len(actual) == len(essential) + 2 and len(essential) > 20
+    assert all(len(name) == 12 and set(name) <= set("0123456789abcdef") for name in actual)
 
 
 def test_differences_tell_both_sides_of_every_key_that_differs():

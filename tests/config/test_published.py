@@ -20,17 +20,17 @@ def figures(**values):
 )
 def test_verdict_holds_every_metric_to_its_claim_less_the_tolerance(top1, top5, verdict):
     summary = {"test_accuracy": top1, "test_top5_accuracy": top5, "val_accuracy": 0.1}
-    found = published.compare(figures(accuracy=0.47, top5_accuracy=0.77), summary)["published"]
-    assert found["verdict"] == verdict and found["source"] == "a paper, table 1"
-    assert found["accuracy"] == {"published": 0.47, "measured": top1, "difference": pytest.approx(top1 - 0.47)}
+    actual = published.compare(figures(accuracy=0.47, top5_accuracy=0.77), summary)["published"]
+    assert actual["verdict"] == verdict and actual["source"] == "a paper, table 1"
+    assert actual["accuracy"] == {"published": 0.47, "measured": top1, "difference": pytest.approx(top1 - 0.47)}
 
 
 def test_what_is_not_claimed_is_not_compared():
     assert published.compare(figures(), {"test_accuracy": 0.5}) == {} and published.describe(figures()) is None
-    found = published.compare(figures(top5_accuracy=0.7), {"test_accuracy": 0.1, "test_top5_accuracy": 0.71})[
+    actual = published.compare(figures(top5_accuracy=0.7), {"test_accuracy": 0.1, "test_top5_accuracy": 0.71})[
         "published"
     ]
-    assert found["verdict"] == "reproduced" and "accuracy" not in found
+    assert actual["verdict"] == "reproduced" and "accuracy" not in actual
 
 
 def test_without_a_test_split_there_is_no_verdict():
@@ -41,13 +41,13 @@ def recipe(**values):
     return flatten(default_config(**values))
 
 
-@pytest.mark.parametrize("given", [dict(total_epochs=7.0), dict(seed=1, augment=dict(flip=True))])
-def test_a_changed_recipe_is_not_held_to_the_claim(given):
+@pytest.mark.parametrize("settings", [dict(total_epochs=7.0), dict(seed=1, augment=dict(flip=True))])
+def test_a_changed_recipe_is_not_held_to_the_claim(settings):
     changed = figures(accuracy=0.5)
-    changed = published.mark_incomparable(changed, recipe_diff(recipe(), recipe(**given)))
-    found = published.compare(changed, {"test_accuracy": 0.9})["published"]
-    assert found["verdict"].startswith("not compared: config.")
-    assert "not compared" in published.describe(changed) and "(+40.00 points)" in published.describe_comparison(found)
+    changed = published.mark_incomparable(changed, recipe_diff(recipe(), recipe(**settings)))
+    actual = published.compare(changed, {"test_accuracy": 0.9})["published"]
+    assert actual["verdict"].startswith("not compared: config.")
+    assert "not compared" in published.describe(changed) and "(+40.00 points)" in published.describe_comparison(actual)
 
 
 def test_another_seed_or_place_is_the_same_recipe():
@@ -60,10 +60,10 @@ def test_another_seed_or_place_is_the_same_recipe():
 
 
 def test_screens_name_figures_source_and_verdict():
-    given = figures(accuracy=0.4758, top5_accuracy=0.7718)
-    assert published.describe(given) == "published: top-1 47.58%, top-5 77.18% of the test split (a paper, table 1)"
-    found = published.compare(given, {"test_accuracy": 0.4858, "test_top5_accuracy": 0.7418})["published"]
-    assert published.describe_comparison(found) == (
+    settings = figures(accuracy=0.4758, top5_accuracy=0.7718)
+    assert published.describe(settings) == "published: top-1 47.58%, top-5 77.18% of the test split (a paper, table 1)"
+    actual = published.compare(settings, {"test_accuracy": 0.4858, "test_top5_accuracy": 0.7418})["published"]
+    assert published.describe_comparison(actual) == (
         "top-1 47.58% published, 48.58% measured (+1.00 points); "
         "top-5 77.18% published, 74.18% measured (-3.00 points): not reproduced"
     )

@@ -38,7 +38,7 @@ def positions(spec, sizes):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "given", "expected"),
+    ("sizes", "settings", "expected"),
     [
         (["train", "test"], {}, ("train[:90%]", "train[90%:]", "test")),
         (["train", "test", "validation"], {}, ("train", "validation", "test")),
@@ -62,8 +62,8 @@ def positions(spec, sizes):
         ),
     ],
 )
-def test_splits_that_are_not_given_have_their_defaults(sizes, given, expected):
-    specs = data.choose_splits(dict.fromkeys(sizes, 1000), **given)
+def test_splits_that_are_not_given_have_their_defaults(sizes, settings, expected):
+    specs = data.choose_splits(dict.fromkeys(sizes, 1000), **settings)
     assert tuple(specs[role] for role in ("train", "val", "test")) == expected
 
 
@@ -83,7 +83,7 @@ def test_the_default_train_split_is_train_less_the_validation_split(val):
 
 
 @pytest.mark.parametrize(
-    ("given", "one", "other"),
+    ("settings", "first", "other"),
     [
         ({"train": "train", "val": "train[90%:]"}, "train", "val"),
         ({"train": "train[:60%]+test", "val": "train[80%:]"}, "train", "test"),
@@ -92,21 +92,21 @@ def test_the_default_train_split_is_train_less_the_validation_split(val):
         ({"val": "test"}, "val", "test"),
     ],
 )
-def test_splits_that_share_examples_are_an_error_with_their_number(given, one, other):
+def test_splits_that_share_examples_are_an_error_with_their_number(settings, first, other):
     sizes = {"train": 1003, "test": 207}
-    specs = {"train": "train", "test": "test"} | given
-    shared = set(positions(specs[one], sizes)) & set(positions(specs[other], sizes))
+    specs = {"train": "train", "test": "test"} | settings
+    shared = set(positions(specs[first], sizes)) & set(positions(specs[other], sizes))
     with pytest.raises(UserError) as error:
-        data.choose_splits(sizes, **given)
+        data.choose_splits(sizes, **settings)
     message = str(error.value)
     assert f" {len(shared)} examples" in message
-    assert f"config.dataset.{one}_split" in message
+    assert f"config.dataset.{first}_split" in message
     assert f"config.dataset.{other}_split" in message
     assert "\n" not in message
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("settings", "words"),
     [
         ({"train": "none"}, ["config.dataset.train_split='none'"]),
         ({"train": "training"}, ["'training'", "train, test"]),
@@ -115,9 +115,9 @@ def test_splits_that_share_examples_are_an_error_with_their_number(given, one, o
         ({"val": "train[90:"}, ["'train[90:'", "cannot be read"]),
     ],
 )
-def test_a_split_that_cannot_be_had_is_an_error_that_quotes_it(given, words):
+def test_a_split_that_cannot_be_had_is_an_error_that_quotes_it(settings, words):
     with pytest.raises(UserError) as error:
-        data.choose_splits({"train": 100, "test": 20}, **given)
+        data.choose_splits({"train": 100, "test": 20}, **settings)
     assert all(word in str(error.value) for word in words)
 
 
@@ -139,13 +139,13 @@ def test_the_name_decides_between_digits_folder_and_tfds(tmp_path, monkeypatch):
 
     (tmp_path / "train/a").mkdir(parents=True)
     Image.new("RGB", (4, 4)).save(tmp_path / "train/a/1.png")
-    asked = []
-    monkeypatch.setattr(tfds_lib, "open_tfds", lambda *arguments: asked.append(arguments))
+    requested = []
+    monkeypatch.setattr(tfds_lib, "open_tfds", lambda *arguments: requested.append(arguments))
     lies = dict(path=str(tmp_path), data_dir="there")
     assert isinstance(sources.open_source("digits", **lies), digits.Digits)
     assert isinstance(sources.open_source("folder", **lies), folder.Folder)
     sources.open_source("cifar10", **lies)
-    assert asked == [("cifar10", "there")]
+    assert requested == [("cifar10", "there")]
 
 
 # The feeds.
@@ -245,18 +245,18 @@ def test_splits_that_are_not_wanted_have_no_feed(mesh8):
 
 def test_only_the_splits_that_are_used_are_decoded_and_only_once(mesh1, tmp_path):
     config = run_config(dataset__cache_dir=str(tmp_path), dataset__test_split="none")
-    one = data.load_dataset(config, mesh1)
+    first = data.load_dataset(config, mesh1)
     (entry,) = (tmp_path / "data").iterdir()
     before = {path: path.stat().st_mtime_ns for path in entry.iterdir()}
     again = data.load_dataset(config, mesh1)
     assert {path: path.stat().st_mtime_ns for path in entry.iterdir()} == before
-    for a, b in zip(held(one.train), held(again.train)):
+    for a, b in zip(held(first.train), held(again.train)):
         np.testing.assert_array_equal(a, b)
 
 
 def test_one_device_and_eight_hold_the_same_data(loaded, mesh1):
-    one = data.load_dataset(run_config(seed=3, eval_batch_size=48), mesh1)
-    for loader, other in ((one.train, loaded.train), (one.val, loaded.val), (one.test, loaded.test)):
+    first = data.load_dataset(run_config(seed=3, eval_batch_size=48), mesh1)
+    for loader, other in ((first.train, loaded.train), (first.val, loaded.val), (first.test, loaded.test)):
         for a, b in zip(loader.step_inputs(0)[0], other.step_inputs(0)[0]):
             np.testing.assert_array_equal(jax.device_get(a), jax.device_get(b))
 
@@ -299,9 +299,9 @@ def test_a_folder_with_its_own_splits_is_loaded_as_it_lies(mesh1, tmp_path):
 def test_splits_of_different_sizes_are_all_resized_to_what_the_model_sees(mesh1, tmp_path):
     root = fill(tmp_path, [("train/a/1.png", 10, 8), ("train/a/2.png", 20, 8), ("val/a/1.png", 30, 6)])
     config = run_config(dataset__name="folder", dataset__path=str(root), image_size=16)
-    found = data.load_dataset(config, mesh1)
-    assert found.stored_size == 16
-    for loader, values in ((found.train, {10, 20}), (found.val, {30})):
+    actual = data.load_dataset(config, mesh1)
+    assert actual.stored_size == 16
+    for loader, values in ((actual.train, {10, 20}), (actual.val, {30})):
         images = np.asarray(loader.step_inputs(0)[0].images)
         assert images.shape[1:] == (16, 16, 3)
         assert {int(image.max()) for image in images} == {int(image.min()) for image in images} == values
@@ -322,14 +322,14 @@ def pictures(tmp_path_factory):
 
 
 def streamed(root, **values):
-    given = dict(dataset__name="folder", dataset__path=str(root), dataset__val_split="none", image_size=20)
-    return run_config(**given | dict(batch_size=8, dataset__num_workers=0) | values)
+    settings = dict(dataset__name="folder", dataset__path=str(root), dataset__val_split="none", image_size=20)
+    return run_config(**settings | dict(batch_size=8, dataset__num_workers=0) | values)
 
 
 @pytest.mark.parametrize(("kib", "loader"), [(15, "on_device"), (14, "streaming")])
 def test_what_does_not_fit_is_read_while_training(pictures, mesh1, kib, loader):
-    found = data.open_dataset(streamed(pictures, dataset__max_on_device_gib=kib / 2**20), 1)
-    assert found.loader == loader and found.train_examples == 12
+    actual = data.open_dataset(streamed(pictures, dataset__max_on_device_gib=kib / 2**20), 1)
+    assert actual.loader == loader and actual.train_examples == 12
 
 
 def test_split_over_devices_more_fits(pictures):
@@ -375,11 +375,11 @@ def test_a_streaming_feed_is_made_as_configured(pictures, mesh8):
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [(dict(normalize="dataset"), "normalize='dataset'"), (dict(augment__crop_padding=4), "padding=4")],
 )
-def test_what_cannot_be_done_to_streams_is_refused(pictures, values, said):
-    with pytest.raises(UserError, match=said):
+def test_what_cannot_be_done_to_streams_is_refused(pictures, values, message):
+    with pytest.raises(UserError, match=message):
         data.open_dataset(streamed(pictures, dataset__loader="streaming", **values), 1)
 
 
@@ -437,10 +437,10 @@ def test_streaming_and_on_device_runs_of_one_seed_show_the_same_images_in_the_sa
     for split, count in (("train", 17), ("val", 5)):
         streamed, resident = (epochs(loader, split) for loader in ("streaming", "on_device"))
         assert len(streamed) == len(resident) == 2 * -(-count // 5)
-        for step, (one, other) in enumerate(zip(streamed, resident)):
-            assert set(one) == set(other) == {"image", "label", "mask"}
-            for name in one:
-                np.testing.assert_array_equal(one[name], other[name], err_msg=f"{name} of {split}, step {step}")
+        for step, (first, other) in enumerate(zip(streamed, resident)):
+            assert set(first) == set(other) == {"image", "label", "mask"}
+            for name in first:
+                np.testing.assert_array_equal(first[name], other[name], err_msg=f"{name} of {split}, step {step}")
         for epoch in np.split(np.arange(len(resident)), 2):
             batches = [resident[i] for i in epoch]
             images = np.concatenate([batch["image"][batch["mask"] == 1] for batch in batches])

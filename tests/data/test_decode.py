@@ -126,10 +126,10 @@ def test_an_orientation_in_the_header_changes_nothing(installed, photo):
 @pytest.mark.parametrize("scale", [1.0, 1.3, 1.99, 2.6, 4.0])
 def test_the_blur_has_the_variance_that_linear_interpolation_lacks(scale):
     taps = decode.blur(scale)
-    place = np.arange(len(taps)) - len(taps) // 2
+    path = np.arange(len(taps)) - len(taps) // 2
     assert len(taps) % 2 == 1
     assert taps.min() >= 0
-    np.testing.assert_allclose([taps.sum(), taps @ place, taps @ place**2], [1, 0, (scale**2 - 1) / 6], atol=1e-5)
+    np.testing.assert_allclose([taps.sum(), taps @ path, taps @ path**2], [1, 0, (scale**2 - 1) / 6], atol=1e-5)
 
 
 def test_fine_texture_does_not_turn_into_coarse(installed):

@@ -71,8 +71,8 @@ def load(source, root, image_size=16, max_bytes=GIB):
 
 def entries(root):
     """Everything that lies where entries lie, the hidden included."""
-    place = pathlib.Path(root) / "data"
-    return sorted(place.iterdir()) if place.is_dir() else []
+    path = pathlib.Path(root) / "data"
+    return sorted(path.iterdir()) if path.is_dir() else []
 
 
 def assert_is_what_was_decoded(decoded, records, side=None):
@@ -132,11 +132,11 @@ def test_different_image_sizes_have_entries_of_their_own(tmp_path):
 
 @pytest.mark.parametrize("attribute", ["name", "version"])
 def test_another_data_set_or_version_has_an_entry_of_its_own(tmp_path, attribute):
-    one, other = FakeSource(count=3), FakeSource(count=4)
+    first, other = FakeSource(count=3), FakeSource(count=4)
     setattr(other, attribute, "2")
-    assert_is_what_was_decoded(load(one, tmp_path), one.fake)
+    assert_is_what_was_decoded(load(first, tmp_path), first.fake)
     assert_is_what_was_decoded(load(other, tmp_path), other.fake)
-    assert_is_what_was_decoded(load(one, tmp_path), one.fake)
+    assert_is_what_was_decoded(load(first, tmp_path), first.fake)
     assert len(entries(tmp_path)) == 2
 
 
@@ -171,20 +171,20 @@ def test_nobody_sees_an_entry_before_it_is_whole(tmp_path):
     source = FakeSource(count=40, side=200)
     load(source, tmp_path / "first", 200)
     (first,) = entries(tmp_path / "first")
-    whole = {path.name: path.stat().st_size for path in first.iterdir()}
-    entry, seen, over = tmp_path / "second/data" / first.name, [], threading.Event()
+    full = {path.name: path.stat().st_size for path in first.iterdir()}
+    entry, observed, over = tmp_path / "second/data" / first.name, [], threading.Event()
 
     def watch():
         while not over.is_set():
             if entry.exists():
-                seen.append({path.name: path.stat().st_size for path in entry.iterdir()})
+                observed.append({path.name: path.stat().st_size for path in entry.iterdir()})
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     load(source, tmp_path / "second", 200)
     over.set()
     watcher.join()
-    assert all(found == whole for found in seen)
+    assert all(actual == full for actual in observed)
     assert entries(tmp_path / "second") == [entry]
 
 
@@ -210,10 +210,10 @@ def test_of_two_that_want_an_entry_one_decodes_and_the_other_waits(tmp_path):
     for source in sources:
         source.fake.hook = lambda positions: time.sleep(0.1)
 
-    def work(i):
+    def task(i):
         results[i] = load(sources[i], tmp_path)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    threads = [threading.Thread(target=task, args=(i,)) for i in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -233,10 +233,10 @@ def test_of_two_writers_at_once_both_get_the_images_and_one_entry_stays(tmp_path
         source.fake.hook = lambda positions: barrier.wait() if positions[0] == 0 else None
     results = [None, None]
 
-    def work(i):
+    def task(i):
         results[i] = load(sources[i], tmp_path)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    threads = [threading.Thread(target=task, args=(i,)) for i in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -288,9 +288,9 @@ def test_a_damaged_entry_is_decoded_anew_with_a_word_about_it(source, tmp_path, 
     assert "damaged" not in capsys.readouterr().err
     DAMAGE[damage](entry)
     assert_is_what_was_decoded(load(source, tmp_path), source.fake)
-    said = capsys.readouterr().err
-    assert f"{entry} is damaged" in said
-    assert "decoding anew" in said
+    message = capsys.readouterr().err
+    assert f"{entry} is damaged" in message
+    assert "decoding anew" in message
     assert set(source.fake.decoded.values()) == {2}
     assert entries(tmp_path) == [entry]
     assert_is_what_was_decoded(load(source, tmp_path), source.fake)
@@ -373,11 +373,11 @@ def test_a_full_disk_is_an_error_with_its_numbers_before_anything_is_decoded(tmp
     assert entries(tmp_path) == []
 
 
-@pytest.mark.parametrize("place", ["file", "file/below"])
-def test_a_place_that_cannot_be_written_is_an_os_error_that_names_it(source, tmp_path, place):
+@pytest.mark.parametrize("path", ["file", "file/below"])
+def test_a_place_that_cannot_be_written_is_an_os_error_that_names_it(source, tmp_path, path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError) as error:
-        load(source, tmp_path / place)
+        load(source, tmp_path / path)
     assert str(tmp_path / "file") in str(error.value)
     assert (tmp_path / "file").read_text() == "in the way"
 

@@ -15,11 +15,11 @@ from patchnets.errors import UserError
 def examples():
     """{split: (images, labels)}, read as any data set is read."""
     source = digits.Digits()
-    found = {}
+    actual = {}
     for split, size in source.sizes.items():
         images, labels = zip(*source.records(split).examples(range(size)))
-        found[split] = np.stack(images), np.array(labels)
-    return found
+        actual[split] = np.stack(images), np.array(labels)
+    return actual
 
 
 def test_train_and_test_together_are_exactly_the_original_data(examples):

@@ -338,14 +338,14 @@ def test_decoding_in_threads_leaves_warnings_as_they_were(plain, monkeypatch):
     monkeypatch.setattr(Image.Image, "convert", in_turns)
     records = folder.Folder(str(plain)).records("train")
 
-    def work():
+    def task():
         records.examples([0])
         if threading.current_thread().name == "first":
             first_done.set()
 
     with warnings.catch_warnings():  # whatever happens, other tests see theirs
         before = list(warnings.filters)
-        threads = [threading.Thread(target=work, name=name) for name in ("first", "second")]
+        threads = [threading.Thread(target=task, name=name) for name in ("first", "second")]
         threads[0].start()
         first_inside.wait(1)
         threads[1].start()
@@ -365,9 +365,9 @@ def many(root, names, reverse=False):
 
 def test_the_order_is_the_same_whatever_the_place_and_the_order_of_creation(tmp_path):
     names = [f"{c}/{i}" for c in "abc" for i in range(20)]
-    one, other = many(tmp_path / "one", names), many(tmp_path / "other/place", names, reverse=True)
-    order = values(folder.Folder(str(one)))
-    assert order == values(folder.Folder(str(one))) == values(folder.Folder(str(other)))
+    first, other = many(tmp_path / "one", names), many(tmp_path / "other/place", names, reverse=True)
+    order = values(folder.Folder(str(first)))
+    assert order == values(folder.Folder(str(first))) == values(folder.Folder(str(other)))
     assert sorted(order) == list(range(60))
     assert order != sorted(order)
 
@@ -442,16 +442,16 @@ def test_the_fingerprint_hangs_neither_on_the_place_nor_on_how_long_other_names_
     before = fingerprint(root)
     assert fingerprint(shutil.copytree(root, tmp_path / "another")) == before
     assert 0 <= before < 2**32
-    some = [folder.File(b"", name, 0, "") for name in ("ab", "c")]
+    sample = [folder.File(b"", name, 0, "") for name in ("ab", "c")]
     others = [folder.File(b"", name, 0, "") for name in ("a", "bc")]
-    one, other = (folder.FolderRecords(tmp_path, ["a"], files, 3).fingerprint() for files in (some, others))
-    assert one != other
+    first, other = (folder.FolderRecords(tmp_path, ["a"], files, 3).fingerprint() for files in (sample, others))
+    assert first != other
 
 
 def test_two_folders_of_equal_names_have_versions_of_their_own(tmp_path):
-    for place in ("one", "other"):
-        save(tmp_path / place / "train/a/1.png", solid(1))
-        os.utime(tmp_path / place / "train/a/1.png", ns=(0, 0))
+    for path in ("one", "other"):
+        save(tmp_path / path / "train/a/1.png", solid(1))
+        os.utime(tmp_path / path / "train/a/1.png", ns=(0, 0))
     assert folder.Folder(str(tmp_path / "one")).version != folder.Folder(str(tmp_path / "other")).version
 
 
@@ -487,11 +487,11 @@ def test_train_without_class_folders_is_an_error(tmp_path):
     expect_user_error(tmp_path, tmp_path / "train", "class")
 
 
-@pytest.mark.parametrize("place", ["train/cat", "val/ant", "test/bee"])
-def test_an_empty_class_folder_is_an_error(plain, place):
-    (plain / place).mkdir(parents=True)
-    (plain / place / "notes.txt").write_text("nothing else")
-    expect_user_error(plain, plain / place, "no images")
+@pytest.mark.parametrize("path", ["train/cat", "val/ant", "test/bee"])
+def test_an_empty_class_folder_is_an_error(plain, path):
+    (plain / path).mkdir(parents=True)
+    (plain / path / "notes.txt").write_text("nothing else")
+    expect_user_error(plain, plain / path, "no images")
 
 
 def test_images_in_folders_within_a_class_are_not_found_and_that_is_said(plain):
@@ -516,8 +516,8 @@ def test_a_path_that_is_not_set_is_an_error():
 
 
 def truncated_jpeg(path, photo):
-    whole = save(path, photo).read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
+    full = save(path, photo).read_bytes()
+    path.write_bytes(full[: len(full) // 2])
 
 
 BROKEN = {

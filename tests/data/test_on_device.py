@@ -124,9 +124,9 @@ def test_several_steps_in_one_dispatch_see_the_same_batches(batch_fn, feed1):
 
 @pytest.mark.parametrize("seed", [0, None])
 def test_one_device_and_eight_see_the_same_batches(batch_fn, mesh1, mesh8, seed):
-    one, eight = make_feed(mesh1, seed), make_feed(mesh8, seed)
+    first, eight = make_feed(mesh1, seed), make_feed(mesh8, seed)
     for step in (0, 2, 5):
-        a, b = jax.device_get((batch_fn(one, step), batch_fn(eight, step)))
+        a, b = jax.device_get((batch_fn(first, step), batch_fn(eight, step)))
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
 
@@ -183,9 +183,9 @@ def test_images_split_over_the_devices_make_the_same_batches(batch_fn, mesh8, fe
     held = split.step_inputs(0)[0].images
     assert [shard.data.shape[0] for shard in held.addressable_shards] == [3] * 8
     for step in range(2 * STEPS):
-        found, expected = jax.device_get((batch_fn(split, step), batch_fn(feed8, step)))
+        actual, expected = jax.device_get((batch_fn(split, step), batch_fn(feed8, step)))
         for name in expected:
-            np.testing.assert_array_equal(found[name], expected[name], err_msg=f"{name} of step {step}")
+            np.testing.assert_array_equal(actual[name], expected[name], err_msg=f"{name} of step {step}")
 
 
 def test_a_batch_of_split_images_exchanges_the_batch_and_not_the_data_set(mesh8):

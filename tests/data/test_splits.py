@@ -79,19 +79,19 @@ def test_a_spec_selects_what_tfds_selects(spec):
 
 @pytest.mark.parametrize("size", AWKWARD_SIZES)
 def test_percentages_of_awkward_sizes_round_as_in_tfds(size):
-    sizes, some = {"train": size}, 0
-    whole = [str(p) for p in range(101)]
+    sizes, sample = {"train": size}, 0
+    full = [str(p) for p in range(101)]
     forms = ["train[:{}%]", "train[{}%:]", "train[:-{}%]", "train[-{}%:]"]
-    for form, percent in itertools.product(forms, [*whole, *PERCENTAGES]):
+    for form, percent in itertools.product(forms, [*full, *PERCENTAGES]):
         spec = form.format(percent)
         ((_, low, high),) = expected = tfds_parts(spec, sizes)
         if low < high:
-            some += 1
+            sample += 1
             assert splits.parse_split(spec, sizes) == expected, spec
         else:
             with pytest.raises(UserError, match="holds no examples"):
                 splits.parse_split(spec, sizes)
-    assert some > 100
+    assert sample > 100
 
 
 @pytest.mark.parametrize("size", AWKWARD_SIZES)
@@ -217,9 +217,9 @@ def test_overlap_counts_the_examples_that_two_sums_of_slices_share():
 
     counts = []
     for _ in range(200):
-        one, other = some_parts(), some_parts()
-        counts.append(splits.overlap(one, other))
-        assert counts[-1] == splits.overlap(other, one) == len(examples(one) & examples(other))
+        first, other = some_parts(), some_parts()
+        counts.append(splits.overlap(first, other))
+        assert counts[-1] == splits.overlap(other, first) == len(examples(first) & examples(other))
     assert min(counts) == 0
     assert max(counts) > 10
 
@@ -253,13 +253,13 @@ def test_stratified_is_fixed_by_its_seed_and_leaves_numpys_global_state_alone():
     labels = np.arange(60) % 4
     np.random.seed(3)  # noqa: NPY002
     state = np.random.get_state()[1].copy()  # noqa: NPY002
-    one = splits.stratified(labels, 0.25)
+    first = splits.stratified(labels, 0.25)
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
     np.random.seed(4)  # noqa: NPY002
     again, other = splits.stratified(labels, 0.25), splits.stratified(labels, 0.25, seed=1)
-    for a, b in zip(one, again):
+    for a, b in zip(first, again):
         np.testing.assert_array_equal(a, b)
-    assert any(not np.array_equal(a, b) for a, b in zip(one, other))
+    assert any(not np.array_equal(a, b) for a, b in zip(first, other))
 
 
 def test_stratified_is_the_same_in_every_release():

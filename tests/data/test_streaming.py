@@ -73,8 +73,8 @@ def make(mesh1):
         return made[-1]
 
     yield loader
-    for one in made:
-        one.close()
+    for first in made:
+        first.close()
 
 
 def host(loader, step):
@@ -93,9 +93,9 @@ def visited(loader, epoch):
     return order
 
 
-def assert_equal(one, other):
+def assert_equal(first, other):
     for name in ("image", "label", "mask"):
-        np.testing.assert_array_equal(one[name], other[name])
+        np.testing.assert_array_equal(first[name], other[name])
 
 
 # Order.
@@ -145,16 +145,16 @@ def test_the_order_does_not_hang_on_how_many_processes_share_a_batch():
         return BatchReader(parts=tuple(parts()), rows=np.arange(first, last, dtype=np.int32), **options)
 
     def made(share, step):
-        some = [share(number) for number in range(step * share.chunks_per_step, (step + 1) * share.chunks_per_step)]
-        assert max(len(chunk["label"]) for chunk in some) <= batch_reader.CHUNK_SIZE
-        return {name: np.concatenate([chunk[name] for chunk in some]) for name in ("image", "label", "mask")}
+        sample = [share(number) for number in range(step * share.chunks_per_step, (step + 1) * share.chunks_per_step)]
+        assert max(len(chunk["label"]) for chunk in sample) <= batch_reader.CHUNK_SIZE
+        return {name: np.concatenate([chunk[name] for chunk in sample]) for name in ("image", "label", "mask")}
 
     for step in (0, 3):  # two an epoch
-        whole = made(make(0, 36), step)
+        full = made(make(0, 36), step)
         for count in (2, 3, 4):
             width = 36 // count
             shares = [made(make(i * width, (i + 1) * width), step) for i in range(count)]
-            assert_equal({name: np.concatenate([share[name] for share in shares]) for name in whole}, whole)
+            assert_equal({name: np.concatenate([share[name] for share in shares]) for name in full}, full)
 
 
 # Placement.
@@ -179,8 +179,8 @@ def test_batches_are_split_over_the_devices(make, mesh8):
 
 
 def test_crops_are_chosen_as_random_resized_crop_chooses_them():
-    found = np.array([random_crop(300, 300, (0, i), 0.08, 4 / 3) for i in range(4000)], float)
-    top, left, height, width = found.T
+    actual = np.array([random_crop(300, 300, (0, i), 0.08, 4 / 3) for i in range(4000)], float)
+    top, left, height, width = actual.T
     assert (height > 0).all() and (width > 0).all() and (top >= 0).all() and (left >= 0).all()
     assert (top + height <= 300).all() and (left + width <= 300).all()
     area, ratio = height * width / 300**2, np.log(width / height) / np.log(4 / 3)
@@ -226,15 +226,15 @@ PHOTO = dict(batch_size=8, size=64, num_classes=2)
 
 def test_training_images_are_random_crops_that_differ_between_epochs(make, photos):
     loader = make(records=photo_parts(photos), crop_scale_min=0.08, **PHOTO)
-    seen = collections.defaultdict(set)
+    observed = collections.defaultdict(set)
     order = [epoch_order(0, epoch, 24) for epoch in range(3)]
     for step in range(9):
         epoch, done = divmod(step, 3)
         for example, image in zip(order[epoch][done * 8 :], host(loader, step)["image"]):
-            seen[int(example)].add(image.tobytes())
-    assert all(len(images) == 3 for images in seen.values())
-    whole = np.stack([host(loader, step)["image"] for step in range(3)])
-    assert 20 < whole.mean() < 235
+            observed[int(example)].add(image.tobytes())
+    assert all(len(images) == 3 for images in observed.values())
+    full = np.stack([host(loader, step)["image"] for step in range(3)])
+    assert 20 < full.mean() < 235
 
 
 @pytest.mark.parametrize("seed", [None, 3])
@@ -320,13 +320,13 @@ def test_a_split_smaller_than_that_is_stopped_when_none_of_it_can_be_read(make):
 
 
 def test_an_interrupt_while_closing_is_raised_when_all_is_closed(make):
-    def place(arrays):
+    def path(arrays):
         busy.set()
         done.wait(10)
         return arrays
 
     busy, done = threading.Event(), threading.Event()
-    made = prefetch.Prefetcher(make()._reader, 0, 9, 0, place)
+    made = prefetch.Prefetcher(make()._reader, 0, 9, 0, path)
     assert busy.wait(10)
 
     def interrupt_thrice():  # one after the other, however busy the machine is, and only then is `place` done
@@ -500,17 +500,17 @@ def test_two_processes_share_the_batches_of_one(make, photos):
         **TINY,
     )
     expected = [host(alone, step)["image"].astype(int).sum(axis=(1, 2, 3)) for step in range(6)]
-    found = []
+    actual = []
     for process in running:
         out, error = process.communicate(timeout=100)
         assert process.returncode == 0, error
-        found.append(json.loads(out.splitlines()[-1]))
-    (devices, first, sums), (_, second, other_sums) = found
+        actual.append(json.loads(out.splitlines()[-1]))
+    (devices, first, sums), (_, second, other_sums) = actual
     assert devices == 4
     assert sums == other_sums == [int(images.sum()) for images in expected]  # of all devices, in a compiled function
-    for one, other, images in zip(first, second, expected):
-        assert len(one) == len(other) == 2
-        assert sorted(one + other) == [[low, images[low : low + 2].tolist()] for low in (0, 2, 4, 6)]
+    for single, other, images in zip(first, second, expected):
+        assert len(single) == len(other) == 2
+        assert sorted(single + other) == [[low, images[low : low + 2].tolist()] for low in (0, 2, 4, 6)]
 
 
 def test_workers_end_with_a_program_that_is_killed(photos):

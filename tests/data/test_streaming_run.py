@@ -63,11 +63,11 @@ def test_a_run_with_workers_ends_in_good_order(config, tmp_path):
 
 def left(mark):
     """Processes whose environment holds a word, where the system tells."""
-    found = []
-    for place in pathlib.Path("/proc").glob("[0-9]*"):
+    actual = []
+    for path in pathlib.Path("/proc").glob("[0-9]*"):
         try:
-            if mark.encode() in (place / "environ").read_bytes():
-                found.append(place.name)
+            if mark.encode() in (path / "environ").read_bytes():
+                actual.append(path.name)
         except OSError:
             continue
-    return found
+    return actual

@@ -82,14 +82,14 @@ def place_archive(data_dir):
 def data_dir(tmp_path_factory):
     pytest.importorskip("tensorflow", reason="preparing a data set needs TensorFlow")
     """CIFAR-100, prepared by open_tfds from the archive placed by hand, as if TFDS knew its checksum."""
-    place = tmp_path_factory.mktemp("tfds")
-    archive = place_archive(place)
+    path = tmp_path_factory.mktemp("tfds")
+    archive = place_archive(path)
     with pytest.MonkeyPatch.context() as patch:
         known = tfds.builder_cls("cifar100").url_infos
         patch.setitem(known, URL, tfds.core.download.checksums.compute_url_info(archive))
-        tfds_lib.open_tfds("cifar100", str(place))
+        tfds_lib.open_tfds("cifar100", str(path))
     archive.unlink()  # from here on nothing can be prepared, only read
-    return place
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -355,15 +355,15 @@ def test_a_data_set_without_downloads_is_prepared(gray_builder, tmp_path):
 # Damage.
 
 
-def copy_of(data_dir, place):
-    shutil.copytree(data_dir / "cifar100", place / "cifar100")
-    (file,) = (place / "cifar100").rglob("cifar100-train.array_record*")
+def copy_of(data_dir, path):
+    shutil.copytree(data_dir / "cifar100", path / "cifar100")
+    (file,) = (path / "cifar100").rglob("cifar100-train.array_record*")
     return file
 
 
-def assert_cannot_be_read(place):
+def assert_cannot_be_read(path):
     with pytest.raises(RunError) as error:
-        examples(tfds_lib.open_tfds("cifar100", str(place)), "train")
+        examples(tfds_lib.open_tfds("cifar100", str(path)), "train")
     assert "cifar100/3.0.2 train" in one_line(error)
 
 
@@ -398,14 +398,14 @@ def test_a_damaged_record_file_is_an_error_that_names_the_split(data_dir, tmp_pa
 
 @pytest.mark.parametrize("damage", [overwrite, pathlib.Path.unlink, cut_in_half])
 def test_each_record_that_damage_has_reached_is_named(data_dir, tmp_path, damage):
-    whole = tfds_lib.open_tfds("cifar100", str(data_dir)).records("train")
+    full = tfds_lib.open_tfds("cifar100", str(data_dir)).records("train")
     damage(copy_of(data_dir, tmp_path))
     records = tfds_lib.open_tfds("cifar100", str(tmp_path)).records("train")
     assert len(records) == 150
     failed = []
     for position in range(150):
         try:
-            assert records.encoded(position) == whole.encoded(position)
+            assert records.encoded(position) == full.encoded(position)
         except RunError as error:
             failed.append(position)
             assert str(error).startswith(f"record {position} of cifar100/3.0.2 train cannot be read (")

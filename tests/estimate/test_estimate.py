@@ -66,14 +66,14 @@ def shard_bytes(tree):
 @pytest.mark.parametrize(("name", "variant"), [("vit", "S/16"), ("mlp_mixer", "B/32"), ("convmixer", "512/16")])
 def test_a_network_costs_what_was_published(name, variant):
     config = common.imagenet(augment={}, model=dict(name=name, variant=variant), batch_size=64, total_epochs=1.0)
-    found = report.network(blueprint_of(config, count=1000, classes=1000))
+    actual = report.network(blueprint_of(config, count=1000, classes=1000))
     published = PUBLISHED[name, variant]
-    assert found["parameters"] == published.params
-    assert found["macs"] == pytest.approx(published.gmacs * 1e9, rel=0.02)
-    assert found["flops"] == 2 * found["macs"] and found["training_flops"] == 6 * found["macs"]
-    assert found["step_flops"] == 64 * 6 * found["macs"]
+    assert actual["parameters"] == published.params
+    assert actual["macs"] == pytest.approx(published.gmacs * 1e9, rel=0.02)
+    assert actual["flops"] == 2 * actual["macs"] and actual["training_flops"] == 6 * actual["macs"]
+    assert actual["step_flops"] == 64 * 6 * actual["macs"]
     tokens = {"S/16": 14 * 14 + 1, "B/32": 7 * 7, "512/16": 32 * 32}  # patches, and the class token of ViT
-    assert found["tokens"] == tokens[variant]
+    assert actual["tokens"] == tokens[variant]
 
 
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (4, 2), (1, 8)])
@@ -82,10 +82,10 @@ def test_the_state_takes_what_its_real_arrays_take(data, fsdp, tiny_config):
     abstract_run = blueprint_of(tiny_config)
     state, parts = real_state(abstract_run), compile_step.state_bytes(abstract_run.state)
     for name, tree in (("parameters", state.params), ("optimizer", state.opt_state), ("running mean", state.ema)):
-        assert parts[name].here == shard_bytes(tree)
-        assert parts[name].whole == sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-    whole = [leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.sharding.is_fully_replicated]
-    assert sorted(compile_step.replicated_arrays(abstract_run.state).values()) == sorted(whole)
+        assert parts[name].per_device == shard_bytes(tree)
+        assert parts[name].total == sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+    full = [leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.sharding.is_fully_replicated]
+    assert sorted(compile_step.replicated_arrays(abstract_run.state).values()) == sorted(full)
 
 
 @pytest.mark.parametrize(("data", "fsdp", "placement"), [(1, 1, "replicated"), (2, 4, "replicated"), (8, 1, "sharded")])
@@ -93,12 +93,12 @@ def test_arguments_of_the_compiled_step_are_state_and_images(data, fsdp, placeme
     tiny_config.update(mesh=dict(data=data, fsdp=fsdp))
     tiny_config.dataset.on_device_sharding = placement
     abstract_run = blueprint_of(tiny_config)
-    found = abstract_run.compile()
+    actual = abstract_run.compile()
     images, numbers = 64 * math.ceil(700 / (data if placement == "sharded" else 1)), 2 * 4 * 700
     expected = shard_bytes(real_state(abstract_run)) + images + numbers + 4 + 4  # count of steps, scale of the rate
     # Where each array starts is a multiple of some bytes.
-    assert expected <= found.memory.arguments < expected + 64 * len(jax.tree.leaves(abstract_run.state)) + 1024
-    assert bool(found.collectives) == (data * fsdp > 1)
+    assert expected <= actual.memory.arguments < expected + 64 * len(jax.tree.leaves(abstract_run.state)) + 1024
+    assert bool(actual.collectives) == (data * fsdp > 1)
 
 
 def test_steps_images_and_time_follow_from_the_split_and_the_rate(tiny_config):
@@ -122,16 +122,16 @@ def test_a_checkpoint_takes_what_is_told(tiny_config, tmp_path):
     saved.wait()
     saved.close()
     written = sum(file.stat().st_size for file in (tmp_path / "checkpoints" / "1").rglob("*") if file.is_file())
-    told = report.checkpoints(abstract_run)
-    assert told["bytes"] == pytest.approx(written, rel=0.1)
-    assert told["kept"] == 4 and told["total_bytes"] == 4 * told["bytes"]
+    options = report.checkpoints(abstract_run)
+    assert options["bytes"] == pytest.approx(written, rel=0.1)
+    assert options["kept"] == 4 and options["total_bytes"] == 4 * options["bytes"]
 
 
 def test_input_takes_the_hosts_memory_by_arithmetic(tiny_config):
     source = Digits()
     arrays = [image for name in source.sizes for image, _ in source.records(name).examples(range(source.sizes[name]))]
-    told, _ = blueprint_of(tiny_config).examples.host_bytes(tiny_config)
-    assert told == sum(image.nbytes for image in arrays)
+    options, _ = blueprint_of(tiny_config).dataset.host_bytes(tiny_config)
+    assert options == sum(image.nbytes for image in arrays)
 
     config = common.imagenet(augment={}, model=dict(variant="S/16"), batch_size=512, total_epochs=1.0)
     config.dataset.num_workers = 3
@@ -156,13 +156,13 @@ def test_sizes_that_are_told_stand_for_the_data():
 
 def test_collectives_of_a_real_program_are_counted_as_often_as_they_run(mesh8):
     def summed(x):
-        def one(carry, _):
+        def first(carry, _):
             return carry + jax.lax.psum(x * carry, mesh.BATCH_AXES), None
 
-        return jax.lax.scan(one, x, None, length=5)[0]
+        return jax.lax.scan(first, x, None, length=5)[0]
 
-    whole = PartitionSpec(mesh.BATCH_AXES)
-    spread = jax.shard_map(summed, mesh=mesh8, in_specs=whole, out_specs=whole, check_vma=False)
+    full = PartitionSpec(mesh.BATCH_AXES)
+    spread = jax.shard_map(summed, mesh=mesh8, in_specs=full, out_specs=full, check_vma=False)
     text = jax.jit(spread).lower(jnp.ones((8, 16))).compile().as_text()
     assert collectives(text) == [Collective("all-reduce", 5, 5 * 16 * 4)]
 
@@ -218,15 +218,15 @@ def test_what_does_not_fit_is_told_with_what_would(tiny_config):
         first = batch_search.try_compile(blueprint_of(tiny_config))
         tried = dataclasses.replace(first, abstract_run=with_memory(first.abstract_run, 0.7 * first.needed))
         assert first.fits and tried.fits is False
-        found = {remedy.keys: remedy.attempt.needed for remedy in batch_search.suggestions(tried)}
-        assert found and set(found) <= {
+        actual = {remedy.keys: remedy.attempt.needed for remedy in batch_search.suggestions(tried)}
+        assert actual and set(actual) <= {
             "--config.grad_accum_steps=2",
             "--config.grad_accum_steps=4",
             "--config.model.remat=True",
         }
-        keys = flags.parse_flags(["plan", DIGITS, next(iter(found))])[0]  # as the command line takes them
+        keys = flags.parse_flags(["plan", DIGITS, next(iter(actual))])[0]  # as the command line takes them
         tiny_config.update(grad_accum_steps=keys.grad_accum_steps, model=dict(remat=keys.model.remat or False))
-        assert blueprint_of(tiny_config).compile().memory.needed == next(iter(found.values())) < 0.7 * first.needed
+        assert blueprint_of(tiny_config).compile().memory.needed == next(iter(actual.values())) < 0.7 * first.needed
 
 
 @pytest.mark.parametrize(
@@ -245,12 +245,12 @@ def test_the_largest_batch_is_found_in_a_few_steps(needed, room, expected, tiny_
         return batch_search.CompileResult(abstract_run, True, needed(abstract_run.experiment.config.batch_size))
 
     monkeypatch.setattr(batch_search, "try_compile", attempt)
-    found = batch_search.largest_batch(attempt(with_memory(blueprint_of(tiny_config), room)))
+    actual = batch_search.largest_batch(attempt(with_memory(blueprint_of(tiny_config), room)))
     assert len(set(tried)) == len(tried) <= 3 + batch_search.MAX_ATTEMPTS
     if expected is None:
-        assert found is None
+        assert actual is None
         return
-    assert found.needed <= room and found.abstract_run.experiment.config.batch_size == expected
+    assert actual.needed <= room and actual.abstract_run.experiment.config.batch_size == expected
     # Of what was tried and fits it is the largest.
     assert max(batch for batch in tried if needed(batch) <= room) == expected
 
@@ -277,8 +277,8 @@ def test_what_xla_says_of_too_little_memory_is_kept_short():
 def test_the_screen_and_the_file_tell_the_same(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(throughput, "SECONDS", 0.2)
     path = tmp_path / "plan.json"
-    asked = [DIGITS, *SMALL, "--config.mesh.data=2", "--measure", "--memory=0.5", f"--json={path}"]
-    assert program.main(["plan", *asked]) == 0
+    requested = [DIGITS, *SMALL, "--config.mesh.data=2", "--measure", "--memory=0.5", f"--json={path}"]
+    assert program.main(["plan", *requested]) == 0
     printed = capsys.readouterr()
     assert printed.err == "" and max(map(len, printed.out.splitlines())) <= 100
     figures = json.loads(path.read_text())
@@ -345,9 +345,9 @@ def test_a_mistake_costs_one_line(arguments, words, capsys, monkeypatch, tmp_pat
 @pytest.mark.parametrize("name", [*topology.WORKING, "v5e:1x1", "v4:2x2x16", "v9:2x2", "v9:2x2x1"])
 def test_slices_that_may_exist_are_libtpus_to_judge(name, monkeypatch):
     monkeypatch.setattr(topology, "has_libtpu", lambda: True)
-    monkeypatch.setattr(topologies, "get_topology_desc", lambda **told: types.SimpleNamespace(devices=[told]))
-    (told,) = topology.topology_devices(name)
-    assert told["topology_name"] == name
+    monkeypatch.setattr(topologies, "get_topology_desc", lambda **options: types.SimpleNamespace(devices=[options]))
+    (options,) = topology.topology_devices(name)
+    assert options["topology_name"] == name
 
 
 def test_without_libtpu_the_extra_is_named(capsys, monkeypatch):
@@ -358,8 +358,8 @@ def test_without_libtpu_the_extra_is_named(capsys, monkeypatch):
 
 def test_a_run_imports_nothing_of_it():
     code = "import sys, patchnets.train; print(*(m for m in sys.modules if m.startswith('patchnets.estimate')))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert found.stdout.split() == []
+    actual = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert actual.stdout.split() == []
 
 
 def test_what_a_step_takes_is_what_a_feed_gives(tiny_config, mesh8):

@@ -11,7 +11,7 @@ def run(spec, exchange):
     path, name, speed, *fault = spec
     turns, warm = 0, False
 
-    def work(seconds):
+    def task(seconds):
         nonlocal turns, warm
         if not seconds:  # the work at the start of a turn that is not counted
             warm = True
@@ -33,7 +33,7 @@ def run(spec, exchange):
         return int(speed)
 
     exchange.tell(ready=0.5, params=7, macs=1000, flops=6, device="a device", versions={name: "1.0"})
-    exchange.serve(work)
+    exchange.serve(task)
     return {"peak_memory_mib": 12.5}
 
 

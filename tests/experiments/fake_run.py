@@ -11,20 +11,20 @@ import signal
 import sys
 import time
 
-given = dict(argument[2:].split("=", 1) for argument in sys.argv[1:])
-place, seed = pathlib.Path(given["workdir"]), int(given["config.seed"])
+settings = dict(argument[2:].split("=", 1) for argument in sys.argv[1:])
+path, seed = pathlib.Path(settings["workdir"]), int(settings["config.seed"])
 with open(os.environ["NOTES"], "a") as file:
-    file.write(json.dumps([given, os.environ.get("CUDA_VISIBLE_DEVICES"), time.time()]) + "\n")
-place.mkdir(parents=True, exist_ok=True)
+    file.write(json.dumps([settings, os.environ.get("CUDA_VISIBLE_DEVICES"), time.time()]) + "\n")
+path.mkdir(parents=True, exist_ok=True)
 if os.environ.get("SLOW"):
-    signal.signal(signal.SIGTERM, lambda number, frame: ((place / "saved").touch(), sys.exit(143)))
+    signal.signal(signal.SIGTERM, lambda number, frame: ((path / "saved").touch(), sys.exit(143)))
     print("training", flush=True)
     time.sleep(60)
 if os.environ.get("FAIL") == str(seed):
     sys.exit("patchnets: no images")
 accuracy = 0.10 + 0.02 * seed
 rows = [dict(step=9, epoch=1.0, train_loss=4.0, val_accuracy=accuracy, val_top5_accuracy=0.3, val_loss=4.1)]
-(place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+(path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 summary = dict(
     config_hash="hash",
     test_accuracy=accuracy,
@@ -36,8 +36,8 @@ summary = dict(
     images_per_second=500.0,
     device="1 x fake",
     versions={"jax": "0"},
-    dataset=given.get("config.dataset.name", "own"),
+    dataset=settings.get("config.dataset.name", "own"),
 )
-(place / "summary.json").write_text(json.dumps(summary))
+(path / "summary.json").write_text(json.dumps(summary))
 time.sleep(float(os.environ.get("WORK", 0)))
 print(f"done {seed}")

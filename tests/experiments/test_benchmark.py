@@ -26,8 +26,8 @@ ENVIRONMENT = dict(os.environ, PYTHONPATH=str(measure.ROOT))
 def start(tmp_path):
     """Starts fake children: {name: (speed, fault, turn)} is what each is told."""
 
-    def start(name, told):
-        command = [sys.executable, str(FAKE), str(tmp_path / "turns"), name, *map(str, told)]
+    def start(name, options):
+        command = [sys.executable, str(FAKE), str(tmp_path / "turns"), name, *map(str, options)]
         return ipc.Worker(name, command, ENVIRONMENT, tmp_path / f"{name}.log")
 
     return start
@@ -38,26 +38,32 @@ def turns_taken(tmp_path):
 
 
 def test_turns_alternate_and_nobody_works_in_another_s(start, tmp_path):
-    said = []
-    measured, failures = measure.take_turns({"a": [3], "b": [4]}, Settings(rounds=3, seconds=0.01), start, said.append)
+    message = []
+    measured, failures = measure.take_turns(
+        {"a": [3], "b": [4]}, Settings(rounds=3, seconds=0.01), start, message.append
+    )
     taken = turns_taken(tmp_path)
     assert [name for name, *_ in taken] == ["a", "b"] * 4 and not failures  # the first round warms up
     ends = [float(end) for *_, end in taken]
     assert all(float(began) >= end for (_, began, _), end in zip(taken[1:], ends))
-    assert [len(found.turns) for found in measured.values()] == [3, 3]
+    assert [len(actual.turns) for actual in measured.values()] == [3, 3]
     assert {turn["steps"] for turn in measured["b"].turns} == {4}
     assert all(0.01 <= turn["seconds"] < 1 for turn in measured["a"].turns)
-    assert measured["a"].last == {"peak_memory_mib": 12.5} and said[0] == "a: first step after 0.5 s"
+    assert measured["a"].last == {"peak_memory_mib": 12.5} and message[0] == "a: first step after 0.5 s"
 
 
 def test_whoever_dies_or_hangs_costs_a_line_and_the_others_go_on(start, tmp_path):
-    said = []
-    told = {"a": [3], "dies": [4, "dies", 2], "b": [5], "hangs": [1, "hangs", 1]}
-    measured, failures = measure.take_turns(told, Settings(rounds=2, seconds=0.01, patience=3), start, said.append)
+    message = []
+    options = {"a": [3], "dies": [4, "dies", 2], "b": [5], "hangs": [1, "hangs", 1]}
+    measured, failures = measure.take_turns(
+        options, Settings(rounds=2, seconds=0.01, patience=3), start, message.append
+    )
     assert failures == {"dies": "it ended with status 3: MemoryError: no more", "hangs": "no answer in 3 s"}
-    assert [f"{name}: {why}" for name, why in failures.items()] == [line for line in said if "first step" not in line]
+    assert [f"{name}: {why}" for name, why in failures.items()] == [
+        line for line in message if "first step" not in line
+    ]
     assert [name for name, *_ in turns_taken(tmp_path)] == ["a", "dies", "b", "a", "b", "a", "b"]
-    assert list(measured) == ["a", "b"] and all(len(found.turns) == 2 for found in measured.values())
+    assert list(measured) == ["a", "b"] and all(len(actual.turns) == 2 for actual in measured.values())
 
 
 @pytest.mark.parametrize(
@@ -93,8 +99,8 @@ MATMUL = measured([1.0, 2.0, 4.0], steps=2, flops=10**9)
 @pytest.fixture
 def result(monkeypatch):
     """A comparison of the Mixer tutorial, batch 128, whose turns are made up."""
-    found = {"patchnets": OURS, "keras-jax": KERAS, "matmul": MATMUL}
-    monkeypatch.setattr(measure, "take_turns", lambda *_: (dict(found), {"timm": "it ended"}))
+    actual = {"patchnets": OURS, "keras-jax": KERAS, "matmul": MATMUL}
+    monkeypatch.setattr(measure, "take_turns", lambda *_: (dict(actual), {"timm": "it ended"}))
     row = Row("mixer", "train", ("keras-jax", "timm"))
     return measure.compare(row, SETTINGS, lambda *_: None, lambda line: None)
 
@@ -115,11 +121,11 @@ def test_figures_are_medians_and_their_ratios(result):
 
 def test_what_cannot_be_said_is_left_out(monkeypatch):
     monkeypatch.setattr(measure, "take_turns", lambda *_: ({"keras-jax": KERAS}, {"patchnets": "it ended"}))
-    found = measure.compare(Row("mixer", "eval", ("keras-jax",)), Settings(), lambda *_: None, lambda line: None)
-    (entry,) = found["entries"].values()
+    actual = measure.compare(Row("mixer", "eval", ("keras-jax",)), Settings(), lambda *_: None, lambda line: None)
+    (entry,) = actual["entries"].values()
     missing = ("ratio", "flops_per_image", "flops_per_second", "share_of_matmul", "mfu", "epoch_seconds")
     assert all(entry[name] is None for name in missing)
-    assert "patchnets: not measured: it ended" in report.table(found)
+    assert "patchnets: not measured: it ended" in report.table(actual)
 
 
 def test_the_table_the_document_and_the_picture_show_them(result, tmp_path):
@@ -128,8 +134,8 @@ def test_the_table_the_document_and_the_picture_show_them(result, tmp_path):
     assert text[1].split("  ")[-1].strip() == "epoch s" and "MFU" in text[1]
     assert text[3].split()[:4] == ["keras-jax", "256", "196-256", "2.50x"]
     assert text[-1] == "  timm: not measured: it ended"
-    found = {"command": "python -m experiments.benchmark", "machine": {"cores": 2}, "results": [result]}
-    document = report.markdown(found)
+    actual = {"command": "python -m experiments.benchmark", "machine": {"cores": 2}, "results": [result]}
+    document = report.markdown(actual)
     assert "|keras-jax|256|196-256|2.50x|" in document and "timm: not measured: it ended." in document
     assert len({line.count("|") for line in document.splitlines() if line.startswith("|")}) == 1
     report.draw([result], tmp_path / "chart.png")
@@ -145,21 +151,21 @@ def test_only_those_who_have_the_network_take_part():
     assert workloads.possible("mixer", "train", every) == (*workloads.KERAS, "timm", "timm-compiled")
     assert workloads.possible("convmixer-512/16", "train", every) == workloads.TIMM
     assert workloads.possible("mixer", "input", every) == ("keras-tensorflow",)
-    told = measure.participants(Row("mixer", "devices", ()), Settings(batch=4))
-    assert list(told) == ["1 device", "2 devices", "4 devices", "matmul"]  # 4 images cannot be split over 8
-    assert measure.environment(told["4 devices"], gpu=False)["XLA_FLAGS"].endswith("device_count=4")
+    options = measure.participants(Row("mixer", "devices", ()), Settings(batch=4))
+    assert list(options) == ["1 device", "2 devices", "4 devices", "matmul"]  # 4 images cannot be split over 8
+    assert measure.environment(options["4 devices"], gpu=False)["XLA_FLAGS"].endswith("device_count=4")
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
 def test_suites_hold_only_what_can_be_measured(name):
     rows = workloads.suite(name)
     assert len(set(rows)) == len(rows)
-    tutorials = [row.model for row in rows if row.work == "train" and row.model in workloads.TUTORIALS]
+    tutorials = [row.model for row in rows if row.task == "train" and row.model in workloads.TUTORIALS]
     assert tutorials == list(workloads.TUTORIALS)
-    asked = program.parse_args([f"--suite={name}", "--batch=32"], "NVIDIA H200" if name == "gpu" else "")
-    batches = {row.model: asked.settings_for(row).batch_of(row.model) for row in rows if row.work == "train"}
+    requested = program.parse_args([f"--suite={name}", "--batch=32"], "NVIDIA H200" if name == "gpu" else "")
+    batches = {row.model: requested.settings_for(row).batch_of(row.model) for row in rows if row.task == "train"}
     assert batches["vit"] == 256 and batches["vit-B/16"] == 32
-    assert asked.settings.peak_tflops == (989 if name == "gpu" else None)
+    assert requested.settings.peak_tflops == (989 if name == "gpu" else None)
 
 
 BAD = ["--model=resnet", "--model=mixer --against=pytorch", "--model=mixer --work=play", "--rounds=0 --model=mixer"]
@@ -191,9 +197,9 @@ def test_what_is_measured_trains_as_a_run_does(tiny_config):
     assert same.data.preprocess == experiment.data.preprocess
     assert (same.total_steps, same.eval_every) == (experiment.total_steps, experiment.eval_every)
     states = []
-    for one in (experiment, same):
-        steps = bench_patchnets.compile_train_steps(one.task, one.data.train.batch, one.mesh)
-        states.append(steps(one.init_state(), one.data.train.step_inputs(0)[0], 3, 1.0)[0])
+    for first in (experiment, same):
+        steps = bench_patchnets.compile_train_steps(first.task, first.data.train.batch, first.mesh)
+        states.append(steps(first.init_state(), first.data.train.step_inputs(0)[0], 3, 1.0)[0])
     jax.tree.map(np.testing.assert_array_equal, *(state.params for state in states))
     assert int(states[1].step) == 3
 
@@ -203,10 +209,10 @@ def test_a_comparison_from_command_to_files(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("XLA_FLAGS")
     command = ["--model=digits", "--rounds=2", "--seconds=0.05", "--images=640", f"--out={tmp_path / 'out'}"]
     assert program.main(["benchmark", *command]) == 0, capsys.readouterr()
-    found = json.loads((tmp_path / "out" / "benchmark.json").read_text())
-    (result,) = found["results"]
+    actual = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+    (result,) = actual["results"]
     entry = result["entries"]["patchnets"]
-    assert found["command"].endswith("--out=out") and result["failures"] == {} and result["batch"] == 64
+    assert actual["command"].endswith("--out=out") and result["failures"] == {} and result["batch"] == 64
     assert entry["images_per_second"] > 0 and entry["peak_memory_mib"] > 50 and entry["first_step_seconds"] > 0
     mlps = 64 * 2 * 16 * 16 + 16 * 2 * 64 * 16  # of tokens and of channels: 16 patches, 16 hidden units
     assert entry["flops_per_image"] == 6 * (16 * 4 * 64 + 4 * mlps + 64 * 10)

@@ -26,12 +26,12 @@ def parameters(shape):
     return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model, 8, 1)))
 
 
-def start(place, *options):
-    return compare.main(["compare", "--dataset=digits", f"--workdir={place}", *options])
+def start(path, *options):
+    return compare.main(["compare", "--dataset=digits", f"--workdir={path}", *options])
 
 
-def networks(place):
-    return {found["id"]: found for found in json.loads((place / "compare.json").read_text())["networks"]}
+def networks(path):
+    return {actual["id"]: actual for actual in json.loads((path / "compare.json").read_text())["networks"]}
 
 
 @pytest.mark.slow
@@ -48,16 +48,16 @@ def test_any_two_families_have_parameters_within_five_per_cent(target, capsys, t
     assert max(counts) / min(counts) < 1.05 and 0.97 * target < min(counts)
 
 
-@pytest.mark.parametrize("target, found", [(8 * 128**2, "128/8"), (8 * 128**2 * 1.03, "140/7"), (8 * 400**2, "400/8")])
-def test_the_usual_depth_is_kept_where_it_can_be(target, found):
-    asked = []
+@pytest.mark.parametrize("target, actual", [(8 * 128**2, "128/8"), (8 * 128**2 * 1.03, "140/7"), (8 * 400**2, "400/8")])
+def test_the_usual_depth_is_kept_where_it_can_be(target, actual):
+    requested = []
 
     def cost(shape):
-        asked.append(shape)
+        requested.append(shape)
         return shape.depth * shape.width**2
 
-    assert str(matched("fnet", target, 0.02, cost)) == found
-    assert len(asked) == len(set(asked)) < 10
+    assert str(matched("fnet", target, 0.02, cost)) == actual
+    assert len(requested) == len(set(requested)) < 10
 
 
 def test_no_network_costs_so_little():
@@ -79,41 +79,44 @@ def test_the_interval_is_students():
 
 
 def test_families_are_trained_alike_and_shown_with_what_they_cost(fake, tmp_path, capsys):
-    place = tmp_path / "out"
+    path = tmp_path / "out"
     options = ("--models=fnet,gmlp", "--target=50k,100k", "--seeds=2", "--epochs=5")
-    assert start(place, *options, "--config.batch_size=64") == 0
-    told = [given for given, *_ in fake()]
-    assert [given["config.seed"] for given in told] == ["0"] * 4 + ["1"] * 4  # seed after seed
-    assert [given["config.model.name"] for given in told] == ["fnet", "gmlp"] * 4
-    same = {tuple(v for k, v in sorted(given.items()) if "model" not in k and k != "workdir") for given in told[:4]}
+    assert start(path, *options, "--config.batch_size=64") == 0
+    arguments = [settings for settings, *_ in fake()]
+    assert [settings["config.seed"] for settings in arguments] == ["0"] * 4 + ["1"] * 4  # seed after seed
+    assert [settings["config.model.name"] for settings in arguments] == ["fnet", "gmlp"] * 4
+    same = {
+        tuple(v for k, v in sorted(settings.items()) if "model" not in k and k != "workdir")
+        for settings in arguments[:4]
+    }
     assert len(same) == 1
-    first = told[0]
+    first = arguments[0]
     assert (first["config.total_epochs"], first["config.schedule.warmup_epochs"]) == ("5.0", "0.5")
     assert (first["config"], first["config.batch_size"]) == ("configs/compare.py:digits", "64")
-    found = networks(place)
-    assert len(found) == 4 and {each["family"] for each in found.values()} == {"fnet", "gmlp"}
-    for name, each in found.items():
+    actual = networks(path)
+    assert len(actual) == 4 and {each["family"] for each in actual.values()} == {"fnet", "gmlp"}
+    for name, each in actual.items():
         assert name == f"{each['family']}-{each['width']}-{each['depth']}"
         assert each["params"] == parameters(Shape(each["family"], each["depth"], each["width"]))
         assert each["measured"]["accuracy"]["mean"] == pytest.approx(statistics.fmean([0.10, 0.12]))
         # 12.7062 is the 97.5 % quantile of Student's distribution with one degree of freedom.
         assert each["measured"]["accuracy"]["interval"] == pytest.approx(12.7062 * 0.02 / 2, rel=1e-4)
         assert each["training_seconds"] == pytest.approx(250 * 64 / 500)
-    assert [each["targets"] for each in found.values()] == [[50e3], [50e3], [100e3], [100e3]]
-    folders = {shlex.split(command)[-1] for each in found.values() for command in each["commands"]}
+    assert [each["targets"] for each in actual.values()] == [[50e3], [50e3], [100e3], [100e3]]
+    folders = {shlex.split(command)[-1] for each in actual.values() for command in each["commands"]}
     assert len(folders) == 8 and all(folder.startswith("--workdir=runs/out/") for folder in folders)
-    written = (place / "compare.md").read_text()
+    written = (path / "compare.md").read_text()
     assert written.count("% apart.") == 2 and "40% apart" not in written
     assert written.count("|11.00 ± 12.71|32.00 ± 0.00|32.0 s|500|") == 4
     assert (
         written.startswith("# digits: families at equal parameters") and written.count("patchnets.main --config=") == 8
     )
     for name in ("compare.png", "curves.png"):
-        assert (place / name).read_bytes().startswith(b"\x89PNG")
+        assert (path / name).read_bytes().startswith(b"\x89PNG")
     assert "11.00 ± 12.71" in capsys.readouterr().out
-    assert start(place, *options, "--config.batch_size=64") == 0 and len(fake()) == 8  # nothing is done again
-    assert start(place, *options, "--config.batch_size=64", "--report") == 0
-    assert json.loads((place / "compare.json").read_text())["command"] in written  # as if it had been without --report
+    assert start(path, *options, "--config.batch_size=64") == 0 and len(fake()) == 8  # nothing is done again
+    assert start(path, *options, "--config.batch_size=64", "--report") == 0
+    assert json.loads((path / "compare.json").read_text())["command"] in written  # as if it had been without --report
 
 
 def test_how_far_apart_they_are_is_told_in_whole_parameters():
@@ -142,24 +145,24 @@ def test_how_far_apart_they_are_is_told_for_each_target():
 def test_families_of_equal_time_are_as_close_as_any_others(monkeypatch):
     """Whatever the two networks of a target are, both lie within the tolerance, on either side."""
     assert (1 + compare.TOLERANCE) / (1 - compare.TOLERANCE) < 1 + report.WITHIN
-    seen = []
+    observed = []
 
     def noting(family, target, tolerance, cost_of):
-        seen.append(tolerance)
+        observed.append(tolerance)
         return Shape(family)
 
     monkeypatch.setattr(compare, "matched", noting)
     compare.chosen(compare.parse_args(["--dataset=digits", "--match=time", "--target=3"]), None)
-    assert seen == [compare.TOLERANCE] * 5
+    assert observed == [compare.TOLERANCE] * 5
 
 
 def test_times_that_turned_out_unequal_are_told(fake, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "step_milliseconds", lambda job: {"gmlp": 10.0, "fnet": 12.0}[job.row.id.split("-")[0]])
     assert start(tmp_path / "out", "--models=gmlp,fnet", "--match=time", "--seeds=1") == 0
     out, error = capsys.readouterr()
-    told = "illiseconds of a training step: from 10 to 12, 20.0% apart, where at most 5% was asked for"
-    assert told in out and f"patchnets: --match=time does not hold: m{told}" in error
-    assert told in (tmp_path / "out/compare.md").read_text()
+    options = "illiseconds of a training step: from 10 to 12, 20.0% apart, where at most 5% was asked for"
+    assert options in out and f"patchnets: --match=time does not hold: m{options}" in error
+    assert options in (tmp_path / "out/compare.md").read_text()
     written = json.loads((tmp_path / "out/compare.json").read_text())
     assert written["equal"] is False and len(written["apart"]) == 1
 
@@ -175,8 +178,8 @@ def test_bars_are_drawn_where_there_are_intervals():
     "dataset, config", [("svhn_cropped", "configs/compare.py"), ("digits", "configs/compare.py:digits")]
 )
 def test_a_data_set_without_a_recipe_of_its_own_takes_that_of_cifar100(dataset, config, tmp_path):
-    asked = compare.parse_args([f"--dataset={dataset}"])
-    job = jobs.job(compare.row(asked, Shape("fnet")), 0, tmp_path, asked.other_data, ())
+    requested = compare.parse_args([f"--dataset={dataset}"])
+    job = jobs.job(compare.row(requested, Shape("fnet")), 0, tmp_path, requested.other_data, ())
     trained, *_ = flags.parse_flags(["main", *job.arguments])
     assert job.arguments[0] == f"--config={config}"
     assert (trained.dataset.name, trained.model.name) == (dataset, "fnet")
@@ -190,19 +193,19 @@ def test_what_is_missing_is_not_final(fake, tmp_path, monkeypatch, capsys):
 
 
 def test_minutes_are_as_many_steps_as_short_runs_show_to_fit(fake, tmp_path, capsys):
-    place, options = tmp_path / "out", ("--models=gmlp", "--target=20k", "--seeds=1", "--minutes=2")
+    path, options = tmp_path / "out", ("--models=gmlp", "--target=20k", "--seeds=1", "--minutes=2")
     more = ("--config.early_stopping.patience=3", "--config.schedule.warmup_epochs=1")
-    assert start(place, *options, "--report") == 2
-    assert "was not measured" in capsys.readouterr().err and not place.exists()
-    assert start(place, *options, *more) == 0
-    *pilots, run = (given for given, *_ in fake())
+    assert start(path, *options, "--report") == 2
+    assert "was not measured" in capsys.readouterr().err and not path.exists()
+    assert start(path, *options, *more) == 0
+    *pilots, run = (settings for settings, *_ in fake())
     assert [pilot["config.seed"] for pilot in pilots] == ["0", "1", "2"]
     for pilot in pilots:
         assert (pilot["config.total_steps"], pilot["config.dataset.test_split"]) == ("50", "none")
         assert "config.early_stopping.patience" not in pilot and pilot["config.schedule.warmup_epochs"] == "None"
     assert int(run["config.total_steps"]) == round(2 * 60 * 500 / 128)  # at the speed that the stand-in claims
     assert (run["config.schedule.warmup_epochs"], run.get("config.schedule.warmup_steps")) == ("1", None)
-    assert start(place, *options, *more) == 0
+    assert start(path, *options, *more) == 0
     assert len(fake()) == 4  # the speed is remembered
     assert re.search(r"measured gmlp-\d+-\d+ \(family-width-depth\): 256.0 ms a step", capsys.readouterr().out)
 
@@ -210,19 +213,19 @@ def test_minutes_are_as_many_steps_as_short_runs_show_to_fit(fake, tmp_path, cap
 def test_equal_time_is_measured(fake, tmp_path):
     assert start(tmp_path, "--models=gmlp,fnet", "--match=time", "--list") == 0
     # Three times each; at once the one is as fast as the other.
-    assert [given["config.model.name"] for given, *_ in fake()] == ["gmlp"] * 3 + ["fnet"] * 3
+    assert [settings["config.model.name"] for settings, *_ in fake()] == ["gmlp"] * 3 + ["fnet"] * 3
 
 
 def test_another_comparison_wants_another_folder(fake, tmp_path, monkeypatch, capsys):
-    place, options = tmp_path / "out", ("--models=gmlp", "--target=20k", "--seeds=1")
-    assert start(place, *options) == 0
-    before = (place / "compare.md").read_text()
-    config = next(place.glob("gmlp-*/seed-0")) / "config.json"
+    path, options = tmp_path / "out", ("--models=gmlp", "--target=20k", "--seeds=1")
+    assert start(path, *options) == 0
+    before = (path / "compare.md").read_text()
+    config = next(path.glob("gmlp-*/seed-0")) / "config.json"
     config.write_text(common.base(total_epochs=1.0, model=dict(name="gmlp", variant="S/16")).to_json())
     monkeypatch.setattr(jobs.config_lib, "config_hash", lambda config: f"{config.model.variant}")
-    assert start(place, *options) == 2
+    assert start(path, *options) == 2
     assert "was run there with another configuration (S/16, not None)" in capsys.readouterr().err
-    assert (place / "compare.md").read_text() == before
+    assert (path / "compare.md").read_text() == before
 
 
 def test_nothing_finished_is_nothing_to_report(fake, tmp_path, capsys):
@@ -231,16 +234,16 @@ def test_nothing_finished_is_nothing_to_report(fake, tmp_path, capsys):
 
 
 def test_a_report_without_its_picture_is_one(fake, tmp_path, monkeypatch, capsys):
-    place, options = tmp_path / "out", ("--models=gmlp", "--target=20k", "--seeds=1")
-    assert start(place, *options) == 0 and (place / "compare.png").exists()
+    directory, options = tmp_path / "out", ("--models=gmlp", "--target=20k", "--seeds=1")
+    assert start(directory, *options) == 0 and (directory / "compare.png").exists()
     monkeypatch.setattr(report.figures, "save", lambda figure, path: 1 / 0)
-    assert start(place, *options) == 0
+    assert start(directory, *options) == 0
     assert "compare.png could not be drawn: " in capsys.readouterr().err
-    assert not (place / "compare.png").exists() and "compare.png" not in (place / "compare.md").read_text()
+    assert not (directory / "compare.png").exists() and "compare.png" not in (directory / "compare.md").read_text()
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     [
         (["--models=mixer"], "--models: there is no family 'mixer'; known: mlp_mixer, fnet, gmlp, convmixer, vit"),
         (["--match=memory"], "--match: invalid choice: 'memory' (choose from "),
@@ -265,9 +268,9 @@ def test_a_report_without_its_picture_is_one(fake, tmp_path, monkeypatch, capsys
         (["--target=3"], "has no network that costs 3 to within 0.024 of it"),
     ],
 )
-def test_a_mistake_costs_one_line_and_writes_nothing(options, said, tmp_path, monkeypatch, capsys):
+def test_a_mistake_costs_one_line_and_writes_nothing(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert compare.main(["compare", "--dataset=digits", *options]) == 2
     out, error = capsys.readouterr()
-    assert said in error and error.count("\n") == 1 and not out
+    assert message in error and error.count("\n") == 1 and not out
     assert not list(tmp_path.iterdir())

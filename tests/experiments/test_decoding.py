@@ -18,13 +18,13 @@ def test_every_way_is_measured_on_both_sizes(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(decoding, "tf_data", lambda antialias: None)
     out = tmp_path / "rates.json"
     assert decoding.main(["decoding", "--rounds=1", "--images=2", f"--out={out}"]) == 0
-    text, found = capsys.readouterr().out, json.loads(out.read_text())
+    text, actual = capsys.readouterr().out, json.loads(out.read_text())
     for size in ("500x375", "2000x1500"):
-        rates = found[size]["images_per_second"]
+        rates = actual[size]["images_per_second"]
         assert len(rates) >= 4 and all(rate > 0 for rate in rates.values())
         for name, rate in rates.items():
             assert re.search(rf"^  {re.escape(name)} +{rate:.0f}$", text, re.MULTILINE), (name, rate)
-    assert found["500x375"]["images_per_second"]["patchnets"] > found["2000x1500"]["images_per_second"]["patchnets"]
+    assert actual["500x375"]["images_per_second"]["patchnets"] > actual["2000x1500"]["images_per_second"]["patchnets"]
 
 
 def test_streaming_reports_memory_and_rates(tmp_path):

@@ -9,7 +9,7 @@ from patchnets.data import sources
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     [
         ([], "the following arguments are required: --model"),
         (["--model=vit-B/16"], "--model: invalid choice: 'vit-B/16' (choose from "),
@@ -17,23 +17,23 @@ from patchnets.data import sources
         (["--model=mixer", "--config.batch_size=3"], "--config.batch_size=3: the recipe is the example's"),
     ],
 )
-def test_a_mistake_costs_one_line(options, said, capsys):
+def test_a_mistake_costs_one_line(options, message, capsys):
     assert keras_accuracy.main(["keras_accuracy", *options]) == 2
     out, error = capsys.readouterr()
-    assert said in error and error.count("\n") == 1 and not out
+    assert message in error and error.count("\n") == 1 and not out
 
 
 def test_the_images_are_those_of_the_splits(tmp_path):
     config, _ = parse_flags(["x", "--config=configs/mixer_digits.py", f"--config.dataset.cache_dir={tmp_path}"])
-    found = keras_accuracy.arrays(config)
+    actual = keras_accuracy.arrays(config)
     source = sources.open_source(config.dataset.name, config.dataset.path)
     examples = source.sizes["train"]
-    assert {role: len(images) for role, (images, _) in found.items()} == {
+    assert {role: len(images) for role, (images, _) in actual.items()} == {
         "train": examples * 9 // 10,
         "val": examples - examples * 9 // 10,
         "test": source.sizes["test"],
     }
-    (train, labels), (val, _) = found["train"], found["val"]
+    (train, labels), (val, _) = actual["train"], actual["val"]
     assert train.dtype == np.uint8 and train.shape[1:] == (8, 8, 1) and len(labels) == len(train)
     # scikit-learn's own digits, of levels 0 to 16: no image is in two splits but for digits that are there twice.
     assert len(np.unique(np.concatenate([train, val]), axis=0)) == len(np.unique(train, axis=0)) + len(

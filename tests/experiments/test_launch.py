@@ -26,15 +26,15 @@ def start(*arguments):
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
     """Makes a program, first on the PATH, that notes what it is told, one word a line, and ends as `body` says."""
-    place = tmp_path / "programs"
-    place.mkdir()
-    monkeypatch.setenv("PATH", f"{place}:{os.environ['PATH']}")
+    path = tmp_path / "programs"
+    path.mkdir()
+    monkeypatch.setenv("PATH", f"{path}:{os.environ['PATH']}")
 
     def make(name, body=""):
         notes = tmp_path / f"{name}.notes"
         notes.touch()
-        (place / name).write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" --- >> {shlex.quote(str(notes))}\n{body}\n')
-        (place / name).chmod(0o755)
+        (path / name).write_text(f'#!/bin/bash\nprintf "%s\\n" "$@" --- >> {shlex.quote(str(notes))}\n{body}\n')
+        (path / name).chmod(0o755)
         return lambda: [call.strip("\n").split("\n") for call in notes.read_text().split("---\n")[:-1]]
 
     return make
@@ -47,8 +47,8 @@ def carried_out(script, **environ):
 def test_a_stopped_job_goes_on_and_others_do_not(stand_in, tmp_path, capsys):
     workdir = tmp_path / "it's a folder"
     script = tmp_path / "jobs/mine.sbatch"
-    told = ("slurm", DIGITS, "--nodes=2", f"--workdir={workdir}", f"--out={script}", "--max-requeues=3")
-    assert start(*told, "--config.total_epochs=2", "--time=1:00:00", "--cpus-per-task=4") == 0
+    options = ("slurm", DIGITS, "--nodes=2", f"--workdir={workdir}", f"--out={script}", "--max-requeues=3")
+    assert start(*options, "--config.total_epochs=2", "--time=1:00:00", "--cpus-per-task=4") == 0
     assert capsys.readouterr().out == f"written: {script}\nsubmit:  sbatch {script}\n"
     assert workdir.is_dir()  # sbatch makes no folder for its output
     requeued = stand_in("scontrol")
@@ -104,10 +104,14 @@ def test_each_task_of_an_array_does_one_run(what, expected, stand_in, tmp_path, 
     ran = stand_in("srun")
     for i in range(len(expected)):
         assert carried_out(script, SLURM_JOB_ID="5", SLURM_ARRAY_TASK_ID=str(i)).returncode == 0
-    for words, (config, seed, place) in zip(ran(), expected, strict=True):
-        told = dict(word[2:].split("=", 1) for word in words[4:])
-        assert (told["config"], told["config.seed"], told["workdir"]) == (config, seed, str(tmp_path / "out" / place))
-        assert told["config.dataset.data_dir"] == "/a b"
+    for words, (config, seed, path) in zip(ran(), expected, strict=True):
+        options = dict(word[2:].split("=", 1) for word in words[4:])
+        assert (options["config"], options["config.seed"], options["workdir"]) == (
+            config,
+            seed,
+            str(tmp_path / "out" / path),
+        )
+        assert options["config.dataset.data_dir"] == "/a b"
 
 
 def test_jobs_are_submitted(stand_in, tmp_path, capfd):
@@ -168,21 +172,21 @@ JOBSET = {
 }
 
 
-def held(value, schema, where="manifest"):
+def held(value, schema, position="manifest"):
     """Asserts that the value has the fields of the schema and no others."""
     if isinstance(schema, list):
-        assert isinstance(value, list) and value, where
+        assert isinstance(value, list) and value, position
         for i, item in enumerate(value):
-            held(item, schema[0], f"{where}[{i}]")
+            held(item, schema[0], f"{position}[{i}]")
     elif isinstance(schema, dict):
-        assert isinstance(value, dict), where
+        assert isinstance(value, dict), position
         known = {name.rstrip("!"): kind for name, kind in schema.items()}
-        assert not set(value) - set(known), where
-        assert not {name[:-1] for name in schema if name.endswith("!")} - set(value), where
+        assert not set(value) - set(known), position
+        assert not {name[:-1] for name in schema if name.endswith("!")} - set(value), position
         for name, item in value.items():
-            held(item, known[name], f"{where}.{name}")
+            held(item, known[name], f"{position}.{name}")
     else:
-        assert type(value) is schema, (where, value)
+        assert type(value) is schema, (position, value)
 
 
 @pytest.mark.parametrize(
@@ -233,10 +237,10 @@ def test_of_a_sweep_there_is_a_jobset_for_each_run(capsys):
         name = manifest["metadata"]["name"]
         assert name == f"mixer-digits-lr-{i}"
         (container,) = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
-        told = dict(word[2:].split("=", 1) for word in container["command"][3:])
+        options = dict(word[2:].split("=", 1) for word in container["command"][3:])
         rate, seed = ("0.0005", "0.0015", "0.005", "0.015")[i % 4], str(i // 4)
-        assert (told["config.optimizer.learning_rate"], told["config.seed"]) == (rate, seed)
-        assert told["workdir"] == f"/runs/mixer-digits-lr/lr-{rate}/seed-{seed}"
+        assert (options["config.optimizer.learning_rate"], options["config.seed"]) == (rate, seed)
+        assert options["workdir"] == f"/runs/mixer-digits-lr/lr-{rate}/seed-{seed}"
         assert container["env"][0]["value"] == f"{name}-run-0-0.{name}:{distributed.PORT}"
 
 
@@ -244,11 +248,11 @@ def test_of_a_sweep_there_is_a_jobset_for_each_run(capsys):
 def test_the_names_of_pods_are_not_too_long(nodes, sweep, most, capsys):
     """JobSet refuses what makes of them NAME-run-0-POD-XXXXX of more than 63 characters."""
     what = "--sweep=experiments/sweeps/mixer_digits_lr.py" if sweep else DIGITS
-    told = ("k8s", what, *K8S[2:], "--config.batch_size=110", f"--nodes={nodes}", "--dry-run")
-    assert start(*told, f"--name={'a' * most}") == 0
+    options = ("k8s", what, *K8S[2:], "--config.batch_size=110", f"--nodes={nodes}", "--dry-run")
+    assert start(*options, f"--name={'a' * most}") == 0
     name = list(yaml.safe_load_all(capsys.readouterr().out))[-1]["metadata"]["name"]
     assert len(f"{name}-run-0-{nodes - 1}-abcde") == 63
-    assert start(*told, f"--name={'a' * (most + 1)}") == 2
+    assert start(*options, f"--name={'a' * (most + 1)}") == 2
     assert f"expected at most {most} characters with --nodes={nodes}" in capsys.readouterr().err
 
 
@@ -292,7 +296,7 @@ def test_a_tpu_slice_gets_what_is_committed(stand_in, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments, found",
+    "arguments, actual",
     [
         (("slurm", {"gpus-per-node": 8}, 2), 16),
         (("slurm", {}, 2), None),
@@ -304,12 +308,12 @@ def test_a_tpu_slice_gets_what_is_committed(stand_in, tmp_path, capsys):
         (("tpu", {"tpu-type": "v9-8"}, 1), None),
     ],
 )
-def test_devices_are_counted_where_they_can_be(arguments, found):
-    assert devices.known(*arguments) == found
+def test_devices_are_counted_where_they_can_be(arguments, actual):
+    assert devices.known(*arguments) == actual
 
 
 @pytest.mark.parametrize(
-    "arguments, said",
+    "arguments, message",
     [
         ([], "the following arguments are required: {slurm,k8s,tpu}"),
         (["pbs", DIGITS], "{slurm,k8s,tpu}: invalid choice: 'pbs' (choose from "),
@@ -375,10 +379,10 @@ def test_devices_are_counted_where_they_can_be(arguments, found):
         ([*TPU, "--nodes=2"], "unrecognized arguments: --nodes=2"),
     ],
 )
-def test_a_mistake_costs_one_line_and_writes_nothing(arguments, said, tmp_path, monkeypatch, capsys):
+def test_a_mistake_costs_one_line_and_writes_nothing(arguments, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(options_lib, "_check_committed", lambda file: None)
     assert start(*arguments) == 2
     out, error = capsys.readouterr()
-    assert said in error and error.count("\n") == 1 and not out
+    assert message in error and error.count("\n") == 1 and not out
     assert not list(tmp_path.iterdir())

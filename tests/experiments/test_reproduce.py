@@ -22,26 +22,28 @@ from experiments.tables import TABLES
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def start(place, *options):
-    return reproduce.main(["reproduce", "--table=keras_examples", f"--workdir={place}", *options])
+def start(path, *options):
+    return reproduce.main(["reproduce", "--table=keras_examples", f"--workdir={path}", *options])
 
 
-def rows_of(place):
-    return {row["id"]: row for row in json.loads((place / "report.json").read_text())["rows"]}
+def rows_of(path):
+    return {row["id"]: row for row in json.loads((path / "report.json").read_text())["rows"]}
 
 
 def test_each_row_is_trained_with_each_seed_and_reported_beside_what_was_published(fake, tmp_path, capsys):
-    place = tmp_path / "out"
-    assert start(place, "--rows=mixer-1,fnet-paper-1", "--seeds=2", "--config.dataset.data_dir=/d") == 0
-    told = [given for given, *_ in fake()]
-    assert [(given["config"], given["config.seed"], given.get("config.total_epochs")) for given in told] == [
+    path = tmp_path / "out"
+    assert start(path, "--rows=mixer-1,fnet-paper-1", "--seeds=2", "--config.dataset.data_dir=/d") == 0
+    options = [settings for settings, *_ in fake()]
+    assert [
+        (settings["config"], settings["config.seed"], settings.get("config.total_epochs")) for settings in options
+    ] == [
         ("configs/mixer_cifar100.py:one_epoch", "0", None),
         ("configs/mixer_cifar100.py:one_epoch", "1", None),
         ("configs/fnet_cifar100.py:paper", "0", "1.0"),
         ("configs/fnet_cifar100.py:paper", "1", "1.0"),
     ]
-    assert {given["config.dataset.data_dir"] for given in told} == {"/d"}
-    mixer, fnet = rows_of(place).values()
+    assert {settings["config.dataset.data_dir"] for settings in options} == {"/d"}
+    mixer, fnet = rows_of(path).values()
     assert mixer["measured"]["accuracy"]["values"] == pytest.approx([0.10, 0.12])
     assert mixer["measured"]["accuracy"]["mean"] == pytest.approx(0.11)
     assert mixer["measured"]["accuracy"]["deviation"] == pytest.approx(0.02 / math.sqrt(2))
@@ -54,57 +56,59 @@ def test_each_row_is_trained_with_each_seed_and_reported_beside_what_was_publish
         "python -m patchnets.main --config=configs/mixer_cifar100.py:one_epoch --config.seed=1 "
         "--workdir=runs/out/mixer-1/seed-1"
     )
-    told = [shlex.split(command)[-1] for row in (mixer, fnet) for command in row["commands"]]
-    assert all(word.startswith("--workdir=runs/") for word in told) and len(set(told)) == 4
+    options = [shlex.split(command)[-1] for row in (mixer, fnet) for command in row["commands"]]
+    assert all(word.startswith("--workdir=runs/") for word in options) and len(set(options)) == 4
     screen = capsys.readouterr().out
     assert "mixer-1 seed 1: test top-1 12.00%, top-5 32.00%, 1 min" in screen
-    written = (place / "report.md").read_text()
+    written = (path / "report.md").read_text()
     assert "|mixer-1|cifar100|1|top-1|9.76|11.00 ± 1.41|+1.24|not reproduced|1 min|500|" in written
     assert written.count("python -m patchnets.main") == 4
 
 
 def test_what_is_done_is_not_done_again_and_what_is_missing_is(fake, tmp_path):
-    place = tmp_path / "out"
-    assert start(place, "--rows=mixer-1") == 0
-    assert start(place, "--rows=mixer-1", "--seeds=3") == 0
-    assert [given["config.seed"] for given, *_ in fake()] == ["0", "1", "2"]
-    assert rows_of(place)["mixer-1"]["seeds"] == [0, 1, 2]
-    summary = place / "mixer-1/seed-1/summary.json"
+    path = tmp_path / "out"
+    assert start(path, "--rows=mixer-1") == 0
+    assert start(path, "--rows=mixer-1", "--seeds=3") == 0
+    assert [settings["config.seed"] for settings, *_ in fake()] == ["0", "1", "2"]
+    assert rows_of(path)["mixer-1"]["seeds"] == [0, 1, 2]
+    summary = path / "mixer-1/seed-1/summary.json"
     summary.write_text(summary.read_text().replace("hash", "another"))  # of another configuration
-    assert start(place, "--rows=mixer-1", "--seeds=3", "--report") == 0
-    row = rows_of(place)["mixer-1"]
+    assert start(path, "--rows=mixer-1", "--seeds=3", "--report") == 0
+    row = rows_of(path)["mixer-1"]
     assert (row["seeds"], row["verdict"], len(fake())) == ([0, 2], "not run", 3)
     assert any("2 of 3 seeds finished: what is shown is not final" in reason for reason in row["reasons"])
-    assert "|not run (2/3)|" in (place / "report.md").read_text()
+    assert "|not run (2/3)|" in (path / "report.md").read_text()
 
 
 def test_a_run_that_fails_costs_its_row_and_no_other(fake, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FAIL", "1")
-    place = tmp_path / "out"
-    assert start(place, "--rows=mixer-1,gmlp-1", "--seeds=2") == 1
+    path = tmp_path / "out"
+    assert start(path, "--rows=mixer-1,gmlp-1", "--seeds=2") == 1
     assert len(fake()) == 4
-    for row in rows_of(place).values():
+    for row in rows_of(path).values():
         assert row["verdict"] == "not run" and row["seeds"] == [0]
         assert "seed 1 failed, status 1: no images" in row["reasons"]
     assert "mixer-1 seed 1 failed, status 1: no images" in capsys.readouterr().out
 
 
 def test_another_data_set_or_recipe_gets_no_verdict(fake, tmp_path):
-    place = tmp_path / "out"
+    path = tmp_path / "out"
     (tmp_path / "images" / "train").mkdir(parents=True)
-    assert start(place, "--rows=mixer-1", f"--data=folder:{tmp_path / 'images'}") == 0
-    row = rows_of(place)["mixer-1"]
+    assert start(path, "--rows=mixer-1", f"--data=folder:{tmp_path / 'images'}") == 0
+    row = rows_of(path)["mixer-1"]
     assert (row["verdict"], row["dataset"]) == ("other data", "folder:images")
     assert "on folder:images in place of the table's cifar100" in row["reasons"]
     assert not report.peers(row)
-    ((given, *_), *_) = fake()
-    assert given["config.dataset.path"] == str(tmp_path / "images") and given["config.dataset.train_split"] == "None"
-    assert "--data=folder:PATH" in (place / "report.md").read_text().splitlines()[2]
+    ((settings, *_), *_) = fake()
+    assert (
+        settings["config.dataset.path"] == str(tmp_path / "images") and settings["config.dataset.train_split"] == "None"
+    )
+    assert "--data=folder:PATH" in (path / "report.md").read_text().splitlines()[2]
     for name in ("report.md", "report.html", "report.json"):
-        text = (place / name).read_text()
+        text = (path / name).read_text()
         assert str(tmp_path) not in text and "on the same images" not in text, name
     (tmp_path / "others" / "train").mkdir(parents=True)
-    assert start(place, "--rows=mixer-1", f"--data=folder:{tmp_path / 'others'}") == 0
+    assert start(path, "--rows=mixer-1", f"--data=folder:{tmp_path / 'others'}") == 0
     assert len(fake()) == 2, "other images are another run"
     assert start(tmp_path / "other", "--rows=mixer-1", "--config.batch_size=64") == 0
     row = rows_of(tmp_path / "other")["mixer-1"]
@@ -112,11 +116,14 @@ def test_another_data_set_or_recipe_gets_no_verdict(fake, tmp_path):
 
 
 def test_a_tables_own_data_set_by_its_name_is_none_other(fake, tmp_path):
-    place = tmp_path / "out"
-    assert start(place, "--rows=mixer-1") == 0
-    assert start(place, "--rows=mixer-1,convmixer-2", "--data=cifar100") == 0
-    assert [given.get("config.dataset.name") for given, *_ in fake()] == [None, "cifar100"]  # and of the Mixer no more
-    mixer, convmixer = rows_of(place).values()
+    path = tmp_path / "out"
+    assert start(path, "--rows=mixer-1") == 0
+    assert start(path, "--rows=mixer-1,convmixer-2", "--data=cifar100") == 0
+    assert [settings.get("config.dataset.name") for settings, *_ in fake()] == [
+        None,
+        "cifar100",
+    ]  # and of the Mixer no more
+    mixer, convmixer = rows_of(path).values()
     assert (mixer["verdict"], mixer["dataset"], len(report.peers(mixer))) == ("not reproduced", "cifar100", 1)
     assert (convmixer["verdict"], convmixer["dataset"]) == ("other data", "cifar100")
 
@@ -125,8 +132,8 @@ def test_rows_run_at_the_same_time_each_on_a_gpu_of_its_own(fake, tmp_path, monk
     monkeypatch.setattr(progress.machine, "gpus", lambda: ["H200", "H200"])
     monkeypatch.setenv("WORK", "3")
     assert start(tmp_path / "out", "--rows=mixer-1,fnet-1", "--parallel=5") == 0
-    (_, one, began), (_, other, too) = fake()
-    assert {one, other} == {"0", "1"} and abs(began - too) < 3  # the second began before the first had ended
+    (_, first, began), (_, other, too) = fake()
+    assert {first, other} == {"0", "1"} and abs(began - too) < 3  # the second began before the first had ended
 
 
 def test_the_gpus_that_the_user_names_are_taken(fake, tmp_path, monkeypatch):
@@ -166,7 +173,7 @@ def test_stopped_it_tells_its_runs_to_save_and_reports_what_there_is(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     [
         (["--table=imagnet"], "--table: invalid choice: 'imagnet' (choose from "),
         ([], "the following arguments are required: --table; --help lists"),
@@ -196,11 +203,11 @@ def test_stopped_it_tells_its_runs_to_save_and_reports_what_there_is(tmp_path):
         (["--table=cifar", "--rows=convmixer-25", "--config.batch=3"], "batch"),
     ],
 )
-def test_a_mistake_costs_one_line_and_writes_nothing(options, said, tmp_path, monkeypatch, capsys):
+def test_a_mistake_costs_one_line_and_writes_nothing(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert reproduce.main(["reproduce", *options]) == 2
     out, error = capsys.readouterr()
-    assert said in error and error.count("\n") == 1 and not out
+    assert message in error and error.count("\n") == 1 and not out
     assert not list(tmp_path.iterdir())
 
 
@@ -211,10 +218,10 @@ def test_rows_are_listed_with_what_they_take(capsys):
 
 
 def test_a_row_that_was_not_run_says_what_it_needs(tmp_path):
-    place = tmp_path / "out"
-    assert reproduce.main(["r", "--table=imagenet", f"--workdir={place}", "--report"]) == 0
+    path = tmp_path / "out"
+    assert reproduce.main(["r", "--table=imagenet", f"--workdir={path}", "--report"]) == 0
     for name in ("report.md", "report.html"):
-        text = (place / name).read_text()
+        text = (path / name).read_text()
         assert (
             text.count("needs 300 epochs on a cluster") + text.count("needs 150 epochs") + text.count("needs 90 ") == 16
         )
@@ -237,7 +244,7 @@ CURVE = {"val_accuracy": [[1.0, 0.16, 0.16, 0.16], [2.0, 0.71, 0.71, 0.71]]}
 
 
 @pytest.mark.parametrize(
-    "values, asked, short",
+    "values, requested, short",
     [
         (dict(published={"accuracy": 0.52}), 1, []),
         (dict(published={"accuracy": 0.5201}), 1, ["top-1: 50.00% is below 52.01% published less 2.0%"]),
@@ -252,11 +259,11 @@ CURVE = {"val_accuracy": [[1.0, 0.16, 0.16, 0.16], [2.0, 0.71, 0.71, 0.71]]}
         (dict(curve={1: 0.19, 2: 0.724, 3: 0.78}), 3, ["epoch 1: 16.00%", "epoch 3: not measured"]),
     ],
 )
-def test_a_row_is_held_against_every_figure_that_was_published(values, asked, short):
+def test_a_row_is_held_against_every_figure_that_was_published(values, requested, short):
     figures = {"accuracy": {"mean": 0.50}}
-    count, found = results.shortfalls(row(**values), figures, CURVE, dict(accuracy=0.01))
-    assert count == asked and len(found) == len(short)
-    assert all(part in line for part, line in zip(short, found))
+    count, actual = results.shortfalls(row(**values), figures, CURVE, dict(accuracy=0.01))
+    assert count == requested and len(actual) == len(short)
+    assert all(part in line for part, line in zip(short, actual))
 
 
 def test_seed_noise_is_pooled_over_the_rows_that_were_run_twice():
@@ -271,10 +278,10 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.seen, self.texts, self.sources = [], [], [], []
+        self.open, self.collected, self.texts, self.sources = [], [], [], []
 
     def handle_starttag(self, tag, attrs):
-        self.seen.append(tag)
+        self.collected.append(tag)
         self.sources += [value for name, value in attrs if name in ("src", "href")]
         if tag not in ("meta", "img"):
             self.open.append(tag)
@@ -287,18 +294,18 @@ class Page(html.parser.HTMLParser):
 
 
 def test_the_page_is_one_file_with_its_picture_and_names_nothing_outside(fake, tmp_path):
-    place = tmp_path / "out"
-    assert start(place, "--rows=mixer-1,fnet-1", "--seeds=2") == 0
+    path = tmp_path / "out"
+    assert start(path, "--rows=mixer-1,fnet-1", "--seeds=2") == 0
     page = Page()
-    page.loader((place / "report.html").read_text())
-    assert not page.open and page.seen.count("tr") == 1 + 2 * 2
+    page.feed((path / "report.html").read_text())
+    assert not page.open and page.collected.count("tr") == 1 + 2 * 2
     (picture,) = page.sources
-    assert base64.b64decode(picture.removeprefix("data:image/png;base64,")) == (place / "curves.png").read_bytes()
+    assert base64.b64decode(picture.removeprefix("data:image/png;base64,")) == (path / "curves.png").read_bytes()
     text = " ".join(page.texts)
     assert "Keras itself on the same images: top-1 19.29 and 18.38 %" in text and "11.00 ± 1.41" in text
 
 
 def test_what_is_written_is_escaped(tmp_path):
-    found = results.result(row(id="a<b", note="x & <script>"), [], {}, None, {})
-    text = report.page("t", "c", [found], [], None)
+    actual = results.result(row(id="a<b", note="x & <script>"), [], {}, None, {})
+    text = report.page("t", "c", [actual], [], None)
     assert "<script>" not in text and "a&lt;b" in text and "x &amp; &lt;script&gt;" in text

@@ -13,45 +13,45 @@ LR = "experiments/sweeps/mixer_digits_lr.py"
 TWO = "CONFIG = 'configs/mixer_digits.py'\ndef get_sweep():\n    yield 'a', {'batch_size': 64}\n    yield 'b', %s\n"
 
 
-def start(place, *options, file=LR):
-    return sweep.main(["sweep", f"--sweep={file}", f"--workdir={place}", *options])
+def start(path, *options, file=LR):
+    return sweep.main(["sweep", f"--sweep={file}", f"--workdir={path}", *options])
 
 
 def test_entries_are_trained_with_each_seed_and_gathered(fake, tmp_path, capsys):
-    place = tmp_path / "out"
-    assert start(place, "--seeds=2", "--config.total_epochs=3") == 0
-    told = [(given["config.optimizer.learning_rate"], given["config.seed"]) for given, *_ in fake()]
+    path = tmp_path / "out"
+    assert start(path, "--seeds=2", "--config.total_epochs=3") == 0
+    options = [(settings["config.optimizer.learning_rate"], settings["config.seed"]) for settings, *_ in fake()]
     rates = ["0.0005", "0.0015", "0.005", "0.015"]
-    assert told == [(rate, seed) for seed in "01" for rate in rates]
-    assert {(given["config"], given["config.total_epochs"]) for given, *_ in fake()} == {
+    assert options == [(rate, seed) for seed in "01" for rate in rates]
+    assert {(settings["config"], settings["config.total_epochs"]) for settings, *_ in fake()} == {
         ("configs/mixer_digits.py", "3")
     }
-    written = json.loads((place / "sweep.json").read_text())
-    for found, rate in zip(written["entries"], rates, strict=True):
-        assert found["changes"] == {"optimizer.learning_rate": float(rate)}
-        assert found["measured"]["test"]["accuracy"]["values"] == pytest.approx(
+    written = json.loads((path / "sweep.json").read_text())
+    for actual, rate in zip(written["entries"], rates, strict=True):
+        assert actual["changes"] == {"optimizer.learning_rate": float(rate)}
+        assert actual["measured"]["test"]["accuracy"]["values"] == pytest.approx(
             [0.10, 0.12]
         )  # what the stand-in claims
-    text = (place / "sweep.md").read_text()
+    text = (path / "sweep.md").read_text()
     assert "|lr-0.005|optimizer.learning_rate=0.005|1|2|-|-|11.00 ± 1.41|32.00 ± 0.00|1 min|" in text
     assert text.count("python -m patchnets.main --config=configs/mixer_digits.py") == 8
-    assert {file.name for file in place.iterdir() if file.is_file()} == set(report.FILES)
+    assert {file.name for file in path.iterdir() if file.is_file()} == set(report.FILES)
     for name in ("sweep.png", "curves.png"):
-        assert (place / name).read_bytes().startswith(b"\x89PNG")
+        assert (path / name).read_bytes().startswith(b"\x89PNG")
     assert "11.00 ± 1.41" in capsys.readouterr().out
-    assert start(place, "--seeds=2", "--config.total_epochs=3") == 0 and len(fake()) == 8  # nothing is done again
+    assert start(path, "--seeds=2", "--config.total_epochs=3") == 0 and len(fake()) == 8  # nothing is done again
 
 
-@pytest.mark.parametrize("told", ["2", "lr-0.005"])
-def test_one_entry_alone_leaves_the_report_to_whoever_gathers(told, fake, tmp_path, capsys):
-    place = tmp_path / "out"
-    assert start(place, f"--only={told}") == 0
-    assert [given["config.optimizer.learning_rate"] for given, *_ in fake()] == ["0.005"]
-    assert not (place / "sweep.md").exists()
-    assert start(place, "--report") == 0 and len(fake()) == 1
-    found = {each["id"]: each for each in json.loads((place / "sweep.json").read_text())["entries"]}
-    assert [name for name, each in found.items() if each["seeds"]] == ["lr-0.005"]
-    assert "0 of 1, not final" in (place / "sweep.md").read_text()
+@pytest.mark.parametrize("options", ["2", "lr-0.005"])
+def test_one_entry_alone_leaves_the_report_to_whoever_gathers(options, fake, tmp_path, capsys):
+    path = tmp_path / "out"
+    assert start(path, f"--only={options}") == 0
+    assert [settings["config.optimizer.learning_rate"] for settings, *_ in fake()] == ["0.005"]
+    assert not (path / "sweep.md").exists()
+    assert start(path, "--report") == 0 and len(fake()) == 1
+    actual = {each["id"]: each for each in json.loads((path / "sweep.json").read_text())["entries"]}
+    assert [name for name, each in actual.items() if each["seeds"]] == ["lr-0.005"]
+    assert "0 of 1, not final" in (path / "sweep.md").read_text()
 
 
 def test_a_run_that_fails_is_told(fake, tmp_path, monkeypatch, capsys):
@@ -70,8 +70,8 @@ def test_a_configuration_may_name_its_own_sweep(tmp_path, capsys):
         ["0", "a", "batch_size=64"],
         ["1", "b", "model.depth=2"],
     ]
-    asked = sweep.parse_args([f"--sweep={file}", f"--workdir={tmp_path}"])
-    first, second = (flags.parse_flags(["main", *job.arguments])[0] for job in sweep.jobs_of(asked))
+    requested = sweep.parse_args([f"--sweep={file}", f"--workdir={tmp_path}"])
+    first, second = (flags.parse_flags(["main", *job.arguments])[0] for job in sweep.jobs_of(requested))
     assert (first.batch_size, second.model.depth) == (64, 2)
     assert start(tmp_path, "--list", "--config=configs/gmlp_digits.py", file=file) == 0
 
@@ -91,11 +91,11 @@ def test_numbers_of_numpy_are_numbers(fake, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(NUMPY)
     assert start(tmp_path / "out", file=file) == 0
-    assert [given["config.batch_size"] for given, *_ in fake()] == ["32", "64"]
+    assert [settings["config.batch_size"] for settings, *_ in fake()] == ["32", "64"]
     assert fake()[0][0]["config.optimizer.lr_mults"] == "(('head/.*', 2.0), ('.*', 1.0))"
     written = json.loads((tmp_path / "out/sweep.json").read_text())["entries"]
     rules = [["head/.*", 2.0], [".*", 1.0]]
-    assert [found["changes"] for found in written] == [
+    assert [actual["changes"] for actual in written] == [
         {"batch_size": batch, "optimizer.learning_rate": 0.5, "optimizer.lr_mults": rules} for batch in (32, 64)
     ]
 
@@ -121,7 +121,7 @@ def test_a_line_is_drawn_against_the_one_number_in_which_all_differ(entries, key
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, message",
     [
         (TWO % "{'batch_sise': 32}", "unknown key config.batch_sise; did you mean config.batch_size?"),
         (TWO % "{'batch_size': 'x'}", "b of --sweep="),
@@ -143,16 +143,16 @@ def test_a_line_is_drawn_against_the_one_number_in_which_all_differ(entries, key
         ("CONFIG = ''\n", "cannot be loaded: KeyError: 'get_sweep'"),
     ],
 )
-def test_a_file_that_does_not_do_costs_one_line(text, said, tmp_path, capsys):
+def test_a_file_that_does_not_do_costs_one_line(text, message, tmp_path, capsys):
     (tmp_path / "bad.py").write_text(text)
     assert start(tmp_path / "out", file=tmp_path / "bad.py") == 2
     out, error = capsys.readouterr()
-    assert said in error and error.count("\n") == 1 and not out
+    assert message in error and error.count("\n") == 1 and not out
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
-    "options, said",
+    "options, message",
     [
         (["--only=4"], "--only=4 is no entry; there are 0 to 3: lr-0.0005, lr-0.0015"),
         (["--only=1", "--report"], "--only=1 and --report are both given"),
@@ -161,19 +161,19 @@ def test_a_file_that_does_not_do_costs_one_line(text, said, tmp_path, capsys):
         (["--seeds=0"], "--seeds: expected a whole number above 0, and at most 9,999, got '0'"),
     ],
 )
-def test_a_mistake_costs_one_line_and_writes_nothing(options, said, tmp_path, capsys):
+def test_a_mistake_costs_one_line_and_writes_nothing(options, message, tmp_path, capsys):
     assert start(tmp_path / "out", *options) == 2
     out, error = capsys.readouterr()
-    assert said in error and error.count("\n") == 1 and not out
+    assert message in error and error.count("\n") == 1 and not out
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_of_another_sweep_is_refused(fake, tmp_path, monkeypatch, capsys):
-    place = tmp_path / "out"
-    assert start(place, "--only=1") == 0
-    (place / "lr-0.0015/seed-0/config.json").write_text(
+    path = tmp_path / "out"
+    assert start(path, "--only=1") == 0
+    (path / "lr-0.0015/seed-0/config.json").write_text(
         common.base(total_epochs=1.0, model=dict(name="fnet", variant="S/16")).to_json()
     )
     monkeypatch.setattr(jobs.config_lib, "config_hash", lambda config: config.model.name)
-    assert start(place) == 2 and len(fake()) == 1
+    assert start(path) == 2 and len(fake()) == 1
     assert "lr-0.0015 was run there with another configuration (fnet, not keras_mixer)" in capsys.readouterr().err

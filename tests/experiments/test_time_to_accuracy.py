@@ -89,10 +89,10 @@ def test_an_overshoot_is_told(fake, monkeypatch, tmp_path):
     assert [line.split()[3] for line in fake.read_text().splitlines()] == ["0.5", "0.5"]  # nothing found compiled
 
 
-@pytest.mark.parametrize(("status", "told"), [(1, 1), (2, 2)])
-def test_a_run_that_fails_says_why_in_one_line(fake, monkeypatch, capsys, status, told):
+@pytest.mark.parametrize(("status", "options"), [(1, 1), (2, 2)])
+def test_a_run_that_fails_says_why_in_one_line(fake, monkeypatch, capsys, status, options):
     monkeypatch.setenv("FAULT", str(status))
-    assert start("--config=x.py", "--seconds=3", "--pilot=10", "--compile=within") == told
+    assert start("--config=x.py", "--seconds=3", "--pilot=10", "--compile=within") == options
     out, err = capsys.readouterr()
     assert f"ended with status {status}: patchnets: the loss stopped being finite" in (err if status == 2 else out)
     assert "bye" not in out + err
@@ -107,8 +107,8 @@ def test_a_limit_that_leaves_no_time_for_a_step_is_told(fake, monkeypatch, capsy
 @pytest.mark.slow
 def test_patchnets_itself_is_measured_to_its_end(tmp_path):
     tiny = [f"--config.{each}" for each in ("model.depth=1", "batch_size=256", "mesh.data=1")]
-    asked = time_to_accuracy.parse_args(["--config=configs/mixer_digits.py:paper", "--seconds=20", *tiny])
-    runs = time_to_accuracy.Runs(asked, tmp_path, 256)
+    requested = time_to_accuracy.parse_args(["--config=configs/mixer_digits.py:paper", "--seconds=20", *tiny])
+    runs = time_to_accuracy.Runs(requested, tmp_path, 256)
     seconds, summary = runs.run(12, 1, "compiled", 100.0, pilot=True)  # shorter than the recipe's warm-up
     assert time_to_accuracy.STARTED_TRAINING in (tmp_path / "run-1.log").read_text()
     assert (summary["steps"], summary["epochs"]) == (12, 12 / 6) and 0 < summary["test_accuracy"] < 1
@@ -118,7 +118,7 @@ def test_patchnets_itself_is_measured_to_its_end(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "arguments"),
     [
         (["--seconds=60"], "the following arguments are required: --config"),
         (["--config=configs/mixer_digits.py"], "the following arguments are required: --seconds"),
@@ -134,17 +134,17 @@ def test_patchnets_itself_is_measured_to_its_end(tmp_path):
         (["--config=x.py", "--seconds=9", "more"], "unrecognized arguments: more"),
     ],
 )
-def test_mistakes_cost_one_line(options, told, capsys):
+def test_mistakes_cost_one_line(options, arguments, capsys):
     assert start(*options) == 2
     out, err = capsys.readouterr()
-    assert not out and told in err and err.count("\n") == 1
+    assert not out and arguments in err and err.count("\n") == 1
 
 
 def test_data_are_class_folders_or_prepared_data_sets(tmp_path):
     assert time_to_accuracy.data_options(str(tmp_path)) == [f"--config.dataset.data_dir={tmp_path.resolve()}"]
     (tmp_path / "train").mkdir()
-    found = time_to_accuracy.data_options(str(tmp_path))
-    config, _ = parse_flags(["main", "--config=configs/convmixer_cifar10.py:sprint", *found])
+    actual = time_to_accuracy.data_options(str(tmp_path))
+    config, _ = parse_flags(["main", "--config=configs/convmixer_cifar10.py:sprint", *actual])
     assert (config.dataset.name, config.dataset.path) == ("folder", str(tmp_path.resolve()))
 
 
@@ -186,24 +186,28 @@ def test_everything_on_a_gpu_goes_on_where_a_part_fails(monkeypatch, tmp_path, c
 
 
 def test_the_benchmark_understands_what_it_is_told(monkeypatch):
-    told = []
-    monkeypatch.setattr(on_gpu, "program", lambda module, *options: told.extend(options))
+    arguments = []
+    monkeypatch.setattr(on_gpu, "program", lambda module, *options: arguments.extend(options))
     on_gpu.benchmark(on_gpu.parse_args(["--out", "new", "--rounds=3", "--turn", "2"]))
-    asked = benchmark.parse_args(told, "")
-    assert asked.suite and (asked.settings.rounds, asked.settings.seconds) == (3, 2.0) and str(asked.out) == "new"
+    requested = benchmark.parse_args(arguments, "")
+    assert (
+        requested.suite
+        and (requested.settings.rounds, requested.settings.seconds) == (3, 2.0)
+        and str(requested.out) == "new"
+    )
 
 
 def test_an_epoch_is_timed_after_the_first(monkeypatch, tmp_path):
     def program(module, *options):
         config, workdir = parse_flags(["main", *options])
         assert (config.total_epochs, config.model.name) == (4, "keras_mixer") and config.model.dtype in on_gpu.DTYPES
-        place = pathlib.Path(workdir)
-        place.mkdir()
+        path = pathlib.Path(workdir)
+        path.mkdir()
         rates = {1: 1.0, 2: 90_000.0, 3: 45_000.0, 4: 60_000.0}
         rows = [{"step": 9 * epoch, "epoch": epoch, "images_per_second": rate} for epoch, rate in rates.items()]
         text = "".join(json.dumps(row) + "\n" for row in [*rows, {"step": 36, "test_loss": 1.0}])
-        (place / "metrics.jsonl").write_text(text)
-        (place / "summary.json").write_text(json.dumps({"device": "1 x fake"}))
+        (path / "metrics.jsonl").write_text(text)
+        (path / "summary.json").write_text(json.dumps({"device": "1 x fake"}))
 
     monkeypatch.setattr(on_gpu, "program", program)
     monkeypatch.setattr(on_gpu, "TUTORIALS", {"mixer": None})

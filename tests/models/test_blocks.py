@@ -88,11 +88,11 @@ def plain_training(name):
     return train(make(name), variables_of(name))
 
 
-def assert_near(found, expected, tolerance=1e-5):
+def assert_near(actual, expected, tolerance=1e-5):
     """Leaf by leaf, relative to its largest number or, where it is small for sums that cancel out, the tree's."""
-    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
-    for (path, a), (_, b) in zip(jax.tree.leaves_with_path(found), jax.tree.leaves_with_path(expected)):
+    for (path, a), (_, b) in zip(jax.tree.leaves_with_path(actual), jax.tree.leaves_with_path(expected)):
         scale = max(np.abs(b).max(), 0.1 * largest)
         np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * scale, err_msg=jax.tree_util.keystr(path))
 
@@ -105,10 +105,12 @@ def test_every_architecture_has_sizes_here():
 def test_the_gradient_reaches_every_parameter(name):
     _, rest = plain_training(name)
     for path, leaf in jax.tree.leaves_with_path(rest["params"]):
-        where = jax.tree_util.keystr(path)
-        assert np.isfinite(leaf).all(), where
+        position = jax.tree_util.keystr(path)
+        assert np.isfinite(leaf).all(), position
         # A bias of the keys adds the same to all scores of a query, which the softmax takes away again.
-        assert ("'key'" in where and "bias" in where) or "key_bias" in where or np.asarray(leaf).any(), where
+        assert ("'key'" in position and "bias" in position) or "key_bias" in position or np.asarray(leaf).any(), (
+            position
+        )
 
 
 @EVERY
@@ -119,8 +121,8 @@ def test_blocks_computed_anew_give_the_same_logits_gradients_and_statistics(name
 @EVERY
 def test_scanned_blocks_give_the_same_logits_gradients_and_statistics(name):
     logits, rest = plain_training(name)
-    found, others = train(make(name, scan=True), stack_blocks(variables_of(name)))
-    assert_near((found, others), (logits, stack_blocks(rest)))
+    actual, others = train(make(name, scan=True), stack_blocks(variables_of(name)))
+    assert_near((actual, others), (logits, stack_blocks(rest)))
     assert ("batch_stats" in others) == ("convmixer" in name)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(others))
 
@@ -128,8 +130,8 @@ def test_scanned_blocks_give_the_same_logits_gradients_and_statistics(name):
 @pytest.mark.parametrize("name", ["gmlp", "convmixer"])
 def test_scanned_blocks_computed_anew_give_the_same_too(name):
     logits, rest = plain_training(name)
-    found = train(make(name, scan=True, remat=True), stack_blocks(variables_of(name)))
-    assert_near(found, (logits, stack_blocks(rest)))
+    actual = train(make(name, scan=True, remat=True), stack_blocks(variables_of(name)))
+    assert_near(actual, (logits, stack_blocks(rest)))
 
 
 def backward_work(model, variables):
@@ -139,7 +141,7 @@ def backward_work(model, variables):
 
 
 def test_remat_computes_twice_and_scan_writes_a_block_once():
-    work = {
+    task = {
         (depth, how): backward_work(
             make("mlp_mixer", depth=depth, **{how: True} if how else {}),
             stack_blocks(variables_of("mlp_mixer", depth)) if how == "scan" else variables_of("mlp_mixer", depth),
@@ -147,8 +149,8 @@ def test_remat_computes_twice_and_scan_writes_a_block_once():
         for depth in (2, 4)
         for how in ("", "remat", "scan")
     }
-    assert work[2, "remat"] > work[2, ""] and work[4, ""] > work[2, ""]
-    assert work[4, "scan"] == work[2, "scan"]
+    assert task[2, "remat"] > task[2, ""] and task[4, ""] > task[2, ""]
+    assert task[4, "scan"] == task[2, "scan"]
 
 
 @pytest.mark.parametrize("scan", [False, True])
@@ -156,11 +158,11 @@ def test_blocks_computed_anew_drop_what_they_dropped_before(scan):
     """Dropout in the backward pass is that of the forward pass, or gradients would be those of another network."""
     noise = dict(dropout_rate=0.4, drop_path_rate=0.5, scan=scan)
     variables = stack_blocks(variables_of("mlp_mixer")) if scan else variables_of("mlp_mixer")
-    expected, found = (
+    expected, actual = (
         train(make("mlp_mixer", **noise, remat=remat), variables, dropout=jax.random.key(3)) for remat in (False, True)
     )
-    assert_near(found, expected)
-    assert np.abs(found[0]["logits"] - plain_training("mlp_mixer")[0]["logits"]).max() > 0.01
+    assert_near(actual, expected)
+    assert np.abs(actual[0]["logits"] - plain_training("mlp_mixer")[0]["logits"]).max() > 0.01
 
 
 # --- stacking ---------------------------------------------------------------------------------------------------------
@@ -190,9 +192,9 @@ def test_more_than_ten_blocks_keep_their_order():
         np.testing.assert_array_equal(apart["channel_mixing"]["Dense_0"]["kernel"], kernel)
     plain, scanned = make("mlp_mixer", depth=12), make("mlp_mixer", depth=12, scan=True)
     expected = quick(lambda v, x: capture_intermediates(plain, v, x))(variables, IMAGES)
-    found = quick(lambda v, x: capture_intermediates(scanned, v, x))(stacked, IMAGES)
-    assert_near(found, expected)
-    assert [name for name in plain_names("mlp_mixer", 12) if name not in found] == []
+    actual = quick(lambda v, x: capture_intermediates(scanned, v, x))(stacked, IMAGES)
+    assert_near(actual, expected)
+    assert [name for name in plain_names("mlp_mixer", 12) if name not in actual] == []
     turned = jax.tree.map(lambda leaf: leaf[::-1], stacked["params"]["MixerBlocks"])
     other = scanned.apply({"params": stacked["params"] | {"MixerBlocks": turned}}, IMAGES, train=False)
     assert np.abs(other - expected["logits"]).max() > 1e-2, "the order would not have shown"
@@ -205,11 +207,11 @@ def test_later_blocks_are_dropped_more_often_and_each_on_its_own(scan):
     model = MODELS["gmlp"][0](**sizes, survival_probability=1 - rate, scan=scan)
     images = np.random.default_rng(2).standard_normal((examples, 1, 2, 1)).astype(np.float32)
     variables = model.init(jax.random.key(0), images[:1], train=False)
-    _, seen = quick(lambda v, x, key: model.apply(v, x, train=True, rngs={"dropout": key}, mutable=["intermediates"]))(
-        variables, images, jax.random.key(5)
-    )
-    seen = seen["intermediates"]
-    x = [np.asarray(seen["stem"]["patches"][0])] + [np.asarray(seen[f"block_{i}"][0]) for i in range(depth)]
+    _, observed = quick(
+        lambda v, x, key: model.apply(v, x, train=True, rngs={"dropout": key}, mutable=["intermediates"])
+    )(variables, images, jax.random.key(5))
+    observed = observed["intermediates"]
+    x = [np.asarray(observed["stem"]["patches"][0])] + [np.asarray(observed[f"block_{i}"][0]) for i in range(depth)]
     dropped = np.stack([(after == before).all((1, 2)) for before, after in itertools.pairwise(x)])
     expected = rate * np.arange(depth) / (depth - 1)
     error = np.sqrt(expected * (1 - expected) / examples)
@@ -239,9 +241,9 @@ def looked(name, scan=False, dtype=jnp.float32):
 
 @EVERY
 def test_look_finds_the_documented_arrays_scanned_or_not(name):
-    model, found = make(name), look_in_order(name)
-    assert found == plain_names(name, DEPTH)
-    seen = looked(name)
+    model, actual = make(name), look_in_order(name)
+    assert actual == plain_names(name, DEPTH)
+    observed = looked(name)
     batch, tokens = len(IMAGES), PATCHES + (name == "vit")  # the class token is one of ViT's
     units = {"keras_mixer": PATCHES}.get(name, SIZES[name].get("tokens_mlp_dim"))
     mixing = {
@@ -253,17 +255,19 @@ def test_look_finds_the_documented_arrays_scanned_or_not(name):
     }
     kind = next(kind for kind in ("convmixer", "mixer", "gmlp", "fnet", "vit") if kind in name)
     table = (batch, 2, 3, 8) if kind == "convmixer" else (batch, tokens, 8)
-    assert seen["stem"].shape == (batch, PATCHES, 8) and seen["logits"].shape == (batch, model.num_classes)
+    assert observed["stem"].shape == (batch, PATCHES, 8) and observed["logits"].shape == (batch, model.num_classes)
     wide = {"keras_vit": 1024, "blog_mixer_keras": PATCHES * 8}
-    assert seen["pre_logits"].shape == (batch, wide.get(name, 8))
+    assert observed["pre_logits"].shape == (batch, wide.get(name, 8))
     for i in range(DEPTH):
-        assert seen[f"block_{i}"].shape == table
-        assert [leaf.shape for leaf in jax.tree.leaves(seen[f"block_{i}/mixing"])] == mixing[kind]
-    assert_near(looked(name, scan=True), seen)
+        assert observed[f"block_{i}"].shape == table
+        assert [leaf.shape for leaf in jax.tree.leaves(observed[f"block_{i}/mixing"])] == mixing[kind]
+    assert_near(looked(name, scan=True), observed)
     expected = jax.eval_shape(lambda v: model.apply(v, IMAGES, train=False), variables_of(name))
-    assert expected.shape == seen["logits"].shape
+    assert expected.shape == observed["logits"].shape
     head = variables_of(name)["params"]["head"]
-    np.testing.assert_allclose(seen["pre_logits"] @ head["kernel"] + head["bias"], seen["logits"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        observed["pre_logits"] @ head["kernel"] + head["bias"], observed["logits"], rtol=1e-4, atol=1e-4
+    )
 
 
 def look_in_order(name):
@@ -280,10 +284,10 @@ def look_in_order(name):
 @EVERY
 def test_mixing_is_what_a_block_mixes_with(name):
     """The matrices that `look` gives, held against the parameters or, for attention, used to compute the block."""
-    seen, params = looked(name), jax.tree.map(np.asarray, variables_of(name)["params"])
+    observed, params = looked(name), jax.tree.map(np.asarray, variables_of(name)["params"])
     kind = next(key for key in params if "Block" in key).rpartition("_")[0]
     for i in range(DEPTH):
-        block, mixing = params[f"{kind}_{i}"], seen[f"block_{i}/mixing"]
+        block, mixing = params[f"{kind}_{i}"], observed[f"block_{i}/mixing"]
         flat = traverse_util.flatten_dict(block, sep="/")
         if "fnet" in name:
             transform = np.fft.fft(np.eye(PATCHES))
@@ -302,7 +306,7 @@ def test_mixing_is_what_a_block_mixes_with(name):
             np.testing.assert_allclose(np.sum(mixing, -1), 1, atol=1e-5)
             assert np.std(mixing) > 0.01
             block = {key.replace("_kernel", "/kernel").replace("_bias", "/bias"): leaf for key, leaf in flat.items()}
-            x = np.asarray(seen[f"block_{i - 1}"])
+            x = np.asarray(observed[f"block_{i - 1}"])
             y = reference.norm(x, block["attention_norm/scale"], block["attention_norm/bias"], 1e-6)
             values = np.einsum("bnc,chd->bnhd", y, block["attention/value/kernel"]) + block["attention/value/bias"]
             mixed = np.einsum("bhqk,bkhd->bqhd", mixing, values)
@@ -315,7 +319,7 @@ def test_mixing_is_what_a_block_mixes_with(name):
             else:
                 for layer in ("expand", "project"):
                     y = reference.gelu(y @ block[f"{layer}/kernel"] + block[f"{layer}/bias"], "exact")
-            np.testing.assert_allclose(x + y, seen[f"block_{i}"], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(x + y, observed[f"block_{i}"], rtol=1e-4, atol=1e-4)
 
 
 # --- types and the start ----------------------------------------------------------------------------------------------
@@ -340,16 +344,16 @@ def test_scanned_networks_start_with_the_statistics_of_plain_ones(name):
     model, scanned = (make(name, hidden_dim=32, scan=scan) for scan in (False, True))
     init = lambda m, seed: quick(lambda key: m.init(key, IMAGES[:1], train=False))(jax.random.key(seed))
     expected = traverse_util.flatten_dict(stack_blocks(init(model, 0)), sep="/")
-    found = traverse_util.flatten_dict(init(scanned, 1), sep="/")
-    assert set(found) == set(expected) and any("Blocks/" in path for path in found)
-    for path, one in expected.items():
-        one, other = np.asarray(one), np.asarray(found[path])
-        assert one.shape == other.shape
-        if one.std() == 0:
-            np.testing.assert_array_equal(other, one, err_msg=path)
+    actual = traverse_util.flatten_dict(init(scanned, 1), sep="/")
+    assert set(actual) == set(expected) and any("Blocks/" in path for path in actual)
+    for path, first in expected.items():
+        first, other = np.asarray(first), np.asarray(actual[path])
+        assert first.shape == other.shape
+        if first.std() == 0:
+            np.testing.assert_array_equal(other, first, err_msg=path)
             continue
-        assert (one != other).mean() > 0.99, path
-        for a, b in zip(one, other) if "Blocks/" in path else [(one, other)]:
+        assert (first != other).mean() > 0.99, path
+        for a, b in zip(first, other) if "Blocks/" in path else [(first, other)]:
             if a.size >= 16:
                 assert abs(a.std() / b.std() - 1) < 5 / math.sqrt(a.size), path
         if "Blocks/" in path:

@@ -159,10 +159,10 @@ def test_logits_and_running_statistics_equal_a_numpy_forward_pass(options, shape
     np.testing.assert_allclose(evaluated, expected, rtol=1e-4, atol=1e-4)
     expected, after = forward(variables, images, **described, train=True)
     np.testing.assert_allclose(trained, expected, rtol=1e-4, atol=1e-4)
-    found = traverse_util.flatten_dict(updated["batch_stats"], sep="/")
-    assert set(found) == set(after) and len(after) == 2 * (2 * model.depth + 1)
+    actual = traverse_util.flatten_dict(updated["batch_stats"], sep="/")
+    assert set(actual) == set(after) and len(after) == 2 * (2 * model.depth + 1)
     for name, value in after.items():
-        np.testing.assert_allclose(found[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(actual[name], value, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
 # --- the depthwise convolution ----------------------------------------------------------------------------------------
@@ -185,8 +185,8 @@ def test_both_depthwise_convolutions_agree_in_value_and_gradient(k, shape):
         value, grads = quick(with_gradient, static_argnums=0)(how, x, kernel, weights)
         np.testing.assert_allclose(value, depthwise(*exact[:2]), rtol=1e-4, atol=1e-4)
         results.append(grads)
-    for one, other in zip(*results):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    for first, other in zip(*results):
+        np.testing.assert_allclose(first, other, rtol=1e-4, atol=1e-4)
     # The map is linear in both arguments, so that its transpose is fixed by inner products.
     along = rng.standard_normal(shape), rng.standard_normal(kernel.shape)
     for grads in results:
@@ -206,9 +206,9 @@ def test_depthwise_convolutions_in_bfloat16_are_near_the_exact_ones(k):
     expected = [value, *grads]
     for how in DEPTHWISE_IMPLS.values():
         value, grads = quick(with_gradient, static_argnums=0)(how, x, kernel, weights)
-        for found, exact in zip([value, *grads], expected):
-            assert found.dtype == jnp.bfloat16
-            assert np.abs(found.astype(jnp.float32) - exact).max() < 0.01 * np.abs(exact).max()
+        for actual, exact in zip([value, *grads], expected):
+            assert actual.dtype == jnp.bfloat16
+            assert np.abs(actual.astype(jnp.float32) - exact).max() < 0.01 * np.abs(exact).max()
 
 
 def test_shifts_sum_in_float32():
@@ -246,11 +246,11 @@ def test_batch_statistics_and_gradients_are_the_same_on_one_and_on_eight_devices
         placed = jax.tree.map(lambda leaf: sharding.replicate(leaf, mesh), (variables, images.astype(np.float32)))
         return jax.tree.map(np.asarray, step(*placed))
 
-    one, eight = run(mesh1), run(mesh8)
+    first, eight = run(mesh1), run(mesh8)
     _, after = forward(variables, images, patch=2, depth=2, train=True)
     for name, value in traverse_util.flatten_dict(eight["batch_stats"], sep="/").items():
         np.testing.assert_allclose(value, after[name], rtol=1e-4, atol=1e-4, err_msg=name)
-    for (path, a), (_, b) in zip(jax.tree.leaves_with_path(one), jax.tree.leaves_with_path(eight)):
+    for (path, a), (_, b) in zip(jax.tree.leaves_with_path(first), jax.tree.leaves_with_path(eight)):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4, err_msg=jax.tree_util.keystr(path))
 
 

@@ -28,11 +28,11 @@ def test_every_variant_has_a_row_and_every_row_a_variant():
 def test_costs_are_the_published_ones(name, variant):
     network, variants = models.MODELS[name]
     row = PUBLISHED[name, variant]
-    found = cost(network(num_classes=row.num_classes, **variants[variant]), row.image_size)
+    actual = cost(network(num_classes=row.num_classes, **variants[variant]), row.image_size)
     if row.params is not None:
-        assert found.params == row.params
+        assert actual.params == row.params
     if row.gmacs is not None:
-        assert found.macs / 1e9 == pytest.approx(row.gmacs, rel=0.02)
+        assert actual.macs / 1e9 == pytest.approx(row.gmacs, rel=0.02)
 
 
 @pytest.mark.parametrize("variant", ["Ti/14", "Ti/32", "S/14", "B/14", "L/14", "H/16", "H/32"])

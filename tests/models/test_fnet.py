@@ -28,8 +28,8 @@ def definition(x):
 @pytest.mark.parametrize("how", fnet.FOURIER_IMPLS)
 def test_the_transform_is_the_one_of_the_definition(how):
     x = np.random.default_rng(0).standard_normal((2, 7, 10))
-    found = fnet.FOURIER_IMPLS[how](jnp.asarray(x, jnp.float32))
-    np.testing.assert_allclose(found, [definition(one) for one in x], rtol=1e-4, atol=1e-4)
+    actual = fnet.FOURIER_IMPLS[how](jnp.asarray(x, jnp.float32))
+    np.testing.assert_allclose(actual, [definition(first) for first in x], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("shape", [(4, 196, 768), (2, 64, 256), (1, 49, 192), (3, 1, 5)])
@@ -61,10 +61,10 @@ def test_logits_equal_a_numpy_forward_pass(form, how, embedding_norm, shape):
     model = fnet.Fnet(**SMALL, gelu=form, fourier_impl=how, embedding_norm=embedding_norm)
     params = parameters(model, *shape)
     images = np.random.default_rng(3).standard_normal((2, *shape, 3)).astype(np.float32)
-    found = jax.jit(functools.partial(model.apply, train=False))({"params": params}, images)
+    actual = jax.jit(functools.partial(model.apply, train=False))({"params": params}, images)
     exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
-    expected = [forward(exact, one.astype(np.float64), 2, SMALL["depth"], form, embedding_norm) for one in images]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    expected = [forward(exact, first.astype(np.float64), 2, SMALL["depth"], form, embedding_norm) for first in images]
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("variant", fnet.VARIANTS)
@@ -105,8 +105,8 @@ def test_dropout_changes_training_alone():
     params = parameters(model, 8, 8)
     images = np.random.default_rng(6).standard_normal((2, 8, 8, 3)).astype(np.float32)
     train = jax.jit(functools.partial(model.apply, train=True))
-    one, other = (train({"params": params}, images, rngs={"dropout": jax.random.key(i)}) for i in (0, 1))
+    first, other = (train({"params": params}, images, rngs={"dropout": jax.random.key(i)}) for i in (0, 1))
     calm = jax.jit(functools.partial(model.apply, train=False))({"params": params}, images)
-    assert np.abs(one - other).max() > 1e-3
+    assert np.abs(first - other).max() > 1e-3
     plain = jax.jit(functools.partial(fnet.Fnet(**SMALL).apply, train=False))
     np.testing.assert_array_equal(calm, plain({"params": params}, images))

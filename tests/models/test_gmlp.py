@@ -38,8 +38,8 @@ def forward(p, image, patch, depth, form):
         gate = block["spatial_gating"]
         v = norm(v, **gate["norm"], epsilon=1e-5)
         mixed = np.zeros_like(v)
-        for place in range(len(v)):  # out of all patches, into this one
-            mixed[place] = sum(gate["kernel"][other, place] * v[other] for other in range(len(v))) + gate["bias"][place]
+        for path in range(len(v)):  # out of all patches, into this one
+            mixed[path] = sum(gate["kernel"][other, path] * v[other] for other in range(len(v))) + gate["bias"][path]
         x = x + (u * mixed) @ block["project"]["kernel"] + block["project"]["bias"]
     pooled = norm(x, **p["pre_head_layer_norm"], epsilon=1e-6).mean(0)
     return pooled @ p["head"]["kernel"] + p["head"]["bias"]
@@ -51,10 +51,10 @@ def test_logits_equal_a_numpy_forward_pass(form, shape):
     model = gmlp.Gmlp(**SMALL, gelu=form)
     params = parameters(model, *shape)
     images = np.random.default_rng(1).standard_normal((2, *shape, 3)).astype(np.float32)
-    found = jax.jit(functools.partial(model.apply, train=False))({"params": params}, images)
+    actual = jax.jit(functools.partial(model.apply, train=False))({"params": params}, images)
     exact = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     expected = [forward(exact, image.astype(np.float64), 2, SMALL["depth"], form) for image in images]
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +82,11 @@ def test_gating_starts_at_one_and_nearly_without_mixing_and_the_head_at_zero(fre
 def test_a_block_starts_as_a_feed_forward_network_that_no_other_patch_reaches(fresh):
     model, params, images = fresh
     look = jax.jit(functools.partial(model.apply, train=False, mutable=["intermediates"]))
-    _, seen = look({"params": params}, images)
+    _, observed = look({"params": params}, images)
     changed = images.copy()
     changed[:, :2, :2] += 1.0  # the first patch
     _, other = look({"params": params}, changed)
-    before, after = (np.asarray(found["intermediates"]["block_0"][0]) for found in (seen, other))
+    before, after = (np.asarray(actual["intermediates"]["block_0"][0]) for actual in (observed, other))
     assert np.abs(after - before)[:, 0].max() > 0.1
     assert np.abs(after - before)[:, 1:].max() < 1e-3
 
@@ -94,9 +94,9 @@ def test_a_block_starts_as_a_feed_forward_network_that_no_other_patch_reaches(fr
 def test_later_blocks_are_dropped_more_often_and_the_first_never(fresh):
     model, params, images = fresh
     train = jax.jit(functools.partial(model.apply, train=True, mutable=["intermediates"]))
-    _, found = train({"params": params}, images, rngs={"dropout": jax.random.key(3)})
-    found = found["intermediates"]
-    x = [np.asarray(found["stem"]["patches"][0])] + [np.asarray(found[f"block_{i}"][0]) for i in range(12)]
+    _, actual = train({"params": params}, images, rngs={"dropout": jax.random.key(3)})
+    actual = actual["intermediates"]
+    x = [np.asarray(actual["stem"]["patches"][0])] + [np.asarray(actual[f"block_{i}"][0]) for i in range(12)]
     dropped = [float(np.mean([(b == a).all() for a, b in zip(x[i], x[i + 1])])) for i in range(12)]
     assert dropped[0] == 0
     expected = [0.5 * i / 11 for i in range(12)]
@@ -116,7 +116,7 @@ def test_the_gradient_reaches_every_parameter():
 def test_spatial_weights_can_be_looked_at():
     model = gmlp.Gmlp(**SMALL)
     params = parameters(model, 8, 8)
-    _, found = model.apply({"params": params}, np.zeros((1, 8, 8, 3)), train=False, mutable=["intermediates"])
+    _, actual = model.apply({"params": params}, np.zeros((1, 8, 8, 3)), train=False, mutable=["intermediates"])
     for i in range(SMALL["depth"]):
-        (kernel,) = found["intermediates"][f"GmlpBlock_{i}"]["spatial_gating"]["mixing"]
+        (kernel,) = actual["intermediates"][f"GmlpBlock_{i}"]["spatial_gating"]["mixing"]
         np.testing.assert_array_equal(kernel, params[f"GmlpBlock_{i}"]["spatial_gating"]["kernel"])

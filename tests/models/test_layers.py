@@ -38,10 +38,10 @@ def test_patch_embedding_equals_a_convolution_whose_stride_is_its_kernel():
     kernel = np.random.default_rng(1).standard_normal((2, 4, 3, 5)).astype(np.float32)
     bias = np.arange(5, dtype=np.float32)
     params = {"params": {"kernel": kernel, "bias": bias}}
-    found = PatchEmbed(5, (2, 4)).apply(params, images)
+    actual = PatchEmbed(5, (2, 4)).apply(params, images)
     expected = nn.Conv(5, (2, 4), strides=(2, 4), padding="VALID").apply(params, images)
-    assert found.shape == (3, 6, 5) and expected.shape == (3, 3, 2, 5)
-    np.testing.assert_allclose(found, np.asarray(expected).reshape(3, 6, 5), atol=1e-5)
+    assert actual.shape == (3, 6, 5) and expected.shape == (3, 3, 2, 5)
+    np.testing.assert_allclose(actual, np.asarray(expected).reshape(3, 6, 5), atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", [(1, 9, 8, 1), (1, 8, 9, 1)])
@@ -72,10 +72,10 @@ def test_a_dense_layer_over_patches_is_one_over_the_last_axis_with_the_axes_exch
     def loss(layer, exchange):
         return lambda params, x: (jnp.sin(exchange(layer.apply(params, exchange(x)))) ** 2).sum()
 
-    found = jax.value_and_grad(loss(over, lambda x: x), argnums=(0, 1))(params, x)
+    actual = jax.value_and_grad(loss(over, lambda x: x), argnums=(0, 1))(params, x)
     expected = jax.value_and_grad(loss(plain, lambda x: x.swapaxes(1, 2)), argnums=(0, 1))(params, x)
     assert over.apply(params, x).shape == (3, 4, 7)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), actual, expected)
 
 
 def test_mlp_drops_hidden_units_and_outputs_independently():
@@ -120,12 +120,12 @@ def test_dropout_mask_keeps_all_with_keep_1():
     assert million(jax.random.key(0), 1.0).mean() > 1 - 1e-5
 
 
-def shifted_products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def shifted_products(first: np.ndarray, other: np.ndarray) -> np.ndarray:
     """The mean of one[i] * other[i + lag], around the end, for every lag."""
-    return np.fft.irfft(np.fft.rfft(one).conj() * np.fft.rfft(other), one.size) / one.size
+    return np.fft.irfft(np.fft.rfft(first).conj() * np.fft.rfft(other), first.size) / first.size
 
 
-def exchanged_products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def exchanged_products(first: np.ndarray, other: np.ndarray) -> np.ndarray:
     """The mean of one[i] * other[i ^ lag], the exclusive or, for every lag: a product of Walsh-Hadamard transforms."""
 
     def transform(x: np.ndarray) -> np.ndarray:
@@ -133,17 +133,17 @@ def exchanged_products(one: np.ndarray, other: np.ndarray) -> np.ndarray:
             x = np.concatenate([x[::2] + x[1::2], x[::2] - x[1::2]])
         return x
 
-    return transform(transform(one) * transform(other)) / one.size**2
+    return transform(transform(first) * transform(other)) / first.size**2
 
 
 def test_dropout_masks_of_different_keys_are_independent_however_one_is_moved_against_the_other(masks):
     """The index enters by an exclusive or with the key: keys must not merely move one and the same mask about."""
-    for one, other in itertools.combinations(masks, 2):
-        assert abs((one * other).mean()) < 5 / SIDE
+    for first, other in itertools.combinations(masks, 2):
+        assert abs((first * other).mean()) < 5 / SIDE
     size = 2**19
-    for one, other in [(masks[0], masks[1]), (masks[2], masks[5])]:
-        one, other = one.ravel()[:size], other.ravel()[:size]
-        for products in (shifted_products(one, other), exchanged_products(one, other)):
+    for first, other in [(masks[0], masks[1]), (masks[2], masks[5])]:
+        first, other = first.ravel()[:size], other.ravel()[:size]
+        for products in (shifted_products(first, other), exchanged_products(first, other)):
             assert np.abs(products).max() < 6.5 / math.sqrt(size)  # the largest of half a million: about 5
 
 
@@ -246,6 +246,6 @@ def test_two_uses_of_one_stochastic_depth_drop_independently():
             drop = DropPath()
             return drop(x, 0.5, train=True), drop(x, 0.5, train=True)
 
-    one, other = Twice().apply({}, jnp.ones((10_000, 1)), rngs={"dropout": jax.random.key(8)})
-    one, other = np.asarray(one).ravel() - 1, np.asarray(other).ravel() - 1  # -1 or 1
-    assert abs((one * other).mean()) < 5 / math.sqrt(one.size)
+    first, other = Twice().apply({}, jnp.ones((10_000, 1)), rngs={"dropout": jax.random.key(8)})
+    first, other = np.asarray(first).ravel() - 1, np.asarray(other).ravel() - 1  # -1 or 1
+    assert abs((first * other).mean()) < 5 / math.sqrt(first.size)

@@ -46,8 +46,8 @@ def random_params(model: MlpMixer, height: int, width: int, channels: int, seed:
             return 1.5 * rng.standard_normal(shape) / math.sqrt(math.prod(shape[:-1]))
         return 0.3 * rng.standard_normal(shape) + (1.0 if path.endswith("scale") else 0.0)
 
-    found = shapes(model, height, width, channels)
-    flat = {path: draw(path, shape).astype(np.float32) for path, shape in found.items()}
+    actual = shapes(model, height, width, channels)
+    flat = {path: draw(path, shape).astype(np.float32) for path, shape in actual.items()}
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -91,7 +91,7 @@ def mlp_reference(x: np.ndarray, p: dict, form: str) -> np.ndarray:
 def mixer_reference(params: dict, images: np.ndarray, patch: int, depth: int, form: str) -> dict[str, np.ndarray]:
     """Section 2 of the paper in float64, one image at a time: {what is sown, and "logits": array}."""
     params = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
-    found: dict[str, list[np.ndarray]] = {}
+    actual: dict[str, list[np.ndarray]] = {}
     for image in images.astype(np.float64):
         height, width, _ = image.shape
         table = []  # patches x channels: row by row over the image, each patch projected by the same matrix
@@ -100,17 +100,17 @@ def mixer_reference(params: dict, images: np.ndarray, patch: int, depth: int, fo
                 piece = image[top : top + patch, left : left + patch]
                 table.append(np.einsum("ijc,ijcf->f", piece, params["stem"]["kernel"]) + params["stem"]["bias"])
         x = np.stack(table)
-        found.setdefault("stem", []).append(x)
+        actual.setdefault("stem", []).append(x)
         for i in range(depth):
             block = params[f"MixerBlock_{i}"]
             columns = layer_norm_reference(x, block["LayerNorm_0"]).T  # every channel's values over the patches
             x = x + mlp_reference(columns, block["token_mixing"], form).T
             x = x + mlp_reference(layer_norm_reference(x, block["LayerNorm_1"]), block["channel_mixing"], form)
-            found.setdefault(f"block_{i}", []).append(x)
+            actual.setdefault(f"block_{i}", []).append(x)
         pooled = layer_norm_reference(x, params["pre_head_layer_norm"]).mean(axis=0)
-        found.setdefault("pre_logits", []).append(pooled)
-        found.setdefault("logits", []).append(pooled @ params["head"]["kernel"] + params["head"]["bias"])
-    return {name: np.stack(rows) for name, rows in found.items()}
+        actual.setdefault("pre_logits", []).append(pooled)
+        actual.setdefault("logits", []).append(pooled @ params["head"]["kernel"] + params["head"]["bias"])
+    return {name: np.stack(rows) for name, rows in actual.items()}
 
 
 # --- counts and names -------------------------------------------------------------------------------------------------
@@ -119,9 +119,9 @@ def mixer_reference(params: dict, images: np.ndarray, patch: int, depth: int, fo
 @pytest.mark.parametrize("variant", list(mlp_mixer.VARIANTS))
 def test_variant_has_the_published_number_of_parameters(variant):
     assert variant in PUBLISHED, f"{variant} has no row in the table of published counts: add one"
-    found = shapes(MlpMixer(num_classes=1000, **mlp_mixer.VARIANTS[variant]), 224, 224, 3)
-    total = sum(math.prod(shape) for shape in found.values())
-    head = sum(math.prod(shape) for path, shape in found.items() if path.startswith("head/"))
+    actual = shapes(MlpMixer(num_classes=1000, **mlp_mixer.VARIANTS[variant]), 224, 224, 3)
+    total = sum(math.prod(shape) for shape in actual.values())
+    head = sum(math.prod(shape) for path, shape in actual.items() if path.startswith("head/"))
     assert (total - head, total) == PUBLISHED[variant]
 
 
@@ -175,14 +175,14 @@ def test_epsilon_of_every_layer_norm_is_that_of_the_official_code():
 def test_sown_intermediates_equal_the_numpy_forward_pass():
     model = MlpMixer(**SMALL)
     params, images = random_params(model, 8, 12, 3), images_of(3, 8, 12, 3)
-    found = jax.jit(lambda p, x: capture_intermediates(model, {"params": p}, x))(params, images)
+    actual = jax.jit(lambda p, x: capture_intermediates(model, {"params": p}, x))(params, images)
     expected = mixer_reference(params, images, SMALL["patch_size"], SMALL["depth"], "tanh")
     for i in range(2):
-        reads, writes = found.pop(f"block_{i}/mixing")
+        reads, writes = actual.pop(f"block_{i}/mixing")
         weights = params[f"MixerBlock_{i}"]["token_mixing"]
         np.testing.assert_array_equal(reads, weights["Dense_0"]["kernel"])
         np.testing.assert_array_equal(writes, weights["Dense_1"]["kernel"])
-    assert {name: value.shape for name, value in found.items()} == {
+    assert {name: value.shape for name, value in actual.items()} == {
         "stem": (3, 6, 10),
         "block_0": (3, 6, 10),
         "block_1": (3, 6, 10),
@@ -190,7 +190,7 @@ def test_sown_intermediates_equal_the_numpy_forward_pass():
         "logits": (3, SMALL["num_classes"]),
     }
     for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, atol=1e-4, rtol=0, err_msg=name)
+        np.testing.assert_allclose(actual[name], value, atol=1e-4, rtol=0, err_msg=name)
 
 
 def test_nothing_is_computed_for_intermediates_that_nobody_asks_for():

@@ -56,8 +56,8 @@ def test_field_that_nothing_gives_is_named_with_the_way_out(field):
 
 
 def test_field_in_the_configuration_beats_the_variant():
-    found = models.resolve_fields(**model_config(variant="S/16", depth=3, tokens_mlp_dim=7))
-    assert found == VARIANTS["S/16"] | dict(depth=3, tokens_mlp_dim=7)
+    actual = models.resolve_fields(**model_config(variant="S/16", depth=3, tokens_mlp_dim=7))
+    assert actual == VARIANTS["S/16"] | dict(depth=3, tokens_mlp_dim=7)
     assert VARIANTS["S/16"]["depth"] == 8, "the table itself was changed"
 
 
@@ -111,9 +111,9 @@ def test_usable_configuration_passes():
 
 
 def test_every_field_of_every_architecture_is_explained():
-    found = models.all_config_fields()
-    assert set(found) >= set(SIZES)
-    for name, (kind, text) in found.items():
+    actual = models.all_config_fields()
+    assert set(actual) >= set(SIZES)
+    for name, (kind, text) in actual.items():
         assert kind in (int, float, str, bool), name
         assert len(text) > 10 and "\n" not in text, name
 

@@ -36,13 +36,13 @@ def variables_of(model, size):
 
 def along(line, out):
     """Bilinear resizing of a line, from the definition: centers of pixels, edges repeated."""
-    found = []
+    actual = []
     for i in range(out):
         at = min(max((i + 0.5) * len(line) / out - 0.5, 0), len(line) - 1)
         low = min(int(at), len(line) - 2) if len(line) > 1 else 0
         high = min(low + 1, len(line) - 1)
-        found.append(line[low] + (at - low) * (line[high] - line[low]))
-    return np.array(found)
+        actual.append(line[low] + (at - low) * (line[high] - line[low]))
+    return np.array(actual)
 
 
 def resized(plane, rows, columns):
@@ -54,9 +54,9 @@ def resized(plane, rows, columns):
 def test_the_same_size_changes_nothing(model):
     variables = variables_of(model, (8, 8))
     for rule in ("interpolate", "block_diagonal"):
-        found_model, found = resize_weights(model, variables, 8, (8, 8), rule)
+        found_model, actual = resize_weights(model, variables, 8, (8, 8), rule)
         assert found_model == model
-        jax.tree.map(np.testing.assert_array_equal, found, variables)
+        jax.tree.map(np.testing.assert_array_equal, actual, variables)
 
 
 @pytest.mark.parametrize("model", ALL, ids=lambda m: type(m).__name__)
@@ -67,20 +67,20 @@ def test_what_comes_out_is_a_network_for_the_new_size(model, new):
     if model is CONVMIXER:
         init = jax.jit(functools.partial(model.init, train=False))
         variables |= {"batch_stats": init(jax.random.key(0), jnp.zeros((1, *size, 3)))["batch_stats"]}
-    found_model, found = resize_weights(model, variables, size, new)
+    found_model, actual = resize_weights(model, variables, size, new)
     shapes = jax.eval_shape(lambda: found_model.init(jax.random.key(0), jnp.zeros((1, *new, 3)), train=False))
-    assert jax.tree.map(jnp.shape, found["params"]) == jax.tree.map(jnp.shape, shapes["params"])
-    logits = jax.jit(functools.partial(found_model.apply, train=False))(found, np.ones((2, *new, 3), np.float32))
+    assert jax.tree.map(jnp.shape, actual["params"]) == jax.tree.map(jnp.shape, shapes["params"])
+    logits = jax.jit(functools.partial(found_model.apply, train=False))(actual, np.ones((2, *new, 3), np.float32))
     assert np.isfinite(logits).all()
 
 
 def test_positions_are_resized_bilinearly_and_the_class_token_keeps_its_own():
     old, new = (2, 3), (5, 4)
     embedding = np.random.default_rng(0).standard_normal((1, 7, 4)).astype(np.float32)
-    found = resize_positions(jnp.asarray(embedding), old, new, class_token=True)
-    np.testing.assert_array_equal(found[:, 0], embedding[:, 0])
+    actual = resize_positions(jnp.asarray(embedding), old, new, class_token=True)
+    np.testing.assert_array_equal(actual[:, 0], embedding[:, 0])
     expected = resized(embedding[0, 1:].reshape(2, 3, 4), *new).reshape(20, 4)
-    np.testing.assert_allclose(found[0, 1:], expected, atol=1e-6)
+    np.testing.assert_allclose(actual[0, 1:], expected, atol=1e-6)
     without = resize_positions(jnp.asarray(embedding[:, 1:]), old, new, class_token=False)
     np.testing.assert_allclose(without[0], expected, atol=1e-6)
 
@@ -88,8 +88,8 @@ def test_positions_are_resized_bilinearly_and_the_class_token_keeps_its_own():
 @pytest.mark.parametrize("model", [VIT, FNET], ids=lambda m: type(m).__name__)
 def test_only_positions_change_in_networks_that_mix_without_weights_for_places(model):
     variables = variables_of(model, (8, 8))
-    _, found = resize_weights(model, variables, 8, 12)
-    before, after = (dict(jax.tree_util.tree_leaves_with_path(v["params"])) for v in (variables, found))
+    _, actual = resize_weights(model, variables, 8, 12)
+    before, after = (dict(jax.tree_util.tree_leaves_with_path(v["params"])) for v in (variables, actual))
     changed = {jax.tree_util.keystr(p) for p in before if before[p].shape != after[p].shape}
     assert changed == {"['position_embedding']"}
     assert all(np.array_equal(before[p], after[p]) for p in before if before[p].shape == after[p].shape)
@@ -97,33 +97,33 @@ def test_only_positions_change_in_networks_that_mix_without_weights_for_places(m
 
 def test_interpolation_is_that_of_the_definition():
     plane = np.random.default_rng(1).standard_normal((3, 4, 1))
-    found = interpolation((3, 4), (7, 6)) @ plane.ravel()
-    np.testing.assert_allclose(found, resized(plane, 7, 6).ravel(), atol=1e-6)
+    actual = interpolation((3, 4), (7, 6)) @ plane.ravel()
+    np.testing.assert_allclose(actual, resized(plane, 7, 6).ravel(), atol=1e-6)
 
 
 def test_token_mixing_of_interpolated_activations_is_the_old_mixing_interpolated():
     old, new = (3, 4), (6, 10)
     variables = variables_of(MIXER, (6, 8))
-    _, found = resize_weights(MIXER, variables, (6, 8), (12, 20))
+    _, actual = resize_weights(MIXER, variables, (6, 8), (12, 20))
     x = np.random.default_rng(2).standard_normal((2, 8, 3, 4)).astype(np.float32)  # (batch, channels, rows, columns)
-    larger = np.stack([[resized(plane[..., None], *new)[..., 0] for plane in one] for one in x])
+    larger = np.stack([[resized(plane[..., None], *new)[..., 0] for plane in first] for first in x])
     mlp = MlpBlock(MIXER.tokens_mlp_dim)
     apply = jax.jit(functools.partial(mlp.apply, train=False))
     mix = [
         apply({"params": v["params"]["MixerBlock_1"]["token_mixing"]}, y.reshape(2, 8, -1))
-        for v, y in ((variables, x), (found, larger))
+        for v, y in ((variables, x), (actual, larger))
     ]
     before = np.asarray(mix[0]).reshape(2, 8, *old)
-    expected = np.stack([[resized(plane[..., None], *new)[..., 0] for plane in one] for one in before])
+    expected = np.stack([[resized(plane[..., None], *new)[..., 0] for plane in first] for first in before])
     np.testing.assert_allclose(np.asarray(mix[1]).reshape(2, 8, *new), expected, atol=1e-4)
 
 
 def test_gating_of_interpolated_activations_is_the_old_gate_interpolated():
     variables = variables_of(GMLP, (8, 8))
-    _, found = resize_weights(GMLP, variables, 8, 12)
+    _, actual = resize_weights(GMLP, variables, 8, 12)
     matrix = interpolation((4, 4), (6, 6))
     v = np.random.default_rng(3).standard_normal((16, 5))
-    old, new = (x["params"]["GmlpBlock_0"]["spatial_gating"] for x in (variables, found))
+    old, new = (x["params"]["GmlpBlock_0"]["spatial_gating"] for x in (variables, actual))
     before = old["kernel"].T @ v + old["bias"][:, None]
     after = np.asarray(new["kernel"]).T @ (matrix @ v) + np.asarray(new["bias"])[:, None]
     np.testing.assert_allclose(after, matrix @ before, atol=1e-4)
@@ -134,14 +134,14 @@ def test_block_diagonal_networks_treat_every_tile_as_an_image_of_its_own(model, 
     """The mean over patches then is the mean over tiles of what the old network gives for each."""
     old, new = (4, 8), (12, 16)  # 3 x 2 tiles
     variables = variables_of(model, old)
-    found_model, found = resize_weights(model, variables, old, new, "block_diagonal")
+    found_model, actual = resize_weights(model, variables, old, new, "block_diagonal")
     images = np.random.default_rng(4).standard_normal((2, *new, 3)).astype(np.float32)
     tiles = [images[:, r : r + 4, c : c + 8] for r in (0, 4, 8) for c in (0, 8)]
     before = jax.jit(lambda v, x: capture_intermediates(model, v, x)["pre_logits"])
     after = jax.jit(lambda v, x: capture_intermediates(found_model, v, x)["pre_logits"])
     expected = np.mean([before(variables, tile) for tile in tiles], axis=0)
-    np.testing.assert_allclose(after(found, images), expected, atol=1e-4)
-    mixing = jax.tree.leaves(found["params"][block].get("token_mixing", found["params"][block].get("spatial_gating")))
+    np.testing.assert_allclose(after(actual, images), expected, atol=1e-4)
+    mixing = jax.tree.leaves(actual["params"][block].get("token_mixing", actual["params"][block].get("spatial_gating")))
     assert any(np.mean(leaf == 0) == pytest.approx(5 / 6) for leaf in mixing)
 
 
@@ -153,9 +153,9 @@ def test_hidden_units_of_the_mixer_grow_with_the_number_of_tiles():
 def test_stacked_blocks_are_resampled_as_those_that_stand_apart():
     variables = variables_of(MIXER, (8, 8))
     _, apart = resize_weights(MIXER, variables, 8, 12)
-    scanned, found = resize_weights(MIXER.clone(scan=True), stack_blocks(variables), 8, 12)
-    assert "MixerBlocks" in found["params"] and scanned.scan
-    jax.tree.map(np.testing.assert_array_equal, unstack_blocks(found), apart)
+    scanned, actual = resize_weights(MIXER.clone(scan=True), stack_blocks(variables), 8, 12)
+    assert "MixerBlocks" in actual["params"] and scanned.scan
+    jax.tree.map(np.testing.assert_array_equal, unstack_blocks(actual), apart)
 
 
 @pytest.mark.parametrize(

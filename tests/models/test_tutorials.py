@@ -154,8 +154,8 @@ def scaled_parameters(model, height, width):
 def test_logits_equal_a_numpy_forward_pass(name):
     model = make(name)
     params, images = scaled_parameters(model, 4, 10), images_of(3, 4, 10)
-    found = quick(lambda p, x: model.apply({"params": p}, x, train=False))(params, images)
-    np.testing.assert_allclose(found, [forward(name, params, image) for image in images], rtol=1e-4, atol=1e-4)
+    actual = quick(lambda p, x: model.apply({"params": p}, x, train=False))(params, images)
+    np.testing.assert_allclose(actual, [forward(name, params, image) for image in images], rtol=1e-4, atol=1e-4)
 
 
 def test_convmixer_equals_a_numpy_forward_pass_with_the_batch_norm_of_keras():
@@ -228,8 +228,10 @@ def test_dropout_drops_the_shares_asked_for_and_nothing_in_evaluation(name):
     (evaluated, calm), (trained, noisy), expected = run(params, images, jax.random.key(2))
     np.testing.assert_allclose(evaluated, expected, rtol=1e-5, atol=1e-5)
     assert (np.abs(trained - evaluated).max(1) > 1e-3).all()
-    calm, noisy = (traverse_util.flatten_dict(seen["intermediates"], sep="/") for seen in (calm, noisy))
-    calm, noisy = ({path: np.asarray(x[0]) for path, x in seen.items() if "Dropout" in path} for seen in (calm, noisy))
+    calm, noisy = (traverse_util.flatten_dict(observed["intermediates"], sep="/") for observed in (calm, noisy))
+    calm, noisy = (
+        {path: np.asarray(x[0]) for path, x in observed.items() if "Dropout" in path} for observed in (calm, noisy)
+    )
     for path, value in noisy.items():
         in_head = "Block" not in path
         rate = 0.5 if name == "KerasVit" and in_head else {"KerasVit": 0.1}.get(name, 0.2)
@@ -298,12 +300,12 @@ def test_stem_starts_as_the_dense_layer_on_flat_patches_that_it_is_in_the_exampl
 def test_blog_mixer_in_pytorch_starts_as_pytorch_starts_layers_head_included():
     fan_in = {"stem": 48, "token_mixing/Dense_0": 32, "token_mixing/Dense_1": 64, "head": 32}
     fan_in |= {"channel_mixing/Dense_0": 32, "channel_mixing/Dense_1": 96}
-    found, seen = fresh("BlogMixerPytorch", tokens_mlp_dim=64, channels_mlp_dim=96, num_classes=70), 0
-    for path, value in found.items():
+    actual, observed = fresh("BlogMixerPytorch", tokens_mlp_dim=64, channels_mlp_dim=96, num_classes=70), 0
+    for path, value in actual.items():
         layer, _, kind = path.removeprefix("MixerBlock_0/").rpartition("/")
         if layer in fan_in:
             assert_uniform(value, 1 / math.sqrt(fan_in[layer]), path)
-            seen += 1
+            observed += 1
         else:
             assert (value == (kind == "scale")).all(), path
-    assert seen == 12
+    assert observed == 12

@@ -141,14 +141,14 @@ CASES = [
 def test_logits_equal_a_numpy_forward_pass(options, shape):
     model = VisionTransformer(**SMALL | options)
     params, images = parameters(model, *shape), images_of(2, *shape)
-    found = quick(lambda p, x: model.apply({"params": p}, x, train=False))(params, images)
-    np.testing.assert_allclose(found, [forward(params, image, model) for image in images], rtol=1e-4, atol=1e-4)
+    actual = quick(lambda p, x: model.apply({"params": p}, x, train=False))(params, images)
+    np.testing.assert_allclose(actual, [forward(params, image, model) for image in images], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("rows", "columns", "width"), [(3, 5, 12), (14, 14, 32), (1, 4, 8)])
 def test_fixed_positions_are_those_of_the_formula(rows, columns, width):
-    found = vit.sincos2d(rows, columns, width)
-    np.testing.assert_allclose(found, sines_and_cosines(rows, columns, width), atol=1e-12)
+    actual = vit.sincos2d(rows, columns, width)
+    np.testing.assert_allclose(actual, sines_and_cosines(rows, columns, width), atol=1e-12)
 
 
 def test_plain_and_fused_attention_agree_in_value_and_gradient():
@@ -159,9 +159,9 @@ def test_plain_and_fused_attention_agree_in_value_and_gradient():
         loss = lambda p, x: jnp.sin(model.apply({"params": p}, x, train=True)).sum()
         return quick(jax.value_and_grad(loss, argnums=(0, 1)))(params, images)
 
-    for (path, one), (_, other) in zip(*(jax.tree.leaves_with_path(run(model)) for model in (plain, fused))):
-        assert np.abs(one).max() > 0, jax.tree_util.keystr(path)
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=2e-5, err_msg=jax.tree_util.keystr(path))
+    for (path, first), (_, other) in zip(*(jax.tree.leaves_with_path(run(model)) for model in (plain, fused))):
+        assert np.abs(first).max() > 0, jax.tree_util.keystr(path)
+        np.testing.assert_allclose(first, other, rtol=1e-4, atol=2e-5, err_msg=jax.tree_util.keystr(path))
 
 
 @pytest.mark.parametrize("options", [dict(), dict(pool_type="map", layer_scale=0.3), dict(pool_type="gap", rep_size=7)])
@@ -197,7 +197,7 @@ def test_initial_statistics_are_the_authors_and_logits_start_at_zero(pool_type):
     model = VisionTransformer(**sizes, pool_type=pool_type, rep_size=80, layer_scale=1e-4)
     images = images_of(2, 64, 64)
     params = quick(lambda key: model.init(key, images[:1], train=False))(jax.random.key(3))["params"]
-    seen = set()
+    observed = set()
     for path, value in traverse_util.flatten_dict(params, sep="/").items():
         value = np.asarray(value)
         _, _, kind = path.rpartition("/")
@@ -219,9 +219,11 @@ def test_initial_statistics_are_the_authors_and_logits_start_at_zero(pool_type):
         else:
             expected = 1e-4 if path.endswith("_scale") else float(kind == "scale")
             assert (value == np.float32(expected)).all(), path  # head, class token, norms, other biases
-        seen.add(path)
-    assert ("class_token" in seen) == (pool_type == "cls") and ("map_head/probe" in seen) == (pool_type == "map")
-    assert {"head/kernel", "VitBlock_0/attention_scale", "VitBlock_0/mlp_scale", "position_embedding"} <= seen
+        observed.add(path)
+    assert ("class_token" in observed) == (pool_type == "cls") and ("map_head/probe" in observed) == (
+        pool_type == "map"
+    )
+    assert {"head/kernel", "VitBlock_0/attention_scale", "VitBlock_0/mlp_scale", "position_embedding"} <= observed
     assert not np.asarray(quick(partial(model.apply, train=False))({"params": params}, images)).any()
 
 
@@ -239,10 +241,10 @@ def test_regularization_changes_training_alone():
         noise = [model.apply({"params": p}, x, train=True, rngs={"dropout": k}) for k in (key, jax.random.key(9))]
         return [*calm, model.apply({"params": p}, x, train=False), *noise]
 
-    expected, training, evaluated, one, other = map(np.asarray, outcomes(params, images, jax.random.key(0)))
+    expected, training, evaluated, first, other = map(np.asarray, outcomes(params, images, jax.random.key(0)))
     np.testing.assert_allclose(training, expected, atol=1e-5)  # attention may be computed otherwise in training
     np.testing.assert_array_equal(evaluated, expected)
-    assert (np.abs(one - expected).max(1) > 0.01).all() and (np.abs(one - other).max(1) > 0.01).all()
+    assert (np.abs(first - expected).max(1) > 0.01).all() and (np.abs(first - other).max(1) > 0.01).all()
 
 
 def assert_mean(samples, expected):
@@ -257,8 +259,8 @@ def test_attention_dropout_keeps_the_mean():
     params = jax.tree.map(np.asarray, quick(partial(model.init, train=False))(jax.random.key(1), x, x))
     many = np.broadcast_to(x, (4000, 5, 6))
     run = quick(lambda p, x, key: model.apply(p, x, x, train=True, rngs={"dropout": key}))
-    found = run(params, many, jax.random.key(2))
-    assert_mean(np.asarray(found), np.asarray(quick(partial(model.apply, train=False))(params, x, x))[0])
+    actual = run(params, many, jax.random.key(2))
+    assert_mean(np.asarray(actual), np.asarray(quick(partial(model.apply, train=False))(params, x, x))[0])
 
 
 @pytest.mark.parametrize(("branch", "other"), [("attention", "mlp"), ("mlp", "attention")])
@@ -290,7 +292,7 @@ def test_dropout_falls_on_the_embedded_patches_too():
     _, calm = quick(partial(model.apply, train=False, **watch))({"params": params}, images)
     train = quick(partial(model.apply, train=True, **watch))
     _, noisy = train({"params": params}, images, rngs={"dropout": jax.random.key(0)})
-    calm, noisy = (np.asarray(found["intermediates"]["Dropout_0"]["__call__"][0]) for found in (calm, noisy))
+    calm, noisy = (np.asarray(actual["intermediates"]["Dropout_0"]["__call__"][0]) for actual in (calm, noisy))
     assert calm.shape == (64, 17, 12), "the class token and its position are embedded too"
     assert (noisy == 0).mean() == pytest.approx(0.25, abs=0.02)
     np.testing.assert_allclose(noisy[noisy != 0], calm[noisy != 0] / 0.75, rtol=1e-5)

@@ -149,9 +149,9 @@ def kernels(path: str) -> float:
     return float(path.endswith("kernel"))
 
 
-def assert_same(found, expected, start):
+def assert_same(actual, expected, start):
     for path in start:
-        np.testing.assert_allclose(found[path], expected[path], **TOLERANCE, err_msg=path)
+        np.testing.assert_allclose(actual[path], expected[path], **TOLERANCE, err_msg=path)
         assert np.abs(expected[path] - start[path]).max() > 0.05, "nothing moved"
 
 
@@ -174,8 +174,8 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_trajectory_equals_the_papers_in_numpy(start, gradients, case):
-    direction, given = CASES[case]
-    config = config_of(**given)
+    direction, settings = CASES[case]
+    config = config_of(**settings)
     decays = (lambda path: 1.0) if config.wd_mask == "all" else kernels
     expected = reference(direction, config, start, gradients, decays=decays)
     assert_same(trained(config, start, gradients), expected, start)
@@ -183,8 +183,8 @@ def test_trajectory_equals_the_papers_in_numpy(start, gradients, case):
 
 def test_lamb_moves_a_kernel_by_a_share_of_its_norm_even_without_decay_and_a_zero_one_as_adam_does(start, gradients):
     started = start | {"large/kernel": np.zeros_like(start["large/kernel"])}
-    found = trained(config_of(name="lamb"), started, gradients[:1])
-    moved = {path: np.linalg.norm(found[path] - started[path]) for path in started}
+    actual = trained(config_of(name="lamb"), started, gradients[:1])
+    moved = {path: np.linalg.norm(actual[path] - started[path]) for path in started}
     norm = np.linalg.norm(started["Dense_0/kernel"])
     assert moved["Dense_0/kernel"] == pytest.approx(rate(0) * norm, rel=1e-4)
     assert moved["Dense_0/bias"] == pytest.approx(rate(0) * math.sqrt(4), rel=1e-4)
@@ -212,10 +212,10 @@ def test_first_step_moves_every_weight_by_the_learning_rate_and_its_share_of_dec
     np.testing.assert_allclose(updates["bias"], 0.01, atol=1e-7)
 
 
-@pytest.mark.parametrize("given", [dict(nesterov=True), dict(name="sgd", nesterov=True, momentum=0.0)])
-def test_nesterovs_momentum_is_refused_where_there_is_no_momentum(start, given):
+@pytest.mark.parametrize("settings", [dict(nesterov=True), dict(name="sgd", nesterov=True, momentum=0.0)])
+def test_nesterovs_momentum_is_refused_where_there_is_no_momentum(start, settings):
     with pytest.raises(UserError, match=r"optimizer\.nesterov needs optimizer\.name=sgd and momentum"):
-        optimizer_of(config_of(**given), rate, nest(start))
+        optimizer_of(config_of(**settings), rate, nest(start))
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
@@ -238,21 +238,21 @@ def test_decay_rules_take_the_place_of_the_mask(start, gradients):
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "adafactor"])
 def test_frozen_parameters_stay_have_no_state_and_do_not_count_in_the_norm(start, gradients, name):
     """The others go the way that they go where the frozen ones are not there at all."""
-    given = dict(name=name, weight_decay=0.3, grad_clip_norm=2.0, wd_mask="all")
+    settings = dict(name=name, weight_decay=0.3, grad_clip_norm=2.0, wd_mask="all")
     rules = dict(frozen=(("large/.*|.*scale", True), (".*", False)), lr_mults=((".*kernel", 0.5), (".*", 1.0)))
-    found = trained(config_of(**given, **rules), start, gradients)
+    actual = trained(config_of(**settings, **rules), start, gradients)
     for path in ("large/kernel", "LayerNorm_0/scale"):
-        np.testing.assert_array_equal(found[path], start[path])
+        np.testing.assert_array_equal(actual[path], start[path])
     left = {path: start[path] for path in ("Dense_0/kernel", "Dense_0/bias")}
-    config = config_of(**given, lr_mults=rules["lr_mults"])
+    config = config_of(**settings, lr_mults=rules["lr_mults"])
     alone = trained(config, left, [{path: gradient[path] for path in left} for gradient in gradients])
     for path in left:
-        np.testing.assert_allclose(found[path], alone[path], rtol=1e-6, err_msg=path)
-        assert np.abs(found[path] - start[path]).max() > 1e-3
+        np.testing.assert_allclose(actual[path], alone[path], rtol=1e-6, err_msg=path)
+        assert np.abs(actual[path] - start[path]).max() > 1e-3
     shapes = lambda config, params: sorted(
         leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(optimizer_of(config, rate, params).init, params))
     )
-    assert shapes(config_of(**given, **rules), nest(start)) == shapes(config, nest(left))
+    assert shapes(config_of(**settings, **rules), nest(start)) == shapes(config, nest(left))
 
 
 def test_which_parameters_are_frozen_is_told_and_not_all_may_be(start):

@@ -14,11 +14,11 @@ def patience(factor=0.5, plateau=2, stop=3) -> Plateau:
 
 
 def scales(watcher: Plateau, losses: list[float]) -> list[float]:
-    found = []
+    actual = []
     for loss in losses:
         watcher.observe(loss)
-        found.append(watcher.lr_scale)
-    return found
+        actual.append(watcher.lr_scale)
+    return actual
 
 
 def test_the_rate_is_halved_after_two_validations_without_a_lower_loss_and_the_count_starts_anew():
@@ -52,13 +52,13 @@ def test_nothing_happens_unless_asked_for():
 def test_what_was_seen_survives_a_checkpoint_at_every_point():
     losses = [2.0, 1.0, 1.5, 1.1, 1.2, 0.5, 0.6, 0.7, 0.8]
     for cut in range(len(losses)):
-        whole, first = patience(), patience()
-        scales(whole, losses)
+        full, first = patience(), patience()
+        scales(full, losses)
         scales(first, losses[:cut])
         second = patience()
         second.load_state_dict(json.loads(json.dumps(first.state_dict(), allow_nan=False)))
         scales(second, losses[cut:])
-        assert second == whole and whole.should_stop
+        assert second == full and full.should_stop
 
 
 @pytest.mark.parametrize("key", ["factor", "patience"])

@@ -100,8 +100,8 @@ def test_duration_is_none_where_neither_unit_is_given_and_rounds_epochs_to_whole
 
 
 def test_one_cycle_has_the_corners_of_convmixer_and_is_linear_between_them():
-    found = rates(config_of(name="one_cycle"), [0, 20, 40, 60, 80, 90, 100], steps_per_epoch=7)
-    np.testing.assert_allclose(found, [0, PEAK / 2, PEAK, PEAK * 0.525, PEAK / 20, PEAK / 40, 0], rtol=1e-5, atol=1e-9)
+    actual = rates(config_of(name="one_cycle"), [0, 20, 40, 60, 80, 90, 100], steps_per_epoch=7)
+    np.testing.assert_allclose(actual, [0, PEAK / 2, PEAK, PEAK * 0.525, PEAK / 20, PEAK / 40, 0], rtol=1e-5, atol=1e-9)
 
 
 def test_one_cycle_takes_no_warm_up_besides_its_own():
@@ -148,14 +148,14 @@ def test_rsqrt_falls_with_the_root_of_the_steps_since_the_warm_up():
 
 @pytest.mark.parametrize("name", ["constant", "rsqrt"])
 def test_the_cooldown_goes_linearly_from_the_rate_at_its_start_to_zero_after_the_last_step(name):
-    given = dict(name=name, timescale_steps=10, warmup_steps=WARMUP)
+    settings = dict(name=name, timescale_steps=10, warmup_steps=WARMUP)
     steps = [0, 10, 20, 50, 74, 75, 80, 99, 100]
-    plain = rates(config_of(**given), [min(step, 75) for step in steps])
+    plain = rates(config_of(**settings), [min(step, 75) for step in steps])
     expected = [rate * min(1.0, (100 - step) / 25) for rate, step in zip(plain, steps)]
-    np.testing.assert_allclose(rates(config_of(**given, cooldown_steps=25), steps), expected, rtol=1e-5, atol=1e-9)
+    np.testing.assert_allclose(rates(config_of(**settings, cooldown_steps=25), steps), expected, rtol=1e-5, atol=1e-9)
     assert expected[-3:] == pytest.approx([plain[5] * 0.8, plain[5] / 25, 0.0])
-    assert rates(config_of(**given, cooldown_epochs=5.0), steps, steps_per_epoch=5) == rates(
-        config_of(**given, cooldown_steps=25), steps
+    assert rates(config_of(**settings, cooldown_epochs=5.0), steps, steps_per_epoch=5) == rates(
+        config_of(**settings, cooldown_steps=25), steps
     )
 
 

@@ -39,15 +39,15 @@ def start_processes(workdir, action, count, **options):
 
 def wait_all(processes, seconds=TIMEOUT):
     """[(status, stdout, stderr)]"""
-    end, found = time.monotonic() + seconds, []
+    end, actual = time.monotonic() + seconds, []
     try:
         for process in processes:
             out, err = process.communicate(timeout=max(1.0, end - time.monotonic()))
-            found.append((process.returncode, out, err))
+            actual.append((process.returncode, out, err))
     finally:
         for process in processes:
             process.kill()
-    return found
+    return actual
 
 
 def wait_until(condition, processes):

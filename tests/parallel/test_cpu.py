@@ -102,8 +102,8 @@ def test_microbatches_are_part_of_what_a_run_computes_and_devices_are_not():
 def test_the_largest_activation_of_a_vit_is_its_attention():
     config = vit_cifar100.get_config()
     model = models.create_model(**config.model, num_classes=100)
-    found = cpu.largest_activation(model, abstract_params(model, 72, 3), 72)
-    assert found == 4 * 144 * 144 * 4  # heads, queries, keys, bytes
+    actual = cpu.largest_activation(model, abstract_params(model, 72, 3), 72)
+    assert actual == 4 * 144 * 144 * 4  # heads, queries, keys, bytes
 
 
 @pytest.mark.parametrize("config, groups", [(mixer_cifar100.get_config(), 8), (convmixer_cifar10.get_config(), 8)])
@@ -122,8 +122,8 @@ def test_a_batch_is_evaluated_in_groups_as_at_once(groups, devices):
     preprocess = Preprocess(8, (127.5,) * 3, (64.0,) * 3)
     at_once = train_step.Task(model, optax.identity(), preprocess, 0).logits_fn
     grouped = cpu.per_device_microbatch_logits(at_once, groups, mesh_of(devices))
-    found, expected = (jax.jit(logits_fn)(variables, images) for logits_fn in (grouped, at_once))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    actual, expected = (jax.jit(logits_fn)(variables, images) for logits_fn in (grouped, at_once))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def mesh_of(devices):
@@ -163,9 +163,9 @@ def test_a_batch_in_groups_has_the_gradient_of_the_batch(mixer, groups, devices)
     batch, key, grad_fn = a_batch(), jax.random.key(2), grad_fn_of(model)
     (loss, aux), expected = jax.jit(grad_fn)(params, {}, batch, key)
     grouped = jax.jit(cpu.per_device_microbatch_grads(grad_fn, groups, mesh_of(devices)))
-    (loss_in_groups, found), grads = grouped(params, {}, batch, key)
+    (loss_in_groups, actual), grads = grouped(params, {}, batch, key)
     close(grads, expected, rtol=1e-4, atol=1e-6)
-    close((loss_in_groups, found.losses, found.logits), (loss, aux.losses, aux.logits), rtol=1e-5, atol=1e-6)
+    close((loss_in_groups, actual.losses, actual.logits), (loss, aux.losses, aux.logits), rtol=1e-5, atol=1e-6)
 
 
 def test_groups_and_sharpness_compose(mixer):
@@ -173,9 +173,9 @@ def test_groups_and_sharpness_compose(mixer):
     model, params = mixer
     batch, key, grad_fn = a_batch(), jax.random.key(2), grad_fn_of(model)
     grouped = cpu.per_device_microbatch_grads(grad_fn, 4, mesh_of(2))
-    found, expected = (jax.jit(gradients.sharpness_aware(f, 0.1))(params, {}, batch, key) for f in (grouped, grad_fn))
-    close(found[1], expected[1], rtol=1e-3, atol=1e-5)
-    close(found[0][0], expected[0][0], rtol=1e-5)
+    actual, expected = (jax.jit(gradients.sharpness_aware(f, 0.1))(params, {}, batch, key) for f in (grouped, grad_fn))
+    close(actual[1], expected[1], rtol=1e-3, atol=1e-5)
+    close(actual[0][0], expected[0][0], rtol=1e-5)
 
 
 def test_dropout_in_groups_is_the_same_on_any_number_of_devices(mixer):
@@ -191,9 +191,9 @@ def test_dropout_in_groups_is_the_same_on_any_number_of_devices(mixer):
         (_, aux), grads = grouped(devices)(params, {}, batch, jax.random.key(seed))
         return grads, aux
 
-    one, four, other = (grads_and_aux(batch, seed, devices) for seed, devices in ((2, 1), (2, 4), (3, 1)))
-    close(four, one, rtol=1e-4, atol=1e-6)
-    assert np.abs(other[1].losses - one[1].losses).max() > 1e-3
+    first, four, other = (grads_and_aux(batch, seed, devices) for seed, devices in ((2, 1), (2, 4), (3, 1)))
+    close(four, first, rtol=1e-4, atol=1e-6)
+    assert np.abs(other[1].losses - first[1].losses).max() > 1e-3
     # Each group draws a mask of its own: the same image in two groups is dropped out otherwise.
     alike = batch._replace(images=jnp.tile(batch.images[:1], (BATCH, 1, 1, 1)))
     logits = grads_and_aux(alike, 2, 2)[1].logits
@@ -207,9 +207,9 @@ def test_batch_norm_in_groups_looks_at_all_examples():
     params, stats = variables["params"], variables["batch_stats"]
     batch, key, grad_fn = a_batch(rows=8), jax.random.key(2), grad_fn_of(model)
     expected = jax.jit(grad_fn)(params, stats, batch, key)
-    found = jax.jit(cpu.per_device_microbatch_grads(grad_fn, 4, mesh_of(4)))(params, stats, batch, key)
-    close(found[1], expected[1], rtol=2e-3, atol=2e-5)
-    close(found[0], expected[0], rtol=1e-4, atol=1e-5)
+    actual = jax.jit(cpu.per_device_microbatch_grads(grad_fn, 4, mesh_of(4)))(params, stats, batch, key)
+    close(actual[1], expected[1], rtol=2e-3, atol=2e-5)
+    close(actual[0], expected[0], rtol=1e-4, atol=1e-5)
 
 
 def test_gelu_against_the_normal_distribution():

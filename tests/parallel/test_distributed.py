@@ -124,7 +124,7 @@ def test_a_tpu_is_left_to_jax(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "arguments, environ, said",
+    "arguments, environ, message",
     [
         (["--processes=2"], {}, r"--coordinator \(or PATCHNETS_COORDINATOR\) is not given, and --processes is"),
         (["--coordinator=h", "--processes=2"], {}, r"--process \(or PATCHNETS_PROCESS\) is not given"),
@@ -144,54 +144,54 @@ def test_a_tpu_is_left_to_jax(monkeypatch, tmp_path):
         ([], OPEN_MPI_4 | {"OMPI_COMM_WORLD_RANK": "3"}, "process 3 of 3"),
     ],
 )
-def test_incomplete_flags_and_variables_cost_one_line(arguments, environ, said):
-    with pytest.raises(UserError, match=said) as caught:
+def test_incomplete_flags_and_variables_cost_one_line(arguments, environ, message):
+    with pytest.raises(UserError, match=message) as caught:
         detect_cluster(arguments, environ)
     assert "\n" not in str(caught.value)
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def requested(monkeypatch):
     """What `initialize` asks of JAX."""
     import jax
 
-    asked = {}
+    requested = {}
 
     def initialize(coordinator, count, index, **options):
-        asked.update(options, coordinator=coordinator, count=count, index=index)
+        requested.update(options, coordinator=coordinator, count=count, index=index)
 
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
-    monkeypatch.setattr(jax.config, "update", lambda name, value: asked.update({name: value}))
+    monkeypatch.setattr(jax.config, "update", lambda name, value: requested.update({name: value}))
     monkeypatch.setattr(distributed.os, "dup2", lambda *_: None)
     for name in ("CUDA_VISIBLE_DEVICES", "JAX_LOCAL_DEVICE_IDS", "JAX_COORDINATOR_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TQDM_DISABLE", "1")
-    return asked
+    return requested
 
 
 @pytest.mark.parametrize(
     ("local_rank", "on_host", "visible", "taken"),
     [(1, 2, None, "1"), (1, 2, "4,5", "1"), (0, 2, "4", "all"), (0, 1, "0,1", "all"), (0, 1, None, "all")],
 )
-def test_processes_that_see_the_same_gpus_take_one_each(asked, monkeypatch, local_rank, on_host, visible, taken):
+def test_processes_that_see_the_same_gpus_take_one_each(requested, monkeypatch, local_rank, on_host, visible, taken):
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     distributed.initialize(ProcessInfo(1, 2, local_rank, on_host, "h:1"))
-    assert asked["jax_cuda_visible_devices"] == taken
-    assert asked["jax_enable_preemption_service"] is False  # JAX's own takes SIGTERM for itself
-    assert asked["heartbeat_timeout_seconds"] <= 45  # a lost process ends the others within a minute
+    assert requested["jax_cuda_visible_devices"] == taken
+    assert requested["jax_enable_preemption_service"] is False  # JAX's own takes SIGTERM for itself
+    assert requested["heartbeat_timeout_seconds"] <= 45  # a lost process ends the others within a minute
 
 
-def test_jax_finds_what_a_launcher_does_not_give(asked, monkeypatch):
+def test_jax_finds_what_a_launcher_does_not_give(requested, monkeypatch):
     monkeypatch.setenv("JAX_COORDINATOR_PORT", "1")  # restored after the test
     monkeypatch.delenv("JAX_COORDINATOR_PORT")
     distributed.initialize(ProcessInfo(2, 4, port=61007))
-    assert (asked["coordinator"], asked["count"], asked["index"]) == (None, 4, 2)
-    assert asked["cluster_detection_method"] is None and distributed.os.environ["JAX_COORDINATOR_PORT"] == "61007"
+    assert (requested["coordinator"], requested["count"], requested["index"]) == (None, 4, 2)
+    assert requested["cluster_detection_method"] is None and distributed.os.environ["JAX_COORDINATOR_PORT"] == "61007"
 
 
 @pytest.mark.parametrize("error", [OSError("no metadata server"), ValueError("coordinator_address should be defined.")])
-def test_a_tpu_of_one_machine_trains_by_itself(monkeypatch, asked, error):
+def test_a_tpu_of_one_machine_trains_by_itself(monkeypatch, requested, error):
     import jax
 
     def initialize(*_, **__):
@@ -205,20 +205,20 @@ def test_a_tpu_of_one_machine_trains_by_itself(monkeypatch, asked, error):
 
 
 @pytest.mark.parametrize("seconds", ["0", "-1", "soon", "nan"])
-def test_a_wait_that_is_no_number_of_seconds_costs_one_line(asked, monkeypatch, seconds):
+def test_a_wait_that_is_no_number_of_seconds_costs_one_line(requested, monkeypatch, seconds):
     monkeypatch.setenv("PATCHNETS_WAIT_SECONDS", seconds)
     with pytest.raises(UserError, match=f"PATCHNETS_WAIT_SECONDS={seconds}: expected a number of seconds above 0"):
         distributed.initialize(ProcessInfo(1, 2, coordinator="h:1"))
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1", "::1"])
-def test_a_port_in_use_costs_one_line(asked, address):
+def test_a_port_in_use_costs_one_line(requested, address):
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, 0), family=family, reuse_port=True) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(UserError, match=f"cannot listen on port {port} .*; give another"):
             distributed.initialize(ProcessInfo(0, 2, coordinator=f"localhost:{port}"))
-    assert "count" not in asked
+    assert "count" not in requested
 
 
 def test_a_port_in_use_ends_a_real_process(tmp_path):

@@ -45,25 +45,25 @@ def places(mesh, rules=(), optimizer=OPTIMIZER, **fields):
 
 
 def test_parameters_are_split_along_their_largest_dimension_and_what_belongs_to_them_too():
-    found = places(mesh_of(4, 2))
+    actual = places(mesh_of(4, 2))
     kernel = "MixerBlock_1/channel_mixing/Dense_0/kernel"
-    belonging = [name for name in found if name.endswith(kernel)]
+    belonging = [name for name in actual if name.endswith(kernel)]
     assert len(belonging) == 4  # the parameter, its running mean, and Adam's two moments
-    assert {found[name] for name in belonging} == {((16, 32), PartitionSpec(None, "fsdp"))}
-    assert found["params/MixerBlock_1/channel_mixing/Dense_1/kernel"] == ((32, 16), PartitionSpec("fsdp"))
-    assert found["step"] == ((), PartitionSpec())
+    assert {actual[name] for name in belonging} == {((16, 32), PartitionSpec(None, "fsdp"))}
+    assert actual["params/MixerBlock_1/channel_mixing/Dense_1/kernel"] == ((32, 16), PartitionSpec("fsdp"))
+    assert actual["step"] == ((), PartitionSpec())
 
 
 def test_every_array_that_can_be_split_is():
     for name, (shape, spec) in places(mesh_of(1, 8)).items():
         assert ("fsdp" in spec) == any(length % 8 == 0 for length in shape), name
-    whole = places(mesh_of(8, 1))
-    assert all("fsdp" not in spec for _, spec in whole.values())
+    full = places(mesh_of(8, 1))
+    assert all("fsdp" not in spec for _, spec in full.values())
 
 
 def test_the_axis_of_stacked_blocks_is_not_split():
-    found = places(mesh_of(1, 2), scan=True, depth=32)
-    assert found["params/MixerBlocks/channel_mixing/Dense_1/bias"] == ((32, 16), PartitionSpec(None, "fsdp"))
+    actual = places(mesh_of(1, 2), scan=True, depth=32)
+    assert actual["params/MixerBlocks/channel_mixing/Dense_1/bias"] == ((32, 16), PartitionSpec(None, "fsdp"))
 
 
 @pytest.mark.parametrize("optimizer", [optax.adafactor(1e-2, min_dim_size_to_factor=8), optax.sgd(0.1, momentum=0.9)])
@@ -74,15 +74,15 @@ def test_whatever_an_optimizer_keeps_is_split(optimizer):
 
 def test_rules_decide_for_the_parameters_that_they_match():
     rules = [("head/kernel", 0), (r".*/Dense_0/.*", -1)]
-    found = places(mesh_of(1, 2), rules)
-    assert found["params/head/kernel"] == ((16, 10), PartitionSpec("fsdp"))
-    assert found["params/MixerBlock_0/channel_mixing/Dense_0/kernel"][1] == PartitionSpec()
-    assert found["ema/params/MixerBlock_0/channel_mixing/Dense_0/kernel"][1] == PartitionSpec()
-    assert found["params/MixerBlock_0/channel_mixing/Dense_1/kernel"][1] == PartitionSpec("fsdp")
+    actual = places(mesh_of(1, 2), rules)
+    assert actual["params/head/kernel"] == ((16, 10), PartitionSpec("fsdp"))
+    assert actual["params/MixerBlock_0/channel_mixing/Dense_0/kernel"][1] == PartitionSpec()
+    assert actual["ema/params/MixerBlock_0/channel_mixing/Dense_0/kernel"][1] == PartitionSpec()
+    assert actual["params/MixerBlock_0/channel_mixing/Dense_1/kernel"][1] == PartitionSpec("fsdp")
 
 
 @pytest.mark.parametrize(
-    "rules, said",
+    "rules, message",
     [
         ([("head/kernel", 1)], r"dimension 1 of head/kernel, of shape \(16, 10\), cannot be split over 8 devices"),
         ([("head/kernel", 2)], r"dimension 2 of head/kernel"),
@@ -91,8 +91,8 @@ def test_rules_decide_for_the_parameters_that_they_match():
         ([(".*", -1)], r"config.mesh.fsdp=8: no parameter is split"),
     ],
 )
-def test_rules_that_do_not_fit_are_refused(rules, said):
-    with pytest.raises(UserError, match=said):
+def test_rules_that_do_not_fit_are_refused(rules, message):
+    with pytest.raises(UserError, match=message):
         places(mesh_of(1, 8), rules)
 
 
@@ -104,7 +104,7 @@ def test_an_axis_that_no_parameter_can_use_is_refused():
 
 
 @pytest.mark.parametrize(
-    "mesh, said",
+    "mesh, message",
     [
         ((-1, -1), "both take the rest"),
         ((-1, 3), "config.mesh.fsdp=3 does not divide the 8 devices, of which config.mesh.data=-1 takes the rest"),
@@ -112,8 +112,8 @@ def test_an_axis_that_no_parameter_can_use_is_refused():
         ((4, 3), "config.mesh.data=4 times config.mesh.fsdp=3, and there are 8 devices"),
     ],
 )
-def test_a_mesh_that_does_not_multiply_to_the_devices_is_refused(mesh, said):
-    with pytest.raises(UserError, match=said):
+def test_a_mesh_that_does_not_multiply_to_the_devices_is_refused(mesh, message):
+    with pytest.raises(UserError, match=message):
         mesh_of(*mesh)
 
 
@@ -125,14 +125,14 @@ def test_initial_parameters_are_the_same_and_take_their_share_of_memory():
     def made(mesh):
         return create_train_state(network(), OPTIMIZER, image_size=8, channels=1, seed=3, mesh=mesh)
 
-    whole, split = made(mesh_of(1, 1)), made(mesh_of(1, 8))
-    jax.tree.map(np.testing.assert_array_equal, whole.params, split.params)
+    full, split = made(mesh_of(1, 1)), made(mesh_of(1, 8))
+    jax.tree.map(np.testing.assert_array_equal, full.params, split.params)
     counted = 0
     for leaf in jax.tree.leaves(split):
         divides = any(length % 8 == 0 for length in leaf.shape)
         counted += leaf.nbytes // (8 if divides else 1)
         assert math.prod(leaf.addressable_shards[0].data.shape) * (8 if divides else 1) == leaf.size
-    assert counted < 0.2 * sum(leaf.nbytes for leaf in jax.tree.leaves(whole))
+    assert counted < 0.2 * sum(leaf.nbytes for leaf in jax.tree.leaves(full))
 
 
 # "cpu" goes in groups, written for one device; the others leave it to XLA what is exchanged, and there the mesh of
@@ -144,19 +144,19 @@ def test_initial_parameters_are_the_same_and_take_their_share_of_memory():
 def test_every_mesh_gives_the_same_figures(platform, meshes, tiny_config, tmp_path):
     tiny_config.update(total_epochs=None, total_steps=8, eval_every_steps=4, ema_decay=0.9)
     tiny_config.optimizer.grad_clip_norm = 0.5
-    found = []
+    actual = []
     for data, fsdp in meshes:
         tiny_config.update(mesh=dict(data=data, fsdp=fsdp))
-        place = tmp_path / f"{data}x{fsdp}"
+        path = tmp_path / f"{data}x{fsdp}"
         with target_backend(platform):
-            train.train(tiny_config, place)
-        rows = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
-        found.append([{k: v for k, v in row.items() if k != "images_per_second"} for row in rows])
-    for other in found[1:]:
-        assert len(other) == len(found[0]) == 3
-        for ours, first in zip(other, found[0]):
+            train.train(tiny_config, path)
+        rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        actual.append([{k: v for k, v in row.items() if k != "images_per_second"} for row in rows])
+    for other in actual[1:]:
+        assert len(other) == len(actual[0]) == 3
+        for ours, first in zip(other, actual[0]):
             assert ours == pytest.approx(first, rel=1e-4, abs=1e-4)
-    assert found[0][1]["train_loss"] < found[0][0]["train_loss"]
+    assert actual[0][1]["train_loss"] < actual[0][0]["train_loss"]
 
 
 @pytest.mark.slow
@@ -165,17 +165,17 @@ def test_activations_stay_split_by_examples_where_parameters_are_split(tiny_conf
     the batch; scanned blocks are where XLA would do otherwise."""
     vit = dict(name="vit", tokens_mlp_dim=None, channels_mlp_dim=None, depth=2, hidden_dim=64, mlp_dim=256, num_heads=4)
     tiny_config.update(image_size=32, model=dict(scan=True, **vit))
-    found = []
+    actual = []
     for mesh in (dict(data=8, fsdp=1), dict(data=1, fsdp=8)):
         tiny_config.update(mesh=mesh)
         target = find_topology(None, None)
         with target_backend("tpu"):
             abstract_run = make_abstract_run(tiny_config, target, find_dataset_spec(data_options(tiny_config), 8))
-            found.append(abstract_run.compile())
-    whole, split = found
-    params = sum(leaf.size * 4 for leaf in jax.tree.leaves(whole.abstract_run.experiment.params))
-    assert split.memory.temporaries < 1.2 * whole.memory.temporaries
-    assert split.collectives and sum(one.bytes for one in split.collectives) < 4 * params
+            actual.append(abstract_run.compile())
+    full, split = actual
+    params = sum(leaf.size * 4 for leaf in jax.tree.leaves(full.abstract_run.experiment.params))
+    assert split.memory.temporaries < 1.2 * full.memory.temporaries
+    assert split.collectives and sum(first.bytes for first in split.collectives) < 4 * params
 
 
 @pytest.mark.slow

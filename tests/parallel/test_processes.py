@@ -19,9 +19,9 @@ def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path):
     processes = start_processes(tmp_path, "run", 2)
     wait_until_joined(tmp_path, processes)
     processes[1].send_signal(signal.SIGINT)
-    found = wait_all(processes)
-    assert [status for status, *_ in found] == [130, 130], found
-    (step,) = {re.search(r"stopped by signal 2 at step (\d+); the same", err)[1] for _, _, err in found}
+    actual = wait_all(processes)
+    assert [status for status, *_ in actual] == [130, 130], actual
+    (step,) = {re.search(r"stopped by signal 2 at step (\d+); the same", err)[1] for _, _, err in actual}
     assert int(step) > 0
 
 
@@ -39,10 +39,10 @@ def test_a_second_signal_ends_the_process_and_the_others_with_it(tmp_path):
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_an_error_at_the_door_reaches_all_with_its_status(tmp_path, index):
-    found = wait_all(start_processes(tmp_path, f"door:{index}", 2))
-    assert [status for status, *_ in found] == [2, 2]
-    assert "the work directory is locked" in error_of(found[index][2])
-    assert f"process {index} cannot go on; see its own message" in error_of(found[1 - index][2])
+    actual = wait_all(start_processes(tmp_path, f"door:{index}", 2))
+    assert [status for status, *_ in actual] == [2, 2]
+    assert "the work directory is locked" in error_of(actual[index][2])
+    assert f"process {index} cannot go on; see its own message" in error_of(actual[1 - index][2])
 
 
 def test_a_failure_of_all_is_told_by_each_in_one_line(tmp_path):
@@ -67,10 +67,10 @@ def test_a_killed_process_ends_the_others(tmp_path, index):
     processes = start_processes(tmp_path, "run", 3)
     wait_until_joined(tmp_path, processes)
     processes[index].kill()
-    found = wait_all(processes)
-    assert all(status != 0 for status, *_ in found)
+    actual = wait_all(processes)
+    assert all(status != 0 for status, *_ in actual)
     if index:  # JAX's service, in process 0, outlives the others
-        assert "another process was lost" in error_of(found[0][2])
+        assert "another process was lost" in error_of(actual[0][2])
 
 
 @pytest.mark.slow
@@ -94,7 +94,7 @@ def train_here(workdir, *options):
 
 
 def saved(workdir) -> int:
-    steps = [int(place.name) for place in (workdir / "checkpoints").glob("[0-9]*") if place.name.isdigit()]
+    steps = [int(path.name) for path in (workdir / "checkpoints").glob("[0-9]*") if path.name.isdigit()]
     return max(steps, default=0)
 
 
@@ -112,12 +112,12 @@ def last_arrays(workdir):
     import jax
     import orbax.checkpoint as ocp
 
-    place = (workdir / "checkpoints" / "60" / "state").absolute()
+    directory = (workdir / "checkpoints" / "60" / "state").absolute()
     with ocp.PyTreeCheckpointer() as checkpointer:
-        whole = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), checkpointer.metadata(place).item_metadata.tree
+        full = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), checkpointer.metadata(directory).item_metadata.tree
         )
-        tree = checkpointer.restore(place, restore_args=whole)
+        tree = checkpointer.restore(directory, restore_args=full)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
@@ -130,15 +130,16 @@ def assert_alike(ours, others, rows=4):
 @pytest.fixture(scope="module")
 def streamed(tmp_path_factory):
     """Options by which the digits are read from files while training."""
-    place, digits = tmp_path_factory.mktemp("digits"), datasets.load_digits()
+    directory, digits = tmp_path_factory.mktemp("digits"), datasets.load_digits()
     for i, (image, label) in enumerate(zip(digits.images, digits.target)):
         split = "train" if i < 500 else "val" if i < 600 else "test"
-        path = place / split / str(label) / f"{i}.png"
+        path = directory / split / str(label) / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         if i < 730:
             Image.fromarray((image * 15).astype(np.uint8)).save(path)
     return tuple(
-        f"--config.dataset.{told}" for told in ("name=folder", f"path={place}", "loader=streaming", "workers=0")
+        f"--config.dataset.{options}"
+        for options in ("name=folder", f"path={directory}", "loader=streaming", "workers=0")
     )
 
 
@@ -156,10 +157,10 @@ def alone(streamed, tmp_path_factory):
 def together(streamed, tmp_path_factory):
     """By two processes, with two devices each."""
     workdir = tmp_path_factory.mktemp("together") / "run"
-    found = wait_all(start_processes(workdir, None, 2, options=streamed))
-    assert [status for status, *_ in found] == [0, 0], found
-    assert "4 x cpu in 2 processes" in found[0][1] and (found[1][1], found[1][2]) == ("", "")
-    assert "test     top-1" in found[0][1]
+    actual = wait_all(start_processes(workdir, None, 2, options=streamed))
+    assert [status for status, *_ in actual] == [0, 0], actual
+    assert "4 x cpu in 2 processes" in actual[0][1] and (actual[1][1], actual[1][2]) == ("", "")
+    assert "test     top-1" in actual[0][1]
     return workdir
 
 
@@ -174,8 +175,8 @@ def test_two_processes_that_read_from_files_measure_what_one_does(alone, togethe
 def test_four_processes_that_split_the_parameters_measure_what_one_does(tmp_path):
     short = ("--config.total_steps=20", "--config.checkpoint.save_interval_steps=20")  # two cores have enough to do
     options = (*short, "--config.mesh.data=4", "--config.mesh.fsdp=2")
-    found = wait_all(start_processes(tmp_path / "run", None, 4, options=options))
-    assert [status for status, *_ in found] == [0] * 4, found
+    actual = wait_all(start_processes(tmp_path / "run", None, 4, options=options))
+    assert [status for status, *_ in actual] == [0] * 4, actual
     train_here(tmp_path / "alone", *short)
     assert_alike(figures(tmp_path / "run"), figures(tmp_path / "alone"), rows=2)
 
@@ -186,9 +187,9 @@ def test_killed_stopped_and_continued_they_end_with_the_same_bits(streamed, toge
     processes = start_processes(workdir, None, 2, options=streamed)  # one of them asked to stop before the first step
     wait_until((workdir / "data.json").exists, processes)
     processes[1].terminate()
-    found = wait_all(processes)
-    assert [status for status, *_ in found] == [143, 143], found
-    assert all("stopped by signal 15 at step 0" in err for _, _, err in found) and not saved(workdir)
+    actual = wait_all(processes)
+    assert [status for status, *_ in actual] == [143, 143], actual
+    assert all("stopped by signal 15 at step 0" in err for _, _, err in actual) and not saved(workdir)
 
     processes = start_processes(workdir, None, 2, options=streamed)
     once_saved(workdir, 0, processes)
@@ -207,18 +208,18 @@ def test_killed_stopped_and_continued_they_end_with_the_same_bits(streamed, toge
     processes = start_processes(workdir, None, 2, options=streamed)
     once_saved(workdir, kept, processes)
     processes[1].terminate()
-    found = wait_all(processes)
-    assert [status for status, *_ in found] == [143, 143]
-    steps = {re.search(r"stopped by signal 15 at step (\d+)", err)[1] for _, _, err in found}
+    actual = wait_all(processes)
+    assert [status for status, *_ in actual] == [143, 143]
+    steps = {re.search(r"stopped by signal 15 at step (\d+)", err)[1] for _, _, err in actual}
     assert steps == {str(saved(workdir))}
 
     shutil.copytree(workdir, tmp_path / "one")  # one process goes on with it as well
     train_here(tmp_path / "one", *streamed, "--config.mesh.data=4")
     assert_alike(figures(tmp_path / "one"), figures(together))
 
-    found = wait_all(start_processes(workdir, None, 2, options=streamed))
-    assert [status for status, *_ in found] == [0, 0], found
-    assert f"going on from the checkpoint of step {steps.pop()}" in found[0][1]
+    actual = wait_all(start_processes(workdir, None, 2, options=streamed))
+    assert [status for status, *_ in actual] == [0, 0], actual
+    assert f"going on from the checkpoint of step {steps.pop()}" in actual[0][1]
     assert figures(workdir) == figures(together)
     ours, others = last_arrays(workdir), last_arrays(together)
     assert ours.keys() == others.keys() and len(ours) > 30
@@ -228,15 +229,15 @@ def test_killed_stopped_and_continued_they_end_with_the_same_bits(streamed, toge
 
 @pytest.mark.slow
 def test_a_finished_run_is_told_by_all_at_once(streamed, together):
-    found = wait_all(start_processes(together, None, 2, options=streamed))
-    assert [status for status, *_ in found] == [0, 0]
-    assert "holds a finished run" in found[0][1]
+    actual = wait_all(start_processes(together, None, 2, options=streamed))
+    assert [status for status, *_ in actual] == [0, 0]
+    assert "holds a finished run" in actual[0][1]
 
 
 def test_a_mistake_is_told_and_all_end(tmp_path):
-    found = wait_all(start_processes(tmp_path / "run", None, 2, options=("--config.mesh.fsdp=3",)))
-    assert [status for status, *_ in found] == [2, 2]
-    assert "config.mesh.fsdp=3 does not divide the 4 devices" in error_of(found[0][2])
+    actual = wait_all(start_processes(tmp_path / "run", None, 2, options=("--config.mesh.fsdp=3",)))
+    assert [status for status, *_ in actual] == [2, 2]
+    assert "config.mesh.fsdp=3 does not divide the 4 devices" in error_of(actual[0][2])
     assert not (tmp_path / "run").exists()
 
 
@@ -244,10 +245,10 @@ def test_a_mistake_is_told_and_all_end(tmp_path):
 def test_other_configurations_and_work_directories_cost_one_line_each(tmp_path):
     def differ(*options):
         port = free_port()
-        both = [start(path, None, i, 2, port, options=given) for i, (path, *given) in enumerate(options)]
-        found = wait_all(both)
-        assert [status for status, *_ in found] == [2, 2], found
-        return [error_of(err) for _, _, err in found]
+        both = [start(path, None, i, 2, port, options=settings) for i, (path, *settings) in enumerate(options)]
+        actual = wait_all(both)
+        assert [status for status, *_ in actual] == [2, 2], actual
+        return [error_of(err) for _, _, err in actual]
 
     for err in differ((tmp_path / "a",), (tmp_path / "a", "--config.seed=7")):
         assert "--config gives process 1 another configuration than process 0" in err
@@ -259,6 +260,6 @@ def test_other_configurations_and_work_directories_cost_one_line_each(tmp_path):
 @pytest.mark.slow
 def test_pictures_are_drawn_once_the_devices_are_free(tmp_path):
     short = ("--config.total_steps=10", "--config.plots=True")
-    found = wait_all(start_processes(tmp_path / "run", None, 2, options=short))
-    assert [(status, err) for status, _, err in found] == [(0, ""), (0, "")], found
+    actual = wait_all(start_processes(tmp_path / "run", None, 2, options=short))
+    assert [(status, err) for status, _, err in actual] == [(0, ""), (0, "")], actual
     assert len(list((tmp_path / "run" / "plots").glob("*.png"))) > 3

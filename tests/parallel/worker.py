@@ -53,7 +53,7 @@ def act(name, workdir):
         raise RuntimeError("RESOURCE_EXHAUSTED: out of memory allocating 9 bytes")
 
 
-patchnets.trainer = types.SimpleNamespace(train=train)
+patchnets.train = types.SimpleNamespace(train=train)
 
 if __name__ == "__main__":
     sys.exit(main.main(sys.argv))

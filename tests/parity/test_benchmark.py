@@ -38,12 +38,14 @@ def test_keras_is_trained_and_tested_on_the_images_of_the_splits(monkeypatch, ca
     """Images that say their class by their brightness are learned in a few epochs; by chance, 1 % are right."""
     rng = np.random.default_rng(0)
 
-    def some(count):
+    def sample(count):
         labels = rng.integers(0, 2, count)
         images = rng.integers(0, 50, (count, 32, 32, 3)) + 200 * labels[:, None, None, None]
         return images.astype(np.uint8), labels
 
-    monkeypatch.setattr(keras_accuracy, "arrays", lambda config: {"train": some(64), "val": some(64), "test": some(64)})
+    monkeypatch.setattr(
+        keras_accuracy, "arrays", lambda config: {"train": sample(64), "val": sample(64), "test": sample(64)}
+    )
     assert keras_accuracy.main(["keras_accuracy", "--model=mixer", "--epochs=4"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[1:]] == [*(f"seed 0, epoch {n}" for n in (1, 2, 3, 4)), "seed 0"]
@@ -54,19 +56,19 @@ def test_keras_is_trained_and_tested_on_the_images_of_the_splits(monkeypatch, ca
 def test_timm_has_as_many_parameters_and_operations_as_ours(name):
     workload = workloads.WORKLOADS[name]
     kind, fields = AT_SIZE.get(name) or (workload.model[0], models.MODELS[workload.model[0]][1][workload.model[1]])
-    found = cost(models.MODELS[kind][0](num_classes=workload.classes, **fields), workload.image_size)
+    actual = cost(models.MODELS[kind][0](num_classes=workload.classes, **fields), workload.image_size)
     with torch.device("meta"):
         network = with_timm.build(name)
-    assert sum(value.numel() for value in network.parameters()) == found.params
+    assert sum(value.numel() for value in network.parameters()) == actual.params
     # Where the class token goes through the last head, and where timm pads, both count alike to a thousandth.
-    assert with_timm.forward_flops(name) / 2 == pytest.approx(found.macs, rel=1e-3)
+    assert with_timm.forward_flops(name) / 2 == pytest.approx(actual.macs, rel=1e-3)
 
 
 def test_timm_s_vit_is_the_tutorial_s_up_to_its_head():
     with torch.device("meta"):
         network = with_timm.build("vit")
-    found = cost(models.MODELS["keras_vit"][0](num_classes=100, **models.MODELS["keras_vit"][1]["cifar100"]), 72)
+    actual = cost(models.MODELS["keras_vit"][0](num_classes=100, **models.MODELS["keras_vit"][1]["cifar100"]), 72)
     hidden = 9216 * 2048 + 2048 * 1024  # and their biases; the tutorial's last layer sees 1024 units, timm's 64
-    ours = found.params - (hidden + 2048 + 1024) - (1024 - 64) * 100
+    ours = actual.params - (hidden + 2048 + 1024) - (1024 - 64) * 100
     assert sum(value.numel() for value in network.parameters()) == ours
-    assert with_timm.forward_flops("vit") / 2 == pytest.approx(found.macs - hidden - (1024 - 64) * 100, rel=1e-3)
+    assert with_timm.forward_flops("vit") / 2 == pytest.approx(actual.macs - hidden - (1024 - 64) * 100, rel=1e-3)

@@ -37,7 +37,7 @@ QUICKLY = {"xla_backend_optimization_level": 0}  # compiling for a single call
 LOGITS = 1e-5  # tolerance, of logits about 1
 
 
-def place(variable):
+def directory(variable):
     """Where our network has this weight of Keras's: (collection, module, ..., name)."""
     layer, *inside, role = variable.path.split("/")
     path = tuple(layer.split("."))
@@ -74,7 +74,7 @@ def pair(request):
     keras.backend.clear_session()
     keras.utils.set_random_seed(0)
     theirs = BUILD[request.param]()
-    start = {place(variable): np.asarray(variable.value) for variable in theirs.weights}
+    start = {directory(variable): np.asarray(variable.value) for variable in theirs.weights}
     assert len(start) == len(theirs.weights)
     images = np.random.default_rng(1).standard_normal((2, *theirs.input_shape[1:])).astype(np.float32)
 
@@ -100,26 +100,26 @@ def pair(request):
         our_start=fresh,
         variables=traverse_util.unflatten_dict(in_our_shapes(values, shapes)),
         # The same as Keras takes them.
-        trainable=[values[place(variable)] for variable in theirs.trainable_variables],
-        statistics=[values[place(variable)] for variable in theirs.non_trainable_variables],
+        trainable=[values[directory(variable)] for variable in theirs.trainable_variables],
+        statistics=[values[directory(variable)] for variable in theirs.non_trainable_variables],
     )
 
 
 def test_both_have_the_published_number_of_parameters(pair):
     groups = (pair.theirs.trainable_variables, pair.theirs.non_trainable_variables)
     counts = [sum(math.prod(variable.shape) for variable in group) for group in groups]
-    found = [sum(math.prod(shape) for path, shape in pair.shapes.items() if path[0] == name) for name in COLLECTIONS]
-    assert tuple(found) == tuple(counts) == PUBLISHED[pair.name]
+    actual = [sum(math.prod(shape) for path, shape in pair.shapes.items() if path[0] == name) for name in COLLECTIONS]
+    assert tuple(actual) == tuple(counts) == PUBLISHED[pair.name]
 
 
 def test_logits_are_those_of_keras(pair):
     call = jax.jit(lambda trainable, statistics: pair.theirs.stateless_call(trainable, statistics, pair.images)[0])
     expected = call(pair.trainable, pair.statistics)
-    found = jax.jit(lambda variables: pair.ours.apply(variables, pair.images, train=False))(pair.variables)
-    assert found.shape == (2, pair.theirs.output_shape[-1])
+    actual = jax.jit(lambda variables: pair.ours.apply(variables, pair.images, train=False))(pair.variables)
+    assert actual.shape == (2, pair.theirs.output_shape[-1])
     assert 0.2 < np.std(expected) < 5  # so that the tolerance means something,
     assert np.abs(expected[0] - expected[1]).max() > 0.1  # and the images count
-    np.testing.assert_allclose(found, expected, atol=LOGITS)
+    np.testing.assert_allclose(actual, expected, atol=LOGITS)
 
 
 # One LayerNorm used twice; and BatchNorm in training, after convolutions whose backward pass is written by hand.
@@ -139,14 +139,14 @@ def test_gradients_are_those_of_keras(pair):
         return loss(pair.ours.apply(variables, pair.images, train=train, mutable=["batch_stats"])[0])
 
     their_grads = jax.jit(jax.grad(their_loss), compiler_options=QUICKLY)(pair.trainable)
-    expected = {place(variable): grad for variable, grad in zip(pair.theirs.trainable_variables, their_grads)}
+    expected = {directory(variable): grad for variable, grad in zip(pair.theirs.trainable_variables, their_grads)}
     expected = in_our_shapes(expected, {path: shape for path, shape in pair.shapes.items() if path[0] == "params"})
-    found = jax.jit(jax.grad(our_loss), compiler_options=QUICKLY)(pair.variables["params"])
-    found = traverse_util.flatten_dict({"params": found})
+    actual = jax.jit(jax.grad(our_loss), compiler_options=QUICKLY)(pair.variables["params"])
+    actual = traverse_util.flatten_dict({"params": actual})
     for path, grad in expected.items():
         largest = np.abs(grad).max()
         assert largest > 1e-6, path
-        np.testing.assert_allclose(found[path], grad, atol=1e-4 * largest, rtol=0, err_msg=str(path))
+        np.testing.assert_allclose(actual[path], grad, atol=1e-4 * largest, rtol=0, err_msg=str(path))
 
 
 @pytest.mark.parametrize("pair", ["keras_convmixer"], indirect=True)
@@ -154,13 +154,13 @@ def test_a_training_step_normalizes_and_moves_the_statistics_as_keras_does(pair)
     call = lambda *values: pair.theirs.stateless_call(*values, pair.images, training=True)
     expected, moved = jax.jit(call)(pair.trainable, pair.statistics)
     apply = jax.jit(lambda variables: pair.ours.apply(variables, pair.images, train=True, mutable=["batch_stats"]))
-    found, state = apply(pair.variables)
-    np.testing.assert_allclose(found, expected, atol=LOGITS)
+    actual, state = apply(pair.variables)
+    np.testing.assert_allclose(actual, expected, atol=LOGITS)
     before, after = (
         traverse_util.flatten_dict({"batch_stats": stats})
         for stats in (pair.variables["batch_stats"], state["batch_stats"])
     )
-    moved = {place(variable): value for variable, value in zip(pair.theirs.non_trainable_variables, moved)}
+    moved = {directory(variable): value for variable, value in zip(pair.theirs.non_trainable_variables, moved)}
     assert moved.keys() == after.keys()
     for path, value in moved.items():
         change = value - before[path]
@@ -171,15 +171,15 @@ def test_a_training_step_normalizes_and_moves_the_statistics_as_keras_does(pair)
 def test_weights_start_as_those_of_keras(pair):
     wrong = {}
     for path, expected in pair.their_start.items():
-        found = np.asarray(pair.our_start[path])
+        actual = np.asarray(pair.our_start[path])
         if path[-1] in ATTENTION_KERNELS:
             # Up to Keras 3.14, and so when the tutorial was published, fans were counted in these as in any kernel of
             # three axes, as if it were a convolution. Later attention layers do not; the initializer alone still does.
-            expected = np.asarray(keras.initializers.GlorotUniform(seed=3)(found.shape))
+            expected = np.asarray(keras.initializers.GlorotUniform(seed=3)(actual.shape))
         if np.ptp(expected) == 0:  # a bias, a scale or a statistic
-            np.testing.assert_array_equal(found, expected, err_msg=str(path))
+            np.testing.assert_array_equal(actual, expected, err_msg=str(path))
             continue
-        deviations, limits = (np.std(found), np.std(expected)), (np.abs(found).max(), np.abs(expected).max())
+        deviations, limits = (np.std(actual), np.std(expected)), (np.abs(actual).max(), np.abs(expected).max())
         if any(abs(ours / theirs - 1) > 0.03 for ours, theirs in (deviations, limits)):
             wrong["/".join(path)] = f"deviations {deviations}, limits {limits}, of ours and of Keras"
     assert not wrong

@@ -125,41 +125,41 @@ def logits_of_both(network, ours, size, variables=None):
     with torch.inference_mode():
         theirs = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     variables = from_timm(ours, network.state_dict()) if variables is None else variables
-    found = jax.jit(lambda v, x: ours.apply(v, x, train=False))(variables, images)
-    return np.asarray(found), theirs
+    actual = jax.jit(lambda v, x: ours.apply(v, x, train=False))(variables, images)
+    return np.asarray(actual), theirs
 
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_logits_are_those_of_timm(name):
     network, ours, size = PAIRS[name]()
-    found, theirs = logits_of_both(network, ours, size)
-    assert found.dtype == np.float32
+    actual, theirs = logits_of_both(network, ours, size)
+    assert actual.dtype == np.float32
     assert 0.1 < theirs.std() < 10  # or agreement would say little
-    np.testing.assert_allclose(found, theirs, **CLOSE)
+    np.testing.assert_allclose(actual, theirs, **CLOSE)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_only_the_exact_form_of_gelu_agrees(name):
     network, ours, size = SMALL[name]()
     randomized(network, spread=1.5)  # the two forms differ most at 2.3 and at -2.3
-    found, theirs = logits_of_both(network, ours, size)
-    np.testing.assert_allclose(found, theirs, **CLOSE)
-    found, _ = logits_of_both(network, ours.clone(gelu="tanh"), size)
-    assert np.abs(found - theirs).max() > 1e-4
+    actual, theirs = logits_of_both(network, ours, size)
+    np.testing.assert_allclose(actual, theirs, **CLOSE)
+    actual, _ = logits_of_both(network, ours.clone(gelu="tanh"), size)
+    assert np.abs(actual - theirs).max() > 1e-4
 
 
 @pytest.mark.parametrize("name", [name for name in PAIRS if not name.endswith("224")])
 def test_the_variables_are_the_model_s_own_and_float32(name):
     network, ours, size = PAIRS[name]()
-    found = from_timm(ours, {name: value.double() for name, value in network.state_dict().items()})
+    actual = from_timm(ours, {name: value.double() for name, value in network.state_dict().items()})
     image = jax.ShapeDtypeStruct((1, size, size, network.in_chans), np.float32)
     expected = jax.eval_shape(lambda x: ours.init(jax.random.key(0), x, train=False), image)
-    assert jax.tree.structure(found) == jax.tree.structure(dict(expected))
-    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(found)] == [
+    assert jax.tree.structure(actual) == jax.tree.structure(dict(expected))
+    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(actual)] == [
         (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(expected)
     ]
     timms = sum(value.numel() for name, value in network.state_dict().items() if not name.endswith("tracked"))
-    assert sum(leaf.size for leaf in jax.tree.leaves(found)) == timms
+    assert sum(leaf.size for leaf in jax.tree.leaves(actual)) == timms
 
 
 def test_batch_norm_in_training_is_pytorch_s_but_for_the_unbiased_running_variance():
@@ -170,8 +170,8 @@ def test_batch_norm_in_training_is_pytorch_s_but_for_the_unbiased_running_varian
     with torch.no_grad():
         theirs = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).numpy()
     step = jax.jit(lambda v, x: ours.apply(v, x, train=True, mutable=["batch_stats"]))
-    found, after = step(before, images)
-    np.testing.assert_allclose(found, theirs, **CLOSE)
+    actual, after = step(before, images)
+    np.testing.assert_allclose(actual, theirs, **CLOSE)
 
     expected = from_timm(ours, network.state_dict())["batch_stats"]
     leaves = [jax.tree_util.tree_leaves_with_path(tree["batch_stats"]) for tree in (before, after)]
@@ -190,10 +190,10 @@ def test_a_representation_layer_as_timm_used_to_have_it():
     dense, head = torch.nn.Linear(24, 7), torch.nn.Linear(7, CLASSES)
     parts = {"pre_logits.fc": dense, "head": head}
     weights = network.state_dict() | {f"{n}.{k}": v for n, p in parts.items() for k, v in p.state_dict().items()}
-    whole = torch.nn.Sequential(network, dense, torch.nn.Tanh(), head)
-    whole.in_chans = 3
-    found, theirs = logits_of_both(whole, ours, 16, from_timm(ours, weights))
-    np.testing.assert_allclose(found, theirs, **CLOSE)
+    full = torch.nn.Sequential(network, dense, torch.nn.Tanh(), head)
+    full.in_chans = 3
+    actual, theirs = logits_of_both(full, ours, 16, from_timm(ours, weights))
+    np.testing.assert_allclose(actual, theirs, **CLOSE)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -201,8 +201,8 @@ def test_scanned_blocks_give_the_same_logits(name):
     network, ours, size = SMALL[name](scan=True)
     variables = from_timm(ours, network.state_dict())
     assert any(kind.endswith("Blocks") for kind in variables["params"])
-    found, theirs = logits_of_both(network, ours, size, variables)
-    np.testing.assert_allclose(found, theirs, **CLOSE)
+    actual, theirs = logits_of_both(network, ours, size, variables)
+    np.testing.assert_allclose(actual, theirs, **CLOSE)
 
 
 def test_arrays_do_without_pytorch_and_share_no_memory(monkeypatch):
@@ -210,10 +210,10 @@ def test_arrays_do_without_pytorch_and_share_no_memory(monkeypatch):
     expected = from_timm(ours, network.state_dict())
     arrays = {name: value.numpy().copy() for name, value in network.state_dict().items()}
     monkeypatch.setitem(sys.modules, "torch", None)  # any import of it fails from here on
-    found = importlib.reload(load_timm).from_timm(ours, arrays)
+    actual = importlib.reload(load_timm).from_timm(ours, arrays)
     for value in arrays.values():
         value.fill(0)
-    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def without(name):
@@ -278,13 +278,13 @@ WRONG = {
 
 @pytest.mark.parametrize("what", WRONG)
 def test_what_does_not_fit_is_told_in_one_line(what):
-    make, change, said = WRONG[what]
+    make, change, output = WRONG[what]
     network, ours, _ = make()
     with pytest.raises(UserError) as caught:
         load_timm.from_timm(ours, change(network.state_dict()))
     message = str(caught.value)
     assert "\n" not in message and len(message) < 300
-    assert all(part in message for part in said), message
+    assert all(part in message for part in output), message
 
 
 def test_an_architecture_that_timm_does_not_have_is_refused():

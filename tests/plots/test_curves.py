@@ -47,7 +47,7 @@ def test_what_is_no_work_directory_is_told_in_one_line(tmp_path, capsys):
 def drawn(path, monkeypatch):
     """The figure of a work directory's learning curves."""
     kept = []
-    monkeypatch.setattr(curves.figures, "save", lambda figure, place: kept.append(figure) or place)
+    monkeypatch.setattr(curves.figures, "save", lambda figure, directory: kept.append(figure) or directory)
     curves.draw(path)
     return kept[0]
 

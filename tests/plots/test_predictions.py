@@ -10,17 +10,17 @@ from patchnets.plots import predictions
 from patchnets.plots.predictions import Predictions
 
 
-def seen_of(labels, found, confidence, mistaken=()):
+def seen_of(labels, actual, confidence, mistaken=()):
     images = np.zeros((len(mistaken), 4, 4, 3), np.uint8)
-    return Predictions(*map(np.asarray, (labels, found, confidence)), np.asarray(mistaken, int), images)
+    return Predictions(*map(np.asarray, (labels, actual, confidence)), np.asarray(mistaken, int), images)
 
 
 @pytest.fixture
 def many():
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 30, 2000)
-    found = np.where(rng.random(2000) < 0.6, labels, rng.integers(0, 30, 2000))
-    return seen_of(labels, found, rng.random(2000).astype(np.float32), mistaken=np.flatnonzero(labels != found)[:5])
+    actual = np.where(rng.random(2000) < 0.6, labels, rng.integers(0, 30, 2000))
+    return seen_of(labels, actual, rng.random(2000).astype(np.float32), mistaken=np.flatnonzero(labels != actual)[:5])
 
 
 def test_confusion_and_accuracy_by_class_agree_with_scikit_learn(many):
@@ -38,8 +38,8 @@ def test_a_class_without_examples_has_no_accuracy():
 
 def test_calibration_error_by_hand():
     # Two bins of 10: confidences .92 and .98 with one right, .31 with none right, 1.0 in the last bin and right.
-    seen = seen_of([0, 0, 0, 0], [0, 1, 1, 0], [0.92, 0.98, 0.31, 1.0])
-    error, rows = predictions.calibration_error(seen, bins=10)
+    observed = seen_of([0, 0, 0, 0], [0, 1, 1, 0], [0.92, 0.98, 0.31, 1.0])
+    error, rows = predictions.calibration_error(observed, bins=10)
     last = abs((0.92 + 0.98 + 1.0) / 3 - 2 / 3)
     assert error == pytest.approx(3 / 4 * last + 1 / 4 * 0.31)
     assert [row[0] for row in rows] == [0, 0, 0, 1, 0, 0, 0, 0, 0, 3]
@@ -83,8 +83,8 @@ def test_of_very_many_classes_the_best_and_the_worst_are_shown():
 @pytest.mark.parametrize("channels", [1, 2, 3, 4, 5])
 def test_mistakes_are_shown_whatever_their_channels(channels, tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (1, 4, 4, channels)).astype(np.uint8)
-    seen = dataclasses.replace(seen_of([0, 1], [1, 1], [0.9, 0.8], mistaken=[0]), images=images)
-    figure = predictions.mistakes(seen, ["a", "b"])
+    observed = dataclasses.replace(seen_of([0, 1], [1, 1], [0.9, 0.8], mistaken=[0]), images=images)
+    figure = predictions.mistakes(observed, ["a", "b"])
     shown = figure.axes[0].get_images()[0].get_array()
     expected = images[0] if channels == 3 else images[0].mean(axis=-1, keepdims=True).repeat(3, axis=-1)
     np.testing.assert_allclose(shown, expected / 255)

@@ -39,9 +39,9 @@ def config_of(name, cache, **values):
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of the Mixer, which drew its pictures at its end; read it, and do not change it."""
-    place = tmp_path_factory.mktemp("run") / "mixer"
-    train.train(config_of("mlp_mixer", place.parent), place)
-    return place
+    path = tmp_path_factory.mktemp("run") / "mixer"
+    train.train(config_of("mlp_mixer", path.parent), path)
+    return path
 
 
 def names(folder):
@@ -57,29 +57,29 @@ def test_a_run_draws_its_pictures_at_its_end(trained):
 
 
 def test_the_program_draws_them_again_where_they_are_gone(trained, tmp_path, capsys):
-    place = tmp_path / "copy"
-    shutil.copytree(trained, place)
-    shutil.rmtree(place / "plots")
-    assert program.main(["plots", str(place)]) == 0
-    assert names(place) == names(trained)
+    path = tmp_path / "copy"
+    shutil.copytree(trained, path)
+    shutil.rmtree(path / "plots")
+    assert program.main(["plots", str(path)]) == 0
+    assert names(path) == names(trained)
     printed = capsys.readouterr()
-    assert printed.err == "" and printed.out.count(".png\n") == len(names(place))
+    assert printed.err == "" and printed.out.count(".png\n") == len(names(path))
 
 
 def test_predictions_are_those_that_the_summary_counts(trained):
     experiment, state = run.load_run(trained)
     try:
-        seen = run.predict(experiment, state, experiment.data.test)
+        observed = run.predict(experiment, state, experiment.data.test)
     finally:
         experiment.data.close()
     summary = json.loads((trained / "summary.json").read_text())
-    assert len(seen.labels) == experiment.data.test.num_examples
-    assert seen.accuracy == pytest.approx(summary["test_accuracy"], abs=1e-6)
-    wrong = np.flatnonzero(seen.labels != seen.predicted)
-    assert set(seen.mistaken) <= set(wrong) and len(seen.mistaken) == run.MISTAKES
-    worst = np.sort(seen.confidence[wrong])[::-1][: run.MISTAKES]
-    np.testing.assert_allclose(seen.confidence[seen.mistaken], worst)
-    assert seen.images.shape == (run.MISTAKES, 8, 8, 1)
+    assert len(observed.labels) == experiment.data.test.num_examples
+    assert observed.accuracy == pytest.approx(summary["test_accuracy"], abs=1e-6)
+    wrong = np.flatnonzero(observed.labels != observed.predicted)
+    assert set(observed.mistaken) <= set(wrong) and len(observed.mistaken) == run.MISTAKES
+    worst = np.sort(observed.confidence[wrong])[::-1][: run.MISTAKES]
+    np.testing.assert_allclose(observed.confidence[observed.mistaken], worst)
+    assert observed.images.shape == (run.MISTAKES, 8, 8, 1)
 
 
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "mlp_mixer"])
@@ -116,11 +116,11 @@ def test_what_fails_to_be_drawn_is_told_and_the_rest_is_drawn(trained, tmp_path,
         raise ValueError("no ink")
 
     monkeypatch.setattr(predictions, "calibration", broken)
-    place = tmp_path / "copy"
-    shutil.copytree(trained, place)
-    shutil.rmtree(place / "plots")
-    assert program.main(["plots", str(place)]) == 0
-    assert names(place) == names(trained) - {"calibration"}
+    path = tmp_path / "copy"
+    shutil.copytree(trained, path)
+    shutil.rmtree(path / "plots")
+    assert program.main(["plots", str(path)]) == 0
+    assert names(path) == names(trained) - {"calibration"}
     assert capsys.readouterr().err == "patchnets.plots: plots/calibration.png could not be drawn: no ink\n"
 
 
@@ -159,11 +159,11 @@ def test_mistakes_cost_one_line(arguments, words, capsys):
 
 
 def test_where_the_checkpoints_are_gone_the_curves_are_drawn_and_one_line_says_the_rest(trained, tmp_path, capsys):
-    place = tmp_path / "copy"
-    shutil.copytree(trained, place)
-    shutil.rmtree(place / "checkpoints")
-    shutil.rmtree(place / "plots")
-    assert program.main(["plots", str(place)]) == 1
+    path = tmp_path / "copy"
+    shutil.copytree(trained, path)
+    shutil.rmtree(path / "checkpoints")
+    shutil.rmtree(path / "plots")
+    assert program.main(["plots", str(path)]) == 1
     printed = capsys.readouterr()
-    assert names(place) == {"learning_curves"} and "the other pictures could not be drawn" in printed.err
+    assert names(path) == {"learning_curves"} and "the other pictures could not be drawn" in printed.err
     assert printed.err.count("\n") == 1

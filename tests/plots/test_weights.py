@@ -17,8 +17,8 @@ def test_a_depthwise_kernel_as_a_matrix_does_what_the_convolution_does():
     for k in (3, 4, 5):
         kernel, image = rng.standard_normal((k, k)), rng.standard_normal((1, *GRID, 1)).astype(np.float32)
         expected = ops.depthwise_conv(image, kernel[:, :, None, None].astype(np.float32))
-        found = image.reshape(-1) @ weights_lib.conv_as_matrix(kernel, GRID)
-        np.testing.assert_allclose(found, np.asarray(expected).reshape(-1), atol=1e-5)
+        actual = image.reshape(-1) @ weights_lib.conv_as_matrix(kernel, GRID)
+        np.testing.assert_allclose(actual, np.asarray(expected).reshape(-1), atol=1e-5)
 
 
 def test_each_family_is_recognized_by_what_it_sows():
@@ -33,8 +33,8 @@ def test_each_family_is_recognized_by_what_it_sows():
         "depthwise": rng.standard_normal((5, 5, 8)),
     }
     for words, mixing in families.items():
-        values, said = weights_lib.token_matrix(mixing, GRID)
-        assert words in said and values.shape == (patches, patches)
+        values, message = weights_lib.token_matrix(mixing, GRID)
+        assert words in message and values.shape == (patches, patches)
         shown, _ = weights_lib.token_maps(mixing, GRID, 16)
         assert shown.shape[1:] == ((5, 5) if words == "depthwise" else GRID) and 0 < len(shown) <= 16
     np.testing.assert_allclose(weights_lib.token_matrix((reads, writes), GRID)[0], reads @ writes, rtol=1e-4)

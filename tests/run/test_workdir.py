@@ -17,10 +17,10 @@ DATA = {"name": "digits", "examples": {"train": 3}}
 
 
 def test_it_is_empty_until_it_is_claimed_and_then_holds_the_configuration(tiny_config, tmp_path):
-    place = Workdir(tmp_path / "a" / "b", flatten(tiny_config))
-    assert place.load_summary() is None
+    path = Workdir(tmp_path / "a" / "b", flatten(tiny_config))
+    assert path.load_summary() is None
     assert list(tmp_path.iterdir()) == []
-    place.acquire(DATA)
+    path.acquire(DATA)
     assert json.loads((tmp_path / "a/b/config.json").read_text())["model"]["patch_size"] == 4
     assert json.loads((tmp_path / "a/b/data.json").read_text()) == DATA
 
@@ -56,13 +56,13 @@ def test_processes_agree_on_their_folder_and_configuration_or_all_are_told(tiny_
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     theirs_is = lambda value: value if theirs == "the same" else np.zeros_like(value)
     monkeypatch.setattr(multihost, "gather", lambda value: np.array([value, theirs_is(value)]))
-    place = Workdir(tmp_path / "run", flatten(tiny_config))
+    path = Workdir(tmp_path / "run", flatten(tiny_config))
     if theirs == "the same":
-        place.check_shared()
+        path.check_shared()
         train.check_same_config(flatten(tiny_config))
         return
     with pytest.raises(UserError, match=f"--workdir={tmp_path}/run is not the same folder in process 1"):
-        place.check_shared()
+        path.check_shared()
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="gives process 1 another configuration than process 0"):
         train.check_same_config(flatten(tiny_config))
@@ -91,7 +91,7 @@ def test_where_things_lie_may_change_and_what_figures_hang_on_may_not(tiny_confi
 
 
 def test_lines_past_the_checkpoint_and_torn_or_strange_ones_go_and_the_others_stay_to_the_letter(tiny_config, tmp_path):
-    place = Workdir(tmp_path, flatten(tiny_config))
+    path = Workdir(tmp_path, flatten(tiny_config))
     good = [json.dumps({"step": step, "train_loss": 0.5}) for step in (10, 20)]
     strange = [
         json.dumps({"step": 20, "test_loss": 1.0}),
@@ -103,21 +103,21 @@ def test_lines_past_the_checkpoint_and_torn_or_strange_ones_go_and_the_others_st
     ]
     text = "\n".join([good[0], *strange[:3], good[1], *strange[3:]])
     (tmp_path / "metrics.jsonl").write_bytes(text.encode(errors="surrogateescape"))
-    place.rewind_metrics(20)
+    path.rewind_metrics(20)
     assert (tmp_path / "metrics.jsonl").read_text().splitlines() == good
-    place.append_metrics({"step": 25})
+    path.append_metrics({"step": 25})
     assert [row["step"] for row in read_metrics(tmp_path)] == [10, 20, 25]
 
 
 def test_a_file_that_cannot_be_replaced_is_left_as_it_was(tiny_config, tmp_path, monkeypatch):
-    place = Workdir(tmp_path, flatten(tiny_config))
-    place.write_text("note", "before")
+    path = Workdir(tmp_path, flatten(tiny_config))
+    path.write_text("note", "before")
 
     def fail(*arguments):
         raise OSError("no")
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="no"):
-        place.write_text("note", "after")
+        path.write_text("note", "after")
     assert (tmp_path / "note").read_text() == "before"
     assert [entry.name for entry in tmp_path.iterdir()] == ["note"]

@@ -40,16 +40,16 @@ def test_softmax_cross_entropy_of_smoothed_targets_equals_its_formula(smoothing)
     logits, labels = 3 * rng.standard_normal((20, CLASSES)), rng.integers(0, CLASSES, 20)
     shares = (1 - smoothing) * np.eye(CLASSES)[labels] + smoothing / CLASSES
     expected = -(shares * (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))).sum(axis=-1)
-    found = losses.LOSSES["softmax"](logits.astype(np.float32), losses.smooth_one_hot(labels, CLASSES, smoothing))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    actual = losses.LOSSES["softmax"](logits.astype(np.float32), losses.smooth_one_hot(labels, CLASSES, smoothing))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_sigmoid_cross_entropy_sums_a_question_a_class():
     rng = np.random.default_rng(9)
     logits, targets = 3 * rng.standard_normal((20, CLASSES)), rng.random((20, CLASSES))
     expected = -(targets * log_sigmoid(logits) + (1 - targets) * log_sigmoid(-logits)).sum(axis=-1)
-    found = losses.LOSSES["sigmoid"](logits.astype(np.float32), targets.astype(np.float32))
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    actual = losses.LOSSES["sigmoid"](logits.astype(np.float32), targets.astype(np.float32))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
 
 
 def params_of(model: nn.Module, **kwargs):
@@ -60,8 +60,8 @@ def params_of(model: nn.Module, **kwargs):
     return params, variables.get("batch_stats", {})
 
 
-def assert_close(one, other, **tolerance) -> None:
-    for (path, a), (_, b) in zip(jax.tree.leaves_with_path(one), jax.tree.leaves_with_path(other), strict=True):
+def assert_close(first, other, **tolerance) -> None:
+    for (path, a), (_, b) in zip(jax.tree.leaves_with_path(first), jax.tree.leaves_with_path(other), strict=True):
         np.testing.assert_allclose(a, b, **tolerance, err_msg=jax.tree_util.keystr(path))
 
 
@@ -128,10 +128,10 @@ def test_sharpness_aware_gradient_is_taken_uphill_by_the_radius():
         loss = factor * x @ matrix @ x / 2
         return (loss, measured if len(visited) == 1 else None), factor * matrix @ x
 
-    (loss, aux), found = gradients.sharpness_aware(grad_fn, 0.25)(jnp.asarray(at, jnp.float32), 1.0)
+    (loss, aux), actual = gradients.sharpness_aware(grad_fn, 0.25)(jnp.asarray(at, jnp.float32), 1.0)
     uphill = at + 0.25 * (matrix @ at) / np.linalg.norm(matrix @ at)
     np.testing.assert_allclose(visited[1], uphill, rtol=1e-5)
-    np.testing.assert_allclose(found, matrix @ uphill, rtol=1e-5)
+    np.testing.assert_allclose(actual, matrix @ uphill, rtol=1e-5)
     np.testing.assert_allclose(loss, at @ matrix @ at / 2, rtol=1e-5)
     assert aux is measured
 
@@ -145,8 +145,8 @@ def test_accumulation_and_sharpness_compose(batch):
     uphill = jax.tree.map(lambda p, g: p + rho / norm * g, params, grads)
     _, expected = jax.jit(grad_fn)(uphill, stats, batch, key)
     composed = gradients.sharpness_aware(gradients.accumulate_grads(grad_fn, 4), rho)
-    (composed_loss, composed_aux), found = jax.jit(composed)(params, stats, batch, key)
-    assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    (composed_loss, composed_aux), actual = jax.jit(composed)(params, stats, batch, key)
+    assert_close(actual, expected, rtol=1e-3, atol=1e-5)
     np.testing.assert_allclose(composed_loss, loss, rtol=1e-5)
     np.testing.assert_allclose(composed_aux.losses, aux.losses, rtol=1e-5)
     apart = max(np.abs(a - b).max() for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(grads), strict=True))
@@ -157,8 +157,8 @@ def test_frozen_parameters_have_no_gradient_nor_a_part_in_the_radius(batch):
     params, stats = params_of(MIXER)
     grad_fn, key, rho = grad_fn_of(MIXER), jax.random.key(0), 0.3
     frozen = {name: jax.tree.map(lambda _, name=name: name != "head", tree) for name, tree in params.items()}
-    found = jax.jit(gradients.sharpness_aware(gradients.zero_frozen_grads(grad_fn, frozen), rho))
-    _, grads = found(params, stats, batch, key)
+    actual = jax.jit(gradients.sharpness_aware(gradients.zero_frozen_grads(grad_fn, frozen), rho))
+    _, grads = actual(params, stats, batch, key)
     assert all(not np.any(leaf) for name, tree in grads.items() if name != "head" for leaf in jax.tree.leaves(tree))
     head = jax.jit(grad_fn)(params, stats, batch, key)[1]["head"]
     norm = np.sqrt(sum((np.asarray(leaf, np.float64) ** 2).sum() for leaf in jax.tree.leaves(head)))

@@ -19,9 +19,9 @@ def top_k_reference(logits: np.ndarray, labels: np.ndarray, k: int) -> np.ndarra
 def test_top_k_equals_sorting(k, classes):
     rng = np.random.default_rng(classes)
     logits, labels = rng.standard_normal((200, classes)).astype(np.float32), rng.integers(0, classes, 200)
-    found = np.asarray(top_k_correct(logits, labels, k))
-    np.testing.assert_array_equal(found, top_k_reference(logits, labels, k))
-    assert found.mean() == 1.0 if classes <= k else 0.0 < found.mean() < 1.0
+    actual = np.asarray(top_k_correct(logits, labels, k))
+    np.testing.assert_array_equal(actual, top_k_reference(logits, labels, k))
+    assert actual.mean() == 1.0 if classes <= k else 0.0 < actual.mean() < 1.0
 
 
 @pytest.mark.parametrize("k", [1, 5])
@@ -66,10 +66,10 @@ def test_merged_batches_of_different_fill_equal_one_average_over_the_real_exampl
     merged = EvalMetrics.empty()
     for batch in batches:
         merged = merged.merge(EvalMetrics.single_from_model_output(**batch))
-    found = merged.compute()
-    assert set(found) == set(NAMES)
+    actual = merged.compute()
+    assert set(actual) == set(NAMES)
     for name, source in NAMES.items():
-        np.testing.assert_allclose(found[name], real_values(batches, source).mean(), rtol=1e-6)
+        np.testing.assert_allclose(actual[name], real_values(batches, source).mean(), rtol=1e-6)
     assert int(merged.loss.count) == 20
     of_means = np.mean([batch["loss"][batch["mask"] == 1].mean() for batch in batches])
     assert abs(of_means - real_values(batches, "loss").mean()) > 0.01, "the mean of means would pass as well"
@@ -77,10 +77,10 @@ def test_merged_batches_of_different_fill_equal_one_average_over_the_real_exampl
 
 def test_order_and_grouping_of_merging_do_not_matter(batches):
     single = [EvalMetrics.single_from_model_output(**batch) for batch in batches]
-    one = single[0].merge(single[1]).merge(single[2].merge(single[3])).compute()
+    first = single[0].merge(single[1]).merge(single[2].merge(single[3])).compute()
     other = single[3].merge(single[1]).merge(EvalMetrics.empty()).merge(single[0]).merge(single[2]).compute()
     for name in NAMES:
-        np.testing.assert_allclose(one[name], other[name], rtol=1e-6)
+        np.testing.assert_allclose(first[name], other[name], rtol=1e-6)
 
 
 def test_training_metrics_average_examples_and_the_gradient_norm_over_steps(batches):
@@ -90,11 +90,11 @@ def test_training_metrics_average_examples_and_the_gradient_norm_over_steps(batc
         merged = jax.jit(lambda m, b, n: m.merge(TrainMetrics.single_from_model_output(**b, grad_norm=n)))(
             merged, batch, norm
         )
-    found = merged.compute()
-    assert set(found) == set(NAMES) | {"grad_norm"}
+    actual = merged.compute()
+    assert set(actual) == set(NAMES) | {"grad_norm"}
     for name, source in NAMES.items():
-        np.testing.assert_allclose(found[name], real_values(batches, source).mean(), rtol=1e-6)
-    np.testing.assert_allclose(found["grad_norm"], 4.0, rtol=1e-6)
+        np.testing.assert_allclose(actual[name], real_values(batches, source).mean(), rtol=1e-6)
+    np.testing.assert_allclose(actual["grad_norm"], 4.0, rtol=1e-6)
 
 
 def test_example_that_is_padded_counts_nothing_however_few_are_real():
@@ -104,5 +104,5 @@ def test_example_that_is_padded_counts_nothing_however_few_are_real():
     full = EvalMetrics.single_from_model_output(
         loss=jnp.full(3, 7.0), top1=jnp.zeros(3), top5=jnp.ones(3), mask=jnp.ones(3)
     )
-    found = full.merge(empty).compute()
-    assert (float(found["loss"]), float(found["accuracy"]), float(found["top5_accuracy"])) == (7.0, 0.0, 1.0)
+    actual = full.merge(empty).compute()
+    assert (float(actual["loss"]), float(actual["accuracy"]), float(actual["top5_accuracy"])) == (7.0, 0.0, 1.0)

@@ -49,9 +49,9 @@ def host(tree):
     return jax.tree.map(np.array, tree)
 
 
-def assert_same_bits(one, other) -> None:
-    assert jax.tree.structure(one) == jax.tree.structure(other)
-    for (path, a), (_, b) in zip(jax.tree.leaves_with_path(one), jax.tree.leaves_with_path(other)):
+def assert_same_bits(first, other) -> None:
+    assert jax.tree.structure(first) == jax.tree.structure(other)
+    for (path, a), (_, b) in zip(jax.tree.leaves_with_path(first), jax.tree.leaves_with_path(other)):
         np.testing.assert_array_equal(a, b, err_msg=jax.tree_util.keystr(path))
 
 
@@ -105,10 +105,10 @@ def test_training_step_measures_and_descends_what_numpy_computes_from_the_logits
     logits = np.asarray(plain.model.apply({"params": state.params}, inputs, train=False))
     losses = -(smoothed(labels, SMOOTHING) * log_softmax(logits)).sum(axis=-1)
     ranks = (logits > logits[np.arange(6), labels][:, None]).sum(axis=-1)
-    found = after.metrics.compute()
-    np.testing.assert_allclose(found["loss"], losses.mean(), rtol=1e-5)
-    np.testing.assert_allclose(found["accuracy"], (ranks < 1).mean(), rtol=1e-6)
-    np.testing.assert_allclose(found["top5_accuracy"], (ranks < 5).mean(), rtol=1e-6)
+    actual = after.metrics.compute()
+    np.testing.assert_allclose(actual["loss"], losses.mean(), rtol=1e-5)
+    np.testing.assert_allclose(actual["accuracy"], (ranks < 1).mean(), rtol=1e-6)
+    np.testing.assert_allclose(actual["top5_accuracy"], (ranks < 5).mean(), rtol=1e-6)
     assert bool(finite) and int(after.step) == 1
 
     # The head's gradient has a closed form: the mean over examples of (softmax - target), and its product with what
@@ -117,11 +117,11 @@ def test_training_step_measures_and_descends_what_numpy_computes_from_the_logits
     gradient = jax.tree.map(lambda old, new: np.asarray(old) - np.asarray(new), state.params, after.params)
     np.testing.assert_allclose(gradient["head"]["bias"], error.sum(axis=0), atol=1e-5)
     kernel = np.asarray(state.params["head"]["kernel"], np.float64)
-    given = (logits - np.asarray(state.params["head"]["bias"])) @ np.linalg.pinv(kernel)
+    settings = (logits - np.asarray(state.params["head"]["bias"])) @ np.linalg.pinv(kernel)
     projected = kernel.T @ gradient["head"]["kernel"]  # the kernel has more rows than columns: compare in its span
-    np.testing.assert_allclose(projected, kernel.T @ given.T @ error, atol=1e-4)
+    np.testing.assert_allclose(projected, kernel.T @ settings.T @ error, atol=1e-4)
     norm = np.sqrt(sum((leaf.astype(np.float64) ** 2).sum() for leaf in jax.tree.leaves(gradient)))
-    np.testing.assert_allclose(found["grad_norm"], norm, rtol=1e-4)
+    np.testing.assert_allclose(actual["grad_norm"], norm, rtol=1e-4)
 
 
 def test_padding_changes_neither_loss_nor_gradient_nor_metrics(plain, plain_step, data):
@@ -130,8 +130,8 @@ def test_padding_changes_neither_loss_nor_gradient_nor_metrics(plain, plain_step
     padded, _ = plain_step(state, batch_fn(data, 6, 8))
     for (path, a), (_, b) in zip(jax.tree.leaves_with_path(alone.params), jax.tree.leaves_with_path(padded.params)):
         np.testing.assert_allclose(a, b, atol=2e-6, err_msg=jax.tree_util.keystr(path))
-    expected, found = host(alone.metrics.compute()), host(padded.metrics.compute())
-    assert found == {name: pytest.approx(value, rel=1e-5) for name, value in expected.items()}
+    expected, actual = host(alone.metrics.compute()), host(padded.metrics.compute())
+    assert actual == {name: pytest.approx(value, rel=1e-5) for name, value in expected.items()}
     assert int(padded.metrics.loss.count) == 6
 
     counted, _ = plain_step(state, batch_fn(data, 6, 8) | {"mask": np.ones(8, np.float32)})
@@ -219,16 +219,16 @@ class Training:
         self.train_steps = compile_train_steps(self.task, self.loader.batch, mesh)
         self.start = state_of(self.task)
 
-    def place(self, tree):
+    def put(self, tree):
         return jax.device_put(tree, sharding.replicated(self.mesh))
 
     def run(self, *counts: int, learning_rate: float | None = None, params=None) -> tuple[TrainState, bool, float]:
         """The state after dispatches of so many steps each, whether all was finite, and the parameters' norm."""
         state = self.start if params is None else self.start.replace(params=params)
         if learning_rate is not None:
-            given = {**state.opt_state.hyperparams, "learning_rate": np.float32(learning_rate)}
-            state = state.replace(opt_state=state.opt_state._replace(hyperparams=given))
-        state, finite, norm = self.place(state), None, None
+            settings = {**state.opt_state.hyperparams, "learning_rate": np.float32(learning_rate)}
+            state = state.replace(opt_state=state.opt_state._replace(hyperparams=settings))
+        state, finite, norm = self.put(state), None, None
         for count in counts:
             inputs, available = self.loader.step_inputs(int(state.step))
             assert count <= available
@@ -247,14 +247,14 @@ def on8(mesh8, data) -> Training:
 
 
 def test_an_epoch_measures_the_same_on_one_device_and_on_eight(on1, on8):
-    (one, *_, norm1), (eight, *_, norm8) = on1.run(STEPS_PER_EPOCH), on8.run(STEPS_PER_EPOCH)
-    assert one.step == eight.step == STEPS_PER_EPOCH
-    assert one.metrics.loss.count == eight.metrics.loss.count == EXAMPLES
-    expected, found = one.metrics.compute(), eight.metrics.compute()
+    (first, *_, norm1), (eight, *_, norm8) = on1.run(STEPS_PER_EPOCH), on8.run(STEPS_PER_EPOCH)
+    assert first.step == eight.step == STEPS_PER_EPOCH
+    assert first.metrics.loss.count == eight.metrics.loss.count == EXAMPLES
+    expected, actual = first.metrics.compute(), eight.metrics.compute()
     for name in ("loss", "accuracy", "top5_accuracy", "grad_norm"):
-        np.testing.assert_allclose(found[name], expected[name], atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(actual[name], expected[name], atol=1e-4, err_msg=name)
     np.testing.assert_allclose(norm8, norm1, rtol=1e-4)
-    for (path, a), (_, b) in zip(jax.tree.leaves_with_path(one.params), jax.tree.leaves_with_path(eight.params)):
+    for (path, a), (_, b) in zip(jax.tree.leaves_with_path(first.params), jax.tree.leaves_with_path(eight.params)):
         name = jax.tree_util.keystr(path)
         if "token_mixing']['Dense_1']['bias" not in name:  # has no gradient but rounding, which Adam blows up
             np.testing.assert_allclose(a, b, atol=2e-4, err_msg=name)
@@ -264,8 +264,8 @@ def test_augmentation_and_dropout_are_on_in_training(on1, data):
     """Else the tests around this one would compare less than they say."""
     state, *_ = on1.run(STEPS_PER_EPOCH, learning_rate=0.0)
     assert_same_bits(state.params, on1.start.params)
-    found, expected = state.metrics.compute(), evaluation_reference(on1.task, state.params, *data)
-    assert abs(found["loss"] - expected["loss"]) > 1e-3
+    actual, expected = state.metrics.compute(), evaluation_reference(on1.task, state.params, *data)
+    assert abs(actual["loss"] - expected["loss"]) > 1e-3
 
 
 @pytest.mark.parametrize("what", ["augmentation", "dropout"])
@@ -275,13 +275,13 @@ def test_randomness_is_drawn_anew_each_step_and_again_alike_for_the_same_step(on
     params = on1.start.params
     if what == "dropout":  # images of one color look alike however they are moved
         images = np.array(inputs.images)
-        inputs = inputs._replace(images=on1.place(np.broadcast_to(images[:, :1, :1], images.shape).copy()))
+        inputs = inputs._replace(images=on1.put(np.broadcast_to(images[:, :1, :1], images.shape).copy()))
     else:  # branches that are zero stay zero whatever is dropped
         clear = lambda path, leaf: 0 * leaf if "Dense_1" in jax.tree_util.keystr(path) else leaf
         params = jax.tree_util.tree_map_with_path(clear, params)
 
     def loss(step: int) -> float:
-        state = on1.place(on1.start.replace(step=np.int32(step), params=params))
+        state = on1.put(on1.start.replace(step=np.int32(step), params=params))
         return float(on1.train_steps(state, inputs, 1, 1.0)[0].metrics.compute()["loss"])
 
     losses = [loss(epoch * STEPS_PER_EPOCH) for epoch in (0, 1, 2, 0)]
@@ -293,10 +293,10 @@ def test_randomness_is_drawn_anew_each_step_and_again_alike_for_the_same_step(on
 @pytest.mark.parametrize("counts", [(1, 1, 1, 1, 1), (2, 3)])
 def test_cutting_the_same_steps_into_other_dispatches_changes_no_bit(on1, on8, devices, counts):
     training = {1: on1, 8: on8}[devices]
-    whole, cut = training.run(5)[0], training.run(*counts)[0]
-    assert whole.step == cut.step == 5
-    assert_same_bits(whole, cut)
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), whole.params, training.start.params)
+    full, cut = training.run(5)[0], training.run(*counts)[0]
+    assert full.step == cut.step == 5
+    assert_same_bits(full, cut)
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), full.params, training.start.params)
     assert all(change > 1e-3 for change in jax.tree.leaves(moved)), "nothing moved"
 
 
@@ -311,14 +311,14 @@ def test_content_of_padding_changes_no_bit_with_augmentation_and_dropout(on1, on
     inputs, _ = training.loader.step_inputs(0)
     order = np.array(inputs.order)
     order[:16] = np.roll(order[:16], 8)  # the first and the second batch of 8 change places
-    exchanged = inputs._replace(order=training.place(order))
+    exchanged = inputs._replace(order=training.put(order))
 
     def step(number: int, inputs) -> TrainState:
-        state = training.place(training.start.replace(step=np.int32(number)))
+        state = training.put(training.start.replace(step=np.int32(number)))
         return host(training.train_steps(state, inputs, 1, 1.0)[0])
 
     assert_same_bits(step(STEPS_PER_EPOCH - 1, exchanged), step(STEPS_PER_EPOCH - 1, inputs))
-    losses = [float(step(0, given).metrics.compute()["loss"]) for given in (exchanged, inputs)]
+    losses = [float(step(0, settings).metrics.compute()["loss"]) for settings in (exchanged, inputs)]
     assert abs(losses[0] - losses[1]) > 1e-3, "the examples that changed places are not told apart"
 
 
@@ -347,7 +347,7 @@ def test_learning_rate_that_breaks_the_first_update_stops_the_dispatch_after_the
 
 
 def test_buffers_of_the_old_state_are_donated(on1):
-    state, *_ = on1.train_steps(on1.place(on1.start), on1.loader.step_inputs(0)[0], 1, 1.0)
+    state, *_ = on1.train_steps(on1.put(on1.start), on1.loader.step_inputs(0)[0], 1, 1.0)
     old = jax.tree.leaves(state)
     new, *_ = on1.train_steps(state, on1.loader.step_inputs(1)[0], 1, 1.0)
     assert all(leaf.is_deleted() for leaf in old)
@@ -386,13 +386,13 @@ def test_evaluation_counts_every_example_once(on1, on8, data, devices):
     eval_steps = compile_eval_steps(training.task, loader.batch, training.mesh)
     inputs, available = loader.step_inputs(0)
     assert available == loader.steps_per_epoch == STEPS_PER_EPOCH
-    state, nothing = training.place(training.start), training.place(EvalMetrics.empty())
+    state, nothing = training.put(training.start), training.put(EvalMetrics.empty())
     at_once = eval_steps(state, nothing, inputs, 0, STEPS_PER_EPOCH)
     assert int(at_once.loss.count) == int(at_once.accuracy.count) == EXAMPLES
     expected = evaluation_reference(training.task, training.start.params, *data)
-    found = host(at_once.compute())
-    assert found == {name: pytest.approx(value, abs=1e-5) for name, value in expected.items()}
-    assert 0 < found["accuracy"] < found["top5_accuracy"] < 1
+    actual = host(at_once.compute())
+    assert actual == {name: pytest.approx(value, abs=1e-5) for name, value in expected.items()}
+    assert 0 < actual["accuracy"] < actual["top5_accuracy"] < 1
 
     in_two = eval_steps(state, eval_steps(state, nothing, inputs, 0, 2), inputs, 2, STEPS_PER_EPOCH - 2)
     assert_same_bits(host(in_two), host(at_once))

@@ -33,8 +33,8 @@ def _load() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def _table() -> Int[np.ndarray, "images pixels_and_label"]:
     """scikit-learn's table, read where it lies: importing scikit-learn, and SciPy with it, takes seconds."""
-    for place in getattr(importlib.util.find_spec("sklearn"), "submodule_search_locations", None) or ():
-        table = pathlib.Path(place) / "datasets" / "data" / "digits.csv.gz"
+    for location in getattr(importlib.util.find_spec("sklearn"), "submodule_search_locations", None) or ():
+        table = pathlib.Path(location) / "datasets" / "data" / "digits.csv.gz"
         if table.is_file():
             return np.loadtxt(table, delimiter=",", dtype=np.int32)
     from sklearn import datasets  # a release that keeps it elsewhere

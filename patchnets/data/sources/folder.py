@@ -30,8 +30,8 @@ class File(NamedTuple):
 class FolderRecords:
     """The images of one split. Names are kept in one array, because there may be millions, and workers get a copy."""
 
-    def __init__(self, place: pathlib.Path, class_names: Sequence[str], files: Sequence[File], channels: int):
-        self.place, self.class_names, self.channels = place, tuple(class_names), channels
+    def __init__(self, directory: pathlib.Path, class_names: Sequence[str], files: Sequence[File], channels: int):
+        self.directory, self.class_names, self.channels = directory, tuple(class_names), channels
         self.file_names = np.array([os.fsencode(file.name) for file in files])
         self.labels = np.array([file.label for file in files], np.int32)
 
@@ -42,7 +42,7 @@ class FolderRecords:
         return zlib.crc32(self.labels.astype("<i4").tobytes(), zlib.crc32(b"/".join(self.file_names.tolist())))
 
     def path(self, position: int) -> pathlib.Path:
-        return self.place / self.class_names[self.labels[position]] / os.fsdecode(self.file_names[position])
+        return self.directory / self.class_names[self.labels[position]] / os.fsdecode(self.file_names[position])
 
     def examples(self, positions: Sequence[int], size: int | None = None) -> list[Example]:
         chosen = [(self.path(i), int(self.labels[i])) for i in positions]
@@ -80,29 +80,31 @@ class Folder:
         self.class_names = _folders(self.root / "train")
         if not self.class_names:
             raise UserError(f"{self.root / 'train'} holds no class folders; expected train/CLASS/*.jpg|png")
-        found = {split: self._scan(split) for split in SPLITS if (self.root / split).is_dir()}
-        firsts = {file.label: file for file in reversed(found["train"])}
+        files_of = {split: self._scan(split) for split in SPLITS if (self.root / split).is_dir()}
+        firsts = {file.label: file for file in reversed(files_of["train"])}
         places = [self.root / "train" / self.class_names[label] / file.name for label, file in firsts.items()]
-        self.channels = 1 if {decode.image_mode(place) for place in places} <= GRAY_MODES else 3
+        self.channels = 1 if {decode.image_mode(path) for path in places} <= GRAY_MODES else 3
         self._records = {
             split: FolderRecords(self.root / split, self.class_names, files, self.channels)
-            for split, files in found.items()
+            for split, files in files_of.items()
         }
-        self.sizes: Mapping[str, int] = {split: len(files) for split, files in found.items()}
-        stamps = [str(self.root)] + [file.stamp for files in found.values() for file in files]
+        self.sizes: Mapping[str, int] = {split: len(files) for split, files in files_of.items()}
+        stamps = [str(self.root)] + [file.stamp for files in files_of.values() for file in files]
         self.version = hashlib.sha256("\n".join(stamps).encode(errors="surrogateescape")).hexdigest()[:16]
 
     def _scan(self, split: str) -> list[File]:
         """The images of one split, in their fixed order. Raises UserError for an empty or unexpected class folder."""
         files = []
         for class_name in _folders(self.root / split):
-            place = self.root / split / class_name
+            directory = self.root / split / class_name
             if class_name not in self.class_names:
-                raise UserError(f"{place} is a class that train/ does not have; add it there or remove it here")
-            entries = [e for e in os.scandir(place) if e.name.lower().endswith(SUFFIXES) and not e.name.startswith(".")]
+                raise UserError(f"{directory} is a class that train/ does not have; add it there or remove it here")
+            entries = [
+                e for e in os.scandir(directory) if e.name.lower().endswith(SUFFIXES) and not e.name.startswith(".")
+            ]
             entries = [e for e in entries if not e.is_dir()]
             if not entries:
-                raise UserError(f"{place} holds no images; put .jpg or .png files there, or remove the folder")
+                raise UserError(f"{directory} holds no images; put .jpg or .png files there, or remove the folder")
             label = self.class_names.index(class_name)
             for entry in entries:
                 relative, stat = f"{split}/{class_name}/{entry.name}", entry.stat()
@@ -116,5 +118,5 @@ class Folder:
         return self._records[split]
 
 
-def _folders(place: pathlib.Path) -> tuple[str, ...]:
-    return tuple(sorted(e.name for e in os.scandir(place) if e.is_dir() and not e.name.startswith(".")))
+def _folders(directory: pathlib.Path) -> tuple[str, ...]:
+    return tuple(sorted(e.name for e in os.scandir(directory) if e.is_dir() and not e.name.startswith(".")))

@@ -106,8 +106,8 @@ class TfdsSource:
     def __init__(self, builder: Any):
         self.builder = builder
         self.name = builder.info.full_name.rsplit("/", 1)[0].replace("/", "-")
-        place = hashlib.sha256(str(builder.data_dir).encode()).hexdigest()[:8]
-        self.version = f"{builder.info.version}-{place}"
+        directory_hash = hashlib.sha256(str(builder.data_dir).encode()).hexdigest()[:8]
+        self.version = f"{builder.info.version}-{directory_hash}"
         image_key, label_key = builder.info.supervised_keys
         self.class_names = tuple(builder.info.features[label_key].names)
         self.channels = builder.info.features[image_key].shape[-1] or 3

@@ -124,8 +124,8 @@ class StreamingLoader:
     def _skip(self, unreadable: Unreadable) -> None:
         """Tells of each record once. Raises RunError where, since the last that could be read, there are too many."""
         row = 0
-        for place, name, why in unreadable:
-            if place != row:
+        for position, name, why in unreadable:
+            if position != row:
                 self._in_a_row.clear()
             self._in_a_row[name] = why
             if name not in self.unreadable:
@@ -134,33 +134,33 @@ class StreamingLoader:
             if (count := len(self._in_a_row)) >= min(MAX_CONSECUTIVE_FAILURES, self.num_examples):
                 first = next(iter(self._in_a_row.values()))
                 raise RunError(f"{count} records in a row cannot be read, and are too many to skip; the first: {first}")
-            row = place + 1
+            row = position + 1
         if row < len(self._reader.rows):
             self._in_a_row.clear()
 
     def _start(self, step: int) -> None:
         steps = self.steps_per_epoch - step % self.steps_per_epoch if self._reader.seed is None else ENDLESS
-        self._prefetcher = Prefetcher(self._reader, step, steps, self.num_workers, self._place)
+        self._prefetcher = Prefetcher(self._reader, step, steps, self.num_workers, self._put)
         self._forgotten = weakref.finalize(self, self._prefetcher.close)
         self._forgotten.atexit = False
 
     @property
-    def _place(self) -> Callable[[dict[str, np.ndarray]], Batch]:
-        where, batch_size = self._sharding, self.batch_size  # and not self, which a loader must not keep alive
+    def _put(self) -> Callable[[dict[str, np.ndarray]], Batch]:
+        batch_sharding, batch_size = self._sharding, self.batch_size  # and not self, which a loader must not keep alive
 
-        def place(local: dict[str, np.ndarray]) -> Batch:
+        def put(local: dict[str, np.ndarray]) -> Batch:
             return jax.block_until_ready(
                 {
-                    name: jax.make_array_from_process_local_data(where, array, (batch_size, *array.shape[1:]))
+                    name: jax.make_array_from_process_local_data(batch_sharding, array, (batch_size, *array.shape[1:]))
                     for name, array in local.items()
                 }
             )
 
-        return place
+        return put
 
 
-def local_rows(where: NamedSharding, batch_size: int) -> np.ndarray:
+def local_rows(batch_sharding: NamedSharding, batch_size: int) -> np.ndarray:
     """The places in a batch that the devices of this process hold, in ascending order."""
-    slices = where.addressable_devices_indices_map((batch_size,)).values()
+    slices = batch_sharding.addressable_devices_indices_map((batch_size,)).values()
     spans = sorted({index[0].indices(batch_size)[:2] for index in slices if index})
     return np.concatenate([np.arange(low, high, dtype=np.int32) for low, high in spans])

@@ -36,11 +36,11 @@ Unreadable = list[tuple[int, str, str]]  # rows of a batch, names of their recor
 class Prefetcher:
     """A thread that puts together the batches from a step on, and places them on the devices ahead of their use."""
 
-    def __init__(self, reader: BatchReader, first: int, steps: int, workers: int, place: Callable[[Any], Batch]):
+    def __init__(self, reader: BatchReader, first: int, steps: int, workers: int, put: Callable[[Any], Batch]):
         self._ready: queue.Queue[tuple[Batch, Unreadable] | BaseException] = queue.Queue(PREFETCH_BATCHES)
         self._closing, self._ended = threading.Event(), threading.Event()
         self._thread = threading.Thread(
-            target=self._work, args=(reader, first, steps, workers, place), name="patchnets-loader", daemon=True
+            target=self._run, args=(reader, first, steps, workers, put), name="patchnets-loader", daemon=True
         )
         # At exit in good order: what is registered later runs earlier, and Grain's import registers its own end.
         import grain  # noqa: F401
@@ -89,23 +89,26 @@ class Prefetcher:
                 self._ready.put(item, timeout=0.1)
                 return
 
-    def _work(self, reader: BatchReader, first: int, steps: int, workers: int, place: Callable[[Any], Batch]) -> None:
+    def _run(self, reader: BatchReader, first: int, steps: int, workers: int, put: Callable[[Any], Batch]) -> None:
         if workers:
             leave_signals_to_the_main_thread()
         numbers = range(first * reader.chunks_per_step, (first + steps) * reader.chunks_per_step)
         try:
             with contextlib.closing(read(reader, numbers, workers)) as made:
-                while not self._closing.is_set() and (some := self._gather(reader, made)):
+                while not self._closing.is_set() and (step_chunks := self._gather(reader, made)):
                     arrays = {
-                        name: np.concatenate([chunk[name] for chunk in some]) for name in ("image", "label", "mask")
+                        name: np.concatenate([chunk[name] for chunk in step_chunks])
+                        for name in ("image", "label", "mask")
                     }
-                    lengths = (len(chunk["label"]) for chunk in some)
+                    lengths = (len(chunk["label"]) for chunk in step_chunks)
                     starts = itertools.accumulate(lengths, initial=0)
                     unreadable = [
-                        (start + i, *why) for start, chunk in zip(starts, some) for i, *why in chunk["unreadable"]
+                        (start + i, *why)
+                        for start, chunk in zip(starts, step_chunks)
+                        for i, *why in chunk["unreadable"]
                     ]
-                    del some, lengths, starts  # the workers' memory
-                    self._offer((place(arrays), unreadable))
+                    del step_chunks, lengths, starts  # the workers' memory
+                    self._offer((put(arrays), unreadable))
         except BaseException as error:
             traceback.clear_frames(error.__traceback__)  # of Grain's iterators, which hold the workers' memory
             gc.collect()
@@ -115,16 +118,16 @@ class Prefetcher:
 
     def _gather(self, reader: BatchReader, made: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
         """The chunks of the next step; none after the last, or when closing."""
-        some = []
+        step_chunks = []
         for chunk in made:
             if "error" in chunk:
                 raise chunk["error"]
-            some.append(chunk)
+            step_chunks.append(chunk)
             if self._closing.is_set():
                 return []
-            if len(some) == reader.chunks_per_step:
+            if len(step_chunks) == reader.chunks_per_step:
                 break
-        return some
+        return step_chunks
 
 
 def _failure(error: BaseException) -> RunError:

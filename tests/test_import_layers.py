@@ -1,0 +1,103 @@
+"""Imports point down: from the programs through what a run is made of to what knows nothing of the others."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+# From the top down. A module may import what is in its own line or below.
+LAYERS = (
+    ("main",),
+    ("train", "plots", "estimate"),
+    ("experiment", "run", "configs"),
+    ("config", "step"),
+    ("models", "data"),
+    ("optim", "parallel"),
+    ("augment", "param_rules"),
+    ("runtime", "prng", "errors", "cli", "files", "format"),
+)
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+# Imports that point up today: (module, module). Only to become shorter.
+ALLOWED: set[tuple[str, str]] = set()
+# Who may see the configuration, and who still does. Only to become shorter.
+SEES_CONFIG = ("experiment", "config", "run.console", "estimate", "configs")
+STILL_SEES_CONFIG: set[str] = {
+    "train",
+}
+
+
+def modules() -> dict[str, ast.Module]:
+    """{"run.workdir": tree} of patchnets, and {"configs.mixer_digits": tree} of configs."""
+    trees = {}
+    for path in sorted([*(ROOT / "patchnets").rglob("*.py"), *(ROOT / "configs").glob("*.py")]):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        trees[name.removeprefix("patchnets.")] = ast.parse(path.read_text())
+    return trees
+
+
+MODULES = modules()
+
+
+def imports(name: str) -> set[str]:
+    """The modules that a module imports, anywhere in it."""
+    imported = set()
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                imported.add(full if full.removeprefix("patchnets.") in MODULES else node.module)
+    ours = {target for target in imported if target.split(".")[0] in ("patchnets", "configs")}
+    short = {target.removeprefix("patchnets.") for target in ours}
+    return {target for target in short if target in MODULES and target not in ("patchnets", name)}
+
+
+def room(name: str) -> str:
+    return name.split(".")[0]
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name != "patchnets"])
+def test_every_module_has_its_place_and_imports_nothing_above_it(name):
+    assert room(name) in LEVEL, f"patchnets/{name} has no place in LAYERS"
+    above = {target for target in imports(name) if LEVEL[room(target)] < LEVEL[room(name)]}
+    assert {target for target in above if (name, target) not in ALLOWED} == set()
+
+
+def test_what_is_allowed_is_still_needed():
+    gone = {(name, target) for name, target in ALLOWED if target not in (imports(name) if name in MODULES else set())}
+    assert gone == set(), "take these out of ALLOWED"
+
+
+def test_nobody_imports_a_program():
+    programs = {name for name in MODULES if name == "main" or name.endswith("__main__")}
+    assert {(name, target) for name in MODULES for target in imports(name) & programs} == set()
+
+
+def test_no_imports_go_round_in_a_circle():
+    """Rooms of one layer, too, import each other in one direction only."""
+    graph = {name: {target for target in imports(name) if (name, target) not in ALLOWED} for name in MODULES}
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join((*path[path.index(name) :], name))
+        if name not in done:
+            for target in sorted(graph[name]):
+                visit(target, (*path, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_the_configuration_is_seen_only_where_a_run_is_put_together():
+    seeing = {
+        name
+        for name, tree in MODULES.items()
+        for node in ast.walk(tree)
+        if getattr(node, "attr", getattr(node, "id", "")) == "ConfigDict"
+    }
+    others = {name for name in seeing if not name.startswith(SEES_CONFIG)}
+    assert others - STILL_SEES_CONFIG == set()
+    assert STILL_SEES_CONFIG - others == set(), "take these out of STILL_SEES_CONFIG"
