@@ -15,7 +15,7 @@ from patchnets import train
 from patchnets.config import flags
 
 ROOT = pathlib.Path(__file__).parent.parent
-TIMEOUT = 120.0
+TIMEOUT = 300.0
 
 
 CONFIG = f"--config={ROOT / 'tests' / 'kill_config.py'}"

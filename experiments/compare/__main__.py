@@ -71,7 +71,7 @@ def parse_args(arguments: Sequence[str], description: str | None = None) -> Opti
     parser = ArgumentParser("python -m experiments.compare", description=description)
     parser.add_argument(
         "--models",
-        type=words(FAMILIES, "family"),
+        type=words(tuple(FAMILIES), "family"),
         default=tuple(FAMILIES),
         metavar="NAME,NAME...",
         help=f"families, of {', '.join(FAMILIES)} (default: all)",

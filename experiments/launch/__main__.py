@@ -21,9 +21,9 @@ import sys
 
 from experiments.launch import k8s, slurm, tpu
 from experiments.launch import options as asked_lib
-from experiments.runner import artifacts
 from patchnets.cli import run_cli
 from patchnets.errors import RunError, UserError, first_line
+from patchnets.files import write_atomically
 
 ENGINES = {"slurm": slurm, "k8s": k8s, "tpu": tpu}
 
@@ -42,7 +42,7 @@ def execute(arguments: list[str]) -> int:
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     if asked.engine == "slurm":
         pathlib.Path(asked.workdir).mkdir(parents=True, exist_ok=True)  # sbatch makes no folder for its output
-    artifacts.replace(asked.out, text.encode())
+    write_atomically(asked.out, text)
     print(f"written: {asked.out}")
     if "submit" in asked.given:
         _submit(command)

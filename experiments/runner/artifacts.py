@@ -7,17 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from experiments.runner import learning_curves
 from experiments.runner.results import Result
 from patchnets.errors import first_line
-
-
-def replace(path: pathlib.Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+from patchnets.files import write_atomically
 
 
 def write(place: pathlib.Path, files: Mapping[str, bytes]) -> None:
     for name, content in files.items():
-        replace(place / name, content)
+        write_atomically(place / name, content)
 
 
 def draw(
@@ -45,7 +40,7 @@ def curves(results: Sequence[Result], path: pathlib.Path) -> bool:
     """The learning curves of all results; false where there are none."""
     drawn = learning_curves.curves(results)
     if drawn:
-        replace(path, drawn)
+        write_atomically(path, drawn)
     return drawn is not None
 
 

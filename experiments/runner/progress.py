@@ -10,7 +10,7 @@ from experiments.runner import jobs as jobs_lib
 from experiments.runner import results
 from experiments.runner.jobs import Interrupted, Job
 from experiments.runner.run_spec import RunSpec
-from patchnets.run.console import duration
+from patchnets.format import format_duration
 
 
 class Lines:
@@ -51,7 +51,7 @@ class Lines:
             summary = job.summary() or {}
             figures = results.measured([summary])
             text = ", ".join(f"{results.METRICS[m]} {f['mean']:.2%}" for m, f in figures.items())
-            said = f"seed {job.seed}: test {text or 'none'}, {duration(summary.get('wall_seconds', 0.0))}"
+            said = f"seed {job.seed}: test {text or 'none'}, {format_duration(summary.get('wall_seconds', 0.0))}"
             self._done[name] += 1
         self._say(name, said)
         if self._plain and self._told.get(job) != state:

@@ -13,7 +13,7 @@ from experiments.runner.results import METRICS, Result
 from experiments.runner.run_spec import Budget
 from experiments.tables.sizes import Size
 from patchnets.errors import first_line
-from patchnets.run.console import duration
+from patchnets.format import format_duration
 
 HEADS = ("row", "data", "epochs", "", "published", "measured", "difference", "verdict", "wall time", "images/s")
 SIZE_HEADS = ("network", "parameters published", "counted", "GMACs published", "counted", "verdict")
@@ -50,7 +50,7 @@ def cells(result: Result) -> list[list[str]]:
         "" if len(result["seeds"]) == result["seeds_asked"] else f" ({len(result['seeds'])}/{result['seeds_asked']})"
     )
     common = [result["id"], result["dataset"], f"{result['cost']['epochs'] if epochs is None else epochs:g}"]
-    after = [result["verdict"] + seeds, duration(wall) if wall else "-", f"{rate:,.0f}" if rate else "-"]
+    after = [result["verdict"] + seeds, format_duration(wall) if wall else "-", f"{rate:,.0f}" if rate else "-"]
     rows: list[list[str]] = []
     for metric, name in METRICS.items():
         difference = result["difference"].get(metric)

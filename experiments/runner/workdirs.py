@@ -5,6 +5,8 @@ import math
 import pathlib
 from typing import Any
 
+from patchnets.files import lock_file
+
 METRICS = {"accuracy": "top-1", "top5_accuracy": "top-5"}
 COUNTED = ("steps", "epochs", "params", "wall_seconds")  # which every summary has
 FIGURES = ("images_per_second", *(f"{split}_{metric}" for split in ("val", "test") for metric in METRICS))
@@ -15,13 +17,10 @@ def locked(place: pathlib.Path) -> bool:
     if not (place / ".lock").exists():
         return False
     try:
-        import fcntl
-
-        with (place / ".lock").open("a") as lock:  # which is given back as it closes
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_file(place / ".lock", wait=False).close()
     except BlockingIOError:
         return True
-    except (ImportError, OSError):  # no such locks on this system; and what else is wrong, the run tells
+    except OSError:  # what else is wrong, the run tells
         return False
     return False
 

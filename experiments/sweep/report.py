@@ -9,8 +9,8 @@ from experiments.runner.jobs import Job
 from experiments.runner.report import mean_of, versions
 from experiments.runner.results import METRICS, Result
 from experiments.runner.run_spec import RunSpec
+from patchnets.format import format_duration
 from patchnets.plots import figures
-from patchnets.run.console import duration
 
 FILES = ("sweep.json", "sweep.md", "sweep.png", "curves.png")  # beside the folders of the entries
 SPLITS = {"val": "validation", "test": "test"}
@@ -37,7 +37,7 @@ def cells(found: Result) -> list[str]:
         f"{found['epochs']:.3g}" if found["epochs"] else "-",
         f"{done}" if done == asked else f"{done} of {asked}, not final",
         *(mean_of(found["measured"][split].get(metric)) for split in SPLITS for metric in METRICS),
-        duration(found["wall_seconds"]) if found["wall_seconds"] else "-",
+        format_duration(found["wall_seconds"]) if found["wall_seconds"] else "-",
     ]
 
 

@@ -1,4 +1,4 @@
-"""Configurations, held against the table of keys (config_keys.py), which is the only place that knows them.
+"""Configurations, held against the table of keys (schema.py), which is the only place that knows them.
 
 `default_config` makes the ConfigDict that the files in configs/ start from, `validate` holds a finished configuration
 against the table before anything is compiled, and `format_help` prints it for --help.

@@ -18,7 +18,7 @@ def choose(argument: str | None, choices: Mapping[str, Callable[[], ConfigDict]]
     if not argument:
         return next(iter(choices.values()))()
     if argument not in choices:
-        raise UserError(f"the configuration has no variant {argument!r}; known variants: {', '.join(choices)}")
+        raise UserError(f"the configuration has no variant {argument!r}; known: {', '.join(choices)}")
     return choices[argument]()
 
 

@@ -1,6 +1,6 @@
-"""The table of every key a configuration may have: its default, what it means, and which values it takes.
+"""Table of all configuration keys: default, meaning and allowed values.
 
-Fields of `model.` beside its name and variant are those of the networks (patchnets/models/__init__.py).
+Fields of `model.` other than name and variant are those of the networks (patchnets/models/__init__.py).
 """
 
 import dataclasses
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 3.4e38  # what 32 bits hold
-Rule = tuple[str, Callable[[Any], bool]]  # what is expected, in words; whether a value is that
+Rule = tuple[str, Callable[[Any], bool]]  # (description of the expected value, predicate)
 
 
 def at_least(low: float) -> Rule:
@@ -46,7 +46,7 @@ DEVICES: Rule = ("a number of devices of at least 1, or -1 for all", lambda v: v
 
 @dataclasses.dataclass(frozen=True)
 class Key:
-    """One key. A `default` that is a type means: of this type, and not set."""
+    """A configuration key. A `default` that is a type means: a value of that type, not set by default."""
 
     default: Any
     help: str
@@ -54,74 +54,74 @@ class Key:
 
 
 KEYS: dict[str, Key] = {
-    "seed": Key(0, "fixes initial parameters, data order, augmentation and dropout", within(0, 2**31)),
+    "seed": Key(0, "seed of initial parameters, data order, augmentation and dropout", within(0, 2**31)),
     "dataset.name": Key("digits", "digits, folder, or the name of a TFDS image classification data set"),
-    "dataset.path": Key(str, "folder: where train/CLASS/*.jpg|png and optionally val/ and test/ lie"),
-    "dataset.data_dir": Key(str, "TFDS: where data sets lie (default: TFDS_DATA_DIR or ~/tensorflow_datasets)"),
+    "dataset.path": Key(str, "folder: a path with train/CLASS/*.jpg|png and optionally val/ and test/"),
+    "dataset.data_dir": Key(
+        str, "TFDS: folder of prepared data sets (default: TFDS_DATA_DIR or ~/tensorflow_datasets)"
+    ),
     "dataset.train_split": Key(str, "split to train on (default: train, less the validation split)"),
     "dataset.val_split": Key(str, "split to validate on, or none (default: the data set's own, else train[90%:])"),
-    "dataset.test_split": Key(str, "split for the one test at the end, or none (default: test, where there is one)"),
-    "dataset.cache_dir": Key(str, "where decoded images are kept (default: PATCHNETS_CACHE or ~/.cache/patchnets)"),
+    "dataset.test_split": Key(str, "split for the test at the end, or none (default: test, if there is one)"),
+    "dataset.cache_dir": Key(str, "folder for decoded images (default: PATCHNETS_CACHE or ~/.cache/patchnets)"),
     "dataset.loader": Key(
         "auto",
-        "on_device: all images decoded once and kept on the devices; streaming: read while training; "
-        "auto: on_device where the decoded images take at most max_on_device_gib",
+        "on_device: all images decoded once and kept on the devices; streaming: read during training;  "
+        "auto: on_device if the decoded images take at most max_on_device_gib",
         one_of("auto", "on_device", "streaming"),
     ),
-    "dataset.max_on_device_gib": Key(8.0, "the most memory, in GiB, that on-device images may take decoded", above(0)),
+    "dataset.max_on_device_gib": Key(
+        8.0, "largest size of decoded images, in GiB, for loader=auto to choose on_device", above(0)
+    ),
     "dataset.on_device_sharding": Key(
         "replicated",
-        "on_device: every device holds all images (replicated), or its share of them (sharded)",
+        "on_device: every device holds all images (replicated) or its share (sharded)",
         one_of("replicated", "sharded"),
     ),
     "dataset.num_workers": Key(
-        int, "streaming: processes that decode; 0 for none beside this (default: cores)", at_least(0)
+        int, "streaming: worker processes that decode; 0: this process (default: cores)", at_least(0)
     ),
     "dataset.on_corrupt": Key(
-        "stop", "streaming: a record that cannot be decoded stops the run, or is skipped", one_of("stop", "skip")
+        "stop", "streaming: stop at a record that cannot be decoded, or skip it", one_of("stop", "skip")
     ),
-    "image_size": Key(
-        224, "height and width in pixels that the model sees; images are resized to it", between(1, 16_384)
-    ),
+    "image_size": Key(224, "height and width of model inputs in pixels; images are resized to it", between(1, 16_384)),
     "normalize": Key(
         "symmetric",
-        "symmetric: pixels to [-1, 1]; unit: to [0, 1]; imagenet: its mean and deviation; dataset: train's own",
+        "symmetric: pixels to [-1, 1]; unit: to [0, 1]; imagenet: its mean and deviation; dataset: those of train",
         one_of("symmetric", "unit", "imagenet", "dataset"),
     ),
-    "crop_pct": Key(1.0, "share of the side of evaluation images that is kept, about the center", RATIO),
+    "crop_pct": Key(1.0, "share of the side of evaluation images kept by the center crop", RATIO),
     "augment.flip": Key(False, "mirror half of the training images left to right"),
     "augment.flip_vertical": Key(False, "mirror half of the training images top to bottom"),
     "augment.crop_padding": Key(
-        0, "pad by so many pixels of the stored image, and crop its size at random", at_least(0)
+        0, "zero-pad the stored image by this many pixels, and crop to its size at random", at_least(0)
     ),
-    "augment.crop_scale_min": Key(
-        1.0, "crop at random from this share of the image's area up to all, and resize", RATIO
-    ),
-    "augment.crop_ratio_max": Key(
-        4 / 3, "such a crop is at most so many times as wide as high, and the reverse", at_least(1)
-    ),
+    "augment.crop_scale_min": Key(1.0, "least share of the area of a random resized crop; 1 disables it", RATIO),
+    "augment.crop_ratio_max": Key(4 / 3, "greatest aspect ratio of such a crop, in either direction", at_least(1)),
     "augment.zoom": Key(0.0, "zoom training images in and out by up to this factor, as Keras RandomZoom", within(0, 1)),
-    "augment.rotation": Key(0.0, "turn training images by up to this share of a full turn, each way", within(0, 1)),
-    "augment.shear": Key(0.0, "shear training images by up to this slope, each way and along each axis", within(0, 1)),
-    "augment.translate": Key(0.0, "move training images by up to this share of their size, each way", within(0, 1)),
+    "augment.rotation": Key(
+        0.0, "rotate training images by up to this share of a full turn, in either direction", within(0, 1)
+    ),
+    "augment.shear": Key(0.0, "shear training images along each axis by up to this slope", within(0, 1)),
+    "augment.translate": Key(0.0, "translate training images by up to this share of their size", within(0, 1)),
     "augment.brightness": Key(0.0, "scale brightness by a factor from 1 - this to 1 + this", between(0, 1)),
     "augment.contrast": Key(0.0, "the same for contrast", between(0, 1)),
     "augment.saturation": Key(0.0, "the same for saturation", between(0, 1)),
-    "augment.hue": Key(0.0, "turn hues by up to this share of the color circle, each way", between(0, 0.5)),
-    "augment.grayscale": Key(0.0, "probability of taking the colors away", between(0, 1)),
+    "augment.hue": Key(0.0, "rotate hues by up to this share of the color circle", between(0, 0.5)),
+    "augment.grayscale": Key(0.0, "probability of converting to gray", between(0, 1)),
     "augment.policy": Key(
         "none",
         "none, randaugment, autoaugment_cifar10, autoaugment_imagenet, trivialaugment (gray images keep their colors)",
         one_of("none", "randaugment", "autoaugment_cifar10", "autoaugment_imagenet", "trivialaugment"),
     ),
-    "augment.randaugment_num_ops": Key(2, "randaugment: operations an image", between(1, 100)),
+    "augment.randaugment_num_ops": Key(2, "randaugment: operations per image", between(1, 100)),
     "augment.magnitude": Key(
-        9.0, "randaugment: their strength; 10 is the strongest of timm, and 30 of torchvision", between(0, 30)
+        9.0, "randaugment: strength; the strongest is 10 for timm and 30 for torchvision", between(0, 30)
     ),
     "augment.magnitude_std": Key(0.0, "randaugment: standard deviation of the strength", at_least(0)),
     "augment.randaugment_variant": Key(
         "timm",
-        "randaugment: whose operations and ranges: timm (-inc1), torchvision (magnitudes to 30) or tensorflow",
+        "randaugment: operations and ranges of timm (-inc1), torchvision (magnitudes to 30) or tensorflow",
         one_of("timm", "torchvision", "tensorflow"),
     ),
     "augment.randaugment_prob": Key(1.0, "randaugment: probability of each operation", between(0, 1)),
@@ -133,11 +133,9 @@ KEYS: dict[str, Key] = {
     ),
     "augment.mixup": Key(0.0, "mixup: alpha of the Beta distribution of the mixing weight; 0 for none", at_least(0)),
     "augment.cutmix": Key(0.0, "CutMix: the same", at_least(0)),
-    "augment.mix_switch_prob": Key(0.5, "where both are on, the probability of CutMix", between(0, 1)),
+    "augment.mix_switch_prob": Key(0.5, "probability of CutMix if mixup and CutMix are both on", between(0, 1)),
     "augment.mix_prob": Key(1.0, "probability that a batch, or an example, is mixed at all", between(0, 1)),
-    "augment.mix_mode": Key(
-        "batch", "mixing weights are drawn once a batch, or for each example", one_of("batch", "example")
-    ),
+    "augment.mix_mode": Key("batch", "mixing weights are sampled per batch or per example", one_of("batch", "example")),
     "batch_size": Key(128, "examples in a step, over all devices", at_least(1)),
     "eval_batch_size": Key(int, "examples in an evaluation step (default: batch_size)", at_least(1)),
     "total_epochs": Key(float, "length of the run in passes over the training split; or give total_steps", above(0)),
@@ -145,23 +143,23 @@ KEYS: dict[str, Key] = {
     "eval_every_epochs": Key(float, "how often to validate and save (default: every epoch)", above(0)),
     "eval_every_steps": Key(int, "the same, in steps", at_least(1)),
     "log_every_steps": Key(int, "how often to write training metrics (default: with each validation)", at_least(1)),
-    "steps_per_call": Key(int, "steps between two looks at the device (default: about two seconds)", at_least(1)),
-    "grad_accum_steps": Key(
-        1, "parts of a batch that are worked through one after the other, for less memory", at_least(1)
+    "steps_per_call": Key(int, "steps per dispatch (default: about two seconds)", at_least(1)),
+    "grad_accum_steps": Key(1, "number of microbatches a batch is split into, to save memory", at_least(1)),
+    "loss": Key(
+        "softmax", "softmax cross-entropy, or sigmoid cross-entropy of each class", one_of("softmax", "sigmoid")
     ),
-    "loss": Key("softmax", "cross-entropy over all classes, or of each class by itself", one_of("softmax", "sigmoid")),
-    "init_head_bias": Key(0.0, "what the biases of the head start at; -log(classes) suits the sigmoid loss", FINITE),
-    "label_smoothing": Key(0.0, "share of the target spread evenly over all classes", within(0, 1)),
+    "init_head_bias": Key(0.0, "initial bias of the head; -log(classes) suits the sigmoid loss", FINITE),
+    "label_smoothing": Key(0.0, "share of the target spread uniformly over all classes", within(0, 1)),
     "ema_decay": Key(float, "evaluate a running mean of the parameters with this decay (default: none)", inside(0, 1)),
     "optimizer.name": Key("adamw", "the optimizer", one_of("adamw", "adam", "sgd", "lamb", "lion", "adafactor")),
     "optimizer.learning_rate": Key(1e-3, "peak learning rate", at_least(0)),
     "optimizer.weight_decay": Key(
-        0.0, "each step takes learning rate times this off a weight; adam and sgd add it to the gradient", at_least(0)
+        0.0, "decoupled weight decay, times the learning rate; adam and sgd add it to the gradient", at_least(0)
     ),
     "optimizer.wd_mask": Key(
-        "kernels", "which weights decay: kernels, or all, as Keras does", one_of("kernels", "all")
+        "kernels", "parameters that decay: kernels, or all, as in Keras", one_of("kernels", "all")
     ),
-    "optimizer.momentum": Key(0.9, "sgd: decay of the running sum of gradients", within(0, 1)),
+    "optimizer.momentum": Key(0.9, "sgd: momentum", within(0, 1)),
     "optimizer.nesterov": Key(False, "sgd: Nesterov's momentum"),
     "optimizer.beta1": Key(0.9, "decay of the gradient's running mean; adafactor: 0 for none", within(0, 1)),
     "optimizer.beta2": Key(0.999, "decay of the squared gradient's running mean; 0.99 suits lion", within(0, 1)),
@@ -171,8 +169,8 @@ KEYS: dict[str, Key] = {
     "optimizer.lr_mults": Key(
         (), "((regex, factor), ...): the first to match a parameter's name scales its learning rate"
     ),
-    "optimizer.wd_mults": Key((), "((regex, factor), ...): the same for its decay, in place of optimizer.wd_mask"),
-    "optimizer.frozen": Key((), "((regex, true or false), ...): whether it stays as it is"),
+    "optimizer.wd_mults": Key((), "((regex, factor), ...): the same for weight decay, instead of optimizer.wd_mask"),
+    "optimizer.frozen": Key((), "((regex, true or false), ...): whether a parameter is frozen"),
     "schedule.name": Key(
         "cosine",
         "learning rate after the warm-up",
@@ -180,36 +178,34 @@ KEYS: dict[str, Key] = {
     ),
     "schedule.warmup_epochs": Key(float, "length of the linear warm-up from zero; or warmup_steps", at_least(0)),
     "schedule.warmup_steps": Key(int, "the same, in steps", at_least(0)),
-    "schedule.end_factor": Key(0.0, "where cosine and linear end, as a share of the peak", between(0, 1)),
-    "schedule.step_factor": Key(0.1, "step: what each step multiplies the rate by", inside(0, 1)),
+    "schedule.end_factor": Key(0.0, "end of cosine and linear, as a share of the peak", between(0, 1)),
+    "schedule.step_factor": Key(0.1, "step: factor of each step", inside(0, 1)),
     "schedule.step_every_epochs": Key(float, "step: how often; or step_every_steps", above(0)),
     "schedule.step_every_steps": Key(int, "the same, in steps", at_least(1)),
     "schedule.timescale_steps": Key(
         10_000, "rsqrt: peak * sqrt(timescale / (timescale + steps since warm-up))", at_least(1)
     ),
-    "schedule.cooldown_epochs": Key(
-        float, "constant and rsqrt: the rate goes linearly to 0 over the last so many", at_least(0)
-    ),
+    "schedule.cooldown_epochs": Key(float, "constant and rsqrt: length of a final linear decay to 0", at_least(0)),
     "schedule.cooldown_steps": Key(int, "the same, in steps", at_least(0)),
     "reduce_on_plateau.factor": Key(
         float, "multiply the learning rate by this on a plateau of validation", inside(0, 1)
     ),
-    "reduce_on_plateau.patience": Key(int, "validations without a lower loss that make a plateau", at_least(1)),
+    "reduce_on_plateau.patience": Key(
+        int, "number of validations without a lower loss that make a plateau", at_least(1)
+    ),
     "early_stopping.patience": Key(
-        int, "end the run after so many validations without a lower loss (default: never)", at_least(1)
+        int, "stop after this many validations without a lower loss (default: never)", at_least(1)
     ),
-    "checkpoint.max_to_keep": Key(
-        2, "how many of the latest checkpoints to keep; the best one is kept besides", at_least(1)
-    ),
-    "checkpoint.save_interval_steps": Key(int, "save this often too, between validations", at_least(1)),
+    "checkpoint.max_to_keep": Key(2, "number of latest checkpoints to keep, in addition to the best one", at_least(1)),
+    "checkpoint.save_interval_steps": Key(int, "also save every this many steps, between validations", at_least(1)),
     "checkpoint.best_metric": Key(
-        "accuracy", "the validation metric that decides which is best", one_of("accuracy", "top5_accuracy", "loss")
+        "accuracy", "validation metric that selects the best checkpoint", one_of("accuracy", "top5_accuracy", "loss")
     ),
-    "mesh.data": Key(-1, "devices that share each batch, with whole parameters; -1 takes the rest", DEVICES),
-    "mesh.fsdp": Key(1, "devices that share each batch and the parameters too; -1 takes the rest", DEVICES),
+    "mesh.data": Key(-1, "devices that share each batch, with replicated parameters; -1: all that remain", DEVICES),
+    "mesh.fsdp": Key(1, "devices that share each batch and the parameters; -1: all that remain", DEVICES),
     "mesh.fsdp_rules": Key(
         tuple,
-        "which dimension fsdp splits, if not the largest: ((regex, number of the dimension, or -1 for none), ...)",
+        "dimension that fsdp splits, if not the largest: ((regex, index of the dimension, or -1 for none), ...)",
     ),
     "cpu.devices": Key(
         int, "on a CPU: devices that its cores make in a process (default: one a core, as batches divide)", at_least(1)
@@ -220,21 +216,23 @@ KEYS: dict[str, Key] = {
         "accelerator (default: as many as stay in a core's cache). Dropout draws a mask for each microbatch",
         at_least(0),
     ),
-    "tensorboard": Key(True, "write TensorBoard events (where tensorboard is installed)"),
-    "plots": Key(True, "draw pictures of the run into plots/ at the end"),
+    "tensorboard": Key(True, "write TensorBoard events (if tensorboard is installed)"),
+    "plots": Key(True, "draw plots of the run into plots/ at the end"),
     "model.name": Key("mlp_mixer", "the architecture"),
     "model.variant": Key(str, "a published size, e.g. S/16; fields below override it"),
-    "published.accuracy": Key(float, "published test top-1 accuracy that the configuration aims at", between(0, 1)),
+    "published.accuracy": Key(float, "published test top-1 accuracy of the recipe", between(0, 1)),
     "published.top5_accuracy": Key(float, "published test top-5 accuracy", between(0, 1)),
-    "published.tolerance": Key(0.01, "how far below a claim a result still reproduces it", between(0, 1)),
+    "published.tolerance": Key(
+        0.01, "how far below the published value a result still counts as reproduced", between(0, 1)
+    ),
     "published.source": Key(str, "where it is published"),
     "published.incomparable": Key(
-        str, "why the run is not held to its claims; set where the command line changes the recipe"
+        str, "why the run is not compared with published values; set if flags change the recipe"
     ),
 }
-# How a run is watched: the recipe does not hang on it.
+# Keys for logging and evaluation that do not change the recipe.
 LOGGING_KEYS = {"log_every_steps", "eval_batch_size", "checkpoint.save_interval_steps"}
-# Where things lie and the like: they may change when a run continues, for the figures do not hang on them.
+# Keys that may differ when resuming, because they do not affect results.
 KEYS_IGNORED_BY_HASH = {
     "dataset.path",
     "dataset.data_dir",

@@ -18,6 +18,7 @@ from patchnets.data.loader import Loader
 from patchnets.data.on_device import OnDeviceLoader
 from patchnets.data.sources import base
 from patchnets.errors import RunError, UserError
+from patchnets.format import format_bytes
 
 SPLITS = ("train", "val", "test")
 NO_AUGMENT = Augment()
@@ -338,11 +339,7 @@ def _on_device(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:
             )
     total = sum(images.nbytes for images, _ in arrays.values())
     # Told before it is taken, for it may be too much.
-    share = (
-        f"{decoded_cache.format_bytes(total / mesh.size)} of {decoded_cache.format_bytes(total)}"
-        if sharded
-        else decoded_cache.format_bytes(total)
-    )
+    share = f"{format_bytes(total / mesh.size)} of {format_bytes(total)}" if sharded else format_bytes(total)
     print(f"placing {share} of images on {'each of ' if mesh.size > 1 else ''}{mesh.size} device(s)", flush=True)
     loaders: dict[str, Loader] = {
         role: OnDeviceLoader(

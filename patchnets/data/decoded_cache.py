@@ -22,6 +22,8 @@ from tqdm import tqdm
 
 from patchnets.data.sources.base import Records, Source
 from patchnets.errors import RunError, UserError
+from patchnets.files import lock_file
+from patchnets.format import format_bytes
 
 STALE_SECONDS = 24 * 3600
 CHUNK = 64  # images a worker decodes at a time
@@ -89,16 +91,12 @@ def _one_at_a_time(entry: pathlib.Path) -> Iterator[None]:
     """
     lock = entry.with_name(f".{entry.name}.lock")
     try:
-        import fcntl
-
         lock.parent.mkdir(parents=True, exist_ok=True)
-        held = lock.open("w")
-    except (ImportError, OSError):  # what cannot be written shows when an entry is
+        held = lock_file(lock, wait=True)
+    except OSError:  # what cannot be written shows when an entry is
         yield
         return
     with held:
-        with contextlib.suppress(OSError):
-            fcntl.flock(held, fcntl.LOCK_EX)
         try:
             yield
         finally:
@@ -116,11 +114,6 @@ def _refuse_too_large(source: Source, split: str, side: int, max_bytes: float, h
             f"lower "
             "config.image_size"
         )
-
-
-def format_bytes(size: float) -> str:
-    """Bytes as people read them."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def _checksum(path: pathlib.Path) -> int:

@@ -1,4 +1,4 @@
-"""What training and evaluation ask of data, wherever it lies: the batch of any step, without a state in between."""
+"""The interface of data loaders: the batch of any step, without state."""
 
 from collections.abc import Collection
 from typing import Any, Protocol
@@ -10,7 +10,7 @@ Batch = dict[str, Array]
 
 
 class Loader(Protocol):
-    """One split in batches. Every epoch holds each example once; the last batch is filled up with masked ones."""
+    """Batches of one split. Every epoch has each example once; the last batch is padded with masked examples."""
 
     num_examples: int
     batch_size: int  # over all devices
@@ -18,13 +18,13 @@ class Loader(Protocol):
 
     @property
     def unreadable(self) -> Collection[str]:
-        """What was skipped so far because it could not be read."""
+        """Records skipped so far because they could not be read."""
 
     def step_inputs(self, step: int) -> tuple[Any, int]:
-        """What `batch` needs on the devices at `step`, and for how many steps, this one included, it serves."""
+        """Return `(inputs, n)`: device arrays from which `batch` can build steps `step` to `step + n - 1`."""
 
     def batch(self, inputs: Any, step: Int[Array, ""]) -> Batch:
-        """The batch of one step, split over the mesh; traced into the compiled step."""
+        """Build the batch of one step, sharded over the mesh; traced into the compiled step."""
 
     def close(self) -> None:
-        """Ends what runs beside the steps; `inputs` starts it again."""
+        """Stop background work; `step_inputs` starts it again."""

@@ -3,33 +3,16 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from patchnets.run.console import duration, epochs
+from patchnets.format import format_bytes, format_count, format_duration
+from patchnets.run.console import epochs
 
 WIDTH = 100
-UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def format_report(figures: Mapping[str, Any]) -> str:
     """The whole screen."""
     parts = (_title, _network, _memory, _collectives, _batch, _run, _host)
     return "\n".join(line for part in parts for line in part(figures))
-
-
-def size(count: float) -> str:
-    """Bytes: "512 B", "4.6 MiB", "15.75 GiB"."""
-    for least, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
-        if count >= least:
-            return f"{count / least:,.2f} {unit}" if unit == "GiB" else f"{count / least:,.1f} {unit}"
-    return f"{count:,.0f} B"
-
-
-def number(count: float) -> str:
-    """17_580_000_000 -> "17.6 G"."""
-    for least, unit in UNITS:
-        if count >= least:
-            digits = 2 if count < 10 * least else 1 if count < 100 * least else 0
-            return f"{count / least:.{digits}f} {unit}"
-    return f"{count:.0f} "
 
 
 def _row(head: str, text: str) -> str:
@@ -57,10 +40,13 @@ def _network(figures: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield _row("parameters", f"{network['parameters']:,}")
     yield _row(
-        "an image", f"{number(network['macs'])}MACs forward (multiply-accumulates), {number(network['flops'])}FLOPs"
+        "an image",
+        f"{format_count(network['macs'])}MACs forward (multiply-accumulates), {format_count(network['flops'])}FLOPs",
     )
-    yield _row("", f"{number(network['training_flops'])}FLOPs in training, taken as {network['passes']} x forward")
-    yield _row("a step", f"{number(network['step_flops'])}FLOPs for {batch:,} images")
+    yield _row(
+        "", f"{format_count(network['training_flops'])}FLOPs in training, taken as {network['passes']} x forward"
+    )
+    yield _row("a step", f"{format_count(network['step_flops'])}FLOPs for {batch:,} images")
 
 
 def _memory(figures: Mapping[str, Any]) -> Iterator[str]:
@@ -70,26 +56,27 @@ def _memory(figures: Mapping[str, Any]) -> Iterator[str]:
     held = {name: part["here"] for name, part in memory["state"].items() if part["here"] >= 2**10}
     held |= {"images": data["input_bytes"]}
     if compiled := memory["compiled"]:
-        yield f"  arguments    {size(compiled['arguments']):>11}  the state and images, before a step"
+        yield f"  arguments    {format_bytes(compiled['arguments']):>11}  the state and images, before a step"
     for name, count in held.items():
-        yield f"    {name:<12}{size(count):>10}"
+        yield f"    {name:<12}{format_bytes(count):>10}"
     if compiled:
-        yield f"  temporaries  {size(compiled['temporaries']):>11}  activations, gradients and the like, during a step"
-        yield f"  outputs      {size(compiled['outputs']):>11}  the state after a step"
-        yield f"  aliased      {size(compiled['aliased']):>11}  of the outputs, what lies where the arguments lay"
+        temporaries, aliased = format_bytes(compiled["temporaries"]), format_bytes(compiled["aliased"])
+        yield f"  temporaries  {temporaries:>11}  activations, gradients and the like, during a step"
+        yield f"  outputs      {format_bytes(compiled['outputs']):>11}  the state after a step"
+        yield f"  aliased      {aliased:>11}  of the outputs, what lies where the arguments lay"
         if compiled["program"]:
-            yield f"  program      {size(compiled['program']):>11}  its instructions"
-        yield f"  needed       {size(memory['needed']):>11}  arguments, temporaries, outputs less aliased" + (
+            yield f"  program      {format_bytes(compiled['program']):>11}  its instructions"
+        yield f"  needed       {format_bytes(memory['needed']):>11}  arguments, temporaries, outputs less aliased" + (
             ", program" if compiled["program"] else ""
         )
         if devices["kind"] != "cpu":  # where XLA leaves temporaries out of it
-            yield f"  peak         {size(compiled['peak']):>11}  by XLA's own count, for comparison"
+            yield f"  peak         {format_bytes(compiled['peak']):>11}  by XLA's own count, for comparison"
     else:
         yield f"  refused      {memory['refused']}"
     yield f"  {_verdict(memory, devices)}"
     if whole := memory["replicated_arrays"]["arrays"]:
         yield (
-            f"  {whole} arrays, {size(memory['replicated_arrays']['bytes'])}, have no dimension that divides: "
+            f"  {whole} arrays, {format_bytes(memory['replicated_arrays']['bytes'])}, have no dimension that divides: "
             f"whole on each"
         )
 
@@ -97,7 +84,7 @@ def _memory(figures: Mapping[str, Any]) -> Iterator[str]:
 def _verdict(memory: Mapping[str, Any], devices: Mapping[str, Any]) -> str:
     if devices["memory"] is None:
         return "whether it fits is not known: the device does not tell its memory; give --memory=GIB"
-    there = f"{size(devices['memory'])} ({devices['memory_source']})"
+    there = f"{format_bytes(devices['memory'])} ({devices['memory_source']})"
     return f"fits into {there}" if memory["fits"] else f"DOES NOT FIT into {there}"
 
 
@@ -111,7 +98,7 @@ def _collectives(figures: Mapping[str, Any]) -> Iterator[str]:
         yield "  not known: XLA does not write this program down"
         return
     for one in found:
-        yield f"  {one['kind']:<19}{one['count']:>8,}  {size(one['bytes']):>11}"
+        yield f"  {one['kind']:<19}{one['count']:>8,}  {format_bytes(one['bytes']):>11}"
     if not found:
         yield "  nothing"
 
@@ -123,10 +110,10 @@ def _batch(figures: Mapping[str, Any]) -> Iterator[str]:
     yield _row("batch", f"{run['batch_size']:,} images, {run['batch_size'] // devices['count']:,} a device{parts}")
     if largest := figures["largest_batch"]:
         each = largest["batch_size"] // devices["count"]
-        text = f"{largest['batch_size']:,} images, {each:,} a device, with {size(largest['needed'])}; compiled"
+        text = f"{largest['batch_size']:,} images, {each:,} a device, with {format_bytes(largest['needed'])}; compiled"
         yield _row("  largest", text)
     for i, suggestion in enumerate(figures["suggestions"]):
-        yield _row("" if i else "  would fit", f"{suggestion['keys']}: {size(suggestion['needed'])}; compiled")
+        yield _row("" if i else "  would fit", f"{suggestion['keys']}: {format_bytes(suggestion['needed'])}; compiled")
     if figures["memory"]["fits"] is False and not figures["suggestions"]:
         yield _row("", "nothing tried fits: more devices, a smaller batch or a smaller network")
 
@@ -139,14 +126,16 @@ def _run(figures: Mapping[str, Any]) -> Iterator[str]:
         yield _row("time", "not estimated: give --images-per-second=N, or --measure on the devices themselves")
         return
     yield _row(
-        "time", f"{duration(run['seconds'])} at {run['images_per_second']:,.0f} images/s ({run['rate_source']});"
+        "time", f"{format_duration(run['seconds'])} at {run['images_per_second']:,.0f} images/s ({run['rate_source']});"
     )
     yield _row("", "evaluations, saving and starting not counted")
 
 
 def _host(figures: Mapping[str, Any]) -> Iterator[str]:
     data, checkpoints = figures["data"], figures["checkpoints"]
-    yield _row("host memory", f"{size(data['host_bytes'])} for input: {data['loader']}, {data['host_holds']}")
-    each, kept = size(checkpoints["bytes"]), checkpoints["kept"]
-    text = f"{size(checkpoints['total_bytes'])} for checkpoints: the latest {kept - 1} and the best, {each} each"
+    yield _row("host memory", f"{format_bytes(data['host_bytes'])} for input: {data['loader']}, {data['host_holds']}")
+    each, kept = format_bytes(checkpoints["bytes"]), checkpoints["kept"]
+    text = (
+        f"{format_bytes(checkpoints['total_bytes'])} for checkpoints: the latest {kept - 1} and the best, {each} each"
+    )
     yield _row("disk", text)

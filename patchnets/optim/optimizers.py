@@ -1,4 +1,4 @@
-"""Optimizers: chains of optax transformations."""
+"""Build optimizers as chains of optax transformations."""
 
 from typing import Any
 
@@ -52,8 +52,8 @@ def make_optimizer(
     """
     if nesterov and (name != "sgd" or not momentum):
         raise UserError(
-            f"config.optimizer.nesterov is of sgd with momentum only, not of {name} with "
-            f"config.optimizer.momentum={momentum}; unset it"
+            f"config.optimizer.nesterov needs optimizer.name=sgd and momentum > 0 (got {name} with "
+            f"momentum={momentum}); unset it"
         )
     is_frozen = frozen_params(frozen, params)
     if all(jax.tree.leaves(is_frozen)):

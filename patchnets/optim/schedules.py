@@ -88,12 +88,12 @@ def _check(name: str, total: int, warmup: int, cooldown: int, step_every: int | 
         )
     if warmup >= total:
         raise UserError(
-            f"the warm-up of {warmup} steps is no shorter than the run of {total}; lower "
+            f"warmup ({warmup} steps) must be shorter than the run ({total} steps); lower "
             "config.schedule.warmup_epochs or config.schedule.warmup_steps"
         )
     if warmup + cooldown > total:
         raise UserError(
-            f"the warm-up of {warmup} steps and the cooldown of {cooldown} are longer than the run of {total}; lower "
+            f"warmup ({warmup} steps) and cooldown ({cooldown} steps) are longer than the run ({total} steps); lower "
             "config.schedule.cooldown_epochs or config.schedule.cooldown_steps"
         )
 

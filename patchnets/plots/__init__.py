@@ -1,1 +1,1 @@
-"""Every picture the project draws. `python -m patchnets.plots WORKDIR` draws those of a run."""
+"""Plots. `python -m patchnets.plots WORKDIR` draws those of a run."""

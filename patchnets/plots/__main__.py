@@ -1,13 +1,13 @@
-"""Draws pictures.
+"""Draw plots.
 
     python -m patchnets.plots WORKDIR [--config.dataset.data_dir=DIR ...]
     python -m patchnets.plots mixing WORKDIR WORKDIR ... [--out=FILE.png]
     python -m patchnets.plots augment --config=FILE[:ARGUMENT] [--out=FILE.png] [--config.KEY=VALUE ...]
 
 The first draws those of a run into WORKDIR/plots/: learning curves, an image and its patches, patch filters, position
-embeddings, depthwise kernels, how patches are mixed, confusion, accuracy by class, the most confident mistakes, and
-calibration. Keys say where the data lie now. The second draws how the networks of several runs mix patches, side by
-side (default: mixing.png). The third draws what augmentation does: training images beside samples as the configuration
+embeddings, depthwise kernels, token mixing, confusion matrix, accuracy by class, the most confident mistakes, and
+calibration. Keys say where the data are now. The second draws token mixing of several runs side by side
+(default: mixing.png). The third draws what augmentation does: training images beside samples as the configuration
 has them, and every operation by itself (default: augment.png).
 """
 

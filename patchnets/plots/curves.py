@@ -1,4 +1,4 @@
-"""Learning curves of a run, from its metrics.jsonl."""
+"""Plot the learning curves of a run from its metrics.jsonl."""
 
 import json
 import pathlib
@@ -12,7 +12,7 @@ TICKS = 5  # intervals between labels of an axis, at most
 
 
 def figures_of(path: pathlib.Path) -> list[dict[str, float]]:
-    """The rows of a work directory's metrics.jsonl, less what is no number; raises UserError where there is none."""
+    """Return the rows of a work directory's metrics.jsonl, numbers only. Raises UserError if there is none."""
 
     def is_number(value: Any) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool)
@@ -22,7 +22,7 @@ def figures_of(path: pathlib.Path) -> list[dict[str, float]]:
 
 
 def title(path: pathlib.Path) -> str:
-    """ "mlp_mixer S/16 on cifar100 (seed-0)", the folder's name last, or that alone where there is no config.json."""
+    """Return "mlp_mixer S/16 on cifar100 (seed-0)", or only the folder's name if there is no config.json."""
     folder = path.absolute().name
     try:
         config = json.loads((path / "config.json").read_text())
@@ -35,10 +35,10 @@ def title(path: pathlib.Path) -> str:
 
 
 def draw(path: pathlib.Path) -> pathlib.Path:
-    """Writes plots/learning_curves.png of a work directory and returns its path.
+    """Write plots/learning_curves.png of a work directory and return its path.
 
     Raises:
-      UserError: `path` is no work directory, or holds no figures yet.
+      UserError: `path` is not a work directory, or has no metrics yet.
     """
     plt = figures.pyplot()
     from matplotlib.ticker import MaxNLocator

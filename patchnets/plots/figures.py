@@ -1,19 +1,19 @@
-"""What all pictures share: a canvas without a screen, tiles of small images, and writing a PNG whole or not at all."""
+"""Shared by all plots: Matplotlib without a display, tiles of small images, atomic writing of PNG files."""
 
-import os
 import pathlib
-import tempfile
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Num
 
+from patchnets.files import atomic_path
+
 DPI = 110
-APART = (0.62, 0.72, 0.86)  # the color between tiles, which is that of no gray image
+APART = (0.62, 0.72, 0.86)  # the color between tiles, distinct from any gray
 
 
 def pyplot() -> Any:
-    """Matplotlib, drawing into files."""
+    """Return Matplotlib's pyplot with a backend that draws into files."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -23,24 +23,18 @@ def pyplot() -> Any:
 
 
 def save(figure: Any, path: pathlib.Path) -> pathlib.Path:
-    """Writes a figure to `path`, a PNG, closes it, and returns the path."""
+    """Write a figure to `path` (PNG) atomically, close it, and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".png")
-    os.close(handle)
     try:
-        figure.savefig(partial, dpi=DPI)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except BaseException:
-        os.unlink(partial)
-        raise
+        with atomic_path(path) as partial:
+            figure.savefig(partial, dpi=DPI)
     finally:
         pyplot().close(figure)
     return path
 
 
 def bare(axis: Any) -> None:
-    """An axis for an image: no ticks, no frame."""
+    """Remove ticks and frame of an axis."""
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
 
@@ -48,7 +42,7 @@ def bare(axis: Any) -> None:
 def tiles(
     images: Num[np.ndarray, "count height width *channels"], columns: int, gap: float | tuple[float, ...]
 ) -> Float[np.ndarray, "rows_high columns_wide *channels"]:
-    """Images laid out in rows of `columns`, one pixel of `gap` between them."""
+    """Lay images out in rows of `columns`, with one pixel of color `gap` between them."""
     count, height, width, *channels = images.shape
     rows = -(-count // columns)
     sheet = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, *channels), gap, np.float32)
@@ -59,14 +53,14 @@ def tiles(
 
 
 def to_rgb(images: Num[np.ndarray, "*shape channels"]) -> Num[np.ndarray, "*shape 3"]:
-    """Levels of red, green and blue, of images with three channels or one; of others the mean over channels."""
+    """Convert images to RGB: unchanged for three channels, else the mean over channels."""
     return images if images.shape[-1] == 3 else np.repeat(images.mean(axis=-1, keepdims=True), 3, axis=-1)
 
 
 def spread(
     images: Num[np.ndarray, "count height width *channels"],
 ) -> Float[np.ndarray, "count height width *channels"]:
-    """Each image from its least value, 0, to its greatest, 1; 0.5 where all are equal."""
+    """Rescale each image from [min, max] to [0, 1]; constant images become 0.5."""
     low = images.min(axis=tuple(range(1, images.ndim)), keepdims=True)
     high = images.max(axis=tuple(range(1, images.ndim)), keepdims=True)
     wide = np.where(high > low, high - low, 1.0)

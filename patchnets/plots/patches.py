@@ -1,4 +1,4 @@
-"""An image, and the patches into which a network cuts it."""
+"""Plot an image and its patches."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from patchnets.plots.figures import APART, bare, pyplot, to_rgb
 
 
 def image_and_patches(image: Float[np.ndarray, "height width channels"], patch: tuple[int, int], name: str) -> Any:
-    """An image, in levels from 0 to 1, and its patches apart from each other.
+    """Plot an image, with levels from 0 to 1, next to its separated patches.
 
     Args:
       patch: height and width of a patch in pixels.
@@ -33,5 +33,5 @@ def image_and_patches(image: Float[np.ndarray, "height width channels"], patch: 
         axis.imshow(shown, interpolation="nearest")
         axis.set_title(title, fontsize=10)
         bare(axis)
-    figure.suptitle("An image as the network gets it", fontsize=10)
+    figure.suptitle("Input image and its patches", fontsize=10)
     return figure

@@ -1,4 +1,4 @@
-"""Pictures of what a network says about the test images: confusion, classes, mistakes, calibration."""
+"""Plots of predictions: confusion matrix, accuracy by class, mistakes, calibration."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from jaxtyping import Float, Int, UInt8
 
 from patchnets.plots.figures import bare, pyplot, to_rgb
 
-NAMED = 25  # classes whose names fit beside a matrix
+NAMED = 25  # largest number of classes whose names fit next to a matrix
 BINS = 15
 
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Of so many examples: the true class, the predicted one, and that probability.
+    """True class, predicted class and its probability, for every example of a split.
 
-    `images` are those of the `mistaken` examples, the most confident mistakes, in their order.
+    `mistaken` are the indices of the most confident mistakes, and `images` their images, in the same order.
     """
 
     labels: Int[np.ndarray, " examples"]
@@ -33,21 +33,21 @@ class Predictions:
 
 
 def confusion_matrix(seen: Predictions, classes: int) -> Int[np.ndarray, "true predicted"]:
-    """How many examples of each class were taken for each."""
+    """Count the examples of each (true class, predicted class)."""
     counts = np.zeros((classes, classes), np.int64)
     np.add.at(counts, (seen.labels, seen.predicted), 1)
     return counts
 
 
 def class_accuracy(counts: Int[np.ndarray, "true predicted"]) -> Float[np.ndarray, " classes"]:
-    """The share of each class that was found; NaN for one without examples."""
+    """Return the accuracy of each class; NaN for a class without examples."""
     held = counts.sum(axis=1)
     return np.where(held > 0, counts.diagonal() / np.maximum(held, 1), np.nan)
 
 
 def calibration_error(seen: Predictions, bins: int = BINS) -> tuple[float, list[tuple[int, float, float]]]:
-    """The expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 3), and of each of `bins` equal bins
-    of confidence: examples, mean confidence, accuracy."""
+    """Return the expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 3), and (examples, mean
+    confidence, accuracy) of each of `bins` equal bins of confidence."""
     which = np.minimum((seen.confidence * bins).astype(int), bins - 1)
     right = seen.labels == seen.predicted
     rows, error = [], 0.0
@@ -63,7 +63,7 @@ def calibration_error(seen: Predictions, bins: int = BINS) -> tuple[float, list[
 
 
 def confusion(seen: Predictions, names: Sequence[str]) -> Any:
-    """The confusion matrix, each row in shares of its class; counts within it where there are few classes."""
+    """Plot the confusion matrix, rows normalized by class, with counts if there are few classes."""
     counts = confusion_matrix(seen, len(names))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     plt = pyplot()
@@ -86,7 +86,7 @@ def confusion(seen: Predictions, names: Sequence[str]) -> Any:
 
 
 def per_class(seen: Predictions, names: Sequence[str], shown: int = 20) -> Any:
-    """The accuracy of every class, or of the best and the worst where there are many, beside the mean of all."""
+    """Plot the accuracy of every class, or of the best and worst if there are many, and the overall accuracy."""
     accuracy = class_accuracy(confusion_matrix(seen, len(names)))
     order = [int(i) for i in np.argsort(-accuracy) if np.isfinite(accuracy[i])]
     cut = len(order) > 2 * shown
@@ -105,7 +105,7 @@ def per_class(seen: Predictions, names: Sequence[str], shown: int = 20) -> Any:
 
 
 def mistakes(seen: Predictions, names: Sequence[str]) -> Any:
-    """The most confident mistakes with their images; None where there are none."""
+    """Plot the most confident mistakes with their images; None if there are none."""
     if not len(seen.mistaken):
         return None
     plt = pyplot()
@@ -125,7 +125,7 @@ def mistakes(seen: Predictions, names: Sequence[str]) -> Any:
 
 
 def calibration(seen: Predictions) -> Any:
-    """Accuracy against confidence, how many examples there are at each, and the expected calibration error."""
+    """Plot accuracy and number of examples against confidence, with the expected calibration error."""
     error, rows = calibration_error(seen)
     plt = pyplot()
     figure, (above, below) = plt.subplots(

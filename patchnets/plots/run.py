@@ -1,4 +1,4 @@
-"""Every picture of a run: what is needed for them is computed here, and drawn by the modules beside."""
+"""Compute what the plots of a run need; the other modules draw them."""
 
 import json
 import pathlib
@@ -83,7 +83,7 @@ def sample(experiment: Experiment, loader: Loader, count: int = EXAMPLES) -> tup
 
 
 def mixing_of(experiment: Experiment, state: TrainState, images: np.ndarray) -> list[Any]:
-    """How each block mixes patches, as arrays on the host: patchnets.models.blocks.look."""
+    """Return the token mixing of each block as host arrays (see `capture_intermediates`)."""
     seen = jax.jit(lambda variables, images: capture_intermediates(experiment.model, variables, images))(
         state.eval_variables, images
     )
@@ -228,7 +228,7 @@ def draw_saved(place: pathlib.Path, say: Callable[[str], None], changes: dict[st
 
 
 def draw_side_by_side(places: list[pathlib.Path], out: pathlib.Path) -> pathlib.Path:
-    """How the networks of several runs mix patches, in one picture."""
+    """Plot the token mixing of several runs in one figure, and return its path."""
     found: dict[str, Any] = {}
     for place in places:
         experiment, state = load_run(place)

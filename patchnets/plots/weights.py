@@ -1,4 +1,4 @@
-"""Pictures of what a network has learned: patch filters, kernels, positions, and how it mixes patches."""
+"""Plots of learned weights: patch filters, kernels, position embeddings, and token mixing."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,13 +14,13 @@ Mixing = Any  # what patchnets.models.blocks.look gives as "block_i/mixing"
 
 
 def principal_order(filters: Float[np.ndarray, "height width channels features"]) -> list[int]:
-    """The filters from the strongest to the weakest."""
+    """Return the filters from the strongest to the weakest."""
     strength = np.sqrt((filters.astype(np.float64) ** 2).sum(axis=(0, 1, 2)))
     return list(np.argsort(-strength))
 
 
 def patch_filters(kernel: Float[np.ndarray, "height width channels features"]) -> Any:
-    """The filters by which patches are embedded, the strongest first, each from its least weight to its greatest."""
+    """Plot the filters of the patch embedding, strongest first, each on its own scale."""
     chosen = principal_order(kernel)[:SHOWN]
     shown = spread(np.moveaxis(kernel[..., chosen], -1, 0))
     plt = pyplot()
@@ -38,7 +38,7 @@ def patch_filters(kernel: Float[np.ndarray, "height width channels features"]) -
 
 
 def depthwise_kernels(kernels: Sequence[Float[np.ndarray, "k k channels"]], count: int = 16) -> Any:
-    """A row of depthwise kernels for each layer, those with the greatest norms, all of a layer on one scale."""
+    """Plot a row of depthwise kernels per layer, those with the largest norms, on one scale per layer."""
     plt = pyplot()
     figure, axes = plt.subplots(
         len(kernels), 1, figsize=(9, 0.62 * len(kernels) + 0.9), squeeze=False, layout="constrained"
@@ -58,7 +58,7 @@ def depthwise_kernels(kernels: Sequence[Float[np.ndarray, "k k channels"]], coun
 def position_similarity(
     embedding: Float[np.ndarray, "patches channels"], grid: tuple[int, int], name: str = "Position embeddings"
 ) -> Any:
-    """The cosine of each patch's position embedding with all others', as maps (arXiv 2010.11929, figure 7)."""
+    """Plot the cosine similarity of each patch's position embedding with all others (arXiv 2010.11929, figure 7)."""
     x = embedding.astype(np.float64)
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     cosines = (x @ x.T).reshape(-1, *grid)
@@ -75,7 +75,7 @@ def position_similarity(
 def conv_as_matrix(
     kernel: Float[np.ndarray, "k k"], grid: tuple[int, int]
 ) -> Float[np.ndarray, "patches_in patches_out"]:
-    """What a convolution with zeros beyond the edges does to patches, as a matrix."""
+    """Return the matrix of a zero-padded convolution over patches."""
     k, _ = kernel.shape
     low = (k - 1) // 2
     rows, columns = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
@@ -106,7 +106,7 @@ def token_matrix(mixing: Mixing, grid: tuple[int, int]) -> tuple[Float[np.ndarra
 
 
 def token_maps(mixing: Mixing, grid: tuple[int, int], count: int) -> tuple[Float[np.ndarray, "count h w"], str]:
-    """`count` maps over the image by which a block reads its patches, and in words what each is."""
+    """Return `count` maps over the image of the input weights of a block, and a description."""
     patches = grid[0] * grid[1]
     if isinstance(mixing, tuple):
         reads = np.asarray(mixing[0], np.float32)  # (patches, units)
@@ -125,7 +125,7 @@ def token_maps(mixing: Mixing, grid: tuple[int, int], count: int) -> tuple[Float
 
 
 def token_mixing(blocks: Sequence[Mixing], grid: tuple[int, int], family: str) -> Any:
-    """Every block: the matrix from patch to patch, and maps over the image below it, with the ends of their scales."""
+    """Plot token mixing of every block: the matrix from patch to patch, and maps over the image below it."""
     plt = pyplot()
     shown = sorted({round(i) for i in np.linspace(0, len(blocks) - 1, min(8, len(blocks)))})
     figure, axes = plt.subplots(
@@ -154,7 +154,7 @@ def token_mixing(blocks: Sequence[Mixing], grid: tuple[int, int], family: str) -
 
 
 def side_by_side(networks: Mapping[str, tuple[Sequence[Mixing], tuple[int, int]]]) -> Any:
-    """First and last block of each network, as matrices from patch to patch."""
+    """Plot token mixing of the first and last block of each network, as matrices from patch to patch."""
     plt = pyplot()
     figure, axes = plt.subplots(
         2, len(networks), figsize=(max(5.0, 2.9 * len(networks)), 6.2), squeeze=False, layout="constrained"
@@ -173,7 +173,7 @@ def side_by_side(networks: Mapping[str, tuple[Sequence[Mixing], tuple[int, int]]
 
 
 def _signed(axis: Any, values: Float[np.ndarray, "rows columns"]) -> float:
-    """A matrix in blue and red, white at 0, up to its 99.5th percentile, which is returned."""
+    """Show a matrix in blue and red, white at 0, up to its 99.5th percentile; return that value."""
     limit = float(np.quantile(np.abs(values), 0.995)) or 1.0
     axis.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest", aspect="equal")
     axis.tick_params(labelsize=7)

@@ -14,18 +14,11 @@ from patchnets import config as config_lib
 from patchnets.augment.preprocess import Augment
 from patchnets.config import published
 from patchnets.experiment import Experiment
+from patchnets.format import format_duration
 from patchnets.optim.plateau import Plateau
 from patchnets.run.step_timer import StepTimer
 
 SETTLED_SECONDS = 1.0  # of training, before its speed is worth telling
-
-
-def duration(seconds: float) -> str:
-    """3725 -> "1 h 02 min"."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def epochs(count: float) -> str:
@@ -166,9 +159,8 @@ class ProgressBar:
         if not self._announced and timer.seconds > SETTLED_SECONDS:
             self._announced = True
             left = steps_left * self._batch_size / images_per_second
-            self.write(
-                f"training at {images_per_second:,.0f} images/s: about {duration(left)} to go, evaluations not counted"
-            )
+            rate, to_go = f"{images_per_second:,.0f} images/s", format_duration(left)
+            self.write(f"training at {rate}: about {to_go} to go, evaluations not counted")
 
     def metrics(self, row: Mapping[str, float]) -> None:
         """One line of figures."""
@@ -211,6 +203,6 @@ def print_summary(summary: Mapping[str, Any], workdir: os.PathLike[str]) -> None
         print(f"  skipped  {summary['skipped_records']:,} records that could not be read")
     rate = f", {summary['images_per_second']:,.0f} images/s" if summary.get("images_per_second") else ""
     work = f"{epochs(summary['epochs'])}, {summary['steps']:,} steps"
-    print(f"  took     {duration(summary['wall_seconds'])} for {work}{rate}")
+    print(f"  took     {format_duration(summary['wall_seconds'])} for {work}{rate}")
     plots = ", plots/" if os.path.isdir(os.path.join(workdir, "plots")) else ""
     print(f"  results  {workdir}/: summary.json, metrics.jsonl, checkpoints/{plots}", flush=True)

@@ -10,7 +10,6 @@ import math
 import os
 import pathlib
 import secrets
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
@@ -19,6 +18,7 @@ import jax
 
 from patchnets import config as config_lib
 from patchnets.errors import UserError
+from patchnets.files import lock_file, write_atomically
 from patchnets.parallel import multihost
 
 SHOWS_SECONDS = 10.0  # within which what one machine writes has to show on the others
@@ -148,15 +148,9 @@ class Workdir:
         return read_json(self.path / name) if (self.path / name).exists() else None
 
     def _take_lock(self) -> None:
-        self._lock = (self.path / ".lock").open("w")
         try:
-            import fcntl
-
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # no such locks on this system
-            pass
+            self._lock = lock_file(self.path / ".lock", wait=False)
         except BlockingIOError as error:
-            self.release()
             raise UserError(
                 f"another process is running in {self.path}; wait for it, or give another --workdir"
             ) from error
@@ -171,17 +165,8 @@ class Workdir:
         self.write_text(name, json.dumps(_without_none(content), indent=2) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        if not self.writes:
-            return
-        handle, partial = tempfile.mkstemp(dir=self.path, prefix=f".{name}-")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(text)
-            os.chmod(partial, 0o644)
-            os.replace(partial, self.path / name)
-        except BaseException:
-            os.unlink(partial)
-            raise
+        if self.writes:
+            write_atomically(self.path / name, text)
 
     def rewind_metrics(self, step: int) -> None:
         """Drops the lines of metrics.jsonl past `step`, which a continued run writes again, and a torn last line."""

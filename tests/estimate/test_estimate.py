@@ -22,8 +22,9 @@ from patchnets.estimate import __main__ as program
 from patchnets.estimate import batch_search, compile_step, report, throughput, topology
 from patchnets.estimate.collectives import Collective, collectives
 from patchnets.estimate.dataset_spec import DatasetSpec, find_dataset_spec
-from patchnets.estimate.text import format_report, number, size
+from patchnets.estimate.text import format_report
 from patchnets.experiment import data_options
+from patchnets.format import format_bytes, format_count
 from patchnets.models.published_sizes import PUBLISHED
 from patchnets.parallel import mesh
 from patchnets.parallel.backend import target_backend
@@ -291,8 +292,14 @@ def test_the_screen_and_the_file_tell_the_same(capsys, tmp_path, monkeypatch):
 
 
 def test_numbers_are_told_with_units():
-    assert [size(n) for n in (0, 1023, 1536, 2**20, 1.5 * GIB)] == ["0 B", "1,023 B", "1.5 KiB", "1.0 MiB", "1.50 GiB"]
-    assert [number(n) for n in (12, 17_580_000_000, 2.7e13)] == ["12 ", "17.6 G", "27.0 T"]
+    assert [format_bytes(n) for n in (0, 1023, 1536, 2**20, 1.5 * GIB)] == [
+        "0 B",
+        "1,023 B",
+        "1.5 KiB",
+        "1.0 MiB",
+        "1.50 GiB",
+    ]
+    assert [format_count(n) for n in (12, 17_580_000_000, 2.7e13)] == ["12 ", "17.6 G", "27.0 T"]
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_first_step_moves_every_weight_by_the_learning_rate_and_its_share_of_dec
 
 @pytest.mark.parametrize("given", [dict(nesterov=True), dict(name="sgd", nesterov=True, momentum=0.0)])
 def test_nesterovs_momentum_is_refused_where_there_is_no_momentum(start, given):
-    with pytest.raises(UserError, match=r"optimizer\.nesterov is of sgd with momentum"):
+    with pytest.raises(UserError, match=r"optimizer\.nesterov needs optimizer\.name=sgd and momentum"):
         optimizer_of(config_of(**given), rate, nest(start))
 
 

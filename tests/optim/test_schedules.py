@@ -172,7 +172,7 @@ def test_warm_up_and_cooldown_fit_into_the_run_just_so():
     np.testing.assert_allclose(rates(fits, [10, 20, 60, 99]), PEAK * np.array([0.5, 1, 0.5, 1 / 80]), rtol=1e-6)
     text = refused(config_of(name="constant", warmup_steps=WARMUP, cooldown_steps=TOTAL - WARMUP + 1))
     assert "20 steps" in text and "81" in text and "100" in text and "config.schedule.cooldown" in text
-    assert "cooldown of 101" in refused(config_of(name="rsqrt", cooldown_steps=101))
+    assert "cooldown (101 steps)" in refused(config_of(name="rsqrt", cooldown_steps=101))
 
 
 # --- compiled ---------------------------------------------------------------------------------------------------------

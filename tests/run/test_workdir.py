@@ -59,13 +59,13 @@ def test_processes_agree_on_their_folder_and_configuration_or_all_are_told(tiny_
     place = Workdir(tmp_path / "run", flatten(tiny_config))
     if theirs == "the same":
         place.check_shared()
-        train.check_same_config(tiny_config)
+        train.check_same_config(flatten(tiny_config))
         return
     with pytest.raises(UserError, match=f"--workdir={tmp_path}/run is not the same folder in process 1"):
         place.check_shared()
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(UserError, match="gives process 1 another configuration than process 0"):
-        train.check_same_config(tiny_config)
+        train.check_same_config(flatten(tiny_config))
 
 
 def test_a_claim_compares_again_what_another_run_wrote_in_the_meantime(tiny_config, tmp_path):

@@ -1,0 +1,54 @@
+"""Files written whole or not at all, and locks between processes."""
+
+import contextlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import IO
+
+
+@contextlib.contextmanager
+def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields the path of an empty file beside `path`, of the same suffix, which takes its place after the block.
+
+    Where the block raises, `path` stays as it was.
+    """
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    partial = pathlib.Path(name)
+    try:
+        yield partial
+        partial.chmod(0o644)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all."""
+    with atomic_path(path) as partial:
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def lock_file(path: pathlib.Path, wait: bool) -> IO[str]:
+    """Opens a file, made where it is missing, and locks it until the returned file is closed or the process ends.
+
+    Where the system has no such locks, the file is opened only.
+
+    Raises:
+      BlockingIOError: another process holds the lock, and `wait` is false.
+      OSError: the file cannot be opened, or its disk has no locks.
+    """
+    file = path.open("a")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except ImportError:
+        pass
+    except BaseException:
+        file.close()
+        raise
+    return file
