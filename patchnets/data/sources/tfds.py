@@ -62,13 +62,19 @@ class TfdsRecords:
 
         try:
             rows = [self._rows[positions[0]]] if len(positions) == 1 else self._rows.__getitems__(positions)
-            return [(row[self.image_key], int(row[self.label_key])) for row in rows]
+            return [self._pair(row) for row in rows]
         except (OSError, ValueError, IndexError, KeyError, RuntimeError, message.DecodeError) as error:
             first, last = positions[0], positions[-1]
             span = self.name_of(first) if first == last else f"records {first} to {last} of {self.name}"
             raise RunError(
                 f"{span} cannot be read ({first_line(error)}); delete the prepared data set and prepare it anew"
             ) from error
+
+    def _pair(self, row: Mapping[str, Any]) -> tuple[bytes, int]:
+        for key in (self.image_key, self.label_key):
+            if row.get(key) is None:  # what TFDS makes of an empty record, or of one of another kind
+                raise KeyError(f"it holds no {key}")
+        return row[self.image_key], int(row[self.label_key])
 
     def examples(self, positions: Sequence[int], size: int | None = None) -> list[Example]:
         if not positions:
