@@ -27,9 +27,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from experiments.time_to_accuracy_report import Row, markdown, write
-from patchnets.cli import ArgumentParser, out_folder, positive_float, positive_int, run_cli
 from patchnets.config import flags
 from patchnets.errors import RunError, UserError
+from patchnets.runtime.cli import ArgumentParser, out_folder, positive_float, positive_int, run_cli
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = (sys.executable, "-m", "patchnets.main")

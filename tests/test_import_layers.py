@@ -15,7 +15,7 @@ LAYERS = (
     ("models", "data"),
     ("optim", "parallel"),
     ("augment", "param_rules"),
-    ("runtime", "prng", "errors", "cli", "files", "format"),
+    ("runtime", "prng", "errors"),
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Imports that point up today: (module, module). Only to become shorter.
@@ -101,3 +101,11 @@ def test_the_configuration_is_seen_only_where_a_run_is_put_together():
     others = {name for name in seeing if not name.startswith(SEES_CONFIG)}
     assert others - STILL_SEES_CONFIG == set()
     assert STILL_SEES_CONFIG - others == set(), "take these out of STILL_SEES_CONFIG"
+
+
+def test_the_house_has_few_rooms():
+    """Files at the top of patchnets, its folders, and the two folders of programs beside it."""
+    package = ROOT / "patchnets"
+    files = list(package.glob("*.py"))
+    folders = [path for path in package.iterdir() if any(path.glob("*.py"))]
+    assert len(files) <= 9 and len(files) + len(folders) + len(("configs", "experiments")) <= 20

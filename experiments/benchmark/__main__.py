@@ -23,8 +23,8 @@ from experiments.benchmark import machine, report, workloads
 from experiments.benchmark.measure import Settings, compare, starter
 from experiments.benchmark.workloads import PAPERS, Row
 from experiments.runner.cli import join_values
-from patchnets.cli import ArgumentParser, out_folder, positive_float, positive_int, run_cli
 from patchnets.errors import UserError
+from patchnets.runtime.cli import ArgumentParser, out_folder, positive_float, positive_int, run_cli
 
 
 @dataclasses.dataclass(frozen=True)

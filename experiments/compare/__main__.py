@@ -28,10 +28,10 @@ from experiments.runner.cli import add_run_options
 from experiments.runner.jobs import Interrupted
 from experiments.runner.progress import train
 from experiments.runner.run_spec import Budget, RunSpec
-from patchnets.cli import ArgumentParser, run_cli, words
 from patchnets.config import flags
 from patchnets.errors import UserError
 from patchnets.models import flops as models_cost
+from patchnets.runtime.cli import ArgumentParser, run_cli, words
 
 MATCHES = tuple(report.EQUAL)
 TOLERANCE = 0.024  # as a share of what is asked: any two networks are then within report.WITHIN of each other

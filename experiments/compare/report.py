@@ -13,9 +13,9 @@ from experiments.runner.jobs import Job
 from experiments.runner.report import percent, versions
 from experiments.runner.results import METRICS, Result
 from experiments.runner.run_spec import RunSpec
-from patchnets.format import format_duration
 from patchnets.models.flops import ModelCost
 from patchnets.plots import figures
+from patchnets.runtime.format import format_duration
 
 CONFIDENCE = 0.95
 WITHIN = 0.05  # how far apart two networks of a target may lie

@@ -21,9 +21,9 @@ import sys
 
 from experiments.launch import k8s, slurm, tpu
 from experiments.launch import options as options_lib
-from patchnets.cli import run_cli
 from patchnets.errors import RunError, UserError, first_line
-from patchnets.files import write_atomically
+from patchnets.runtime.cli import run_cli
+from patchnets.runtime.files import write_atomically
 
 ENGINES = {"slurm": slurm, "k8s": k8s, "tpu": tpu}
 

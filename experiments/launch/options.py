@@ -13,9 +13,9 @@ from experiments.launch import devices as devices_lib
 from experiments.reproduce import options as reproduce
 from experiments.runner import jobs as jobs_lib
 from experiments.sweep import options as sweep
-from patchnets.cli import ArgumentParser, count, path
 from patchnets.config import flags
 from patchnets.errors import UserError
+from patchnets.runtime.cli import ArgumentParser, count, path
 
 SUFFIX = {"slurm": ".sbatch", "k8s": ".yaml", "tpu": ".sh"}
 LABEL = r"[a-z](?:[a-z0-9-]{0,48}[a-z0-9])?"

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import optax
 
 from patchnets import models
-from patchnets.cli import ArgumentParser, run_cli
 from patchnets.errors import UserError
 from patchnets.models.published_sizes import PUBLISHED
+from patchnets.runtime.cli import ArgumentParser, run_cli
 
 BATCH = 8
 

@@ -17,8 +17,8 @@ import time
 
 from experiments.benchmark.workloads import TUTORIALS
 from patchnets import runtime
-from patchnets.cli import ArgumentParser, positive_int, run_cli, words
 from patchnets.errors import RunError
+from patchnets.runtime.cli import ArgumentParser, positive_int, run_cli, words
 
 DISPATCHES = 5
 # (what, a device for each core, groups that stay in a cache, XLA's options for that), and whether in huge pages

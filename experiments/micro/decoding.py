@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from patchnets.cli import ArgumentParser, path, positive_float, positive_int, run_cli
 from patchnets.data import decode
 from patchnets.data.streaming import batch_reader
+from patchnets.runtime.cli import ArgumentParser, path, positive_float, positive_int, run_cli
 
 SIZE, LEAST_AREA, ASPECT = 224, 0.08, 4 / 3
 NOISE = 11.0  # standard deviation, in gray levels: JPEGs of ImageNet's 110 KB at 500 x 375 pixels

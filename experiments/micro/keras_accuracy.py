@@ -17,12 +17,12 @@ import numpy as np
 
 from experiments.benchmark.workloads import TUTORIALS
 from patchnets import runtime
-from patchnets.cli import ArgumentParser, count, run_cli
 from patchnets.config import flags
 from patchnets.data import decoded_cache, open_dataset
 from patchnets.data.splits import Part
 from patchnets.errors import UserError
 from patchnets.experiment import data_options
+from patchnets.runtime.cli import ArgumentParser, count, run_cli
 
 Arrays = tuple[np.ndarray, np.ndarray]  # uint8 images (examples, 32, 32, 3), labels (examples,)
 

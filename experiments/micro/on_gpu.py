@@ -19,8 +19,8 @@ from typing import Any
 
 from experiments.benchmark.workloads import DTYPES, EPOCH, TUTORIALS
 from experiments.time_to_accuracy import LEAN, ROOT, data_options
-from patchnets.cli import ArgumentParser, out_folder, run_cli, words
 from patchnets.errors import RunError, UserError
+from patchnets.runtime.cli import ArgumentParser, out_folder, run_cli, words
 
 PARTS = ("benchmark", "epochs", "sprint")
 EPOCHS = 4  # of which the first, in which steps are compiled, does not count

@@ -21,7 +21,7 @@ from experiments.runner.jobs import Job
 from experiments.runner.previous_runs import mismatched_runs, previous_jobs
 from experiments.runner.progress import train
 from experiments.tables import SIZES, TABLES
-from patchnets.cli import run_cli
+from patchnets.runtime.cli import run_cli
 
 
 def listed(options: Options) -> str:

@@ -10,8 +10,8 @@ from experiments.runner.cli import add_run_options
 from experiments.runner.jobs import Job
 from experiments.runner.run_spec import RunSpec
 from experiments.tables import SIZES, TABLES
-from patchnets.cli import ArgumentParser
 from patchnets.errors import UserError
+from patchnets.runtime.cli import ArgumentParser
 
 DATA = ("dataset.name", "dataset.path")  # keys that --data sets
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from experiments.runner import learning_curves
 from experiments.runner.results import Result
 from patchnets.errors import first_line
-from patchnets.files import write_atomically
+from patchnets.runtime.files import write_atomically
 
 
 def write(directory: pathlib.Path, files: Mapping[str, bytes]) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from patchnets.cli import ArgumentParser, count, path
+from patchnets.runtime.cli import ArgumentParser, count, path
 
 
 def add_run_options(parser: ArgumentParser, seeds: int, runs: str, workdir: str) -> None:

@@ -2,8 +2,8 @@
 
 import pathlib
 
-from patchnets.cli import path as parse_path
 from patchnets.errors import UserError
+from patchnets.runtime.cli import path as parse_path
 
 
 def checked(value: str, option: str = "data") -> str:

@@ -10,7 +10,7 @@ from experiments.runner import jobs as jobs_lib
 from experiments.runner import results
 from experiments.runner.jobs import Interrupted, Job
 from experiments.runner.run_spec import RunSpec
-from patchnets.format import format_duration
+from patchnets.runtime.format import format_duration
 
 
 class Lines:

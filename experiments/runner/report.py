@@ -13,7 +13,7 @@ from experiments.runner.results import METRICS, Result
 from experiments.runner.run_spec import Budget
 from experiments.tables.sizes import Size
 from patchnets.errors import first_line
-from patchnets.format import format_duration
+from patchnets.runtime.format import format_duration
 
 HEADS = ("row", "data", "epochs", "", "published", "measured", "difference", "verdict", "wall time", "images/s")
 SIZE_HEADS = ("network", "parameters published", "counted", "GMACs published", "counted", "verdict")

@@ -5,7 +5,7 @@ import math
 import pathlib
 from typing import Any
 
-from patchnets.files import lock_file
+from patchnets.runtime.files import lock_file
 
 METRICS = {"accuracy": "top-1", "top5_accuracy": "top-5"}
 COUNTED = ("steps", "epochs", "params", "wall_seconds")  # which every summary has

@@ -16,8 +16,8 @@ from experiments.runner import jobs as jobs_lib
 from experiments.runner.progress import train
 from experiments.sweep import report
 from experiments.sweep.options import jobs_of, parse_args
-from patchnets.cli import run_cli
 from patchnets.errors import UserError
+from patchnets.runtime.cli import run_cli
 
 
 def execute(arguments: list[str]) -> int:

@@ -9,8 +9,8 @@ from experiments.runner.cli import add_run_options
 from experiments.runner.jobs import Job
 from experiments.runner.run_spec import RunSpec
 from experiments.sweep import load_sweep
-from patchnets.cli import ArgumentParser
 from patchnets.errors import UserError
+from patchnets.runtime.cli import ArgumentParser
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,8 @@ from experiments.runner.jobs import Job
 from experiments.runner.report import mean_of, versions
 from experiments.runner.results import METRICS, Result
 from experiments.runner.run_spec import RunSpec
-from patchnets.format import format_duration
 from patchnets.plots import figures
+from patchnets.runtime.format import format_duration
 
 FILES = ("sweep.json", "sweep.md", "sweep.png", "curves.png")  # beside the folders of the entries
 SPLITS = {"val": "validation", "test": "test"}

@@ -18,7 +18,7 @@ from patchnets.data.loader import Loader
 from patchnets.data.on_device import OnDeviceLoader
 from patchnets.data.sources import base
 from patchnets.errors import RunError, UserError
-from patchnets.format import format_bytes
+from patchnets.runtime.format import format_bytes
 
 SPLITS = ("train", "val", "test")
 NO_AUGMENT = Augment()

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from patchnets.data.sources.base import Records, Source
 from patchnets.errors import RunError, UserError
-from patchnets.files import lock_file
-from patchnets.format import format_bytes
+from patchnets.runtime.files import lock_file
+from patchnets.runtime.format import format_bytes
 
 STALE_SECONDS = 24 * 3600
 CHUNK = 64  # images a worker decodes at a time

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 
 import jax
 
-from patchnets.cli import ArgumentParser, path, positive_float, positive_int, run_cli
 from patchnets.errors import RunError, UserError, first_line, report_error
+from patchnets.runtime.cli import ArgumentParser, path, positive_float, positive_int, run_cli
 
 
 def parse_args(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from patchnets.format import format_bytes, format_count, format_duration
 from patchnets.run.console import epochs
+from patchnets.runtime.format import format_bytes, format_count, format_duration
 
 WIDTH = 100
 

@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterator
 
 from patchnets import models
-from patchnets.cli import ArgumentParser, run_cli
 from patchnets.errors import UserError
 from patchnets.models.flops import cost
 from patchnets.models.published_sizes import PUBLISHED
+from patchnets.runtime.cli import ArgumentParser, run_cli
 
 COLUMNS = (
     "model",

@@ -15,9 +15,9 @@ import pathlib
 import sys
 
 from patchnets import runtime
-from patchnets.cli import ArgumentParser, file_of_type, path, run_cli
 from patchnets.config import flags
 from patchnets.errors import RunError, UserError
+from patchnets.runtime.cli import ArgumentParser, file_of_type, path, run_cli
 
 PLACES = ("dataset.path", "dataset.data_dir", "dataset.cache_dir")  # which may have changed since a run
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Num
 
-from patchnets.files import atomic_path
+from patchnets.runtime.files import atomic_path
 
 DPI = 110
 APART = (0.62, 0.72, 0.86)  # the color between tiles, distinct from any gray

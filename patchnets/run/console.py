@@ -14,9 +14,9 @@ from patchnets import config as config_lib
 from patchnets.augment.preprocess import Augment
 from patchnets.config import published
 from patchnets.experiment import Experiment
-from patchnets.format import format_duration
 from patchnets.optim.plateau import Plateau
 from patchnets.run.step_timer import StepTimer
+from patchnets.runtime.format import format_duration
 
 SETTLED_SECONDS = 1.0  # of training, before its speed is worth telling
 

@@ -18,8 +18,8 @@ import jax
 
 from patchnets import config as config_lib
 from patchnets.errors import UserError
-from patchnets.files import lock_file, write_atomically
 from patchnets.parallel import multihost
+from patchnets.runtime.files import lock_file, write_atomically
 
 SHOWS_SECONDS = 10.0  # within which what one machine writes has to show on the others
 

@@ -24,11 +24,11 @@ from patchnets.estimate.collectives import Collective, collectives
 from patchnets.estimate.dataset_spec import DatasetSpec, find_dataset_spec
 from patchnets.estimate.text import format_report
 from patchnets.experiment import data_options
-from patchnets.format import format_bytes, format_count
 from patchnets.models.published_sizes import PUBLISHED
 from patchnets.parallel import mesh
 from patchnets.parallel.backend import target_backend
 from patchnets.run.checkpoints import Checkpoints
+from patchnets.runtime.format import format_bytes, format_count
 
 ROOT = pathlib.Path(__file__).parents[2]
 DIGITS = f"--config={ROOT / 'configs' / 'mixer_digits.py'}:paper"

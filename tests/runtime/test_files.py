@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from patchnets.files import atomic_path, lock_file, write_atomically
+from patchnets.runtime.files import atomic_path, lock_file, write_atomically
 
 
 def test_a_file_takes_the_place_of_the_one_before_only_when_it_is_whole(tmp_path):

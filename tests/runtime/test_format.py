@@ -1,6 +1,6 @@
 """Durations, sizes and counts as people read them."""
 
-from patchnets.format import format_duration
+from patchnets.runtime.format import format_duration
 
 
 def test_durations_are_in_the_unit_that_suits():

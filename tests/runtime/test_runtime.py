@@ -10,7 +10,7 @@ import pytest
 
 from patchnets import runtime
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = """
 import json, os, pathlib, sys
 from patchnets import runtime
