@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import tomllib
 
 import pytest
 
@@ -109,3 +110,10 @@ def test_the_house_has_few_rooms():
     files = list(package.glob("*.py"))
     folders = [path for path in package.iterdir() if any(path.glob("*.py"))]
     assert len(files) <= 9 and len(files) + len(folders) + len(("configs", "experiments")) <= 20
+
+
+def test_every_folder_of_tests_is_run():
+    """By make test-all, make parity, make aot or make cluster."""
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]["ini_options"]
+    folders = {str(path.parent.relative_to(ROOT)) for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert folders == {*options["testpaths"], "tests/parity", "tests/aot", "tests/cluster"} - {"tests/test_*.py"}
