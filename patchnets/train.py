@@ -171,7 +171,7 @@ class Run:
         self.fit()
         summary = self.test()
         summary |= published.compare(self.experiment.published, summary) | self.environment(params)
-        self.tensorboard.close()  # which imports, in its thread, what drawing imports too
+        self.tensorboard.close()
         self.workdir.write_json("summary.json", summary)
         if self.experiment.config.plots and jax.process_count() == 1:  # several draw once they have ended (main)
             self.draw()
