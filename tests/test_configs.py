@@ -30,7 +30,7 @@ def arguments(name: str) -> list[str]:
     """The variants of a file, as it names them itself where one is asked for that is not there."""
     with pytest.raises(UserError) as caught:
         load(name).get_config("no such variant")
-    return str(caught.value).split("known variants: ")[1].split(", ")
+    return str(caught.value).split("known: ")[1].split(", ")
 
 
 # Every configuration that the files give: (name, argument).

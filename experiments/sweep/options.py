@@ -66,11 +66,11 @@ def parse_args(arguments: Sequence[str], description: str | None = None) -> Opti
 def chosen(rows: Sequence[RunSpec], name: str) -> RunSpec:
     """The row of that name, or of that number. Raises UserError where there is none."""
     numbered = {str(i): row for i, row in enumerate(rows)}
-    shapes = numbered | {row.id: row for row in rows}
-    if name not in shapes:
+    entries = numbered | {row.id: row for row in rows}
+    if name not in entries:
         names = ", ".join(row.id for row in rows[:20])
         raise UserError(f"--only={name} is no entry; there are 0 to {len(rows) - 1}: {names}")
-    return shapes[name]
+    return entries[name]
 
 
 def jobs_of(requested: Options) -> list[Job]:

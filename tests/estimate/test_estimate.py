@@ -130,16 +130,16 @@ def test_a_checkpoint_takes_what_is_told(tiny_config, tmp_path):
 def test_input_takes_the_hosts_memory_by_arithmetic(tiny_config):
     source = Digits()
     arrays = [image for name in source.sizes for image, _ in source.records(name).examples(range(source.sizes[name]))]
-    options, _ = blueprint_of(tiny_config).dataset.host_bytes(tiny_config)
+    options, _ = blueprint_of(tiny_config).dataset.host_bytes()
     assert options == sum(image.nbytes for image in arrays)
 
     config = common.imagenet(augment={}, model=dict(variant="S/16"), batch_size=512, total_epochs=1.0)
     config.dataset.num_workers = 3
     examples = find_dataset_spec(data_options(config), 8)
     assert examples.counts == {"train": 1_268_355, "val": 12_812, "test": 50_000}  # 99 % and 1 % of 1,281,167
-    assert examples.loader == "streaming" and examples.classes == 1000
+    assert examples.loader == "streaming" and examples.num_classes == 1000
     # For training and validation each: 3 workers with 4 chunks of 32, and 4 batches.
-    assert examples.host_bytes(config)[0] == 2 * (3 * 4 * 32 + 4 * 512) * 224 * 224 * 3
+    assert examples.host_bytes()[0] == 2 * (3 * 4 * 32 + 4 * 512) * 224 * 224 * 3
 
 
 def test_sizes_that_are_told_stand_for_the_data():
@@ -148,7 +148,7 @@ def test_sizes_that_are_told_stand_for_the_data():
     config.dataset.max_on_device_gib = 1.0
     assert find_dataset_spec(data_options(config), 1, 1_000_000, 7).loader == "streaming"
     few = find_dataset_spec(data_options(config), 1, 1_000, 7)
-    assert (few.loader, few.classes, few.side, few.per_epoch(64)) == ("on_device", 7, 256, 16)
+    assert (few.loader, few.num_classes, few.side, few.steps_per_epoch) == ("on_device", 7, 256, 16)
 
 
 # --- collectives ------------------------------------------------------------------------------------------------------
