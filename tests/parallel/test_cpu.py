@@ -15,7 +15,7 @@ from scipy import special
 
 from configs import convmixer_cifar10, mixer_cifar100, mixer_digits, vit_cifar100
 from patchnets import config as config_lib
-from patchnets import experiment, models
+from patchnets import models
 from patchnets.augment.preprocess import Preprocess
 from patchnets.errors import UserError
 from patchnets.models.layers import gelu_exact
@@ -58,21 +58,22 @@ def test_the_configuration_may_say_how_many_examples_a_microbatch_has(microbatch
     config = mixer_cifar100.get_config()
     config.cpu.microbatch = microbatch
     config_lib.validate(config)
-    model = models.create_model(config.model, 100)
+    model = models.create_model(**config.model, num_classes=100)
     params = abstract_params(model, config.image_size, 3)
-    assert experiment.num_microbatches(config, model, params, mesh_of(2)) == (groups, groups)
+    count = functools.partial(cpu.num_microbatches, model, params, config.image_size, microbatch=config.cpu.microbatch)
+    assert (count(config.batch_size, 2), count(config.batch_size, 2, train=False)) == (groups, groups)
 
 
 @pytest.mark.parametrize("microbatch, words", [(24, "64 examples"), (128, "64 examples")])
 def test_a_microbatch_that_does_not_divide_is_refused(microbatch, words):
     config = mixer_cifar100.get_config()
-    model = models.create_model(config.model, 100)
+    model = models.create_model(**config.model, num_classes=100)
     with pytest.raises(UserError, match=f"config.cpu.microbatch={microbatch} .*{words}.* 2 devices"):
         cpu.num_microbatches(model, None, config.image_size, config.batch_size, 2, microbatch=microbatch)
 
 
 def test_batch_norm_takes_only_whole_shares():
-    model = models.create_model(convmixer_cifar10.get_config().model, 10)
+    model = models.create_model(**convmixer_cifar10.get_config().model, num_classes=10)
     count = functools.partial(cpu.num_microbatches, model, None, 32, 128, 2)
     assert (count(microbatch=64), count(microbatch=0), count(train=False, microbatch=16)) == (2, 1, 8)
     with pytest.raises(UserError, match=r"BatchNorm.* use 64"):
