@@ -221,6 +221,7 @@ def test_a_port_in_use_costs_one_line(requested, address):
     assert "count" not in requested
 
 
+@pytest.mark.slow
 def test_a_port_in_use_ends_a_real_process(tmp_path):
     with socket.create_server(("", 0)) as taken:
         port = taken.getsockname()[1]
@@ -228,6 +229,7 @@ def test_a_port_in_use_ends_a_real_process(tmp_path):
     assert status == 2 and f"cannot listen on port {port}" in error_of(err)
 
 
+@pytest.mark.slow
 def test_missing_processes_cost_one_line_after_the_wait(tmp_path):
     port = free_port()
     processes = [start(tmp_path, "done", index, 3, port, wait="3") for index in (0, 2)]
@@ -235,6 +237,7 @@ def test_missing_processes_cost_one_line_after_the_wait(tmp_path):
         assert status == 1 and f"not all processes reached localhost:{port} within 3 s; start all" in error_of(err)
 
 
+@pytest.mark.slow
 def test_a_late_process_is_waited_for(tmp_path):
     port = free_port()
     first = start(tmp_path, "done", 1, 2, port)

@@ -25,6 +25,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(tmp_path):
     assert int(step) > 0
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_process_and_the_others_with_it(tmp_path):
     processes = start_processes(tmp_path, "hang:1", 2)  # process 1 never comes to the point where it would stop
     wait_until_joined(tmp_path, processes)
@@ -37,6 +38,7 @@ def test_a_second_signal_ends_the_process_and_the_others_with_it(tmp_path):
     assert "another process was lost" in err0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
 def test_an_error_at_the_door_reaches_all_with_its_status(tmp_path, index):
     actual = wait_all(start_processes(tmp_path, f"door:{index}", 2))
@@ -45,11 +47,13 @@ def test_an_error_at_the_door_reaches_all_with_its_status(tmp_path, index):
     assert f"process {index} cannot go on; see its own message" in error_of(actual[1 - index][2])
 
 
+@pytest.mark.slow
 def test_a_failure_of_all_is_told_by_each_in_one_line(tmp_path):
     for status, _, err in wait_all(start_processes(tmp_path, "run-error", 3)):
         assert status == 1 and error_of(err).endswith(": the loss is not finite\n")
 
 
+@pytest.mark.slow
 def test_an_exception_in_one_process_ends_the_others(tmp_path):
     (status0, _, err0), (status1, _, err1) = wait_all(start_processes(tmp_path, "raise:1", 2))
     assert (status0, status1) == (1, 1)
@@ -57,11 +61,13 @@ def test_an_exception_in_one_process_ends_the_others(tmp_path):
     assert "another process was lost" in error_of(err0) and "the same command continues" in err0
 
 
+@pytest.mark.slow
 def test_an_exception_in_the_first_process_ends_the_others(tmp_path):
     (status0, _, err0), (status1, _, _) = wait_all(start_processes(tmp_path, "raise:0", 2))
     assert status0 == 1 and status1 != 0 and err0.endswith("ArithmeticError: a bug\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_killed_process_ends_the_others(tmp_path, index):
     processes = start_processes(tmp_path, "run", 3)
@@ -234,6 +240,7 @@ def test_a_finished_run_is_told_by_all_at_once(streamed, together):
     assert "holds a finished run" in actual[0][1]
 
 
+@pytest.mark.slow
 def test_a_mistake_is_told_and_all_end(tmp_path):
     actual = wait_all(start_processes(tmp_path / "run", None, 2, options=("--config.mesh.fsdp=3",)))
     assert [status for status, *_ in actual] == [2, 2]
