@@ -71,7 +71,7 @@ def one_line(capsys, monkeypatch, tmp_path):
         ([DIGITS, "--config.mesh.data=9"], ["config.mesh.data=9", "8 devices"]),
         ([DIGITS, "--config.batch_size=60"], ["60", "8 devices", "56 or 64"]),
         ([DIGITS, "--config.dataset.max_on_device_gib=1e-9"], ["max_on_device_gib"]),
-        ([DIGITS, "--config.schedule.warmup_epochs=60"], ["warm-up"]),
+        ([DIGITS, "--config.schedule.warmup_epochs=60"], ["warmup"]),
         ([DIGITS, "--config.augment.policy=randaug"], ["randaug", "randaugment, autoaugment_cifar10"]),
         ([DIGITS, "--config.augment.hue=0.1"], ["config.augment.hue=0.1", "gray", "set it to 0"]),
         ([DIGITS, "--config.augment.magnitude=31"], ["config.augment.magnitude=31", "from 0 to 30"]),

@@ -63,7 +63,7 @@ def test_the_ends_of_the_uniform_range_give_weights_too():
 
 
 def test_mixup_weighs_all_pixels_of_an_image_alike(batch):
-    own = weights(batch, mixup.mixup, alpha=0.4, per="example")
+    own = weights(batch, mixup.mixup, alpha=0.4, mode="example")
     np.testing.assert_allclose(own.max((1, 2)), own.min((1, 2)), atol=1e-6)
     assert scipy.stats.kstest(own[:, 0, 0], scipy.stats.beta(0.4, 0.4).cdf).pvalue > RARE
     assert abs(np.corrcoef(own[:, 0, 0], own[::-1, 0, 0])[0, 1]) < 0.13
@@ -72,7 +72,7 @@ def test_mixup_weighs_all_pixels_of_an_image_alike(batch):
 def test_cutmix_pastes_a_box_of_the_image_at_the_same_place_of_the_partner():
     images = np.random.default_rng(0).uniform(size=(6, HEIGHT, WIDTH, 3)).astype(np.float32)
     targets = np.eye(6, dtype=np.float32)
-    cutmix = compiled(mixup.cutmix, alpha=1.0, per="example")
+    cutmix = compiled(mixup.cutmix, alpha=1.0, mode="example")
     mixed, mixed_targets = (np.asarray(x) for x in cutmix(jax.random.key(2), images, targets))
     pasted = (mixed != images).any(-1)
     assert pasted.any((1, 2)).sum() >= 4
@@ -96,7 +96,7 @@ def published_share(generator, alpha):
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 def test_the_share_that_cutmix_keeps_is_distributed_as_published(batch, alpha):
-    own = weights(batch, mixup.cutmix, alpha=alpha, per="example")
+    own = weights(batch, mixup.cutmix, alpha=alpha, mode="example")
     assert set(np.unique(own)) == {0.0, 1.0}
     generator = np.random.default_rng(0)
     expected = [published_share(generator, alpha) for _ in range(MANY)]
@@ -115,7 +115,7 @@ def test_a_batch_is_mixed_by_one_draw_and_another_key_draws_another(batch, opera
 
 
 def test_both_are_switched_between_and_left_out_with_their_probabilities(batch):
-    own = weights(batch, mixup.mix, mixup=2.0, cutmix=1.0, switch=0.3, probability=0.8, per="example")
+    own = weights(batch, mixup.mix, mixup=2.0, cutmix=1.0, switch=0.3, probability=0.8, mode="example")
     flat = own.max((1, 2)) - own.min((1, 2)) < 1e-5
     blended = flat & (own[:, 0, 0] < 1 - 1e-5) & (own[:, 0, 0] > 1e-5)
     cut = (~flat).sum() + (own == 0).all((1, 2)).sum()
@@ -128,8 +128,8 @@ def test_both_are_switched_between_and_left_out_with_their_probabilities(batch):
 def test_nothing_is_mixed_with_what_does_not_count(batch, per):
     mask = np.ones(MANY, np.float32)
     mask[[3, MANY - 8]] = 0
-    mixed = compiled(mixup.mix, mixup=1.0, cutmix=1.0, per=per)(jax.random.key(2), *batch, mask=mask)
-    full = compiled(mixup.mix, mixup=1.0, cutmix=1.0, per=per)(jax.random.key(2), *batch)
+    mixed = compiled(mixup.mix, mixup=1.0, cutmix=1.0, mode=per)(jax.random.key(2), *batch, mask=mask)
+    full = compiled(mixup.mix, mixup=1.0, cutmix=1.0, mode=per)(jax.random.key(2), *batch)
     partners = [MANY - 4, 7]
     for actual, everything, settings in zip(mixed, full, batch):
         np.testing.assert_array_equal(actual[np.array(partners)], settings[np.array(partners)])
@@ -139,7 +139,7 @@ def test_nothing_is_mixed_with_what_does_not_count(batch, per):
 
 def test_off_they_leave_the_batch_as_it_is(batch):
     assert mixup.mix(jax.random.key(0), *batch, mixup=0.0, cutmix=0.0) == batch
-    never = compiled(mixup.mix, mixup=1.0, cutmix=1.0, probability=0.0, per="example")(jax.random.key(0), *batch)
+    never = compiled(mixup.mix, mixup=1.0, cutmix=1.0, probability=0.0, mode="example")(jax.random.key(0), *batch)
     for actual, settings in zip(never, batch):
         np.testing.assert_array_equal(actual, settings)
 

@@ -145,7 +145,7 @@ def streamed(tmp_path_factory):
             Image.fromarray((image * 15).astype(np.uint8)).save(path)
     return tuple(
         f"--config.dataset.{options}"
-        for options in ("name=folder", f"path={directory}", "loader=streaming", "workers=0")
+        for options in ("name=folder", f"path={directory}", "loader=streaming", "num_workers=0")
     )
 
 
