@@ -235,9 +235,9 @@ WRONG = {
     "missing head": (VIT, without("head.weight"), ["'head.weight'", "(10, 24)"]),
     "missing qkv": (VIT, without("blocks.2.attn.qkv.bias"), ["'blocks.2.attn.qkv.bias'", "(72,)"]),
     "extra": (VIT, with_entry("reg_token", 1, 4, 24), ["'reg_token'", "(1, 4, 24)", "no parameter"]),
-    "wrapped": (VIT, lambda entries: {"state_dict": np.zeros(0)}, ["'state_dict'", "inside"]),
+    "wrapped": (VIT, lambda entries: {"state_dict": np.zeros(0)}, ["'state_dict'", "inner"]),
     "prefixed": (VIT, lambda entries: {f"module.{n}": v for n, v in entries.items()}, ["'module.", "without any"]),
-    "unreadable": (VIT, lambda entries: entries | {"cls_token": {}}, ["'cls_token'", "no array"]),
+    "unreadable": (VIT, lambda entries: entries | {"cls_token": {}}, ["'cls_token'", "not an array"]),
     "bfloat16": (
         VIT,
         lambda entries: entries | {"cls_token": torch.zeros(1, 1, 24, dtype=torch.bfloat16)},
