@@ -1,13 +1,15 @@
 """Convert stored uint8 images to model inputs on the device: resize, augment, normalize."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from patchnets.augment import color, geometry, policies
+from patchnets.augment import color, geometry, policies, random_erasing
+from patchnets.augment import mixup as mixing
 from patchnets.errors import UserError
 
 # Channel means and standard deviations of ImageNet's training images, in [0, 1] (as torchvision documents them).
@@ -16,61 +18,68 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 JITTER, GRAYSCALE, POLICY = (2**31 - 1 - i for i in range(3))
 
 
+def option(default: Any, meaning: str, **limits: Any) -> Any:
+    """Return a dataclass field with its meaning and its `choices`, or bounds: at_least, above, at_most, below."""
+    return dataclasses.field(default=default, metadata=dict(meaning=meaning, limits=limits))
+
+
 @dataclasses.dataclass(frozen=True)
 class Augment:
     """Augmentation of training images, the group `augment` of a configuration. The defaults do nothing.
-
-    Attributes:
-      flip: mirror left to right with probability one half.
-      flip_vertical: mirror top to bottom with probability one half.
-      crop_padding: zero-pad the stored image by this many pixels, and crop to its size at random.
-      crop_scale_min: least share of the area of a random resized crop; 1 disables it.
-      crop_ratio_max: greatest aspect ratio of such a crop, in either direction.
-      zoom: scale height and width by factors from [1 - zoom, 1 + zoom] about the center; above 1 zooms out.
-      rotation: rotate about the center by up to this share of a full turn, in either direction.
-      shear: shear along each axis by up to this slope, in either direction.
-      translate: translate by up to this share of height and width, in either direction.
-      brightness, contrast, saturation: scale by a factor from 1 - this to 1 + this.
-      hue: rotate the hue by up to this share of the color circle, in either direction.
-      grayscale: probability of converting to gray.
-      policy: none, randaugment, autoaugment_cifar10, autoaugment_imagenet or trivialaugment.
-      randaugment_num_ops, magnitude, magnitude_std, randaugment_variant, randaugment_prob: settings of
-        RandAugment (`policies.rand_augment`).
-      mixup, cutmix, mix_switch_prob, mix_prob, mix_mode: settings of `mixup.mix`.
-      random_erasing_prob: probability of erasing a rectangle of the normalized image.
-      random_erasing_mode: constant, random or pixel (`random_erasing.random_erasing`).
 
     Mixing (which also changes targets) and random erasing are not part of `Preprocess`: the training step applies them,
     in this order as in timm, to a batch of preprocessed images.
     """
 
-    flip: bool = False
-    flip_vertical: bool = False
-    crop_padding: int = 0
-    crop_scale_min: float = 1.0
-    crop_ratio_max: float = 4 / 3
-    zoom: float = 0.0
-    rotation: float = 0.0
-    shear: float = 0.0
-    translate: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    grayscale: float = 0.0
-    policy: str = "none"
-    randaugment_num_ops: int = 2
-    magnitude: float = 9.0
-    magnitude_std: float = 0.0
-    randaugment_variant: str = "timm"
-    randaugment_prob: float = 1.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    mix_switch_prob: float = 0.5
-    mix_prob: float = 1.0
-    mix_mode: str = "batch"
-    random_erasing_prob: float = 0.0
-    random_erasing_mode: str = "constant"
+    flip: bool = option(False, "mirror half of the training images left to right")
+    flip_vertical: bool = option(False, "mirror half of the training images top to bottom")
+    crop_padding: int = option(
+        0, "zero-pad the stored image by this many pixels, and crop to its size at random", at_least=0
+    )
+    crop_scale_min: float = option(
+        1.0, "least share of the area of a random resized crop; 1 disables it", above=0, at_most=1
+    )
+    crop_ratio_max: float = option(4 / 3, "greatest aspect ratio of such a crop, in either direction", at_least=1)
+    zoom: float = option(
+        0.0, "zoom training images in and out by up to this factor, as Keras RandomZoom", at_least=0, below=1
+    )
+    rotation: float = option(
+        0.0, "rotate training images by up to this share of a full turn, in either direction", at_least=0, below=1
+    )
+    shear: float = option(0.0, "shear training images along each axis by up to this slope", at_least=0, below=1)
+    translate: float = option(0.0, "translate training images by up to this share of their size", at_least=0, below=1)
+    brightness: float = option(0.0, "scale brightness by a factor from 1 - this to 1 + this", at_least=0, at_most=1)
+    contrast: float = option(0.0, "the same for contrast", at_least=0, at_most=1)
+    saturation: float = option(0.0, "the same for saturation", at_least=0, at_most=1)
+    hue: float = option(0.0, "rotate hues by up to this share of the color circle", at_least=0, at_most=0.5)
+    grayscale: float = option(0.0, "probability of converting to gray", at_least=0, at_most=1)
+    policy: str = option(
+        "none",
+        "none, randaugment, autoaugment_cifar10, autoaugment_imagenet, trivialaugment (gray images keep their colors)",
+        choices=("none", "randaugment", "autoaugment_cifar10", "autoaugment_imagenet", "trivialaugment"),
+    )
+    randaugment_num_ops: int = option(2, "randaugment: operations per image", at_least=1, at_most=100)
+    magnitude: float = option(
+        9.0, "randaugment: strength; the strongest is 10 for timm and 30 for torchvision", at_least=0, at_most=30
+    )
+    magnitude_std: float = option(0.0, "randaugment: standard deviation of the strength", at_least=0)
+    randaugment_variant: str = option(
+        "timm",
+        "randaugment: operations and ranges of timm (-inc1), torchvision (magnitudes to 30) or tensorflow",
+        choices=tuple(policies.RAND_AUGMENT),
+    )
+    randaugment_prob: float = option(1.0, "randaugment: probability of each operation", at_least=0, at_most=1)
+    random_erasing_prob: float = option(0.0, "probability of erasing a rectangle", at_least=0, at_most=1)
+    random_erasing_mode: str = option(
+        "constant",
+        "what an erased rectangle is filled with: constant (the mean), random (one color) or pixel (noise)",
+        choices=random_erasing.MODES,
+    )
+    mixup: float = option(0.0, "mixup: alpha of the Beta distribution of the mixing weight; 0 for none", at_least=0)
+    cutmix: float = option(0.0, "CutMix: the same", at_least=0)
+    mix_switch_prob: float = option(0.5, "probability of CutMix if mixup and CutMix are both on", at_least=0, at_most=1)
+    mix_prob: float = option(1.0, "probability that a batch, or an example, is mixed at all", at_least=0, at_most=1)
+    mix_mode: str = option("batch", "mixing weights are sampled per batch or per example", choices=mixing.MODES)
 
     def __bool__(self) -> bool:
         """Whether `Preprocess` changes images at all."""

@@ -1,11 +1,14 @@
 """Table of all configuration keys: default, meaning and allowed values.
 
-Fields of `model.` other than name and variant are those of the networks (patchnets/models/__init__.py).
+Fields of `augment.` are those of `Augment` (patchnets/augment/preprocess.py); fields of `model.`, other than name and
+variant, those of the networks (patchnets/models/__init__.py).
 """
 
 import dataclasses
 from collections.abc import Callable
 from typing import Any
+
+from patchnets.augment.preprocess import Augment
 
 LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 3.4e38  # what 32 bits hold
 Rule = tuple[str, Callable[[Any], bool]]  # (description of the expected value, predicate)
@@ -53,6 +56,25 @@ class Key:
     rule: Rule = ANY
 
 
+def augment_key(field: dataclasses.Field) -> Key:
+    """Return the key of a field of `Augment`, whose metadata has its meaning and its allowed values."""
+    meaning, limits = field.metadata["meaning"], field.metadata["limits"]
+    match limits:
+        case {"choices": choices}:
+            rule = one_of(*choices)
+        case {"at_least": low, "at_most": high}:
+            rule = between(low, high)
+        case {"at_least": low, "below": high}:
+            rule = within(low, high)
+        case {"at_least": low}:
+            rule = at_least(low)
+        case {"above": 0, "at_most": 1}:
+            rule = RATIO
+        case {}:
+            rule = ANY
+    return Key(field.default, meaning, rule)
+
+
 KEYS: dict[str, Key] = {
     "seed": Key(0, "seed of initial parameters, data order, augmentation and dropout", within(0, 2**31)),
     "dataset.name": Key("digits", "digits, folder, or the name of a TFDS image classification data set"),
@@ -91,51 +113,7 @@ KEYS: dict[str, Key] = {
         one_of("symmetric", "unit", "imagenet", "dataset"),
     ),
     "crop_pct": Key(1.0, "share of the side of evaluation images kept by the center crop", RATIO),
-    "augment.flip": Key(False, "mirror half of the training images left to right"),
-    "augment.flip_vertical": Key(False, "mirror half of the training images top to bottom"),
-    "augment.crop_padding": Key(
-        0, "zero-pad the stored image by this many pixels, and crop to its size at random", at_least(0)
-    ),
-    "augment.crop_scale_min": Key(1.0, "least share of the area of a random resized crop; 1 disables it", RATIO),
-    "augment.crop_ratio_max": Key(4 / 3, "greatest aspect ratio of such a crop, in either direction", at_least(1)),
-    "augment.zoom": Key(0.0, "zoom training images in and out by up to this factor, as Keras RandomZoom", within(0, 1)),
-    "augment.rotation": Key(
-        0.0, "rotate training images by up to this share of a full turn, in either direction", within(0, 1)
-    ),
-    "augment.shear": Key(0.0, "shear training images along each axis by up to this slope", within(0, 1)),
-    "augment.translate": Key(0.0, "translate training images by up to this share of their size", within(0, 1)),
-    "augment.brightness": Key(0.0, "scale brightness by a factor from 1 - this to 1 + this", between(0, 1)),
-    "augment.contrast": Key(0.0, "the same for contrast", between(0, 1)),
-    "augment.saturation": Key(0.0, "the same for saturation", between(0, 1)),
-    "augment.hue": Key(0.0, "rotate hues by up to this share of the color circle", between(0, 0.5)),
-    "augment.grayscale": Key(0.0, "probability of converting to gray", between(0, 1)),
-    "augment.policy": Key(
-        "none",
-        "none, randaugment, autoaugment_cifar10, autoaugment_imagenet, trivialaugment (gray images keep their colors)",
-        one_of("none", "randaugment", "autoaugment_cifar10", "autoaugment_imagenet", "trivialaugment"),
-    ),
-    "augment.randaugment_num_ops": Key(2, "randaugment: operations per image", between(1, 100)),
-    "augment.magnitude": Key(
-        9.0, "randaugment: strength; the strongest is 10 for timm and 30 for torchvision", between(0, 30)
-    ),
-    "augment.magnitude_std": Key(0.0, "randaugment: standard deviation of the strength", at_least(0)),
-    "augment.randaugment_variant": Key(
-        "timm",
-        "randaugment: operations and ranges of timm (-inc1), torchvision (magnitudes to 30) or tensorflow",
-        one_of("timm", "torchvision", "tensorflow"),
-    ),
-    "augment.randaugment_prob": Key(1.0, "randaugment: probability of each operation", between(0, 1)),
-    "augment.random_erasing_prob": Key(0.0, "probability of erasing a rectangle", between(0, 1)),
-    "augment.random_erasing_mode": Key(
-        "constant",
-        "what an erased rectangle is filled with: constant (the mean), random (one color) or pixel (noise)",
-        one_of("constant", "random", "pixel"),
-    ),
-    "augment.mixup": Key(0.0, "mixup: alpha of the Beta distribution of the mixing weight; 0 for none", at_least(0)),
-    "augment.cutmix": Key(0.0, "CutMix: the same", at_least(0)),
-    "augment.mix_switch_prob": Key(0.5, "probability of CutMix if mixup and CutMix are both on", between(0, 1)),
-    "augment.mix_prob": Key(1.0, "probability that a batch, or an example, is mixed at all", between(0, 1)),
-    "augment.mix_mode": Key("batch", "mixing weights are sampled per batch or per example", one_of("batch", "example")),
+    **{f"augment.{field.name}": augment_key(field) for field in dataclasses.fields(Augment)},
     "batch_size": Key(128, "examples in a step, over all devices", at_least(1)),
     "eval_batch_size": Key(int, "examples in an evaluation step (default: batch_size)", at_least(1)),
     "total_epochs": Key(float, "length of the run in passes over the training split; or give total_steps", above(0)),
