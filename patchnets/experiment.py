@@ -22,7 +22,7 @@ from patchnets.config.published import Published
 from patchnets.data import DataOptions, Dataset, load_opened, open_dataset
 from patchnets.errors import UserError
 from patchnets.optim.optimizers import frozen_params, make_optimizer
-from patchnets.optim.plateau import Plateau
+from patchnets.optim.plateau import EarlyStopping, ReduceLROnPlateau
 from patchnets.optim.schedules import in_steps, make_schedule
 from patchnets.parallel import cpu, sharding
 from patchnets.parallel import mesh as mesh_lib
@@ -60,8 +60,8 @@ class Experiment:
     Attributes:
       data: in an estimate, only what `AbstractDataset` has.
       params: tree of shapes.
-      schedule: step -> learning rate, before `plateau` scales it.
-      plateau: as it is at step 0; a run works on a copy.
+      schedule: step -> learning rate, before `reduce_on_plateau` scales it.
+      early_stopping, reduce_on_plateau: as at step 0; a run works on copies.
       num_microbatches: that a CPU splits a training batch into.
     """
 
@@ -73,7 +73,8 @@ class Experiment:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     task: Task
-    plateau: Plateau
+    early_stopping: EarlyStopping
+    reduce_on_plateau: ReduceLROnPlateau
     published: Published
     total_steps: int
     eval_every: int
@@ -151,9 +152,10 @@ def build_experiment(
         "eval_every", steps=config.eval_every_steps, epochs=config.eval_every_epochs, steps_per_epoch=per_epoch
     )
     eval_every = per_epoch if eval_every is None else max(1, eval_every)
-    on_plateau = config.reduce_on_plateau
-    plateau = Plateau(on_plateau.factor, on_plateau.patience, config.early_stopping.patience)
-    plateau.check_observable(summary.has_val)
+    early_stopping = EarlyStopping(**config.early_stopping.to_dict())
+    reduce_on_plateau = ReduceLROnPlateau(**config.reduce_on_plateau.to_dict())
+    for watcher in (early_stopping, reduce_on_plateau):
+        watcher.check_observable(summary.has_val)
 
     model = models.create_model(**config.model, num_classes=summary.num_classes)
     params = abstract_params(model, config.image_size, summary.channels)
@@ -198,7 +200,8 @@ def build_experiment(
         optimizer=optimizer,
         schedule=schedule,
         task=task,
-        plateau=plateau,
+        early_stopping=early_stopping,
+        reduce_on_plateau=reduce_on_plateau,
         published=Published(**config.published.to_dict()),
         total_steps=total_steps,
         eval_every=min(eval_every, total_steps),

@@ -1,4 +1,4 @@
-"""A run from its configuration to its final figures: build, restore, (train, evaluate, save)*, test, summary."""
+"""A run from its configuration to its summary: build, restore, (train, evaluate, save)*, test."""
 
 import contextlib
 import dataclasses
@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,18 +19,20 @@ from patchnets import __version__
 from patchnets import config as config_lib
 from patchnets.config import published
 from patchnets.config.published import Published
-from patchnets.data.loader import Loader
 from patchnets.errors import Preempted, RunError, UserError, first_line
 from patchnets.experiment import Experiment, build_experiment
 from patchnets.parallel import distributed, multihost, sharding
 from patchnets.parallel.preemption import PreemptionHandler
 from patchnets.run import console
 from patchnets.run.checkpoints import Checkpoints
+from patchnets.run.evaluator import Evaluator
+from patchnets.run.progress import Progress
 from patchnets.run.step_timer import StepTimer
 from patchnets.run.tensorboard import TensorBoard
 from patchnets.run.workdir import Workdir
-from patchnets.step.metrics import EvalMetrics, TrainMetrics
-from patchnets.step.multi_step import compile_eval_steps, compile_train_steps
+from patchnets.runtime.format import shortest_float
+from patchnets.step.metrics import TrainMetrics
+from patchnets.step.multi_step import compile_train_steps
 
 OVERVIEW_LINES = 20
 PER_HOST_KEYS = {"dataset.path", "dataset.data_dir", "dataset.cache_dir", "dataset.num_workers"}  # may differ
@@ -42,15 +44,18 @@ def train(
     began: float | None = None,
     preemption: PreemptionHandler | None = None,
 ) -> dict[str, Any]:
-    """Trains what `config` describes, or goes on where an earlier run in `workdir` was cut, and returns the summary.
+    """Train as `config` describes, or resume the run in `workdir`, and return the summary.
 
-    `began` is the time.monotonic() from which the run's seconds are counted, where that is before the call;
-    `preemption` notes signals, where that began before it too.
+    Args:
+      config: complete and valid (`patchnets.config`).
+      workdir: the folder that receives checkpoints, metrics and plots.
+      began: time.monotonic() at the start of the process, if the run's seconds count from there.
+      preemption: a handler that is already installed.
 
     Raises:
       UserError: the configuration, the data or the work directory cannot be used; nothing was written.
-      RunError: the run had to stop; what was saved stays as it is.
-      Preempted: a signal asked for it; the state was saved.
+      RunError: the run had to stop; checkpoints stay as they are.
+      Preempted: a signal arrived; the state was saved.
     """
     began = time.monotonic() if began is None else began
     flat = config_lib.flatten(config)
@@ -59,7 +64,7 @@ def train(
     with multihost.errors_on_all():
         summary = run_dir.load_summary()
     if multihost.broadcast_from_first(summary is not None):
-        return _already(Published(**config.published.to_dict()), summary, run_dir) if summary else {}
+        return print_finished(Published(**config.published.to_dict()), summary, run_dir) if summary else {}
     with multihost.errors_on_all():
         experiment = build_experiment(config)
     run_dir.check_shared()
@@ -79,13 +84,13 @@ def train(
     finally:
         experiment.data.close()
         board.close()
-        if not lost:  # it would wait for the process that is gone
+        if not lost:  # closing would wait for the lost process
             checkpoints.close()
         run_dir.release()
 
 
 def check_same_config(flat: Mapping[str, Any]) -> None:
-    """Raises UserError, in all processes, unless all have the same flat configuration, PER_HOST_KEYS aside."""
+    """Raise UserError, in all processes, unless all have the same flat configuration, PER_HOST_KEYS aside."""
     values = {name: value for name, value in flat.items() if name not in PER_HOST_KEYS}
     if (other := multihost.first_different(values)) is not None:
         raise UserError(
@@ -94,48 +99,19 @@ def check_same_config(flat: Mapping[str, Any]) -> None:
         )
 
 
-def _already(figures: Published, summary: dict[str, Any], run_dir: Workdir) -> dict[str, Any]:
-    """Tells what came out of a finished run."""
+def print_finished(figures: Published, summary: dict[str, Any], run_dir: Workdir) -> dict[str, Any]:
+    """Print and return the summary of a finished run, compared with today's published figures."""
     print(f"{run_dir.path} holds a finished run of this configuration; nothing to do")
-    summary = summary | published.compare(figures, summary)  # which may have changed since
+    summary = summary | published.compare(figures, summary)
     console.print_summary(summary, run_dir.path)
     return summary
 
 
-@dataclasses.dataclass
-class Progress:
-    """What a continued run needs besides the state, to go on as the one that was cut would have.
-
-    Attributes:
-      wall_seconds: since the start, over all the processes that worked on this run.
-      images, seconds: trained on, and what that took; the first call of a process, which compiles, is not counted.
-      plateau: of `Plateau.state_dict`.
-      last_eval_step: the last boundary at which all was done that is due.
-      skipped: records that could not be read.
-    """
-
-    wall_seconds: float = 0.0
-    images: int = 0
-    seconds: float = 0.0
-    plateau: dict[str, Any] = dataclasses.field(default_factory=dict)
-    last_eval_step: int = 0
-    skipped: list[str] = dataclasses.field(default_factory=list)
-
-    @classmethod
-    def from_saved(cls, values: Mapping[str, Any]) -> "Progress":
-        """Return what `dataclasses.asdict` saved. Raises RunError where another version of patchnets did."""
-        names = {field.name for field in dataclasses.fields(cls)}
-        if names != set(values):
-            different = ", ".join(sorted(names ^ set(values)))
-            raise RunError(
-                f"the checkpoint was written by another version of patchnets ({different}); use that one, or give "
-                "another --workdir"
-            )
-        return cls(**values)
-
-
 class Run:
-    """An experiment being carried out in a work directory."""
+    """One experiment in one work directory: its state, and everything that changes while it trains.
+
+    `step` counts the steps of `state`; `last_eval_step` is the last boundary at which everything due was done.
+    """
 
     def __init__(
         self,
@@ -146,6 +122,7 @@ class Run:
         preemption: PreemptionHandler,
         began: float,
     ):
+        """Initialize the state, or restore it from the latest checkpoint."""
         self.experiment, self.workdir, self.checkpoints, self.tensorboard = experiment, workdir, checkpoints, board
         self.preemption, self.began = preemption, began
         self.first_step_seconds: float | None = None
@@ -153,33 +130,36 @@ class Run:
         self.abstract_state = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state
         )
-        self.shardings = jax.tree.map(lambda x: x.sharding, self.state)
-        restored = checkpoints.restore_latest(self.abstract_state)
         self.restored = Progress()
-        if restored:
+        if restored := checkpoints.restore_latest(self.abstract_state):
             self.state, self.restored = restored[0], Progress.from_saved(restored[1])
         self.step = self.resumed_at = int(self.state.step)
         self.last_eval_step = self.restored.last_eval_step
-        self.plateau = dataclasses.replace(experiment.plateau)
-        self.plateau.load_state_dict(self.restored.plateau)
+        self.early_stopping = dataclasses.replace(experiment.early_stopping)
+        self.early_stopping.load_state_dict(self.restored.early_stopping)
+        self.plateau = dataclasses.replace(experiment.reduce_on_plateau)
+        self.plateau.load_state_dict(self.restored.reduce_on_plateau)
         self.timer = StepTimer(experiment.config.steps_per_call, self.restored.images, self.restored.seconds)
+        self.bar = console.ProgressBar(experiment.total_steps, self.step, experiment.config.batch_size)
         workdir.rewind_metrics(self.resumed_at)
 
     def complete(self) -> dict[str, Any]:
-        """Trains to the end, tests the best checkpoint, and writes the summary."""
-        params = self.print_header()
-        self.fit()
+        """Train to the end, test the best checkpoint, write the summary and plot."""
+        num_params = self.print_header()
+        with self.bar:
+            self.fit()
+        self.checkpoints.wait()
         summary = self.test()
-        summary |= published.compare(self.experiment.published, summary) | self.environment(params)
+        summary |= published.compare(self.experiment.published, summary) | self.environment(num_params)
         self.tensorboard.close()
         self.workdir.write_json("summary.json", summary)
-        if self.experiment.config.plots and jax.process_count() == 1:  # several draw once they have ended (main)
-            self.draw()
+        if self.experiment.config.plots and jax.process_count() == 1:  # several processes plot after their end (main)
+            self.plot()
         console.print_summary(summary, self.workdir.path)
         return summary
 
     def print_header(self) -> int:
-        """Shows the first screen; returns the number of parameters."""
+        """Print the first screen; return the number of parameters."""
         experiment, params = self.experiment, self.state.params
         if not self.resumed_at:
             shown = params if jax.process_count() == 1 else self.abstract_state.params  # no process has them all
@@ -195,95 +175,92 @@ class Run:
             ),
         )
         if self.resumed_at:
-            print(f"going on from the checkpoint of step {self.resumed_at:,}", flush=True)
+            print(f"resuming from the checkpoint of step {self.resumed_at:,}", flush=True)
         return count
 
     def fit(self) -> None:
-        """Trains from the state's step to the last one."""
-        if number := self.stop_signal():  # meanwhile; compiling may take longer than there is time
-            raise Preempted(number, self.step)
+        """Train from the state's step to the last one."""
+        self.stop_if_preempted()  # compiling may take longer than there is time
         experiment, loader, batch_size = self.experiment, self.experiment.data.train, self.experiment.config.batch_size
-        train_steps = compile_train_steps(experiment.task, loader.batch, experiment.mesh, self.shardings)
-        evaluate = self.evaluator(experiment.data.val)
-        bar = console.ProgressBar(experiment.total_steps, self.step, batch_size)
-        try:
-            if self.step != self.last_eval_step and experiment.next_boundary(self.step - 1) == self.step:
-                self.log_eval_and_save(optax.global_norm(self.state.params), evaluate, bar)
-            while self.step < experiment.total_steps and not self.plateau.should_stop:
-                boundary = experiment.next_boundary(self.step)  # the next step at which to log, evaluate or save
-                began = time.perf_counter()
-                with self.saving_if_unreadable():
-                    inputs, available = loader.step_inputs(self.step)
-                n = multihost.broadcast_from_first(self.timer.steps_per_call(min(boundary - self.step, available)))
-                with self.timer.measure(n, n * batch_size, began):
-                    self.state, finite, param_norm = train_steps(self.state, inputs, n, self.plateau.lr_scale)
-                    healthy = bool(finite) and bool(np.isfinite(param_norm))  # waits for the device
-                self.step = int(self.state.step)  # fewer than n later, where a step was not finite
-                self.report_first_step(bar)
-                if not healthy:
-                    raise self.not_finite(f"at step {self.step:,} the loss, its gradient or the parameters")
-                bar.advance(n, self.timer, experiment.total_steps - self.step)
-                if self.step == boundary:
-                    self.log_eval_and_save(param_norm, evaluate, bar)
-                if number := self.stop_signal():
-                    self.save()
-                    self.checkpoints.wait()
-                    raise Preempted(number, self.step)
-        finally:
-            bar.close()
-        self.checkpoints.wait()
+        shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
+        train_steps = compile_train_steps(experiment.task, loader.batch, experiment.mesh, shardings)
+        evaluate = Evaluator(experiment, experiment.data.val) if experiment.data.val else None
+        if self.step != self.last_eval_step and experiment.next_boundary(self.step - 1) == self.step:
+            self.log_eval_and_save(optax.global_norm(self.state.params), evaluate)
+        while self.step < experiment.total_steps and not self.early_stopping.should_stop:
+            boundary = experiment.next_boundary(self.step)  # the next step at which to log, evaluate or save
+            began = time.perf_counter()
+            with self.saving_if_unreadable():
+                inputs, available = loader.step_inputs(self.step)
+            n = multihost.broadcast_from_first(self.timer.steps_per_call(min(boundary - self.step, available)))
+            with self.timer.measure(n, n * batch_size, began):
+                self.state, finite, param_norm = train_steps(self.state, inputs, n, self.plateau.lr_scale)
+                all_finite = bool(finite) and bool(np.isfinite(param_norm))  # waits for the device
+            self.step = int(self.state.step)  # fewer than n later if a step was not finite
+            self.print_first_step()
+            if not all_finite:
+                raise self.not_finite(f"at step {self.step:,} the loss, its gradient or the parameters")
+            self.bar.advance(self.step, self.timer)
+            if self.step == boundary:
+                self.log_eval_and_save(param_norm, evaluate)
+            self.stop_if_preempted(save=True)
 
-    def report_first_step(self, bar: console.ProgressBar) -> None:
-        """Says, once, how long it took from the start of the process to the end of the first step."""
+    def print_first_step(self) -> None:
+        """Print, once, the time from the start of the process to the end of the first step."""
         if self.first_step_seconds is None:
             self.first_step_seconds = round(time.monotonic() - self.began, 1)
-            bar.write(f"first step after {self.first_step_seconds:.1f} s")
+            self.bar.write(f"first step after {self.first_step_seconds:.1f} s")
 
-    def log_eval_and_save(
-        self,
-        param_norm: jax.Array,
-        evaluate: Callable[[], dict[str, float]] | None,
-        bar: console.ProgressBar,
-    ) -> None:
-        """What is due at a stop: writing figures, validating, saving."""
+    def log_eval_and_save(self, param_norm: jax.Array, evaluate: Evaluator | None) -> None:
+        """Do what is due at a boundary: write metrics, validate, save."""
         experiment, step = self.experiment, self.step
-        ending = step == experiment.total_steps
-        validating = ending or step % experiment.eval_every == 0
+        validating = step == experiment.total_steps or step % experiment.eval_every == 0
         with self.saving_if_unreadable():
-            val_metrics = evaluate() if evaluate and validating else None
+            val_metrics = evaluate(self.state) if evaluate and validating else None
         if val_metrics and not np.isfinite(val_metrics["loss"]):
             raise self.not_finite(f"at step {step:,} the validation loss")
         if validating or step % experiment.log_every == 0:
-            row = {"step": step, "epoch": round(step / experiment.data.train.steps_per_epoch, 4)}
-            measured = self.state.metrics.compute()
-            row |= {f"train_{k}": shortest_float(measured[k]) for k in ("loss", "accuracy", "top5_accuracy")}
-            row |= {f"val_{k}": v for k, v in (val_metrics or {}).items()}
-            row["learning_rate"] = shortest_float(experiment.schedule(step - 1) * self.plateau.lr_scale)
-            row |= {"grad_norm": shortest_float(measured["grad_norm"]), "param_norm": shortest_float(param_norm)}
-            if rate := self.timer.rate_since_last():
-                row["images_per_second"] = round(rate, 1)
-            self.workdir.append_metrics(row)
-            self.tensorboard.write(step, {k: v for k, v in row.items() if k not in ("step", "epoch")})
-            bar.metrics(row)
-            self.state = self.state.replace(metrics=sharding.init_replicated(TrainMetrics.empty, experiment.mesh))
+            self.log(param_norm, val_metrics or {})
         if val_metrics:
+            self.early_stopping.observe(val_metrics["loss"])
             self.plateau.observe(val_metrics["loss"])
-            if self.plateau.should_stop:
-                bar.write(
-                    f"no lower validation loss in {self.plateau.stop_waited} validations; ending at step {step:,}"
+            if self.early_stopping.should_stop:
+                self.bar.write(
+                    f"no lower validation loss in {self.early_stopping.waited} validations; ending at step {step:,}"
                 )
         self.last_eval_step = step
         if validating or step % experiment.save_every == 0:
             self.save(val_metrics)
 
-    def stop_signal(self) -> int:
-        """The number of the signal that any process got, or 0: all of them stop at the same step."""
-        return multihost.max_over_processes(self.preemption.signal_number or 0)
+    def log(self, param_norm: jax.Array, val_metrics: Mapping[str, float]) -> None:
+        """Write a row of metrics to metrics.jsonl, TensorBoard and the screen, and reset the training metrics."""
+        experiment, step, train_metrics = self.experiment, self.step, self.state.metrics.compute()
+        row = {"step": step, "epoch": round(step / experiment.data.train.steps_per_epoch, 4)}
+        row |= {f"train_{k}": shortest_float(train_metrics[k]) for k in ("loss", "accuracy", "top5_accuracy")}
+        row |= {f"val_{k}": v for k, v in val_metrics.items()}
+        row["learning_rate"] = shortest_float(experiment.schedule(step - 1) * self.plateau.lr_scale)
+        row |= {"grad_norm": shortest_float(train_metrics["grad_norm"]), "param_norm": shortest_float(param_norm)}
+        if rate := self.timer.rate_since_last():
+            row["images_per_second"] = round(rate, 1)
+        self.workdir.append_metrics(row)
+        self.tensorboard.write(step, {k: v for k, v in row.items() if k not in ("step", "epoch")})
+        self.bar.metrics(row)
+        self.state = self.state.replace(metrics=sharding.init_replicated(TrainMetrics.empty, experiment.mesh))
+
+    def stop_if_preempted(self, save: bool = False) -> None:
+        """Raise Preempted if any process got a signal, so that all stop at the same step; first save, if asked to."""
+        if number := multihost.max_over_processes(self.preemption.signal_number or 0):
+            if save:
+                self.save()
+                self.checkpoints.wait()
+            raise Preempted(number, self.step)
 
     @contextlib.contextmanager
     def saving_if_unreadable(self) -> Iterator[None]:
-        """Saves what was trained where images cannot be read: the same command goes on once they can. Not where only
-        one of several processes knows, for saving takes all of them."""
+        """Save the state if images cannot be read, so that the same command resumes once they can.
+
+        Not in one of several processes, where the others, which a save needs, do not know of the error.
+        """
         try:
             yield
         except RunError:
@@ -292,54 +269,31 @@ class Run:
                 self.checkpoints.wait()
             raise
 
-    def save(self, val_metrics: dict[str, float] | None = None) -> None:
-        """Saves state and progress, in the background; all processes take part."""
+    def save(self, val_metrics: Mapping[str, float] | None = None) -> None:
+        """Save state and progress in the background; a collective of all processes."""
         self.checkpoints.save(self.step, self.state, dataclasses.asdict(self.progress()), val_metrics)
 
     def progress(self) -> Progress:
-        """How far the run is; all processes take part."""
+        """Return how far the run is; a collective of all processes."""
         return Progress(
-            wall_seconds=self.wall_seconds,
+            wall_seconds=self.restored.wall_seconds + time.monotonic() - self.began,
             images=self.timer.images,
             seconds=self.timer.seconds,
-            plateau=self.plateau.state_dict(),
+            early_stopping=self.early_stopping.state_dict(),
+            reduce_on_plateau=self.plateau.state_dict(),
             last_eval_step=self.last_eval_step,
             skipped=sorted(multihost.union(set(self.restored.skipped) | self.experiment.data.unreadable)),
         )
 
-    def evaluator(self, loader: Loader | None, may_stop: bool = False) -> Callable[[], dict[str, float]] | None:
-        """A function that evaluates the current state on a split, every example once; None without a split.
-
-        Where `may_stop`, because all is saved, it raises Preempted on a signal.
-        """
-        if loader is None:
-            return None
-        eval_steps = compile_eval_steps(self.experiment.task, loader.batch, self.experiment.mesh, self.shardings)
-        timer = StepTimer(self.experiment.config.steps_per_call)
-
-        def evaluate() -> dict[str, float]:
-            metrics, first = sharding.init_replicated(EvalMetrics.empty, self.experiment.mesh), 0
-            while first < loader.steps_per_epoch:
-                inputs, available = loader.step_inputs(first)
-                count = multihost.broadcast_from_first(
-                    timer.steps_per_call(min(available, loader.steps_per_epoch - first))
-                )
-                with timer.measure(count, count * loader.batch_size):
-                    metrics = jax.block_until_ready(eval_steps(self.state, metrics, inputs, first, count))
-                first += count
-                if may_stop and (number := self.stop_signal()):
-                    raise Preempted(number, self.step)
-            return {name: shortest_float(value) for name, value in metrics.compute().items()}
-
-        return evaluate
-
     def test(self) -> dict[str, Any]:
-        """The figures of the best checkpoint: its validation metrics, and the test split's, looked at only now."""
+        """Return the metrics of the best checkpoint: on validation, and on the test split, evaluated only now."""
         best, self.state, val_metrics = self.checkpoints.restore_best(self.abstract_state)
         figures: dict[str, Any] = {"best_step": best}
         figures |= {f"val_{name}": value for name, value in val_metrics.items()}
-        if evaluate := self.evaluator(self.experiment.data.test, may_stop=True):
-            test_metrics = {f"test_{k}": v for k, v in evaluate().items()}
+        if loader := self.experiment.data.test:
+            evaluate = Evaluator(self.experiment, loader)
+            metrics = evaluate(self.state, after_call=self.stop_if_preempted)  # everything is saved
+            test_metrics = {f"test_{name}": value for name, value in metrics.items()}
             if not np.isfinite(test_metrics["test_loss"]):
                 raise self.not_finite(f"with the checkpoint of step {best:,} the test loss")
             self.workdir.append_metrics({"step": self.step, "best_step": best} | test_metrics)
@@ -347,13 +301,13 @@ class Run:
             figures |= test_metrics
         return figures
 
-    def environment(self, params: int) -> dict[str, Any]:
-        """The rest of the summary: how long, how fast, on what."""
+    def environment(self, num_params: int) -> dict[str, Any]:
+        """Return the rest of the summary: duration, speed, machine, versions."""
         experiment, progress = self.experiment, self.progress()
         return {
             "steps": self.step,
             "epochs": round(self.step / experiment.data.train.steps_per_epoch, 4),
-            "params": params,
+            "params": num_params,
             "skipped_records": len(progress.skipped),
             "images_per_second": self.timer.images_per_second and round(self.timer.images_per_second, 1),
             "first_step_seconds": self.first_step_seconds,
@@ -369,34 +323,24 @@ class Run:
             "splits": experiment.data.split_specs,
         }
 
-    @property
-    def wall_seconds(self) -> float:
-        """Since the start, over all the processes that worked on this run."""
-        return self.restored.wall_seconds + time.monotonic() - self.began
-
     def not_finite(self, what: str) -> RunError:
+        """Return the error for a value that stopped being finite."""
         kept = self.checkpoints.latest_step()
         last = "nothing was saved yet" if kept is None else f"the checkpoint of step {kept:,} is untouched"
         return RunError(
             f"{what} stopped being finite; {last}. A lower learning rate, clipping or a longer warm-up may help"
         )
 
-    def draw(self) -> None:
-        """Pictures of the best checkpoint; failing to draw is told and changes nothing."""
+    def plot(self) -> None:
+        """Plot the best checkpoint. Plotting errors are reported but never fail the run."""
 
-        def say(text: str) -> None:
+        def report(text: str) -> None:
             print(text, file=sys.stderr)
 
         try:
             from patchnets.plots import run
 
-            run.draw(
-                self.experiment, self.state, self.workdir.path, say, lambda: self.preemption.signal_number is not None
-            )
+            stopped = lambda: self.preemption.signal_number is not None
+            run.draw(self.experiment, self.state, self.workdir.path, report, stopped)
         except Exception as error:
-            say(f"the pictures could not be drawn: {first_line(error)}")
-
-
-def shortest_float(value: Any) -> float:
-    """A float32 as the shortest decimal that stands for it: 0.93, not 0.9300000071525574."""
-    return float(str(np.float32(value)))
+            report(f"the pictures could not be drawn: {first_line(error)}")

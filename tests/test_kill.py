@@ -82,7 +82,7 @@ def test_killed_once_and_continued_it_ends_with_the_bits_of_a_run_by_the_process
 
     process = program(dict(os.environ), *SMALL, f"--workdir={workdir}")
     output, _ = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 0 and "going on from the checkpoint of step " in output, output
+    assert process.returncode == 0 and "resuming from the checkpoint of step " in output, output
     expected, actual = final_arrays(straight, 60), final_arrays(workdir, 60)
     assert expected.keys() == actual.keys() and len(expected) > 30
     for name in expected:
@@ -132,7 +132,7 @@ def test_killed_and_continued_again_and_again_it_ends_with_the_same_bits(uninter
     wait_for(lambda: any(int(step) > stopped_at for step in checkpoints(workdir)), process)
     process.kill()
     output, _ = process.communicate()
-    assert f"going on from the checkpoint of step {stopped_at}" in output
+    assert f"resuming from the checkpoint of step {stopped_at}" in output
 
     process = start(workdir)  # left alone
     output, _ = process.communicate(timeout=TIMEOUT)

@@ -19,6 +19,7 @@ from patchnets.errors import RunError, UserError
 from patchnets.experiment import build_schedule, data_options, optimizer_options
 from patchnets.optim import plateau
 from patchnets.optim.optimizers import make_optimizer
+from patchnets.run import evaluator
 from patchnets.run.checkpoints import Checkpoints
 from patchnets.step import multi_step, train_step
 from patchnets.step.metrics import EvalMetrics
@@ -121,8 +122,8 @@ def test_each_program_is_compiled_once_however_the_run_is_cut(tiny_config, tmp_p
 
         return wrapped
 
-    for name in ("compile_train_steps", "compile_eval_steps"):
-        monkeypatch.setattr(train, name, counting(getattr(train, name)))
+    for module, name in ((train, "compile_train_steps"), (evaluator, "compile_eval_steps")):
+        monkeypatch.setattr(module, name, counting(getattr(module, name)))
     train.train(tiny_config, tmp_path / "run")
     # Training, validation, test: a program is traced anew whenever it is compiled anew.
     assert traced == ["compile_train_steps", "compile_eval_steps", "compile_eval_steps"]
@@ -159,7 +160,7 @@ def test_the_lowered_learning_rate_is_the_one_that_is_written(tiny_config, tmp_p
     """No gain is enough here: from the second validation on, each one halves the rate."""
     tiny_config.schedule.name, tiny_config.optimizer.learning_rate = "constant", 1e-7
     tiny_config.reduce_on_plateau.factor, tiny_config.reduce_on_plateau.patience = 0.5, 1
-    monkeypatch.setattr(plateau, "SMALLEST_GAIN", 1e6)
+    monkeypatch.setattr(plateau.ReduceLROnPlateau, "min_delta", 1e6)
     train.train(tiny_config, tmp_path / "run")
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row.get("learning_rate") for row in rows[:4]] == [1e-7, 1e-7, 5e-8, 2.5e-8]

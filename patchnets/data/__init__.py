@@ -7,92 +7,18 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from patchnets import runtime
-from patchnets.augment.preprocess import Augment, Preprocess, check_channels, normalization
-from patchnets.data import decoded_cache, sources, splits
+from patchnets.augment.preprocess import Preprocess, check_channels, normalization
+from patchnets.data import decoded_cache, splits
 from patchnets.data.loader import Loader
 from patchnets.data.on_device import OnDeviceLoader
+from patchnets.data.options import DataOptions
 from patchnets.data.sources import base
 from patchnets.errors import RunError, UserError
 from patchnets.runtime.format import format_bytes
-
-SPLITS = ("train", "val", "test")
-NO_AUGMENT = Augment()
-
-
-@dataclasses.dataclass(frozen=True)
-class DataOptions:
-    """Which examples a run trains, validates and tests on, and how they are fed.
-
-    Attributes:
-      name: digits, folder, or the name of a TFDS image classification data set.
-      path: of folder, where train/CLASS/*.jpg|png lie.
-      data_dir: of TFDS, where data sets lie.
-      train_split, val_split, test_split: in TFDS's syntax, or none; `choose_splits` fills in the defaults.
-      cache_dir: where decoded images are kept.
-      loader: on_device, streaming, or auto: on_device where the decoded images fit.
-      max_on_device_gib: the memory that on-device images may take on each device.
-      on_device_sharding: replicated, or sharded: every device holds its share of the images.
-      num_workers: of streaming, processes that decode; None for one a core.
-      on_corrupt: of streaming, stop or skip.
-      image_size: side in pixels that the model sees.
-      normalize: symmetric, unit, imagenet or dataset.
-      crop_pct: share of the side of evaluation images that is kept.
-      eval_batch_size: None for `batch_size`.
-      seed: of the order of training examples.
-    """
-
-    name: str = "digits"
-    path: str | None = None
-    data_dir: str | None = None
-    train_split: str | None = None
-    val_split: str | None = None
-    test_split: str | None = None
-    cache_dir: str | None = None
-    loader: str = "auto"
-    max_on_device_gib: float = 8.0
-    on_device_sharding: str = "replicated"
-    num_workers: int | None = None
-    on_corrupt: str = "stop"
-    image_size: int = 224
-    normalize: str = "symmetric"
-    crop_pct: float = 1.0
-    augment: Augment = NO_AUGMENT
-    batch_size: int = 128
-    eval_batch_size: int | None = None
-    seed: int = 0
-
-    def open_source(self) -> base.Source:
-        """Open the data set. Raises UserError as `sources.open_source`."""
-        return sources.open_source(self.name, self.path, self.data_dir)
-
-    def choose_splits(self, sizes: Mapping[str, int]) -> dict[str, str | None]:
-        """Return each split's specification. Raises UserError as the function `choose_splits`."""
-        return choose_splits(sizes, self.train_split, self.val_split, self.test_split)
-
-    def batch_size_of(self, role: str) -> int:
-        return self.batch_size if role == "train" else self.eval_batch_size or self.batch_size
-
-    def seed_of(self, role: str) -> int | None:
-        """Return what the order of a split's examples hangs on; None for the order in which they are stored."""
-        return self.seed if role == "train" else None
-
-    @property
-    def stored_size(self) -> int:
-        """The largest side in pixels at which images are kept: so that evaluation crops `image_size` out of it."""
-        return round(self.image_size / self.crop_pct)
-
-    def allowed_bytes(self, devices: int) -> float:
-        """Return the memory that on-device images may take over all, where each device has room for
-        `max_on_device_gib`; devices that are a CPU's cores have it together."""
-        sharded, limit = self.on_device_sharding == "sharded", self.max_on_device_gib * 2**30
-        if jax.config.values["jax_num_cpu_devices"] > 0 and jax.default_backend() == "cpu":
-            return limit if sharded else limit / devices
-        return limit * devices if sharded else limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,49 +61,6 @@ class Dataset:
     def close(self) -> None:
         for loader in self.loaders:
             loader.close()
-
-
-def choose_splits(
-    sizes: Mapping[str, int], train: str | None = None, val: str | None = None, test: str | None = None
-) -> dict[str, str | None]:
-    """Return the train, val and test splits in TFDS's syntax, with the defaults filled in; None for one not used.
-
-    By default a data set's own validation split is used, or else the last 10% of train.
-
-    Raises:
-      UserError: a split does not exist or is empty, or two of them share examples.
-    """
-    own = next((name for name in ("validation", "val") if name in sizes), None)
-    val = val or own or "train[90%:]"
-    train = train or _train_without(val, sizes)
-    test = test or ("test" if "test" in sizes else "none")
-    split_specs: dict[str, str | None] = {}
-    for role, spec in zip(SPLITS, (train, val, test)):
-        split_specs[role] = None if spec == "none" else spec
-    if split_specs["train"] is None:
-        raise UserError("config.dataset.train_split='none': there is nothing to train on")
-    parsed = {role: splits.parse_split(spec, sizes) for role, spec in split_specs.items() if spec}
-    for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
-        shared = splits.overlap(parsed.get(first, []), parsed.get(second, []))
-        if shared:
-            raise UserError(
-                f"{first} split {split_specs[first]!r} and {second} split {split_specs[second]!r} share {shared:,} "
-                f"examples; "
-                f"set config.dataset.{first}_split and config.dataset.{second}_split apart"
-            )
-    return split_specs
-
-
-def _train_without(val: str, sizes: Mapping[str, int]) -> str:
-    """train, less what the validation split takes of it."""
-    if val == "train[90%:]":
-        return "train[:90%]"
-    taken = [part for part in splits.parse_split(val, sizes) if part[0] == "train"] if val != "none" else []
-    if len(taken) != 1:
-        return "train"
-    _, low, high = taken[0]
-    rest = ([f"train[:{low}]"] if low else []) + ([f"train[{high}:]"] if high < sizes["train"] else [])
-    return "+".join(rest) or "train"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from patchnets.errors import UserError
 PART = re.compile(r"(?P<name>\w[\w-]*)(\[(?P<low>-?\d+(\.\d+)?%?)?(?P<colon>:)(?P<high>-?\d+(\.\d+)?%?)?\])?", re.ASCII)
 
 Part = tuple[str, int, int]  # a split's name, the first of its examples, and one past the last
+ROLES = ("train", "val", "test")
 
 
 def _bound(text: str | None, default: int, size: int, spec: str) -> int:
@@ -88,3 +89,45 @@ def stratified(labels: np.ndarray, share: float, seed: int = 0) -> tuple[np.ndar
         held.append(positions[:count])
         rest.append(positions[count:])
     return generator.permutation(np.concatenate(rest)), generator.permutation(np.concatenate(held))
+
+
+def choose_splits(
+    sizes: Mapping[str, int], train: str | None = None, val: str | None = None, test: str | None = None
+) -> dict[str, str | None]:
+    """Return the train, val and test splits in TFDS's syntax, with the defaults filled in; None for one not used.
+
+    By default a data set's own validation split is used, or else the last 10% of train.
+
+    Raises:
+      UserError: a split does not exist or is empty, or two of them share examples.
+    """
+    own = next((name for name in ("validation", "val") if name in sizes), None)
+    val = val or own or "train[90%:]"
+    train = train or _train_without(val, sizes)
+    test = test or ("test" if "test" in sizes else "none")
+    split_specs: dict[str, str | None] = {}
+    for role, spec in zip(ROLES, (train, val, test)):
+        split_specs[role] = None if spec == "none" else spec
+    if split_specs["train"] is None:
+        raise UserError("config.dataset.train_split='none': there is nothing to train on")
+    parsed = {role: parse_split(spec, sizes) for role, spec in split_specs.items() if spec}
+    for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
+        shared = overlap(parsed.get(first, []), parsed.get(second, []))
+        if shared:
+            raise UserError(
+                f"{first} split {split_specs[first]!r} and {second} split {split_specs[second]!r} share {shared:,} "
+                f"examples; set config.dataset.{first}_split and config.dataset.{second}_split apart"
+            )
+    return split_specs
+
+
+def _train_without(val: str, sizes: Mapping[str, int]) -> str:
+    """Return train without the part that the validation split takes of it."""
+    if val == "train[90%:]":
+        return "train[:90%]"
+    taken = [part for part in parse_split(val, sizes) if part[0] == "train"] if val != "none" else []
+    if len(taken) != 1:
+        return "train"
+    _, low, high = taken[0]
+    rest = ([f"train[:{low}]"] if low else []) + ([f"train[{high}:]"] if high < sizes["train"] else [])
+    return "+".join(rest) or "train"

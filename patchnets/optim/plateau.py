@@ -1,72 +1,89 @@
-"""What a run does when validation stops getting better: lower the learning rate, and in the end stop."""
+"""Reactions to a validation loss that stops falling: lower the learning rate, and stop early."""
 
 import dataclasses
-from typing import Any
+import math
+from typing import Any, ClassVar
 
 from patchnets.errors import UserError
 
-SMALLEST_GAIN = 1e-4  # what Keras's ReduceLROnPlateau asks for; its EarlyStopping takes any
+
+@dataclasses.dataclass
+class BestLoss:
+    """The lowest validation loss so far, and the number of validations since.
+
+    A checkpoint holds both, so that a resumed run continues as the interrupted one would have.
+
+    Attributes:
+      patience: number of validations without a lower loss after which something happens; None for never.
+      min_delta: a loss counts as lower if it is so by more than this.
+    """
+
+    patience: int | None = None
+    best: float = math.inf
+    waited: int = 0
+
+    min_delta: ClassVar[float] = 0.0
+    key: ClassVar[str]
+
+    def observe(self, loss: float) -> None:
+        """Note the loss of a validation."""
+        if loss < self.best - self.min_delta:
+            self.best, self.waited = loss, 0
+        else:
+            self.waited += 1
+
+    def check_observable(self, has_val: bool) -> None:
+        """Raise UserError if there is a patience but no validation split."""
+        if self.patience and not has_val:
+            raise UserError(f"config.{self.key}.patience watches the validation loss, and there is no validation split")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint has to hold. Infinity, which JSON lacks, is left out."""
+        names = {field.name for field in dataclasses.fields(self)} - {"patience", "factor"}
+        return {name: value for name in sorted(names) if (value := getattr(self, name)) != math.inf}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the state of an earlier process."""
+        for name, value in state.items():
+            setattr(self, name, value)
 
 
 @dataclasses.dataclass
-class Plateau:
-    """Watches the validation loss, with the semantics of Keras's ReduceLROnPlateau and EarlyStopping.
+class EarlyStopping(BestLoss):
+    """End the run after `patience` validations in a row without a lower loss, as Keras's EarlyStopping."""
 
-    The learning rate is multiplied by `factor` after every `plateau` validations without a lower loss, and the run is
-    over after `stop` validations without one. None means never. What it has seen is a dictionary of numbers, which is
-    saved with each checkpoint, so that a continued run goes on as the one that was cut would have.
+    key = "early_stopping"
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether the run should end."""
+        return self.patience is not None and self.waited >= self.patience
+
+
+@dataclasses.dataclass
+class ReduceLROnPlateau(BestLoss):
+    """Multiply the learning rate by `factor` after `patience` validations in a row without a lower loss, as Keras's.
 
     Attributes:
-      lr_scale: what the schedule's learning rate is multiplied by.
-      should_stop: whether the run should end.
+      lr_scale: what to multiply the schedule's learning rate by.
+
+    Raises:
+      UserError: one of `factor` and `patience` without the other.
     """
 
     factor: float | None = None
-    plateau: int | None = None
-    stop: int | None = None
     lr_scale: float = 1.0
-    plateau_best: float = float("inf")
-    plateau_waited: int = 0
-    stop_best: float = float("inf")
-    stop_waited: int = 0
+
+    min_delta = 1e-4  # Keras's default
+    key = "reduce_on_plateau"
 
     def __post_init__(self) -> None:
-        """Raises UserError where only one of `factor` and `plateau` is set."""
-        if (self.factor is None) != (self.plateau is None):
+        if (self.factor is None) != (self.patience is None):
             raise UserError(
                 "config.reduce_on_plateau.factor and config.reduce_on_plateau.patience go together; give both"
             )
 
-    def check_observable(self, has_val: bool) -> None:
-        """Raises UserError where there is no validation split to watch, unless nothing is watched."""
-        if not has_val and (self.plateau or self.stop):
-            key = "reduce_on_plateau.patience" if self.plateau else "early_stopping.patience"
-            raise UserError(f"config.{key} watches the validation loss, and there is no validation split; give one")
-
     def observe(self, loss: float) -> None:
-        """Takes note of a validation's loss."""
-        if self.plateau is not None and self.factor is not None:
-            if loss < self.plateau_best - SMALLEST_GAIN:
-                self.plateau_best, self.plateau_waited = loss, 0
-            else:
-                self.plateau_waited += 1
-            if self.plateau_waited >= self.plateau:
-                self.lr_scale, self.plateau_waited = self.lr_scale * self.factor, 0
-        if loss < self.stop_best:
-            self.stop_best, self.stop_waited = loss, 0
-        else:
-            self.stop_waited += 1
-
-    @property
-    def should_stop(self) -> bool:
-        return self.stop is not None and self.stop_waited >= self.stop
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint has to hold; `resume` takes it back. Infinity, which JSON lacks, is left out."""
-        names = ("lr_scale", "plateau_best", "plateau_waited", "stop_best", "stop_waited")
-        return {name: value for name in names if (value := getattr(self, name)) != float("inf")}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what an earlier process saw."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        super().observe(loss)
+        if self.patience is not None and self.factor is not None and self.waited >= self.patience:
+            self.lr_scale, self.waited = self.lr_scale * self.factor, 0

@@ -183,7 +183,10 @@ class Checkpoints:
             self._manager.reload()
 
     def _move_aside(self, steps: list[int]) -> None:
-        """Moves checkpoints to unreadable/, so that nothing is deleted and their steps can be saved anew."""
+        """Move checkpoints to unreadable/, so that nothing is deleted and their steps can be saved again.
+
+        Orbax's option todelete_subdir would do so with every checkpoint that is no longer kept.
+        """
         if self._read_only:
             return
         aside = self.directory / "unreadable"

@@ -14,7 +14,7 @@ from patchnets import config as config_lib
 from patchnets.augment.preprocess import Augment
 from patchnets.config import published
 from patchnets.experiment import Experiment
-from patchnets.optim.plateau import Plateau
+from patchnets.optim.plateau import EarlyStopping, ReduceLROnPlateau
 from patchnets.run.step_timer import StepTimer
 from patchnets.runtime.format import format_duration
 
@@ -47,13 +47,13 @@ def describe_cpu(devices: int, batch_size: int, num_microbatches: int) -> str | 
     return f"{text}, {microbatches if num_microbatches > 1 else 'the whole batch at once'}"
 
 
-def describe_plateau(plateau: Plateau) -> str:
-    """What a run does when validation stops getting better, as the end of a sentence."""
+def describe_plateau(reduce_lr: ReduceLROnPlateau, early_stopping: EarlyStopping) -> str:
+    """Return the reactions to a plateau of the validation loss, as the end of a sentence."""
     text = ""
-    if plateau.plateau:
-        text += f"; rate x {plateau.factor:g} after {validations(plateau.plateau)} without lower loss"
-    if plateau.stop:
-        text += f"; ends after {validations(plateau.stop)} without lower loss"
+    if reduce_lr.patience:
+        text += f"; rate x {reduce_lr.factor:g} after {validations(reduce_lr.patience)} without lower loss"
+    if early_stopping.patience:
+        text += f"; ends after {validations(early_stopping.patience)} without lower loss"
     return text
 
 
@@ -122,7 +122,8 @@ def print_header(experiment: Experiment, workdir: os.PathLike[str], params: int,
     )
     if cpu := describe_cpu(experiment.mesh.size, config.batch_size, experiment.num_microbatches):
         print(f"  cpu      {cpu}")
-    print(f"  recipe   {describe_optimizer(experiment)}{describe_plateau(experiment.plateau)}")
+    plateau = describe_plateau(experiment.reduce_on_plateau, experiment.early_stopping)
+    print(f"  recipe   {describe_optimizer(experiment)}{plateau}")
     if more := describe_extras(experiment):
         print(f"           {more}")
     if augmented := describe_augmentation(data.preprocess.augment):
@@ -136,10 +137,15 @@ def print_header(experiment: Experiment, workdir: os.PathLike[str], params: int,
 class ProgressBar:
     """A bar with the time left on a terminal, plain lines elsewhere; `write` prints a line without breaking the bar."""
 
-    def __init__(self, total_steps: int, done: int, batch_size: int):
+    def __init__(self, total_steps: int, initial_step: int, batch_size: int):
+        self._total_steps, self._step, self._batch_size = total_steps, initial_step, batch_size
+        self._bar: tqdm = tqdm(disable=True)
+        self._announced = False
+
+    def __enter__(self) -> "ProgressBar":
         self._bar = tqdm(
-            total=total_steps,
-            initial=done,
+            total=self._total_steps,
+            initial=self._step,
             unit="step",
             desc="training",
             disable=None,
@@ -147,18 +153,21 @@ class ProgressBar:
             smoothing=0.05,
             leave=False,
         )
-        self._batch_size = batch_size
-        self._announced = False
+        return self
 
-    def advance(self, steps: int, timer: StepTimer, steps_left: int) -> None:
-        self._bar.update(steps)
-        images_per_second = timer.images_per_second
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def advance(self, step: int, timer: StepTimer) -> None:
+        """Move to `step`, and show the speed; once it has settled, print it with the time left."""
+        self._bar.update(step - self._step)
+        self._step, images_per_second = step, timer.images_per_second
         if images_per_second is None:
             return
         self._bar.set_postfix_str(f"{images_per_second:,.0f} images/s")
         if not self._announced and timer.seconds > SETTLED_SECONDS:
             self._announced = True
-            left = steps_left * self._batch_size / images_per_second
+            left = (self._total_steps - step) * self._batch_size / images_per_second
             rate, to_go = f"{images_per_second:,.0f} images/s", format_duration(left)
             self.write(f"training at {rate}: about {to_go} to go, evaluations not counted")
 
@@ -179,9 +188,6 @@ class ProgressBar:
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
         self._bar.refresh()
-
-    def close(self) -> None:
-        self._bar.close()
 
 
 def print_summary(summary: Mapping[str, Any], workdir: os.PathLike[str]) -> None:

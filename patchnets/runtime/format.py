@@ -1,5 +1,9 @@
 """Durations, sizes and counts as people read them."""
 
+from typing import Any
+
+import numpy as np
+
 UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -26,3 +30,8 @@ def format_count(count: float) -> str:
             digits = 2 if count < 10 * least else 1 if count < 100 * least else 0
             return f"{count / least:.{digits}f} {unit}"
     return f"{count:.0f} "
+
+
+def shortest_float(value: Any) -> float:
+    """Return a float32 as the shortest decimal that rounds to it: 0.93, not 0.9300000071525574."""
+    return float(str(np.float32(value)))

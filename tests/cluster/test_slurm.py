@@ -117,7 +117,7 @@ def test_a_job_that_is_cut_ends_as_if_it_had_not_been(how, nodes, cluster, unint
     cluster.tell(*how, job)
     (ended,) = cluster.wait(job)
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), logged(path)
-    assert "going on from" in logged(path)
+    assert "resuming from" in logged(path)
     assert ("stopped by signal 15" in logged(path)) == (how[0] == "scancel")  # SLURM's own requeue does not wait
     tolerance = 0 if nodes == 1 else 1e-3
     for row, expected in zip(rows(path), rows(uninterrupted), strict=True):

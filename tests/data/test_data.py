@@ -10,7 +10,7 @@ from PIL import Image
 
 from patchnets import config as config_lib
 from patchnets import data
-from patchnets.data import sources
+from patchnets.data import sources, splits
 from patchnets.data.sources import digits, folder
 from patchnets.errors import UserError
 from patchnets.experiment import data_options
@@ -63,13 +63,13 @@ def positions(spec, sizes):
     ],
 )
 def test_splits_that_are_not_given_have_their_defaults(sizes, settings, expected):
-    specs = data.choose_splits(dict.fromkeys(sizes, 1000), **settings)
+    specs = splits.choose_splits(dict.fromkeys(sizes, 1000), **settings)
     assert tuple(specs[role] for role in ("train", "val", "test")) == expected
 
 
 @pytest.mark.parametrize("size", [5, 6, 14, 15, 95, 1438, 1437])
 def test_the_default_validation_split_takes_what_training_leaves(size):
-    specs = data.choose_splits({"train": size})
+    specs = splits.choose_splits({"train": size})
     both = positions(specs["train"], {"train": size}) + positions(specs["val"], {"train": size})
     assert both == [("train", i) for i in range(size)]
 
@@ -77,7 +77,7 @@ def test_the_default_validation_split_takes_what_training_leaves(size):
 @pytest.mark.parametrize("val", ["train[80%:]", "train[:10%]", "train[-100:]"])
 def test_the_default_train_split_is_train_less_the_validation_split(val):
     sizes = {"train": 1000}
-    specs = data.choose_splits(sizes, val=val)
+    specs = splits.choose_splits(sizes, val=val)
     both = positions(specs["train"], sizes) + positions(specs["val"], sizes)
     assert sorted(both) == [("train", i) for i in range(1000)]
 
@@ -97,7 +97,7 @@ def test_splits_that_share_examples_are_an_error_with_their_number(settings, fir
     specs = {"train": "train", "test": "test"} | settings
     shared = set(positions(specs[first], sizes)) & set(positions(specs[other], sizes))
     with pytest.raises(UserError) as error:
-        data.choose_splits(sizes, **settings)
+        splits.choose_splits(sizes, **settings)
     message = str(error.value)
     assert f" {len(shared)} examples" in message
     assert f"config.dataset.{first}_split" in message
@@ -117,18 +117,18 @@ def test_splits_that_share_examples_are_an_error_with_their_number(settings, fir
 )
 def test_a_split_that_cannot_be_had_is_an_error_that_quotes_it(settings, words):
     with pytest.raises(UserError) as error:
-        data.choose_splits({"train": 100, "test": 20}, **settings)
+        splits.choose_splits({"train": 100, "test": 20}, **settings)
     assert all(word in str(error.value) for word in words)
 
 
 def test_a_data_set_without_train_is_an_error_that_names_what_there_is():
     with pytest.raises(UserError, match=r"no 'train'.*there is test"):
-        data.choose_splits({"test": 10})
+        splits.choose_splits({"test": 10})
 
 
 def test_a_train_split_too_small_for_a_tenth_is_an_error():
     with pytest.raises(UserError, match="holds no examples"):
-        data.choose_splits({"train": 4})
+        splits.choose_splits({"train": 4})
 
 
 # Which data set.

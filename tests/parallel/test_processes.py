@@ -225,7 +225,7 @@ def test_killed_stopped_and_continued_they_end_with_the_same_bits(streamed, toge
 
     actual = wait_all(start_processes(workdir, None, 2, options=streamed))
     assert [status for status, *_ in actual] == [0, 0], actual
-    assert f"going on from the checkpoint of step {steps.pop()}" in actual[0][1]
+    assert f"resuming from the checkpoint of step {steps.pop()}" in actual[0][1]
     assert figures(workdir) == figures(together)
     ours, others = last_arrays(workdir), last_arrays(together)
     assert ours.keys() == others.keys() and len(ours) > 30

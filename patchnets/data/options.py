@@ -1,0 +1,83 @@
+"""Which examples a run takes, and how they are loaded."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+
+from patchnets.augment.preprocess import Augment
+from patchnets.data import sources, splits
+from patchnets.data.sources import base
+
+NO_AUGMENT = Augment()
+
+
+@dataclasses.dataclass(frozen=True)
+class DataOptions:
+    """Which examples a run trains, validates and tests on, and how they are fed.
+
+    Attributes:
+      name: digits, folder, or the name of a TFDS image classification data set.
+      path: of folder, where train/CLASS/*.jpg|png lie.
+      data_dir: of TFDS, where data sets lie.
+      train_split, val_split, test_split: in TFDS's syntax, or none; `choose_splits` fills in the defaults.
+      cache_dir: where decoded images are kept.
+      loader: on_device, streaming, or auto: on_device where the decoded images fit.
+      max_on_device_gib: the memory that on-device images may take on each device.
+      on_device_sharding: replicated, or sharded: every device holds its share of the images.
+      num_workers: of streaming, processes that decode; None for one a core.
+      on_corrupt: of streaming, stop or skip.
+      image_size: side in pixels that the model sees.
+      normalize: symmetric, unit, imagenet or dataset.
+      crop_pct: share of the side of evaluation images that is kept.
+      eval_batch_size: None for `batch_size`.
+      seed: of the order of training examples.
+    """
+
+    name: str = "digits"
+    path: str | None = None
+    data_dir: str | None = None
+    train_split: str | None = None
+    val_split: str | None = None
+    test_split: str | None = None
+    cache_dir: str | None = None
+    loader: str = "auto"
+    max_on_device_gib: float = 8.0
+    on_device_sharding: str = "replicated"
+    num_workers: int | None = None
+    on_corrupt: str = "stop"
+    image_size: int = 224
+    normalize: str = "symmetric"
+    crop_pct: float = 1.0
+    augment: Augment = NO_AUGMENT
+    batch_size: int = 128
+    eval_batch_size: int | None = None
+    seed: int = 0
+
+    def open_source(self) -> base.Source:
+        """Open the data set. Raises UserError as `sources.open_source`."""
+        return sources.open_source(self.name, self.path, self.data_dir)
+
+    def choose_splits(self, sizes: Mapping[str, int]) -> dict[str, str | None]:
+        """Return each split's specification. Raises UserError as `splits.choose_splits`."""
+        return splits.choose_splits(sizes, self.train_split, self.val_split, self.test_split)
+
+    def batch_size_of(self, role: str) -> int:
+        return self.batch_size if role == "train" else self.eval_batch_size or self.batch_size
+
+    def seed_of(self, role: str) -> int | None:
+        """Return what the order of a split's examples hangs on; None for the order in which they are stored."""
+        return self.seed if role == "train" else None
+
+    @property
+    def stored_size(self) -> int:
+        """The largest side in pixels at which images are kept: so that evaluation crops `image_size` out of it."""
+        return round(self.image_size / self.crop_pct)
+
+    def allowed_bytes(self, devices: int) -> float:
+        """Return the memory that on-device images may take over all, where each device has room for
+        `max_on_device_gib`; devices that are a CPU's cores have it together."""
+        sharded, limit = self.on_device_sharding == "sharded", self.max_on_device_gib * 2**30
+        if jax.config.values["jax_num_cpu_devices"] > 0 and jax.default_backend() == "cpu":
+            return limit if sharded else limit / devices
+        return limit * devices if sharded else limit
