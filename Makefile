@@ -19,7 +19,8 @@ RUN = $(VENV)/bin/python
 train: setup
 	$(RUN) -m patchnets.main --config=configs/mixer_digits.py
 
-PYTEST = $(RUN) -m pytest -n auto --maxprocesses 8 --dist loadfile
+WORKERS ?= auto
+PYTEST = $(RUN) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal
 
 test: setup
 	$(PYTEST) -m "not slow"
@@ -28,11 +29,11 @@ test-all: setup
 	$(PYTEST) $(SELECT)
 
 smoke: train
-	$(PYTEST) $(SMOKE)
+	$(PYTEST) -m "not slow" $(SMOKE)
+	$(RUN) -m pytest tests/test_kill.py -k killed_once
 
-# Models against published counts, a step against NumPy, runs killed and continued, and what is used of libraries.
-SMOKE = tests/test_public_api.py tests/models/test_models.py tests/models/test_mlp_mixer.py tests/step/test_train_step.py \
-        tests/test_kill.py tests/test_train.py -m "not slow"
+# What is used of libraries, models against published counts, a step against NumPy; then a run killed and continued.
+SMOKE = tests/test_public_api.py tests/models/test_models.py tests/models/test_mlp_mixer.py tests/step/test_train_step.py
 
 newest oldest:
 	@mkdir -p build

@@ -282,6 +282,7 @@ IMAGENET_ROWS = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "argument", "count", "accuracy", "recipe"), IMAGENET_ROWS)
 def test_recipes_for_imagenet_are_those_of_the_papers(family, argument, count, accuracy, recipe):
     config = get(f"{family}_imagenet", argument)

@@ -70,6 +70,7 @@ def figures(workdir: pathlib.Path) -> list[dict]:
     return [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows]
 
 
+@pytest.mark.slow
 def test_killed_once_and_continued_it_ends_with_the_bits_of_a_run_by_the_process_of_the_tests(tmp_path):
     workdir, straight = tmp_path / "run", tmp_path / "straight"
     train.train(flags.parse_flags(["main", *SMALL])[0], straight)

@@ -114,6 +114,7 @@ def test_a_streamed_run_learns_and_continues_as_if_never_cut(streamed, tmp_path,
     assert figures(tmp_path / "cut") == figures(tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_a_broken_record_stops_a_streamed_run_or_is_skipped_and_counted(streamed, photographs, tmp_path, capsys):
     root = tmp_path / "photographs"
     shutil.copytree(photographs, root)
@@ -149,6 +150,7 @@ def test_where_validation_cannot_be_read_nothing_trained_is_lost(streamed, photo
     assert figures(tmp_path / "run") == figures(tmp_path / "straight")
 
 
+@pytest.mark.slow
 def test_a_streamed_run_does_not_continue_on_other_data(streamed, photographs, tmp_path):
     root = tmp_path / "photographs"
     shutil.copytree(photographs, root)

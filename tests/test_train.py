@@ -93,6 +93,7 @@ def test_tensorboard_events_hold_the_same_figures(finished):
     ]
 
 
+@pytest.mark.slow
 def test_the_test_figures_are_those_of_the_best_checkpoint(finished):
     path, config, summary = finished
     rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
@@ -109,6 +110,7 @@ def test_the_test_figures_are_those_of_the_best_checkpoint(finished):
     assert np.mean(np.argmax(logits, -1) == labels) == pytest.approx(summary["test_accuracy"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_each_program_is_compiled_once_however_the_run_is_cut(tiny_config, tmp_path, monkeypatch):
     traced = []
 
@@ -136,6 +138,7 @@ def test_a_finished_run_says_so_and_trains_nothing(finished, capsys, monkeypatch
     assert "finished" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_without_progress_lowers_the_learning_rate_and_ends_early_also_when_it_was_cut(tiny_config, tmp_path):
     """With a learning rate of 0 no validation is better than the first."""
     tiny_config.optimizer.learning_rate, tiny_config.schedule.name = 0.0, "constant"
@@ -156,6 +159,7 @@ def test_a_run_without_progress_lowers_the_learning_rate_and_ends_early_also_whe
     }
 
 
+@pytest.mark.slow
 def test_the_lowered_learning_rate_is_the_one_that_is_written(tiny_config, tmp_path, monkeypatch):
     """No gain is enough here: from the second validation on, each one halves the rate."""
     tiny_config.schedule.name, tiny_config.optimizer.learning_rate = "constant", 1e-7
@@ -197,6 +201,7 @@ def test_one_and_eight_devices_give_the_same_metrics(tiny_config, tmp_path):
     assert first["device"].startswith("1 x") and eight["device"].startswith("8 x")
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_the_step_and_leaves_the_last_checkpoint(tiny_config, tmp_path, monkeypatch):
     tiny_config.checkpoint.save_interval_steps = 5
     healthy_step = train_step.train_step
@@ -214,6 +219,7 @@ def test_a_loss_that_is_not_finite_names_the_step_and_leaves_the_last_checkpoint
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_disk_that_takes_no_more_ends_the_run_in_one_line(tiny_config, tmp_path):
     train.build_experiment(tiny_config)  # decoded images are cached by now
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -245,6 +251,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named_kept_and_passed_over(tiny_con
     assert again["test_loss"] == straight["test_loss"]
 
 
+@pytest.mark.slow
 def test_a_best_checkpoint_that_cannot_be_read_makes_way_for_the_next_best(tiny_config, tmp_path, capsys):
     path = tmp_path / "run"
     tiny_config.checkpoint.max_to_keep = 4
@@ -261,6 +268,7 @@ def test_a_best_checkpoint_that_cannot_be_read_makes_way_for_the_next_best(tiny_
     assert again["best_step"] == (ranked[-1][1] if best == 44 else ranked[-2][1])
 
 
+@pytest.mark.slow
 def test_a_run_does_not_continue_on_other_data(tiny_config, tmp_path):
     for label in ("a", "b"):
         for split, count in (("train", 20), ("test", 4)):
@@ -276,6 +284,7 @@ def test_a_run_does_not_continue_on_other_data(tiny_config, tmp_path):
         train.train(tiny_config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_with_no_readable_checkpoint_nothing_is_started_over(tiny_config, tmp_path):
     path = tmp_path / "run"
     train.train(tiny_config, path)
@@ -288,6 +297,7 @@ def test_with_no_readable_checkpoint_nothing_is_started_over(tiny_config, tmp_pa
     assert sorted(file for file in (path / "checkpoints").rglob("*") if file.is_file()) == files
 
 
+@pytest.mark.slow
 def test_without_validation_or_test_the_last_state_is_kept(tiny_config, tmp_path):
     tiny_config.dataset.val_split = tiny_config.dataset.test_split = "none"
     summary = train.train(tiny_config, tmp_path / "run")
@@ -345,6 +355,7 @@ def test_every_known_key_is_read_by_a_run(tiny_config, tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.slow
 def test_metrics_of_the_same_split_do_not_depend_on_the_batch_size(tiny_config):
     actual = []
     for batch_size in (7, 64, 130):

@@ -258,6 +258,7 @@ def everything(key, images):
     return images
 
 
+@pytest.mark.slow
 def test_an_image_does_not_depend_on_the_rest_of_its_batch(colors):
     images = colors.reshape(-1, 8, 8, 3)[:16]
     full = everything(jax.random.key(7), images)
@@ -268,6 +269,7 @@ def test_an_image_does_not_depend_on_the_rest_of_its_batch(colors):
     assert all(np.abs(same[i] - same[j]).max() > 1 for i in range(16) for j in range(i))
 
 
+@pytest.mark.slow
 def test_eight_devices_make_the_images_that_one_makes_and_exchange_nothing(colors, mesh8):
     images = colors.reshape(-1, 8, 8, 3)[:16]
     alone = everything(jax.random.key(9), images)

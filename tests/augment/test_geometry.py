@@ -138,6 +138,7 @@ def test_a_line_is_shrunk_by_a_triangle_as_wide_as_the_scale():
     np.testing.assert_allclose(geometry.resize_matrix(3, 16) @ line, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [SIZE, 10])
 def test_resizing_is_keras_bilinear_resizing_antialiased_where_it_makes_smaller(keras, photos, size):
     images = np.ascontiguousarray(photos[:, :12, :14]).astype(np.float32)

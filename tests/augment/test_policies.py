@@ -411,6 +411,7 @@ def auto_augment(key, images):
 trivial_augment = jax.jit(policies.trivial_augment)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "draw"),
     [

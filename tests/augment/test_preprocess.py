@@ -115,6 +115,7 @@ def test_stored_images_are_resized_first_and_then_augmented(small):
     np.testing.assert_allclose(run(pixels(zoom=0.3, flip=True), small, key), expected, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_all_that_is_geometric_is_the_same_as_one_after_the_other(photos):
     key = jax.random.key(3)
 
@@ -299,6 +300,7 @@ def test_normalization_and_augmentation_can_be_exchanged(photos):
 # Devices.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [None, 11])
 def test_eight_devices_make_the_images_that_one_makes_even_in_a_larger_batch(photos, mesh8, key):
     preprocess = Preprocess(SIZE, *normalization("dataset", photos), Augment(**MOVES))

@@ -63,6 +63,7 @@ def test_one_rectangle_an_image_is_erased_distributed_as_published(images, erase
     assert scipy.stats.ks_2samp(actual[:, 2] / actual[:, 3], expected[:, 2] / expected[:, 3]).pvalue > RARE
 
 
+@pytest.mark.slow
 def test_the_rest_of_an_image_stays_and_the_fill_is_that_of_the_mode(images, erased):
     inside = (erased("constant") != images).all(-1)
     for mode in ("constant", "random", "pixel"):

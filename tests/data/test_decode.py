@@ -178,6 +178,7 @@ def test_whatever_a_decoder_raises_is_an_error_that_names_the_image(monkeypatch,
             attempt()
 
 
+@pytest.mark.slow
 def test_a_worker_reads_a_large_image_without_a_warning(photo):
     program = """
 import sys

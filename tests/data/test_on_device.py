@@ -169,6 +169,7 @@ def test_arrays_that_are_not_contiguous_are_taken_by_their_values(batch_fn, mesh
     np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], positions[::-1])
 
 
+@pytest.mark.slow
 def test_every_example_is_as_likely_to_come_first_as_any_other():
     first = [epoch_order(0, epoch, 4)[0] for epoch in range(2000)]
     counts = np.bincount(first, minlength=4)

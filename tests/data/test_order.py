@@ -12,6 +12,7 @@ from patchnets import prng
 from patchnets.data.order import epoch_order
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "epoch", "num_examples"),
     [(0, 0, 1), (0, 3, 2), (7, 2, 12), (5, 40, 1294), (2**31, 4, 1626), (2**31 - 1, 1, 70_000), (1, 0, 1_281_167)],

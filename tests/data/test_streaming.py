@@ -376,6 +376,7 @@ def workers_of(pid):
     return [int(child) for child, parent, args in rows if int(parent) == pid and "spawn_main" in args]
 
 
+@pytest.mark.slow
 def test_workers_give_what_threads_give_and_end_when_closed(make, photos):
     options = PHOTO | dict(records=photo_parts(photos), crop_scale_min=0.08, batch_size=72)  # three chunks a step
     loader, threads = make(num_workers=2, **options), make(**options)
@@ -386,6 +387,7 @@ def test_workers_give_what_threads_give_and_end_when_closed(make, photos):
     assert workers_of(os.getpid()) == []
 
 
+@pytest.mark.slow
 def test_an_evaluation_leaves_no_shared_memory_to_the_garbage_collection(make, photos):
     def held():
         kinds = (shared_memory.SharedMemory, prefetch.Prefetcher)
@@ -403,6 +405,7 @@ def test_an_evaluation_leaves_no_shared_memory_to_the_garbage_collection(make, p
         gc.enable()
 
 
+@pytest.mark.slow
 def test_workers_initialize_no_backend_and_load_no_tensorflow_and_a_failure_there_is_one_error(
     make, photos, tmp_path, monkeypatch
 ):
@@ -488,6 +491,7 @@ def start(photos, index, count, devices, workers=0, *more, port=0):
     return subprocess.Popen(list(map(str, command)), env=environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_batches_of_one(make, photos):
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -513,6 +517,7 @@ def test_two_processes_share_the_batches_of_one(make, photos):
         assert sorted(single + other) == [[low, images[low : low + 2].tolist()] for low in (0, 2, 4, 6)]
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_program_that_is_killed(photos):
     process = start(photos, 0, 1, 1, 1, "wait")
     assert process.stdout.readline().startswith("[1,")
@@ -534,6 +539,7 @@ def ends(pid, seconds):
     return False
 
 
+@pytest.mark.slow
 def test_workers_end_with_a_program_that_is_killed_before_they_have_started(photos):
     process = start(photos, 0, 1, 1, 1, "wait")
     while not (started := workers_of(process.pid)):
@@ -544,6 +550,7 @@ def test_workers_end_with_a_program_that_is_killed_before_they_have_started(phot
     assert ends(started[0], 60)
 
 
+@pytest.mark.slow
 def test_signals_to_all_processes_leave_the_workers_at_work(make, photos):
     def signal_all():
         while not done.wait(0.02):
@@ -565,6 +572,7 @@ def test_signals_to_all_processes_leave_the_workers_at_work(make, photos):
     assert len(sent) > 4
 
 
+@pytest.mark.slow
 def test_a_program_that_forgets_to_close_ends_in_good_order(photos):
     command = [sys.executable, "-c", PROGRAM.replace("loader.close()", ""), str(photos), "0", "1", "0", "1"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=200)

@@ -63,6 +63,7 @@ def shard_bytes(tree):
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "variant"), [("vit", "S/16"), ("mlp_mixer", "B/32"), ("convmixer", "512/16")])
 def test_a_network_costs_what_was_published(name, variant):
     config = common.imagenet(augment={}, model=dict(name=name, variant=variant), batch_size=64, total_epochs=1.0)
@@ -76,6 +77,7 @@ def test_a_network_costs_what_was_published(name, variant):
     assert actual["tokens"] == tokens[variant]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "fsdp"), [(8, 1), (4, 2), (1, 8)])
 def test_the_state_takes_what_its_real_arrays_take(data, fsdp, tiny_config):
     tiny_config.update(ema_decay=0.9, mesh=dict(data=data, fsdp=fsdp))
@@ -88,6 +90,7 @@ def test_the_state_takes_what_its_real_arrays_take(data, fsdp, tiny_config):
     assert sorted(compile_step.replicated_arrays(abstract_run.state).values()) == sorted(full)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("data", "fsdp", "placement"), [(1, 1, "replicated"), (2, 4, "replicated"), (8, 1, "sharded")])
 def test_arguments_of_the_compiled_step_are_state_and_images(data, fsdp, placement, tiny_config):
     tiny_config.update(mesh=dict(data=data, fsdp=fsdp))
@@ -108,6 +111,7 @@ def test_steps_images_and_time_follow_from_the_split_and_the_rate(tiny_config):
     assert report.run(blueprint_of(tiny_config), None, "")["seconds"] is None
 
 
+@pytest.mark.slow
 def test_a_checkpoint_takes_what_is_told(tiny_config, tmp_path):
     tiny_config.update(ema_decay=0.9, model=dict(channels_mlp_dim=4096))
     tiny_config.checkpoint.max_to_keep = 3
@@ -127,6 +131,7 @@ def test_a_checkpoint_takes_what_is_told(tiny_config, tmp_path):
     assert options["kept"] == 4 and options["total_bytes"] == 4 * options["bytes"]
 
 
+@pytest.mark.slow
 def test_input_takes_the_hosts_memory_by_arithmetic(tiny_config):
     source = Digits()
     arrays = [image for name in source.sizes for image, _ in source.records(name).examples(range(source.sizes[name]))]
@@ -211,6 +216,7 @@ def with_memory(abstract_run, memory):
     return dataclasses.replace(abstract_run, target=dataclasses.replace(abstract_run.target, memory=memory))
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_told_with_what_would(tiny_config):
     """In the forms for a TPU, for on a CPU a batch goes in groups already."""
     tiny_config.update(batch_size=256, model=dict(depth=2, channels_mlp_dim=512), augment=dict(translate=0.0))
@@ -229,6 +235,7 @@ def test_what_does_not_fit_is_told_with_what_would(tiny_config):
         assert blueprint_of(tiny_config).compile().memory.needed == next(iter(actual.values())) < 0.7 * first.needed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("needed", "room", "expected"),
     [
@@ -274,6 +281,7 @@ def test_what_xla_says_of_too_little_memory_is_kept_short():
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_screen_and_the_file_tell_the_same(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(throughput, "SECONDS", 0.2)
     path = tmp_path / "plan.json"

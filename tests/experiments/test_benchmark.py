@@ -52,6 +52,7 @@ def test_turns_alternate_and_nobody_works_in_another_s(start, tmp_path):
     assert measured["a"].last == {"peak_memory_mib": 12.5} and message[0] == "a: first step after 0.5 s"
 
 
+@pytest.mark.slow
 def test_whoever_dies_or_hangs_costs_a_line_and_the_others_go_on(start, tmp_path):
     message = []
     options = {"a": [3], "dies": [4, "dies", 2], "b": [5], "hangs": [1, "hangs", 1]}
@@ -189,6 +190,7 @@ def test_no_folder_of_the_machine_is_published():
     assert program.without_folder("--model=mixer-S/16") == "--model=mixer-S/16"
 
 
+@pytest.mark.slow
 def test_what_is_measured_trains_as_a_run_does(tiny_config):
     experiment = build_experiment(tiny_config)
     inputs, _ = experiment.data.train.step_inputs(0)

@@ -78,6 +78,7 @@ def test_the_interval_is_students():
     assert report.interval([1.0]) is None
 
 
+@pytest.mark.slow
 def test_families_are_trained_alike_and_shown_with_what_they_cost(fake, tmp_path, capsys):
     path = tmp_path / "out"
     options = ("--models=fnet,gmlp", "--target=50k,100k", "--seeds=2", "--epochs=5")
@@ -156,6 +157,7 @@ def test_families_of_equal_time_are_as_close_as_any_others(monkeypatch):
     assert observed == [compare.TOLERANCE] * 5
 
 
+@pytest.mark.slow
 def test_times_that_turned_out_unequal_are_told(fake, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(report, "step_milliseconds", lambda job: {"gmlp": 10.0, "fnet": 12.0}[job.row.id.split("-")[0]])
     assert start(tmp_path / "out", "--models=gmlp,fnet", "--match=time", "--seeds=1") == 0
@@ -185,6 +187,7 @@ def test_a_data_set_without_a_recipe_of_its_own_takes_that_of_cifar100(dataset, 
     assert (trained.dataset.name, trained.model.name) == (dataset, "fnet")
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_not_final(fake, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FAIL", "1")
     assert start(tmp_path / "out", "--models=fnet", "--target=50k", "--seeds=2") == 1
@@ -192,6 +195,7 @@ def test_what_is_missing_is_not_final(fake, tmp_path, monkeypatch, capsys):
     assert ": seed 1 failed, status 1: no images" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_minutes_are_as_many_steps_as_short_runs_show_to_fit(fake, tmp_path, capsys):
     path, options = tmp_path / "out", ("--models=gmlp", "--target=20k", "--seeds=1", "--minutes=2")
     more = ("--config.early_stopping.patience=3", "--config.schedule.warmup_epochs=1")
@@ -216,6 +220,7 @@ def test_equal_time_is_measured(fake, tmp_path):
     assert [settings["config.model.name"] for settings, *_ in fake()] == ["gmlp"] * 3 + ["fnet"] * 3
 
 
+@pytest.mark.slow
 def test_another_comparison_wants_another_folder(fake, tmp_path, monkeypatch, capsys):
     path, options = tmp_path / "out", ("--models=gmlp", "--target=20k", "--seeds=1")
     assert start(path, *options) == 0
@@ -233,6 +238,7 @@ def test_nothing_finished_is_nothing_to_report(fake, tmp_path, capsys):
     assert "none of these runs has finished there" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_report_without_its_picture_is_one(fake, tmp_path, monkeypatch, capsys):
     directory, options = tmp_path / "out", ("--models=gmlp", "--target=20k", "--seeds=1")
     assert start(directory, *options) == 0 and (directory / "compare.png").exists()
@@ -242,6 +248,7 @@ def test_a_report_without_its_picture_is_one(fake, tmp_path, monkeypatch, capsys
     assert not (directory / "compare.png").exists() and "compare.png" not in (directory / "compare.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, message",
     [

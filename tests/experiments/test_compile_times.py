@@ -15,6 +15,7 @@ def same_cache_afterwards():
     jax.config.update("jax_enable_compilation_cache", enabled)
 
 
+@pytest.mark.slow
 def test_both_ways_are_timed_and_compared(capsys):
     assert compile_times.main(["compile_times", "keras_mixer:cifar100"]) == 0
     _, apart, scanned, ratio = capsys.readouterr().out.splitlines()

@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pytest
 
 from experiments.micro import decoding
 
@@ -27,6 +28,7 @@ def test_every_way_is_measured_on_both_sizes(monkeypatch, capsys, tmp_path):
     assert actual["500x375"]["images_per_second"]["patchnets"] > actual["2000x1500"]["images_per_second"]["patchnets"]
 
 
+@pytest.mark.slow
 def test_streaming_reports_memory_and_rates(tmp_path):
     rows = decoding.stream(tmp_path, 1 / 30, 0)
     assert rows and all(row["own_mib"] > 20 and row["images_per_second"] > 0 for row in rows)

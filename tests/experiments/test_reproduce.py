@@ -128,6 +128,7 @@ def test_a_tables_own_data_set_by_its_name_is_none_other(fake, tmp_path):
     assert (convmixer["verdict"], convmixer["dataset"]) == ("other data", "cifar100")
 
 
+@pytest.mark.slow
 def test_rows_run_at_the_same_time_each_on_a_gpu_of_its_own(fake, tmp_path, monkeypatch):
     monkeypatch.setattr(progress.machine, "gpus", lambda: ["H200", "H200"])
     monkeypatch.setenv("WORK", "3")
@@ -148,6 +149,7 @@ def test_seeds_are_the_programs_own(fake, tmp_path, capsys):
     assert "--config.seed=5" in capsys.readouterr().err and not fake()
 
 
+@pytest.mark.slow
 def test_stopped_it_tells_its_runs_to_save_and_reports_what_there_is(tmp_path):
     fake = pathlib.Path(__file__).with_name("fake_run.py")
     program = (

@@ -17,6 +17,7 @@ def start(path, *options, file=LR):
     return sweep.main(["sweep", f"--sweep={file}", f"--workdir={path}", *options])
 
 
+@pytest.mark.slow
 def test_entries_are_trained_with_each_seed_and_gathered(fake, tmp_path, capsys):
     path = tmp_path / "out"
     assert start(path, "--seeds=2", "--config.total_epochs=3") == 0
@@ -42,6 +43,7 @@ def test_entries_are_trained_with_each_seed_and_gathered(fake, tmp_path, capsys)
     assert start(path, "--seeds=2", "--config.total_epochs=3") == 0 and len(fake()) == 8  # nothing is done again
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", ["2", "lr-0.005"])
 def test_one_entry_alone_leaves_the_report_to_whoever_gathers(options, fake, tmp_path, capsys):
     path = tmp_path / "out"

@@ -33,6 +33,7 @@ def test_a_row_is_a_configuration_that_claims_the_same_and_takes_as_long(row):
     assert all(epoch <= row.cost.epochs for epoch in row.curve)
 
 
+@pytest.mark.slow
 def test_every_network_has_its_published_size():
     sizes = {size.id: size for size in counted()}
     assert sizes["mlp_mixer B/16"].counted_params == 59_880_472 and len(sizes) > 30

@@ -63,6 +63,7 @@ def test_steps_fill_what_the_rest_of_a_run_leaves_of_95_percent_of_the_limit():
     assert pace.steps_within(10.0) == 0
 
 
+@pytest.mark.slow
 def test_a_limited_run_finds_its_own_program_compiled_and_ends_within(fake, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(time_to_accuracy, "SHARE", 0.5)  # so that a busy machine has time to spare
     out = tmp_path / "out"
@@ -80,6 +81,7 @@ def test_a_limited_run_finds_its_own_program_compiled_and_ends_within(fake, monk
     assert f"|{steps / 8:.1f}|6,400|0.1|+0.4|90.00%|" in table and table in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_overshoot_is_told(fake, monkeypatch, tmp_path):
     monkeypatch.setenv("SLOW_RUN", "1")
     out = tmp_path / "out"

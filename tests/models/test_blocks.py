@@ -101,6 +101,7 @@ def test_every_architecture_has_sizes_here():
     assert set(SIZES) == set(MODELS)
 
 
+@pytest.mark.slow
 @EVERY
 def test_the_gradient_reaches_every_parameter(name):
     _, rest = plain_training(name)
@@ -113,11 +114,13 @@ def test_the_gradient_reaches_every_parameter(name):
         )
 
 
+@pytest.mark.slow
 @EVERY
 def test_blocks_computed_anew_give_the_same_logits_gradients_and_statistics(name):
     assert_near(train(make(name, remat=True), variables_of(name)), plain_training(name))
 
 
+@pytest.mark.slow
 @EVERY
 def test_scanned_blocks_give_the_same_logits_gradients_and_statistics(name):
     logits, rest = plain_training(name)
@@ -140,6 +143,7 @@ def backward_work(model, variables):
     return str(jax.make_jaxpr(jax.grad(loss))(variables["params"])).count("dot_general")
 
 
+@pytest.mark.slow
 def test_remat_computes_twice_and_scan_writes_a_block_once():
     task = {
         (depth, how): backward_work(
@@ -153,6 +157,7 @@ def test_remat_computes_twice_and_scan_writes_a_block_once():
     assert task[4, "scan"] == task[2, "scan"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, True])
 def test_blocks_computed_anew_drop_what_they_dropped_before(scan):
     """Dropout in the backward pass is that of the forward pass, or gradients would be those of another network."""
@@ -180,6 +185,7 @@ def test_unstacking_inverts_stacking_and_both_have_the_shapes_that_the_networks_
     jax.tree.map(np.testing.assert_array_equal, apart, variables)
 
 
+@pytest.mark.slow
 def test_more_than_ten_blocks_keep_their_order():
     variables = variables_of("mlp_mixer", 12)
     assert list(variables["params"])[:4] != [f"MixerBlock_{i}" for i in range(4)], "they come in alphabetical order"
@@ -200,6 +206,7 @@ def test_more_than_ten_blocks_keep_their_order():
     assert np.abs(other - expected["logits"]).max() > 1e-2, "the order would not have shown"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, True])
 def test_later_blocks_are_dropped_more_often_and_each_on_its_own(scan):
     depth, rate, examples = 5, 0.8, 4000
@@ -239,6 +246,7 @@ def looked(name, scan=False, dtype=jnp.float32):
     )
 
 
+@pytest.mark.slow
 @EVERY
 def test_look_finds_the_documented_arrays_scanned_or_not(name):
     model, actual = make(name), look_in_order(name)
@@ -338,6 +346,7 @@ def test_bfloat16_keeps_parameters_and_logits_in_float32_scanned_too(name):
     assert 1e-5 < error < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gmlp", "convmixer", "vit"])
 def test_scanned_networks_start_with_the_statistics_of_plain_ones(name):
     """Deviations agree within their standard errors, so that no initializer takes the blocks for inputs."""

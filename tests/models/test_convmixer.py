@@ -54,6 +54,7 @@ def variables_of(model, height, width, seed=0):
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", convmixer.VARIANTS)
 def test_every_variant_has_the_number_of_parameters_of_the_published_formula(variant):
     sizes = convmixer.VARIANTS[variant]
@@ -211,6 +212,7 @@ def test_depthwise_convolutions_in_bfloat16_are_near_the_exact_ones(k):
             assert np.abs(actual.astype(jnp.float32) - exact).max() < 0.01 * np.abs(exact).max()
 
 
+@pytest.mark.slow
 def test_shifts_sum_in_float32():
     """In bfloat16, 256 + 1 is 256: of 81 taps of which each adds one to 256, a sum in that type would lose all."""
     x = jnp.ones((1, 9, 9, 1), jnp.bfloat16).at[0, 0, 0, 0].set(256)
@@ -223,6 +225,7 @@ def test_shifts_sum_in_float32():
 # --- BatchNorm over devices -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", DEPTHWISE_IMPLS)
 def test_batch_statistics_and_gradients_are_the_same_on_one_and_on_eight_devices(how, mesh1, mesh8):
     model = ConvMixer(**SMALL, depthwise_impl=how)

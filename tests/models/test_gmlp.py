@@ -66,6 +66,7 @@ def fresh():
     return model, params, images
 
 
+@pytest.mark.slow
 def test_gating_starts_at_one_and_nearly_without_mixing_and_the_head_at_zero(fresh):
     model, params, images = fresh
     kernels = np.stack([params[f"GmlpBlock_{i}"]["spatial_gating"]["kernel"] for i in range(12)])
@@ -91,6 +92,7 @@ def test_a_block_starts_as_a_feed_forward_network_that_no_other_patch_reaches(fr
     assert np.abs(after - before)[:, 1:].max() < 1e-3
 
 
+@pytest.mark.slow
 def test_later_blocks_are_dropped_more_often_and_the_first_never(fresh):
     model, params, images = fresh
     train = jax.jit(functools.partial(model.apply, train=True, mutable=["intermediates"]))

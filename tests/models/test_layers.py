@@ -204,6 +204,7 @@ def test_what_stochastic_depth_keeps_is_scaled_or_not(scale_by_keep):
     np.testing.assert_array_equal(drop.apply({}, x, 0.3, train=False), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "model",
     [

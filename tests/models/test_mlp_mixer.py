@@ -239,6 +239,7 @@ def test_gradient_reaches_every_number_of_every_parameter_that_can_matter():
 # --- the start --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_initial_parameters_have_lecun_statistics_and_initial_logits_are_zero():
     model = MlpMixer(num_classes=9, patch_size=8, depth=1, hidden_dim=96, tokens_mlp_dim=80, channels_mlp_dim=120)
     images = images_of(2, 64, 64, 3)
@@ -294,6 +295,7 @@ def test_stochastic_depth_grows_linearly_from_none_in_the_first_block_to_all_in_
         assert abs(dropped.mean() - expected) <= 5 * error, f"block {i}"
 
 
+@pytest.mark.slow
 def test_dropout_and_stochastic_depth_change_training_alone():
     plain = MlpMixer(**SMALL)
     noisy = MlpMixer(**SMALL, dropout_rate=0.5, drop_path_rate=0.9)

@@ -151,6 +151,7 @@ def test_fixed_positions_are_those_of_the_formula(rows, columns, width):
     np.testing.assert_allclose(actual, sines_and_cosines(rows, columns, width), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_plain_and_fused_attention_agree_in_value_and_gradient():
     plain, fused = (VisionTransformer(**SMALL, attention_impl=how) for how in ("plain", "fused"))
     params, images = parameters(plain, 6, 10), images_of(3, 6, 10)
@@ -164,6 +165,7 @@ def test_plain_and_fused_attention_agree_in_value_and_gradient():
         np.testing.assert_allclose(first, other, rtol=1e-4, atol=2e-5, err_msg=jax.tree_util.keystr(path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [dict(), dict(pool_type="map", layer_scale=0.3), dict(pool_type="gap", rep_size=7)])
 def test_gradient_reaches_every_parameter_that_can_matter(options):
     model = VisionTransformer(**SMALL | options)
@@ -190,6 +192,7 @@ def assert_uniform(value, limit, path):
     assert abs(value.mean()) < 5 * limit / math.sqrt(3 * value.size), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool_type", ["cls", "map"])
 def test_initial_statistics_are_the_authors_and_logits_start_at_zero(pool_type):
     width, hidden = 64, 96
@@ -230,6 +233,7 @@ def test_initial_statistics_are_the_authors_and_logits_start_at_zero(pool_type):
 # --- regularization ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_regularization_changes_training_alone():
     noisy = dict(dropout_rate=0.3, attention_dropout_rate=0.4, drop_path_rate=0.9)
     plain, model = VisionTransformer(**SMALL), VisionTransformer(**SMALL | noisy)
@@ -263,6 +267,7 @@ def test_attention_dropout_keeps_the_mean():
     assert_mean(np.asarray(actual), np.asarray(quick(partial(model.apply, train=False))(params, x, x))[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("branch", "other"), [("attention", "mlp"), ("mlp", "attention")])
 def test_dropout_and_stochastic_depth_of_a_branch_keep_the_mean_and_drop_the_shares_asked_for(branch, other):
     """With the other branch's last layer at zero, this one's noise reaches the output through linear layers alone."""

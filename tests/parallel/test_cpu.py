@@ -169,6 +169,7 @@ def test_a_batch_in_groups_has_the_gradient_of_the_batch(mixer, groups, devices)
     close((loss_in_groups, actual.losses, actual.logits), (loss, aux.losses, aux.logits), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_groups_and_sharpness_compose(mixer):
     """As many roundings as there are groups apart, SAM is that of the whole batch."""
     model, params = mixer
@@ -179,6 +180,7 @@ def test_groups_and_sharpness_compose(mixer):
     close(actual[0][0], expected[0][0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_in_groups_is_the_same_on_any_number_of_devices(mixer):
     model, params = mixer
     model = model.clone(dropout_rate=0.5)
@@ -201,6 +203,7 @@ def test_dropout_in_groups_is_the_same_on_any_number_of_devices(mixer):
     assert np.unique(np.round(logits, 5), axis=0).shape[0] == BATCH
 
 
+@pytest.mark.slow
 def test_batch_norm_in_groups_looks_at_all_examples():
     network, _ = models.MODELS["convmixer"]
     model = network(num_classes=5, patch_size=2, depth=1, hidden_dim=8, kernel_size=3)
@@ -237,6 +240,7 @@ print(jax.device_count())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change, flags, expected",
     [

@@ -245,6 +245,7 @@ def test_a_late_process_is_waited_for(tmp_path):
     assert [status for status, *_ in wait_all([first, start(tmp_path, "done", 0, 2, port)])] == [0, 0]
 
 
+@pytest.mark.slow
 def test_the_first_process_prints_for_all(tmp_path):
     (status0, out0, err0), (status1, out1, err1) = wait_all(start_processes(tmp_path, "print", 2))
     assert (status0, status1) == (0, 0)

@@ -121,6 +121,7 @@ def test_minus_one_takes_the_rest():
     assert mesh_of(-1, 2).shape == {"data": 4, "fsdp": 2} and mesh_of(2, -1).shape == {"data": 2, "fsdp": 4}
 
 
+@pytest.mark.slow
 def test_initial_parameters_are_the_same_and_take_their_share_of_memory():
     def made(mesh):
         return create_train_state(network(), OPTIMIZER, image_size=8, channels=1, seed=3, mesh=mesh)

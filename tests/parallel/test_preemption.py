@@ -77,6 +77,7 @@ def test_signals_are_noted_again_after_they_would_have_ended_the_process(capsys)
         assert preemption.signal_number == signal.SIGTERM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index, number", [(0, signal.SIGINT), (1, signal.SIGTERM)])
 def test_a_signal_ends_the_wait_for_other_processes(tmp_path, index, number):
     port = free_port()

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from patchnets.plots import __main__ as program
@@ -26,6 +27,7 @@ def draw(path, content):
     return np.asarray(Image.open(path / "plots" / "learning_curves.png").convert("RGB"))
 
 
+@pytest.mark.slow
 def test_other_figures_make_another_picture_and_equal_ones_the_same(tmp_path, capsys):
     first, second, third = (draw(tmp_path / n / "run", rows(9, v)) for n, v in (("a", 0.5), ("b", 0.9), ("c", 0.5))
                             if not (tmp_path / n).mkdir())  # fmt: skip

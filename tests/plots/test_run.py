@@ -48,6 +48,7 @@ def names(folder):
     return {path.stem for path in (folder / "plots").glob("*.png")}
 
 
+@pytest.mark.slow
 def test_a_run_draws_its_pictures_at_its_end(trained):
     assert names(trained) == ALWAYS | {"mistakes"}
     for path in (trained / "plots").iterdir():
@@ -56,6 +57,7 @@ def test_a_run_draws_its_pictures_at_its_end(trained):
             assert len(picture.convert("L").getcolors()) > 8, path.name
 
 
+@pytest.mark.slow
 def test_the_program_draws_them_again_where_they_are_gone(trained, tmp_path, capsys):
     path = tmp_path / "copy"
     shutil.copytree(trained, path)
@@ -82,6 +84,7 @@ def test_predictions_are_those_that_the_summary_counts(trained):
     assert observed.images.shape == (run.MISTAKES, 8, 8, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "mlp_mixer"])
 def test_every_family_has_its_pictures(name, tmp_path):
     experiment = build_experiment(config_of(name, tmp_path))
@@ -98,6 +101,7 @@ def test_every_family_has_its_pictures(name, tmp_path):
         assert made[what]() is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["sincos2d", "none"])
 def test_fixed_positions_are_shown_as_learned_ones_are(position, tmp_path):
     config = config_of("vit", tmp_path)
@@ -111,6 +115,7 @@ def test_fixed_positions_are_shown_as_learned_ones_are(position, tmp_path):
         assert figure.axes[0].get_images()[0].get_array()[0, 0] == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_what_fails_to_be_drawn_is_told_and_the_rest_is_drawn(trained, tmp_path, monkeypatch, capsys):
     def broken(*_):
         raise ValueError("no ink")
@@ -124,11 +129,13 @@ def test_what_fails_to_be_drawn_is_told_and_the_rest_is_drawn(trained, tmp_path,
     assert capsys.readouterr().err == "patchnets.plots: plots/calibration.png could not be drawn: no ink\n"
 
 
+@pytest.mark.slow
 def test_pictures_can_be_turned_off(tmp_path):
     train.train(config_of("mlp_mixer", tmp_path, plots=False), tmp_path / "run")
     assert not (tmp_path / "run" / "plots").exists()
 
 
+@pytest.mark.slow
 def test_networks_are_shown_side_by_side(trained, tmp_path, capsys):
     out = tmp_path / "mixing.png"
     assert program.main(["plots", "mixing", str(trained), str(trained), f"--out={out}"]) == 0

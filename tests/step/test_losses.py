@@ -71,6 +71,7 @@ def grad_fn_of(model: nn.Module):
     return jax.value_and_grad(task.loss_fn, has_aux=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [2, 4])
 def test_a_batch_in_parts_has_the_gradient_of_the_whole(batch, parts):
     params, stats = params_of(MIXER)
@@ -90,6 +91,7 @@ def test_one_part_is_the_whole_batch():
     assert gradients.accumulate_grads(grad_fn, 1) is grad_fn
 
 
+@pytest.mark.slow
 def test_batch_norm_sees_the_parts_one_after_the_other(batch):
     model = CONVMIXER
     params, stats = params_of(model)
@@ -136,6 +138,7 @@ def test_sharpness_aware_gradient_is_taken_uphill_by_the_radius():
     assert aux is measured
 
 
+@pytest.mark.slow
 def test_accumulation_and_sharpness_compose(batch):
     """SAM of accumulated gradients: both passes go over the whole batch in parts, and their norm is the batch's."""
     params, stats = params_of(MIXER)
@@ -153,6 +156,7 @@ def test_accumulation_and_sharpness_compose(batch):
     assert apart > 1e-3, "the radius would not have shown"
 
 
+@pytest.mark.slow
 def test_frozen_parameters_have_no_gradient_nor_a_part_in_the_radius(batch):
     params, stats = params_of(MIXER)
     grad_fn, key, rho = grad_fn_of(MIXER), jax.random.key(0), 0.3
@@ -196,6 +200,7 @@ def averaging(mesh1):
     return states
 
 
+@pytest.mark.slow
 def test_evaluation_takes_the_running_mean_of_the_parameters(averaging):
     first, second, third = averaging
     mean = jax.tree.map(lambda a, b: 0.1 * a + 0.9 * b, first.params, second.params)

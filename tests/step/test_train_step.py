@@ -138,6 +138,7 @@ def test_padding_changes_neither_loss_nor_gradient_nor_metrics(plain, plain_step
     assert abs(counted.metrics.compute()["loss"] - expected["loss"]) > 1e-3, "the padding would not have shown"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scan", [False, True])
 def test_padding_is_left_out_of_the_statistics_of_batch_norm(data, scan):
     model = ConvMixer(num_classes=CLASSES, patch_size=4, depth=2, hidden_dim=8, kernel_size=3, scan=scan, remat=scan)
@@ -246,6 +247,7 @@ def on8(mesh8, data) -> Training:
     return Training(mesh8, data)
 
 
+@pytest.mark.slow
 def test_an_epoch_measures_the_same_on_one_device_and_on_eight(on1, on8):
     (first, *_, norm1), (eight, *_, norm8) = on1.run(STEPS_PER_EPOCH), on8.run(STEPS_PER_EPOCH)
     assert first.step == eight.step == STEPS_PER_EPOCH
