@@ -23,9 +23,10 @@ from patchnets.errors import Preempted, RunError, UserError, first_line
 from patchnets.experiment import Experiment, build_experiment
 from patchnets.parallel import distributed, multihost, sharding
 from patchnets.parallel.preemption import PreemptionHandler
-from patchnets.run import console
+from patchnets.run import console, model_spec
 from patchnets.run.checkpoints import Checkpoints
 from patchnets.run.evaluator import Evaluator
+from patchnets.run.model_spec import ModelSpec
 from patchnets.run.progress import Progress
 from patchnets.run.step_timer import StepTimer
 from patchnets.run.tensorboard import TensorBoard
@@ -70,6 +71,7 @@ def train(
     run_dir.check_shared()
     with multihost.errors_on_all():
         run_dir.acquire(experiment.data.fingerprint)
+        run_dir.write_json(model_spec.FILE_NAME, ModelSpec.of_experiment(experiment).to_json())
     checkpoints = Checkpoints(
         run_dir.checkpoints, max_to_keep=config.checkpoint.max_to_keep, best_metric=config.checkpoint.best_metric
     )

@@ -79,15 +79,29 @@ def decode_image(
     """
     try:
         with _open(data) as file:
-            image = _with_channels(file, channels)
-            if size is not None:
-                side = min(image.size) * crop_pct
-                left, top = (image.width - side) / 2, (image.height - side) / 2
-                box = (left, top, left + side, top + side)
-                image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-            return np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
+            return _crop_and_resize(file, channels, size, crop_pct)
     except Exception as error:
         raise _unreadable(name, error) from error
+
+
+def prepare_image(
+    image: Image.Image, name: str, channels: int, size: int | None = None, crop_pct: float = 1.0
+) -> UInt8[np.ndarray, "height width channels"]:
+    """Return an open image as `decode_image` does the file of one."""
+    try:
+        return _crop_and_resize(image, channels, size, crop_pct)
+    except Exception as error:  # it may not be loaded yet, and broken
+        raise _unreadable(name, error) from error
+
+
+def _crop_and_resize(image: Image.Image, channels: int, size: int | None, crop_pct: float) -> np.ndarray:
+    image = _with_channels(image, channels)
+    if size is not None:
+        side = min(image.size) * crop_pct
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        box = (left, top, left + side, top + side)
+        image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
 
 
 def _with_channels(image: Image.Image, channels: int) -> Image.Image:

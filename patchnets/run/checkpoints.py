@@ -13,7 +13,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from patchnets.errors import RunError, first_line
+from patchnets.errors import RunError, UserError, first_line
 from patchnets.parallel import multihost
 from patchnets.step.train_state import TrainState
 
@@ -138,6 +138,40 @@ class Checkpoints:
                 self._quarantine(broken)
                 return step, restored[0], metrics
         raise self._none_readable()
+
+    def restore_variables(self, like: Any, which: str | int, *, ema: bool) -> Any:
+        """Return the variables by which the network of a checkpoint is evaluated.
+
+        Args:
+          like: shape, dtype and sharding of {"params", "batch_stats"}.
+          which: "best" by validation, the latest of equal ones; "latest"; or a step.
+          ema: whether they are the running mean that the checkpoint holds.
+
+        Raises:
+          UserError: there is no checkpoint of that step.
+          RunError: there is none, or the one asked for cannot be read.
+        """
+        steps = self._manager.all_steps()
+        if not steps:
+            raise RunError(f"there is no checkpoint in {self.directory} yet")
+        if which == "best":
+            ranked = [(step, dict(self._manager.metrics(step) or {})) for step in steps]
+            step = max(ranked, key=lambda row: (self._score(row[1]) if row[1] else -math.inf, row[0]))[0]
+        else:
+            step = max(steps) if which == "latest" else which
+        if step not in steps:
+            kept = ", ".join(f"{step:,}" for step in sorted(steps))
+            raise UserError(f"there is no checkpoint of step {which} in {self.directory}; kept are those of {kept}")
+        _silence_asyncio()
+        item = {"ema": like} if ema else dict(like)
+        restore = ocp.args.PyTreeRestore(
+            item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
+        )
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
+        except Exception as error:  # orbax and tensorstore raise many kinds for a broken file
+            raise RunError(f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}") from error
+        return restored["ema"] if ema else restored
 
     def _try_restore(self, step: int, like: TrainState, broken: list[int]) -> tuple[TrainState, dict[str, Any]] | None:
         """A checkpoint; or, with a word on the terminal and its step added to `broken`, None if it cannot be read."""

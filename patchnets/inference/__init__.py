@@ -1,0 +1,1 @@
+"""Trained networks in use: loading them, and applying them to new images."""

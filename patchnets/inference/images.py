@@ -1,0 +1,98 @@
+"""Images of any kind and size as uint8 arrays, cropped and resized as in the evaluation of training."""
+
+import collections
+import concurrent.futures
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from patchnets import runtime
+from patchnets.data import decode
+from patchnets.errors import RunError
+from patchnets.run.model_spec import ModelSpec
+
+AnyImage = str | os.PathLike[str] | Image.Image | np.ndarray
+Decoded = UInt8[np.ndarray, "size size channels"]
+READ_AHEAD = 64  # images that are decoded before they are asked for, for each thread
+
+
+def decode_one(image: AnyImage, spec: ModelSpec, name: str = "the image") -> Decoded:
+    """Return an image as `spec` has it decoded: uint8, (decoded_size, decoded_size, channels).
+
+    Args:
+      image: a path, a Pillow image, or a uint8 array (height, width) or (height, width, channels).
+      name: what to call it in an error, if it is no path.
+
+    Raises:
+      RunError: a file that cannot be read or decoded.
+      ValueError: an array of another shape or type.
+      TypeError: neither of these.
+    """
+    size, crop_pct = spec.decoded_size, spec.decoded_crop_pct
+    if isinstance(image, np.ndarray):
+        image = _checked(image, name)
+        if image.shape == (size, size, spec.channels) and crop_pct == 1:
+            return image
+        image = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    if isinstance(image, Image.Image):
+        return decode.prepare_image(image, name, spec.channels, size, crop_pct)
+    if isinstance(image, str | os.PathLike):
+        return decode.decode_image(pathlib.Path(image), str(image), spec.channels, size, crop_pct)
+    raise TypeError(f"{name} is a {type(image).__name__}; give a path, a Pillow image or a uint8 array")
+
+
+def _checked(image: np.ndarray, name: str) -> np.ndarray:
+    """Return an array with its axis of channels. Raise ValueError if it is no uint8 image."""
+    if image.dtype != np.uint8:
+        raise ValueError(f"{name} is an array of {image.dtype}; expected uint8, levels from 0 to 255")
+    image = image[..., None] if image.ndim == 2 else image
+    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
+        raise ValueError(f"{name} is of shape {image.shape}; expected (height, width) or (height, width, 1, 3 or 4)")
+    return image
+
+
+def as_list(images: Any) -> list[AnyImage]:
+    """Return one image or many as a list; an array of four axes is many images."""
+    if isinstance(images, str | os.PathLike | Image.Image):
+        return [images]
+    if isinstance(images, np.ndarray):
+        return list(images) if images.ndim == 4 else [images]
+    return list(images)
+
+
+def decode_many(images: Iterable[AnyImage], spec: ModelSpec) -> Iterator[Decoded | RunError]:
+    """Yield each image decoded, in order and by all cores; in place of a broken file the error that names it."""
+
+    def attempt(number: int, image: AnyImage) -> Decoded | RunError:
+        try:
+            return decode_one(image, spec, f"image {number}")
+        except RunError as error:
+            return error
+
+    threads = runtime.cores()
+    pending: collections.deque[concurrent.futures.Future] = collections.deque()
+    pool = concurrent.futures.ThreadPoolExecutor(threads)
+    try:
+        for number, image in enumerate(images):
+            pending.append(pool.submit(attempt, number, image))
+            if len(pending) >= READ_AHEAD * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def stack(decoded: Iterable[Decoded | RunError]) -> UInt8[np.ndarray, "images size size channels"]:
+    """Return the images of `decode_many` as one array. Raise the first error among them."""
+    images = []
+    for image in decoded:
+        if isinstance(image, RunError):
+            raise image
+        images.append(image)
+    return np.stack(images)

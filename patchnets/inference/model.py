@@ -1,0 +1,225 @@
+"""A trained network with its classes and preprocessing."""
+
+import functools
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32, UInt8
+
+from patchnets import config as config_lib
+from patchnets import models
+from patchnets.errors import RunError, UserError
+from patchnets.experiment import build_experiment, wrap_logits_fn
+from patchnets.inference import images as images_lib
+from patchnets.models.intermediates import capture_intermediates
+from patchnets.parallel import cpu
+from patchnets.parallel import mesh as mesh_lib
+from patchnets.run.checkpoints import Checkpoints
+from patchnets.run.model_spec import FILE_NAME, ModelSpec, read_model_spec
+from patchnets.step.train_state import init_variables
+
+BATCH_SIZE = 64
+SMALL_BATCHES = (1, 8)  # batches are padded to one of these or to the full size, so that at most three are compiled
+
+
+class Model:
+    """A trained network, ready to classify images of any size.
+
+    Attributes:
+      spec: everything about it but the weights (`patchnets.run.model_spec`).
+      classes: names, in the order of probabilities.
+      network: the Flax module.
+      variables: its trained variables, {"params", "batch_stats"}.
+      source: where it was loaded from.
+    """
+
+    def __init__(self, spec: ModelSpec, variables: Any, source: str = ""):
+        self.spec, self.variables, self.source = spec, variables, source
+        self.network: nn.Module = spec.create_model()
+
+    def __repr__(self) -> str:
+        return (
+            f"Model({self.spec.network}, {len(self.classes)} classes, {self.spec.image_size} px, from {self.source!r})"
+        )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.spec.classes
+
+    def preprocess(self, images: Any) -> Float32[Array, "images size size channels"]:
+        """Return images as inputs of the network: decoded, cropped, resized and normalized as in evaluation.
+
+        Args:
+          images: one or many paths, Pillow images or uint8 arrays, of any sizes.
+        """
+        decoded = images_lib.stack(images_lib.decode_many(images_lib.as_list(images), self.spec))
+        return self.spec.preprocess(jnp.asarray(decoded))
+
+    def predict(self, images: Any, topk: int = 5, batch_size: int = BATCH_SIZE) -> list[list[tuple[str, float]]]:
+        """Return the `topk` most probable classes of each image, as [(class, probability), ...].
+
+        Args and errors: as `probabilities`.
+        """
+        rows = self.probabilities(images, batch_size)
+        return [[(self.classes[i], float(row[i])) for i in top_classes(row, topk)] for row in rows]
+
+    def probabilities(self, images: Any, batch_size: int = BATCH_SIZE) -> Float32[np.ndarray, "images classes"]:
+        """Return the probability of every class for each image.
+
+        Args:
+          images: one or many paths, Pillow images or uint8 arrays (height, width[, channels]), of any sizes.
+          batch_size: the most images that go through the network at a time.
+
+        Raises:
+          RunError: an image file cannot be read.
+          ValueError: an array that is no image.
+        """
+        return self.to_probabilities(self.logits(images, batch_size))
+
+    def to_probabilities(self, logits: Float32[np.ndarray, "images classes"]) -> Float32[np.ndarray, "images classes"]:
+        """Return the probabilities of logits: softmax, or sigmoid for a network trained with that loss."""
+        if self.spec.loss == "sigmoid":
+            return (0.5 * (1 + np.tanh(0.5 * logits))).astype(np.float32)
+        shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return (shifted / shifted.sum(axis=-1, keepdims=True)).astype(np.float32)
+
+    def logits(self, images: Any, batch_size: int = BATCH_SIZE) -> Float32[np.ndarray, "images classes"]:
+        """Return the logits of each image. Args and errors: as `probabilities`."""
+        found = list(self._batches(images, self._logits_fn, batch_size))
+        return np.concatenate(found) if found else np.zeros((0, len(self.classes)), np.float32)
+
+    def features(self, images: Any, layer: str = "pre_logits", batch_size: int = BATCH_SIZE) -> np.ndarray:
+        """Return the activations of a layer for each image.
+
+        Args:
+          images, batch_size: as for `probabilities`.
+          layer: "pre_logits", the input of the head: (images, width); "stem" or "block_0" and so on, the output of a
+            block; or another name of `patchnets.models.intermediates`.
+
+        Raises:
+          UserError: there is no such layer.
+        """
+        found = list(self._batches(images, functools.partial(self._features_fn, layer), batch_size))
+        if not found:
+            raise UserError("there are no images to compute features of")
+        return np.concatenate(found)
+
+    def _batches(self, images: Any, fn_of_size: Any, batch_size: int) -> Iterator[np.ndarray]:
+        """Apply a function to images in padded batches; yield its results, one array a batch."""
+        pending: list[images_lib.Decoded] = []
+        for image in images_lib.decode_many(images_lib.as_list(images), self.spec):
+            if isinstance(image, RunError):
+                raise image
+            pending.append(image)
+            if len(pending) == batch_size:
+                yield self.apply_padded(fn_of_size, np.stack(pending), batch_size)
+                pending = []
+        if pending:
+            yield self.apply_padded(fn_of_size, np.stack(pending), batch_size)
+
+    def logits_of_decoded(
+        self, decoded: UInt8[np.ndarray, "images size size channels"], batch_size: int = BATCH_SIZE
+    ) -> Float32[np.ndarray, "images classes"]:
+        """Return the logits of at most `batch_size` images that are decoded already (`images.decode_one`)."""
+        return self.apply_padded(self._logits_fn, decoded, batch_size)
+
+    def apply_padded(self, fn_of_size: Any, decoded: np.ndarray, batch_size: int) -> np.ndarray:
+        """Apply `fn_of_size(size)` to a batch padded to `size`, one of a few, and return the rows of its images."""
+        size = next(size for size in (*SMALL_BATCHES, batch_size) if size >= len(decoded) or size == batch_size)
+        padding = np.zeros((size - len(decoded), *decoded.shape[1:]), decoded.dtype)
+        return np.asarray(fn_of_size(size)(self.variables, np.concatenate([decoded, padding])))[: len(decoded)]
+
+    @functools.cache  # noqa: B019, for a model lives as long as its programs
+    def _logits_fn(self, size: int) -> Any:
+        """Return the compiled function (variables, uint8 images) -> logits of a batch of `size` images.
+
+        A batch is split over the devices if it divides, and on a CPU into microbatches that stay in cache.
+        """
+        devices = jax.local_devices()
+        mesh = mesh_lib.make_mesh(devices=devices if size % len(devices) == 0 else devices[:1])
+        params = self.variables["params"]
+        count = cpu.num_microbatches(self.network, params, self.spec.image_size, size, mesh.size, train=False)
+        apply = wrap_logits_fn(
+            lambda variables, images: jnp.asarray(self.network.apply(variables, images, train=False)),
+            mesh=mesh,
+            num_microbatches=count,
+        )
+        return jax.jit(lambda variables, images: apply(variables, self.spec.preprocess(images)).astype(jnp.float32))
+
+    @functools.cache  # noqa: B019
+    def _features_fn(self, layer: str, size: int) -> Any:
+        del size  # a program is compiled for each
+
+        def features(variables: Any, images: Array) -> Float[Array, "batch ..."]:
+            captured = capture_intermediates(self.network, variables, self.spec.preprocess(images))
+            if layer not in captured or not hasattr(captured[layer], "shape") or len(captured[layer]) != len(images):
+                layers = [name for name in captured if not name.endswith("/mixing")]
+                raise UserError(f"the network has no features called {layer!r}; it has {', '.join(layers)}")
+            return captured[layer]
+
+        return jax.jit(features)
+
+
+def top_classes(row: Float32[np.ndarray, " classes"], topk: int) -> list[int]:
+    """Return the indices of the largest values, largest first; of equal ones the earlier first."""
+    return np.argsort(-row, kind="stable")[:topk].tolist()
+
+
+def load(source: str | os.PathLike[str], checkpoint: str | int = "best") -> Model:
+    """Return the trained model in a work directory.
+
+    Args:
+      source: a work directory. Of one with model.json, neither data set nor configuration file is needed.
+      checkpoint: "best" by validation, "latest", or the step of one that was kept.
+
+    Raises:
+      UserError: it is no work directory, or there is no such checkpoint.
+      RunError: no checkpoint can be read.
+    """
+    directory = pathlib.Path(source).expanduser()
+    try:
+        spec = read_model_spec(directory)
+    except FileNotFoundError:
+        spec = _spec_of_older_run(directory)
+    return Model(spec, _restore_variables(directory, spec, checkpoint), str(source))
+
+
+def _restore_variables(directory: pathlib.Path, spec: ModelSpec, checkpoint: str | int) -> Any:
+    if not (directory / "checkpoints").is_dir():
+        raise RunError(f"{directory} has no checkpoints")
+    models.validate(spec.image_size, spec.network, **spec.fields)
+    network = spec.create_model()
+    init = functools.partial(init_variables, network, image_size=spec.image_size, channels=spec.channels)
+    one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_device), jax.eval_shape(init, jax.random.key(0))
+    )
+    checkpoints = Checkpoints(directory / "checkpoints", best_metric=spec.best_metric, read_only=True)
+    try:
+        return checkpoints.restore_variables(like, checkpoint, ema=spec.ema)
+    finally:
+        checkpoints.close()
+
+
+def _spec_of_older_run(directory: pathlib.Path) -> ModelSpec:
+    """Return the spec of a run from before model.json, for which its data have to be opened."""
+    try:
+        config = config_lib.from_saved(json.loads((directory / "config.json").read_text()))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(
+            f"{directory} is no work directory: there is neither {FILE_NAME} nor a config.json in it that can be read"
+        ) from error
+    print(f"{directory} has no {FILE_NAME}; opening its data set for classes and preprocessing", file=sys.stderr)
+    experiment = build_experiment(config)
+    try:
+        return ModelSpec.of_experiment(experiment)
+    finally:
+        experiment.data.close()

@@ -1,0 +1,187 @@
+"""model.json: everything besides the weights that using a trained network takes.
+
+It is written at the start of a run. With it a work directory needs neither its data set nor its configuration file to
+classify new images.
+"""
+
+import dataclasses
+import json
+import math
+import pathlib
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from patchnets import __version__, models
+from patchnets.augment.preprocess import Preprocess
+from patchnets.config.schema import KEYS
+from patchnets.errors import UserError
+from patchnets.experiment import Experiment
+
+FILE_NAME = "model.json"
+FORMAT = 1  # changes when an older patchnets could misread the file
+LOSSES = ("softmax", "sigmoid")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """A trained network, what its outputs mean, and how images become its inputs.
+
+    Attributes:
+      network: its name in `models.MODELS`.
+      fields: every field of the network that a configuration may set.
+      classes: names, in the order of the logits.
+      loss: softmax or sigmoid, the function that turns logits into probabilities.
+      channels: 1 for gray, 3 for RGB.
+      decoded_size: side in pixels to which an image's center square is resized when it is decoded (Pillow, bicubic).
+      decoded_crop_pct: side of that square as a share of the image's shorter side.
+      image_size: side in pixels of the network's inputs.
+      crop_pct: share of the decoded side kept by the center crop before resizing to `image_size`.
+      mean, std: per channel, on the scale 0 to 255.
+      ema: whether checkpoints hold a running mean of the variables, by which the network is evaluated.
+      best_metric: validation metric that selects the best checkpoint.
+      dataset: name, split_specs and fingerprint of the training data.
+      versions: of the packages that made it.
+    """
+
+    network: str
+    fields: dict[str, Any]
+    classes: tuple[str, ...]
+    loss: str
+    channels: int
+    decoded_size: int
+    decoded_crop_pct: float
+    image_size: int
+    crop_pct: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    ema: bool = False
+    best_metric: str = "accuracy"
+    dataset: dict[str, Any] = dataclasses.field(default_factory=dict)
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of_experiment(cls, experiment: Experiment) -> "ModelSpec":
+        """Return the spec of the network that a run trains."""
+        config, data, model = experiment.config, experiment.data, experiment.model
+        streaming = data.preprocess.cropped  # images are cropped to the input size while they are decoded
+        return cls(
+            network=config.model.name,
+            fields={name: _plain(getattr(model, name)) for name in models.config_fields(config.model.name)},
+            classes=data.class_names,
+            loss=config.loss,
+            channels=data.channels,
+            decoded_size=config.image_size if streaming else data.stored_size,
+            decoded_crop_pct=config.crop_pct if streaming else 1.0,
+            image_size=config.image_size,
+            crop_pct=1.0 if streaming else config.crop_pct,
+            mean=data.preprocess.mean,
+            std=data.preprocess.std,
+            ema=config.ema_decay is not None,
+            best_metric=config.checkpoint.best_metric,
+            dataset={"name": data.name, "splits": data.split_specs, "fingerprint": data.fingerprint},
+            versions={"patchnets": __version__, "jax": jax.__version__, "python": platform.python_version()},
+        )
+
+    def create_model(self) -> nn.Module:
+        """Return the network. Raise UserError if this version of patchnets has none of that name and fields."""
+        return models.create_model(self.network, **self.fields, num_classes=len(self.classes))
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Decoded uint8 images to inputs of the network, on the device, as in the evaluation of training."""
+        return Preprocess(self.image_size, self.mean, self.std, crop_pct=self.crop_pct)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of model.json."""
+        return {"format": FORMAT} | dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Any, where: str) -> "ModelSpec":
+        """Return the spec of a model.json's content, called `where` in errors.
+
+        Raises:
+          UserError: it is of another format, misses something, or holds a value that cannot be used.
+        """
+        if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+            written = content.get("format") if isinstance(content, Mapping) else None
+            raise UserError(f"{where} is of format {written}; this version of patchnets reads format {FORMAT}")
+        values = {name: value for name, value in content.items() if name != "format"}
+        known = {field.name: field for field in dataclasses.fields(cls)}
+        required = {name for name, field in known.items() if _required(field)}
+        if wrong := (set(values) - set(known)) | (required - set(values)):
+            raise UserError(f"{where} does not have the keys of this version of patchnets: {', '.join(sorted(wrong))}")
+        for name in ("classes", "mean", "std"):
+            if isinstance(values[name], list):
+                values[name] = tuple(values[name])
+        spec = cls(**values)
+        for name, holds, expected in spec._checks():
+            if not holds:
+                raise UserError(f"{where}: {name}={getattr(spec, name)!r} cannot be used; expected {expected}")
+        return spec
+
+    def _checks(self) -> list[tuple[str, bool, str]]:
+        """Return (attribute, whether its value can be used, the expected value) of what a file may get wrong."""
+
+        def of(kind: type, values: Any) -> bool:
+            return isinstance(values, tuple) and all(isinstance(value, kind) for value in values)
+
+        def whole(value: Any) -> bool:
+            return type(value) is int and KEYS["image_size"].rule[1](value)
+
+        def share(value: Any) -> bool:
+            return isinstance(value, int | float) and 0 < value <= 1
+
+        def per_channel(values: Any, least: float) -> bool:
+            numbers = isinstance(values, tuple) and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+            return numbers and len(values) == self.channels and min(values) > least
+
+        return [
+            ("network", isinstance(self.network, str), "the name of a network"),
+            ("fields", isinstance(self.fields, Mapping), "the fields of a network"),
+            ("classes", of(str, self.classes) and len(self.classes) > 0, "a list of names"),
+            ("loss", self.loss in LOSSES, " or ".join(LOSSES)),
+            ("channels", self.channels in (1, 3), "1 or 3"),
+            ("decoded_size", whole(self.decoded_size), KEYS["image_size"].rule[0]),
+            ("image_size", whole(self.image_size), KEYS["image_size"].rule[0]),
+            ("decoded_crop_pct", share(self.decoded_crop_pct), "a number above 0 and at most 1"),
+            ("crop_pct", share(self.crop_pct), "a number above 0 and at most 1"),
+            ("mean", per_channel(self.mean, -math.inf), "a number for each channel"),
+            ("std", per_channel(self.std, 0.0), "a number above 0 for each channel"),
+            ("interpolation", self.interpolation == "bicubic", "bicubic"),
+            ("ema", isinstance(self.ema, bool), "true or false"),
+            ("best_metric", self.best_metric in ("accuracy", "top5_accuracy", "loss"), "a validation metric"),
+            ("dataset", isinstance(self.dataset, Mapping), "an object"),
+            ("versions", isinstance(self.versions, Mapping), "an object"),
+        ]
+
+
+def _plain(value: Any) -> Any:
+    """Return the value of a field as JSON holds it: a dtype by its name."""
+    return value if value is None or isinstance(value, bool | int | float | str) else jnp.dtype(value).name
+
+
+def _required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def read_model_spec(directory: pathlib.Path) -> ModelSpec:
+    """Return the spec in a folder's model.json.
+
+    Raises:
+      UserError: it cannot be read, or not be used.
+      FileNotFoundError: there is none.
+    """
+    path = directory / FILE_NAME
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({error})") from error
+    return ModelSpec.from_json(content, str(path))
