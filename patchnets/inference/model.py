@@ -93,8 +93,8 @@ class Model:
 
     def logits(self, images: Any, batch_size: int = BATCH_SIZE) -> Float32[np.ndarray, "images classes"]:
         """Return the logits of each image. Args and errors: as `probabilities`."""
-        found = list(self._batches(images, self._logits_fn, batch_size))
-        return np.concatenate(found) if found else np.zeros((0, len(self.classes)), np.float32)
+        outputs = list(self._batches(images, self._logits_fn, batch_size))
+        return np.concatenate(outputs) if outputs else np.zeros((0, len(self.classes)), np.float32)
 
     def features(self, images: Any, layer: str = "pre_logits", batch_size: int = BATCH_SIZE) -> np.ndarray:
         """Return the activations of a layer for each image.
@@ -107,10 +107,10 @@ class Model:
         Raises:
           UserError: there is no such layer.
         """
-        found = list(self._batches(images, functools.partial(self._features_fn, layer), batch_size))
-        if not found:
+        outputs = list(self._batches(images, functools.partial(self._features_fn, layer), batch_size))
+        if not outputs:
             raise UserError("there are no images to compute features of")
-        return np.concatenate(found)
+        return np.concatenate(outputs)
 
     def _batches(self, images: Any, fn_of_size: Any, batch_size: int) -> Iterator[np.ndarray]:
         """Apply a function to images in padded batches; yield its results, one array a batch."""

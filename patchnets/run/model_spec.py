@@ -102,27 +102,27 @@ class ModelSpec:
         return {"format": FORMAT} | dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, content: Any, where: str) -> "ModelSpec":
-        """Return the spec of a model.json's content, called `where` in errors.
+    def from_json(cls, content: Any, label: str) -> "ModelSpec":
+        """Return the spec of a model.json's content, called `label` in errors.
 
         Raises:
           UserError: it is of another format, misses something, or holds a value that cannot be used.
         """
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
             written = content.get("format") if isinstance(content, Mapping) else None
-            raise UserError(f"{where} is of format {written}; this version of patchnets reads format {FORMAT}")
+            raise UserError(f"{label} is of format {written}; this version of patchnets reads format {FORMAT}")
         values = {name: value for name, value in content.items() if name != "format"}
         known = {field.name: field for field in dataclasses.fields(cls)}
         required = {name for name, field in known.items() if _required(field)}
         if wrong := (set(values) - set(known)) | (required - set(values)):
-            raise UserError(f"{where} does not have the keys of this version of patchnets: {', '.join(sorted(wrong))}")
+            raise UserError(f"{label} does not have the keys of this version of patchnets: {', '.join(sorted(wrong))}")
         for name in ("classes", "mean", "std"):
             if isinstance(values[name], list):
                 values[name] = tuple(values[name])
         spec = cls(**values)
         for name, holds, expected in spec._checks():
             if not holds:
-                raise UserError(f"{where}: {name}={getattr(spec, name)!r} cannot be used; expected {expected}")
+                raise UserError(f"{label}: {name}={getattr(spec, name)!r} cannot be used; expected {expected}")
         return spec
 
     def _checks(self) -> list[tuple[str, bool, str]]:
@@ -131,7 +131,7 @@ class ModelSpec:
         def of(kind: type, values: Any) -> bool:
             return isinstance(values, tuple) and all(isinstance(value, kind) for value in values)
 
-        def whole(value: Any) -> bool:
+        def size_in_pixels(value: Any) -> bool:
             return type(value) is int and KEYS["image_size"].rule[1](value)
 
         def share(value: Any) -> bool:
@@ -147,8 +147,8 @@ class ModelSpec:
             ("classes", of(str, self.classes) and len(self.classes) > 0, "a list of names"),
             ("loss", self.loss in LOSSES, " or ".join(LOSSES)),
             ("channels", self.channels in (1, 3), "1 or 3"),
-            ("decoded_size", whole(self.decoded_size), KEYS["image_size"].rule[0]),
-            ("image_size", whole(self.image_size), KEYS["image_size"].rule[0]),
+            ("decoded_size", size_in_pixels(self.decoded_size), KEYS["image_size"].rule[0]),
+            ("image_size", size_in_pixels(self.image_size), KEYS["image_size"].rule[0]),
             ("decoded_crop_pct", share(self.decoded_crop_pct), "a number above 0 and at most 1"),
             ("crop_pct", share(self.crop_pct), "a number above 0 and at most 1"),
             ("mean", per_channel(self.mean, -math.inf), "a number for each channel"),
