@@ -260,9 +260,9 @@ def test_a_report_without_its_picture_is_one(fake, tmp_path, monkeypatch, capsys
         (["--dataset=digits:x"], "--dataset=digits:x: expected the name of a data set, or folder:PATH"),
         (["--dataset=cifar1000"], "--dataset=cifar1000: config.dataset.name='cifar1000' is no data set"),
         (["--epochs=2", "--minutes=2"], "--minutes: not allowed with argument --epochs"),
-        (["--config.total_steps=2"], "--config.total_steps=2: give --models, --target, --dataset, --epochs or"),
-        (["--config.model.hidden_dim=32"], "--config.model.hidden_dim=32: give --models, --target"),
-        (["--config.dataset.name=cifar10"], "--config.dataset.name=cifar10: give --models, --target, --dataset"),
+        (["--config.total_steps=2"], "--config.total_steps=2: use --models, --target, --dataset, --epochs or"),
+        (["--config.model.hidden_dim=32"], "--config.model.hidden_dim=32: use --models, --target"),
+        (["--config.dataset.name=cifar10"], "--config.dataset.name=cifar10: use --models, --target, --dataset"),
         (
             ["--minutes=9999G"],
             "--minutes: expected a number above 0, such as 20, 300k or 1.5M, and at most 1,000,000, got '9999G'",
