@@ -1,13 +1,13 @@
-# make train    sets up .venv and trains an MLP-Mixer on scikit-learn's digits (nothing to download but packages)
-# make test     sets up .venv and runs the tests, without those that are slow by nature
-# make test-all runs these too
-# make smoke    trains on the digits and runs a short selection of the tests, as CI does on every Python that it finds
-# make newest   does so with the newest releases of all dependencies in place of the locked ones, in an environment beside
-# make oldest   and with the oldest ones that pyproject.toml allows
-# make parity   compares the networks with Keras's and timm's; adds PyTorch and timm to .venv
-# make aot      compiles the training steps for TPUs, none of which is needed; adds libtpu in a folder of its own
-# make cluster  trains on a SLURM cluster of this machine's own, as root where slurm-wlm and munge are installed
-# make lint     style and types
+# make train     set up .venv and train an MLP-Mixer on scikit-learn's digits (downloads only packages)
+# make test      set up .venv and run the quick tests
+# make test-all  run all tests, including slow ones
+# make smoke     train on the digits and run a short selection of the tests, as CI does on every Python
+# make newest    make smoke with the newest releases of all dependencies, in a separate environment
+# make oldest    make smoke with the oldest releases that pyproject.toml allows
+# make parity    compare the networks with Keras's and timm's; adds PyTorch and timm to .venv
+# make aot       compile the training steps for TPUs, without a TPU; adds libtpu in a separate folder
+# make cluster   train on a SLURM cluster set up on this machine, as root with slurm-wlm and munge installed
+# make lint      style and types
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -32,7 +32,7 @@ smoke: train
 	$(PYTEST) -m "not slow" $(SMOKE)
 	$(RUN) -m pytest tests/test_kill.py -k killed_once
 
-# What is used of libraries, models against published counts, a step against NumPy; then a run killed and continued.
+# Library interfaces in use, published parameter counts, a step against NumPy; then a killed and resumed run.
 SMOKE = tests/test_public_api.py tests/models/test_models.py tests/models/test_mlp_mixer.py tests/step/test_train_step.py
 
 newest oldest:
@@ -40,7 +40,7 @@ newest oldest:
 	$(PYTHON) .ci/requirements.py $@ > build/requirements-$@.txt
 	$(MAKE) smoke VENV=$(VENV)-$@ LOCK=build/requirements-$@.txt
 
-# Without their dependencies: timm needs torchvision for nothing that is compared, and PyTorch nothing of CUDA's.
+# --no-deps: the comparisons need neither timm's torchvision nor PyTorch's CUDA packages.
 parity: setup
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-parity.lock
 	PATCHNETS_PARITY=required $(RUN) -m pytest tests/parity
@@ -48,7 +48,7 @@ parity: setup
 cluster: setup
 	$(RUN) -m pytest tests/cluster
 
-# In a folder of its own: beside JAX, libtpu has every program look for a TPU, and say on the terminal that there is none.
+# libtpu gets a separate folder: next to JAX it makes every program search for a TPU and report that there is none.
 aot: setup $(VENV)/aot/.installed
 	PATCHNETS_AOT=required PYTHONPATH=$(abspath $(VENV))/aot $(RUN) -m pytest -n 2 tests/aot
 

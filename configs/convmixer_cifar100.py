@@ -1,12 +1,10 @@
-"""ConvMixer on CIFAR-100, as the Keras example "image classification with ConvMixer" has it on CIFAR-10.
+"""ConvMixer on CIFAR-100. No published result; not run yet.
+
+Network and recipe of the Keras example "image classification with ConvMixer", which uses CIFAR-10. :paper uses those
+of the paper (arXiv 2201.09792) for CIFAR-10: 256/8 with kernels of 9 and patches of 1, 200 epochs.
 
     python -m patchnets.main --config=configs/convmixer_cifar100.py
     python -m patchnets.main --config=configs/convmixer_cifar100.py:paper
-
-The second is the network and the recipe with which the paper trains on CIFAR-10: 256/8 with kernels of 9 and patches of
-1, 200 epochs.
-
-Not run yet.
 """
 
 from patchnets.config import common

@@ -1,12 +1,11 @@
-"""FNet on CIFAR-10, as the Keras example "image classification with modern MLP models" has it on CIFAR-100.
+"""FNet on CIFAR-10. No published result; not run yet.
+
+Network and recipe of the Keras example "image classification with modern MLP models", which uses CIFAR-100. :paper
+trains the paper's network with the same recipe: a hidden layer of four times the width, dropout after the second dense
+layer, LayerNorm after the embeddings.
 
     python -m patchnets.main --config=configs/fnet_cifar10.py
     python -m patchnets.main --config=configs/fnet_cifar10.py:paper
-
-The second trains, by the same recipe, the paper's network: a hidden layer of four times the width, dropout after the
-second dense layer, LayerNorm after the embeddings.
-
-Not run yet.
 """
 
 from patchnets.config import common

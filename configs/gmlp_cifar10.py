@@ -1,12 +1,11 @@
-"""gMLP on CIFAR-10, as the Keras example "image classification with modern MLP models" has it on CIFAR-100.
+"""gMLP on CIFAR-10. No published result; not run yet.
+
+Network and recipe of the Keras example "image classification with modern MLP models", which uses CIFAR-100. :paper
+trains the paper's network with the same recipe: a skip connection around the LayerNorm, d_ffn of six times the width,
+spatial weights initialized near zero.
 
     python -m patchnets.main --config=configs/gmlp_cifar10.py
     python -m patchnets.main --config=configs/gmlp_cifar10.py:paper
-
-The second trains, by the same recipe, the paper's network: a skip connection around the LayerNorm, d_ffn of six times
-the width, spatial weights that start near zero.
-
-Not run yet.
 """
 
 from patchnets.config import common

@@ -1,18 +1,17 @@
-"""MLP-Mixer on CIFAR-10, as the Keras example "image classification with modern MLP models" has it on CIFAR-100.
+"""MLP-Mixer on CIFAR-10: 49.31 / 93.03 % (top-1 / top-5) after 1 epoch of :paper, in 6 min on two CPU cores.
+
+Measured on the test split with seed 0, --config.total_epochs=1 and the images in class folders
+(--config.dataset.name=folder --config.dataset.path=PATH, with train/CLASS/*.png and test/CLASS/*.png). Nothing is
+published for it.
+
+Network and recipe of the Keras example "image classification with modern MLP models", which uses CIFAR-100 (not run).
+:paper trains the paper's network with the same recipe: one LayerNorm per sub-block, a final LayerNorm, a head
+initialized with zeros. :nano is Mixer-nano with the recipe of github.com/omihub777/MLP-Mixer-CIFAR, 300 epochs:
+90.83 % published (not run to the end).
 
     python -m patchnets.main --config=configs/mixer_cifar10.py
     python -m patchnets.main --config=configs/mixer_cifar10.py:paper
     python -m patchnets.main --config=configs/mixer_cifar10.py:nano
-
-The second trains, by the same recipe, the paper's network: one LayerNorm a sub-block, a final LayerNorm, a head that
-starts at zero.
-
-Not run yet as the tutorial. Measured with configs/mixer_cifar10.py:paper, --config.total_epochs=1 and the images in
-class folders (--config.dataset.name=folder --config.dataset.path=PATH, with train/CLASS/*.png and test/CLASS/*.png), on
-two CPU cores, seed 0: 49.31 / 93.03 % of the test split in 3 min.
-
-The third is Mixer-nano with the recipe of github.com/omihub777/MLP-Mixer-CIFAR, 300 epochs, which publishes 90.83 %.
-Not run to its end.
 """
 
 from patchnets.config import common

@@ -1,13 +1,13 @@
 """96.94 % on scikit-learn's handwritten digits with a small MLP-Mixer; 98.61 % with the paper's network.
 
+Test accuracy on two CPU cores, seed 0, in 35 s and 44 s. The first step of a first run ends after 11 s.
+
+1,797 images of 8 x 8 pixels, no download; a fixed, stratified 20 % is the test split. The first command trains the
+network of the Keras example "image classification with modern MLP models" with its recipe, made smaller and without
+flips. :paper trains the paper's network with a recipe for these images.
+
     python -m patchnets.main --config=configs/mixer_digits.py
     python -m patchnets.main --config=configs/mixer_digits.py:paper
-
-Test accuracy on two CPU cores, seed 0, in 35 s and 44 s. The first step of a first run comes after 11 s of the 35.
-
-1,797 images of 8 x 8 pixels, without a download; a fixed, stratified fifth is the test split. The first command trains
-the network of the Keras example "image classification with modern MLP models" with its recipe, made small and without
-flips; the second the paper's network, with a recipe for these images.
 """
 
 from patchnets.config import common

@@ -1,16 +1,16 @@
-"""How accurate a network gets within so many seconds, from the start of the program to its end.
+"""Measure the accuracy that a network reaches within a wall-time limit.
 
     python -m experiments.time_to_accuracy --config=configs/convmixer_cifar10.py:sprint-{epochs} --seconds=60,120,300
     --out=DIR
     python -m experiments.time_to_accuracy --config=configs/mixer_digits.py --seconds=20
 
-Every run is `python -m patchnets.main`, timed from outside: imports, images, compilation, training, the last validation
-where there is a validation split, the test split and the summary are all within the limit. A pilot that finds nothing
-compiled comes first; of it and, with --compile=before, of another that finds everything, the number of steps is
-worked out so that the run, its schedule complete, takes 95 % of the limit. Later limits go by the run before.
+Every run is a process `python -m patchnets.main`, timed from outside, with imports, images, compilation, training, the
+last validation (if there is a validation split), test and summary. A pilot with an empty compilation cache comes first,
+and with --compile=before a second one with a warm cache. Their speed determines the number of steps with which a run
+completes its schedule in 95 % of the limit. Later limits use the speed of the run before.
 
-The test split chooses nothing here. Exit status: 0; 1 where a run failed or took longer than its limit, which the table
-says; 2 for a command that is not understood or a configuration that cannot be carried out.
+The test split selects nothing. Exit status: 0; 1 if a run failed or exceeded its limit (see the table); 2 for an
+invalid command line or configuration.
 """
 
 import argparse
@@ -33,14 +33,14 @@ from patchnets.runtime.cli import ArgumentParser, out_folder, positive_float, po
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROGRAM = (sys.executable, "-m", "patchnets.main")
-SHARE = 0.95  # of the limit that is planned for
+SHARE = 0.95  # of the limit, the planned length of a run
 LEAST_PILOT = 10
-STARTED_TRAINING = "first step after"  # what the program prints then
+STARTED_TRAINING = "first step after"  # printed by patchnets.main after the first step
 POLL = 0.05
 LENGTH = ("total_steps", "total_epochs", "eval_every_steps", "eval_every_epochs")
-# Nothing but training, one validation and the test.
+# Only training, one validation and the test.
 LEAN = {"tensorboard": "False", "plots": "False", "log_every_steps": "None", "checkpoint.save_interval_steps": "None"}
-# Pilots are too short for warm-ups and the like.
+# Pilots are too short for a warm-up, cooldown or steps of the learning rate.
 FLAT = {"schedule.name": "constant"} | {
     f"schedule.{part}_{unit}": "None" for part in ("warmup", "cooldown", "step_every") for unit in ("steps", "epochs")
 }
@@ -56,11 +56,11 @@ class Options:
     out: pathlib.Path | None = None
 
     def named(self, epochs: int) -> str:
-        """The configuration for a run of about so many epochs."""
+        """Return the configuration for a run of about `epochs` epochs."""
         return self.config.replace("{epochs}", str(epochs))
 
     def command(self, steps: int, epochs: int, workdir: pathlib.Path, keys: Mapping[str, str] = LEAN) -> list[str]:
-        """The arguments of the program for a run of so many steps, validated at its end alone."""
+        """Return the arguments of patchnets.main for a run of `steps` steps with one validation at its end."""
         keys = dict(keys) | {"total_steps": str(steps), "eval_every_steps": str(steps)}
         own = [f"--config.{name}={value}" for name, value in keys.items()]
         return [f"--config={self.named(epochs)}", f"--workdir={workdir}", *self.handed_on, *own]
@@ -68,13 +68,13 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """What a run showed.
+    """Measured speed of a run.
 
     Attributes:
-      overhead: seconds of it beside its steps.
-      step: seconds of a step.
-      per_epoch: steps of an epoch.
-      first_step: seconds until the first step was done.
+      overhead: seconds of the run outside its steps.
+      step: seconds per step.
+      per_epoch: steps per epoch.
+      first_step: seconds until the end of the first step.
     """
 
     overhead: float
@@ -84,20 +84,21 @@ class Speed:
 
     @classmethod
     def of(cls, seconds: float, summary: Mapping[str, Any], batch_size: int) -> "Speed":
-        """From the time a run took as a whole, and its summary."""
+        """Compute the speed from the wall time of a run and its summary."""
         step = batch_size / summary["images_per_second"]
         overhead = max(0.0, seconds - summary["steps"] * step)
         return cls(overhead, step, summary["steps"] / summary["epochs"], summary["first_step_seconds"])
 
     def steps_within(self, limit: float) -> int:
-        """How many steps a run can have that is to take 95 % of the limit; 0 where there is no time for any."""
+        """Return the number of steps of a run that takes 95 % of `limit`; 0 if there is no time for any."""
         return max(0, int((SHARE * limit - self.overhead) / self.step))
 
 
 def data_options(path: str) -> list[str]:
-    """`path` as the program takes it: class folders where it holds train/, else a place of TFDS data sets.
+    """Return the options of patchnets.main for `path`: class folders if it contains train/, else a TFDS data_dir.
 
-    Raises UserError where it is no folder.
+    Raises:
+      UserError: `path` is not a folder.
     """
     directory = pathlib.Path(path).expanduser()
     if not directory.is_dir():
@@ -108,7 +109,7 @@ def data_options(path: str) -> list[str]:
 
 
 def limits_type(value: str) -> tuple[float, ...]:
-    """The type of --seconds: numbers of at least 1, the smallest first."""
+    """Parse --seconds: numbers of at least 1, sorted."""
     limits = tuple(sorted(map(positive_float, value.split(","))))
     if limits[0] < 1:
         raise argparse.ArgumentTypeError(f"expected seconds of at least 1, got {limits[0]:g}")
@@ -116,7 +117,7 @@ def limits_type(value: str) -> tuple[float, ...]:
 
 
 def pilot_type(value: str) -> int:
-    """The type of --pilot."""
+    """Parse --pilot."""
     steps = positive_int(value)
     if steps < LEAST_PILOT:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least {LEAST_PILOT}, got {value!r}")
@@ -124,44 +125,44 @@ def pilot_type(value: str) -> int:
 
 
 def parse_args(arguments: Sequence[str]) -> Options:
-    """What a command line asks for. Raises UserError for what is wrong with it."""
+    """Parse the command line; raise UserError if it is invalid."""
     parser = ArgumentParser("python -m experiments.time_to_accuracy", description=__doc__)
     parser.add_argument(
         "--config",
         required=True,
-        help="a configuration; {epochs} in it becomes the whole epochs that fit, for recipes that hang on their length",
+        help="a configuration; {epochs} in it becomes the number of epochs that fit, for recipes that depend on it",
     )
     parser.add_argument(
         "--seconds",
         required=True,
         type=limits_type,
         metavar="N,N...",
-        help="wall-time limits, such as 60,120,300; each is a run of its own, from scratch",
+        help="wall-time limits, such as 60,120,300; one run from scratch for each",
     )
     parser.add_argument(
         "--data",
         type=data_options,
         default=(),
-        help="where the images lie: a folder of train/CLASS/* and test/CLASS/*, or else a TFDS data_dir",
+        help="the images: a folder of train/CLASS/* and test/CLASS/*, or a TFDS data_dir",
     )
     parser.add_argument(
         "--compile",
         choices=("before", "within"),
         default="before",
-        help="before (default): each limited run finds its programs compiled, by a run of the same configuration that "
-        "is ended after its first step; within: it finds nothing compiled",
+        help="before (default): programs are compiled by a run of the same configuration that is stopped after its "
+        "first step; within: compilation counts",
     )
     parser.add_argument(
         "--pilot",
         type=pilot_type,
         default=100,
-        help="steps of the runs that measure how long a step takes (default: 100)",
+        help="steps of the runs that measure the time of a step (default: 100)",
     )
     parser.add_argument(
         "--out",
         type=out_folder,
         metavar="DIR",
-        help="a folder for sprint.jsonl and sprint.md; nothing is kept without",
+        help="folder for sprint.jsonl and sprint.md; without it nothing is kept",
     )
     values, overrides = parser.parse_with_overrides(arguments)
     if lengths := [a for a in overrides if a.removeprefix("--config.").partition("=")[0] in LENGTH]:
@@ -172,14 +173,14 @@ def parse_args(arguments: Sequence[str]) -> Options:
 
 
 class Runs:
-    """Starts the runs of one sprint, each in its own process."""
+    """Starts the runs of one command, each in its own process."""
 
     def __init__(self, options: Options, directory: pathlib.Path, batch_size: int):
         self.options, self.directory, self.batch_size = options, directory, batch_size
         self._count = 0
 
     def environment(self, cache: str) -> dict[str, str]:
-        """Compiled programs are kept in a folder of this sprint, and those that the program would keep anyway."""
+        """Return the environment of a run, with a compilation cache below `directory`."""
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         return dict(os.environ) | {
             "PYTHONPATH": os.pathsep.join(paths),
@@ -190,16 +191,14 @@ class Runs:
     def run(
         self, steps: int, epochs: int, cache: str, patience: float, pilot: bool = False, end_early: bool = False
     ) -> tuple[float, dict[str, Any]]:
-        """A run of so many steps that keeps and finds compiled programs in the folder `cache`.
-
-        With `end_early` it is ended after its first step, and has no summary.
+        """Run `steps` steps with the compilation cache `cache`; with `end_early`, stop after the first step.
 
         Returns:
-          Its seconds from start to end, and its summary.
+          (wall seconds, summary); the summary is empty with `end_early`.
 
         Raises:
-          UserError: it cannot be carried out as configured.
-          RunError: it failed, or took longer than `patience` seconds.
+          UserError: the configuration is invalid.
+          RunError: the run failed, or took longer than `patience` seconds.
         """
         self._count += 1
         workdir, log = self.directory / f"run-{self._count}", self.directory / f"run-{self._count}.log"
@@ -217,16 +216,16 @@ class Runs:
                     process.send_signal(signal.SIGTERM)
                 status = process.wait(timeout=max(POLL, began + patience - time.monotonic()))
             except subprocess.TimeoutExpired:
-                raise RunError(f"a run of {steps:,} steps was given up after {patience:.0f} s") from None
+                raise RunError(f"a run of {steps:,} steps was stopped after {patience:.0f} s") from None
             finally:
-                process.kill()  # where it was given up; one that has ended does not mind
+                process.kill()  # after a timeout; no effect if the process has ended
                 process.wait()
             seconds = time.monotonic() - began
         if end_early and status in (0, 128 + signal.SIGTERM, -signal.SIGTERM):
             return seconds, {}
         if status:
             lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-            errors = [line for line in lines if line.startswith("patchnets: ")] or lines or ["nothing was said"]
+            errors = [line for line in lines if line.startswith("patchnets: ")] or lines or ["no output"]
             kind = UserError if status == UserError.status else RunError
             raise kind(f"a run of {steps:,} steps ended with status {status}: {errors[-1].strip()[:300]}")
         return seconds, json.loads((workdir / "summary.json").read_text())
@@ -235,13 +234,13 @@ class Runs:
 def described(
     options: Options, limit: float, seconds: float, epochs: int, cold: Speed, summary: Mapping[str, Any]
 ) -> Row:
-    """The figures of a limited run, without folders of this machine."""
-    named = "test_accuracy", "test_top5_accuracy", "test_loss", "steps", "epochs", "images_per_second"
+    """Return the results of a run within a limit, without paths of this machine."""
+    names = "test_accuracy", "test_top5_accuracy", "test_loss", "steps", "epochs", "images_per_second"
     return {
         "limit": limit,
         "seconds": round(seconds, 2),
         "over": seconds > limit,
-        **{name: summary.get(name) for name in named},
+        **{name: summary.get(name) for name in names},
         "first_step_seconds": summary["first_step_seconds"],
         "cold_first_step_seconds": cold.first_step,
         "compiled": "before" if options.compiled_before else "within",
@@ -253,14 +252,14 @@ def described(
 
 
 def sprint(options: Options, runs: Runs, say: Callable[[str], None]) -> list[Row]:
-    """All that is asked for, written into the folder for results after every limit.
+    """Run the pilots and all limits; write the results after every limit.
 
     Raises:
-      UserError: the configuration cannot be carried out.
+      UserError: the configuration is invalid.
       RunError: a pilot failed.
     """
     patience = 2 * max(options.limits) + 600
-    longest = 1000  # epochs, for whose recipe a step costs most
+    longest = 1000  # epochs: the recipe with the most expensive step
     seconds, summary = runs.run(options.pilot, longest, "compiled", patience, pilot=True)
     cold = pace = Speed.of(seconds, summary, runs.batch_size)
     say(
@@ -295,7 +294,7 @@ def sprint(options: Options, runs: Runs, say: Callable[[str], None]) -> list[Row
 
 
 def execute(arguments: list[str]) -> int:
-    """Pilots, the runs of all limits and the table; returns the exit status."""
+    """Run pilots and limits, print the table, and return the exit status."""
     options = parse_args(arguments)
     config, _ = flags.parse_flags(["sprint", *options.command(options.pilot, 1000, pathlib.Path("."))])
     try:
@@ -303,14 +302,14 @@ def execute(arguments: list[str]) -> int:
             runs = Runs(options, pathlib.Path(directory), config.batch_size)
             rows = sprint(options, runs, lambda text: print(text, flush=True))
     except KeyboardInterrupt:
-        print("patchnets: interrupted; limits that were finished are written", file=sys.stderr)
+        print("patchnets: interrupted; finished limits are written", file=sys.stderr)
         return 130
     print(f"\n{markdown(rows)}" + (f"\nwritten to {options.out}/: sprint.jsonl, sprint.md" if options.out else ""))
     return int(any("failure" in row or row["over"] for row in rows))
 
 
 def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
+    """Run a command line and return the exit status."""
     return run_cli(argv, execute)
 
 

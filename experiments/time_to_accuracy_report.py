@@ -1,4 +1,4 @@
-"""The results of a sprint, as a table and as JSON lines."""
+"""Results of experiments.time_to_accuracy as a Markdown table and as JSON lines."""
 
 import json
 import pathlib
@@ -8,20 +8,20 @@ from typing import Any
 from experiments.benchmark import machine
 
 REMARK = (
-    "Seconds are from the start of a process to its end: imports, images, test and summary included. Compiling: how "
-    "much later the first step of the first pilot came, which found nothing compiled, nor perhaps any images decoded."
+    "Seconds are wall time of the process, including imports, images, test and summary. Compiling: how much later the "
+    "first step of the first pilot ended, with an empty compilation cache and perhaps no decoded images."
 )
 Row = dict[str, Any]
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The results as a table, with what they were measured on."""
-    heads = ("limit s", "took s", "epochs", "images/s", "first step s", "compiling s", "test top-1")
-    lines = ["|" + "|".join(heads) + "|", "|" + "-|" * len(heads)]
+    """Format the results as a table, with machine and versions."""
+    headings = ("limit s", "took s", "epochs", "images/s", "first step s", "compiling s", "test top-1")
+    lines = ["|" + "|".join(headings) + "|", "|" + "-|" * len(headings)]
     done = [row for row in rows if "failure" not in row]
     for row in rows:
         if "failure" in row:
-            lines.append(f"|{row['limit']:g}|{row['failure'].replace('|', '/')}|" + "|" * (len(heads) - 2))
+            lines.append(f"|{row['limit']:g}|{row['failure'].replace('|', '/')}|" + "|" * (len(headings) - 2))
             continue
         taken = f"{row['seconds']:.1f}" + (", over the limit" if row["over"] else "")
         test = "no test split" if row["test_accuracy"] is None else f"{row['test_accuracy']:.2%}"
@@ -37,7 +37,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def write(rows: Sequence[Row], out: pathlib.Path) -> None:
-    """sprint.jsonl and sprint.md; so early, so that a sprint that is cut leaves what it has."""
+    """Write sprint.jsonl and sprint.md; called after every limit, so that an interrupted program leaves its results."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "sprint.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (out / "sprint.md").write_text(markdown(rows))

@@ -86,7 +86,7 @@ def one_line(capsys, monkeypatch, tmp_path):
         ([DIGITS, "--config.optimizer.learning_rate=1e300"], ["config.optimizer.learning_rate=1e+300"]),
         ([DIGITS, "--config.image_size=100000000"], ["config.image_size=100000000", "16384"]),
         ([DIGITS, "--config.model.hidden_dim=2000000000"], ["hidden_dim=2000000000", "1,048,576"]),
-        ([DIGITS, "--config.schedule.name=step"], ["how often", "step_every_epochs"]),
+        ([DIGITS, "--config.schedule.name=step"], ["needs an interval", "step_every_epochs"]),
         ([DIGITS, "--wrokdir=x"], ["wrokdir"]),
         ([DIGITS, "extra"], ["extra"]),
     ],

@@ -1,1 +1,1 @@
-"""patchnets beside what one would use in its place, on the same work, in turns, in one run: see __main__.py."""
+"""Compare the speed of patchnets with Keras and timm: python -m experiments.benchmark."""

@@ -1,13 +1,12 @@
-"""patchnets beside what one would use in its place, on the same work, in turns, in one run.
+"""Compare the speed of patchnets with Keras and timm on the same work, in turns, in one run.
 
     python -m experiments.benchmark --model=mixer,fnet --against=keras-jax,keras-tensorflow,timm [--work=train] ...
     python -m experiments.benchmark --suite=cpu --out=DIR
     python -m experiments.benchmark --suite=gpu --out=DIR
 
-Each runs in a process of its own, and sleeps while another has its turn. images/s is the median over turns; the first
-step is counted from the start of the process, with nothing compiled before; memory is the most held by the process, or
-on a GPU the most taken there. Exit status: 0; 1 where somebody could not be measured, which costs a line; 2 for a
-command that is not understood.
+Each program runs in its own process and sleeps during the others' turns. images/s is the median over turns; the time to
+the first step counts from the start of the process, with nothing compiled before; memory is the peak of the process, or
+of the GPU. Exit status: 0; 1 if a program could not be measured, which prints one line; 2 for an invalid command line.
 """
 
 import argparse
@@ -35,13 +34,13 @@ class Options:
     suite: bool
 
     def settings_for(self, row: Row) -> Settings:
-        """Tutorials keep their own batch in a suite."""
+        """Return the settings of a comparison: in a suite, tutorials keep their own batch."""
         own = self.suite and row.model not in PAPERS
         return dataclasses.replace(self.settings, batch=None) if own else self.settings
 
 
 def interpreter(value: str) -> tuple[str, str]:
-    """The type of --python-of: NAME=FILE."""
+    """Parse --python-of: NAME=FILE."""
     competitor, _, file = value.partition("=")
     if competitor not in (*workloads.COMPETITORS, "keras") or not pathlib.Path(file).is_file():
         expected = "expected NAME=FILE, of a competitor and its Python interpreter"
@@ -50,13 +49,13 @@ def interpreter(value: str) -> tuple[str, str]:
 
 
 def parse_args(arguments: list[str], gpu: str) -> Options:
-    """What a command line asks for, on a machine with this GPU or none. Raises UserError for what is wrong with it."""
+    """Parse the command line, on a machine with this GPU ("" for none); raise UserError if it is invalid."""
     parser = ArgumentParser("python -m experiments.benchmark", description=__doc__, argument_default=argparse.SUPPRESS)
     parser.add_argument(
         "--model",
         help="tutorials: mixer fnet gmlp vit convmixer, from uint8 images to updated weights, each with its own size, "
-        "batch and augmentation; papers' networks on ready batches: mixer-S/16 mixer-B/16 vit-S/16 vit-B/16 gmlp-S/16 "
-        "convmixer-512/16 convmixer-768/32 convmixer-1536/20; digits, to try this program",
+        "batch and augmentation; papers' networks on prepared batches: mixer-S/16 mixer-B/16 vit-S/16 vit-B/16 "
+        "gmlp-S/16 convmixer-512/16 convmixer-768/32 convmixer-1536/20; digits, a small test of this program",
     )
     parser.add_argument(
         "--against",
@@ -69,45 +68,43 @@ def parse_args(arguments: list[str], gpu: str) -> Options:
     parser.add_argument(
         "--suite",
         choices=("cpu", "gpu"),
-        help="all that is worth comparing there, in place of --model, --against and --work",
+        help="all comparisons for this kind of machine, instead of --model, --against and --work",
     )
     parser.add_argument(
-        "--rounds", type=positive_int, help="turns of each that count, after one that warms up (default: 7)"
+        "--rounds", type=positive_int, help="turns of each program, after one warm-up turn (default: 7)"
     )
-    parser.add_argument(
-        "--seconds", type=positive_float, help="length of a turn, which is one step at least (default: 5)"
-    )
+    parser.add_argument("--seconds", type=positive_float, help="length of a turn, at least one step (default: 5)")
     parser.add_argument(
         "--batch",
         type=positive_int,
-        help="images a step (default: the tutorial's; for papers' networks 8, on a GPU 256); with --suite, of papers'",
+        help="images per step (default: the tutorial's; papers' networks 8, 256 on a GPU); with --suite, papers' only",
     )
     parser.add_argument(
-        "--images", type=positive_int, help="how many a tutorial holds in memory, about (default: 10000)"
+        "--images", type=positive_int, help="approximate number that a tutorial holds in memory (default: 10000)"
     )
-    parser.add_argument("--dtype", choices=workloads.DTYPES, help="default: float32; bfloat16 in the suite gpu")
+    parser.add_argument("--dtype", choices=workloads.DTYPES, help="default: float32; bfloat16 for --suite=gpu")
     parser.add_argument(
         "--python-of",
         type=interpreter,
         action="append",
         metavar="NAME=FILE",
-        help="the interpreter of a competitor, keras or timm, where it is not this one; may be given twice",
+        help="the interpreter of a competitor, keras or timm, if it is not this one; may be repeated",
     )
     parser.add_argument(
         "--peak-tflops",
         type=positive_float,
-        help="what the data sheet says of the GPU in bfloat16, for MFU (default: by its name, where that is known)",
+        help="peak of the GPU in bfloat16 by its data sheet, for MFU (default: by its name, if known)",
     )
     parser.add_argument(
         "--patience",
         type=positive_float,
-        help="seconds to wait for an answer before a competitor is given up (default: 1200)",
+        help="seconds to wait for an answer of a competitor (default: 1200)",
     )
     parser.add_argument(
         "--out",
         type=out_folder,
         metavar="DIR",
-        help="a folder for benchmark.json, benchmark.md and benchmark.png; nothing is written without",
+        help="folder for benchmark.json, benchmark.md and benchmark.png; without it nothing is written",
     )
     values = vars(parser.parse_args(arguments))
     settings = Settings(
@@ -121,10 +118,10 @@ def parse_args(arguments: list[str], gpu: str) -> Options:
 
 
 def rows_of(values: dict[str, Any]) -> list[Row]:
-    """The comparisons that are asked for. Raises UserError where that is not said, or said twice."""
+    """Return the selected comparisons; raise UserError if none or too much is selected."""
     if "suite" in values:
         if also := [name for name in ("model", "against", "work") if name in values]:
-            raise UserError(f"--suite and --{also[0]} are both given; a suite names its own")
+            raise UserError(f"--suite and --{also[0]} are both given; a suite sets it")
         return workloads.suite(values["suite"])
     if "model" not in values:
         raise UserError("neither --model nor --suite is given; for example --model=mixer --against=timm")
@@ -133,14 +130,14 @@ def rows_of(values: dict[str, Any]) -> list[Row]:
 
 
 def write(results: dict[str, Any], out: pathlib.Path) -> None:
-    """Into the folder, after every comparison, so that a run that is cut leaves what it has."""
+    """Write the results; called after every comparison, so that an interrupted run leaves its results."""
     out.mkdir(parents=True, exist_ok=True)
     (out / "benchmark.json").write_text(json.dumps(results, indent=1) + "\n")
     (out / "benchmark.md").write_text(report.markdown(results))
 
 
 def measure_all(options: Options, command: str, logs: pathlib.Path) -> int:
-    """All comparisons, one after the other; returns the exit status."""
+    """Run all comparisons in sequence; return the exit status."""
     results: dict[str, Any] = {"command": command, "machine": machine.described(), "results": []}
     print(", ".join(f"{name} {value}" for name, value in results["machine"].items()), flush=True)
 
@@ -161,31 +158,31 @@ def measure_all(options: Options, command: str, logs: pathlib.Path) -> int:
             report.draw(results["results"], options.out / "benchmark.png")
             drawn += ", benchmark.png"
         except ModuleNotFoundError:
-            print("\nthere is no picture, for matplotlib is not installed", file=sys.stderr)
+            print("\nno benchmark.png: matplotlib is not installed", file=sys.stderr)
         print(f"\nwritten to {options.out}/: {drawn}")
     return int(any(result["failures"] for result in results["results"]))
 
 
 def without_folder(argument: str) -> str:
-    """An argument as it may be published: of a file or folder of this machine, the name alone."""
+    """Return an argument for publication: only the name of a file or folder of this machine."""
     named = argument.startswith(("--python-of=", "--out=")) and "/" in argument
     return argument[: argument.rindex("=") + 1] + pathlib.Path(argument).name if named else argument
 
 
 def execute(arguments: list[str]) -> int:
-    """All that is asked for; returns the exit status."""
+    """Run a command line; return the exit status."""
     options = parse_args(arguments, machine.gpu_name())
     command = shlex.join(["python", "-m", "experiments.benchmark", *map(without_folder, join_values(arguments))])
     try:
         with tempfile.TemporaryDirectory() as logs:
             return measure_all(options, command, pathlib.Path(logs))
     except KeyboardInterrupt:
-        print("patchnets: interrupted; comparisons that were finished are written", file=sys.stderr)
+        print("patchnets: interrupted; finished comparisons are written", file=sys.stderr)
         return 130
 
 
 def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
+    """Run a command line and return the exit status."""
     return run_cli(argv, execute)
 
 

@@ -1,4 +1,4 @@
-"""A Keras example as a process that is measured: `fit` or `evaluate`, from memory, or preprocessing alone."""
+"""Measure a Keras example: `fit` or `evaluate` from memory, or preprocessing alone. Runs in a worker process."""
 
 import contextlib
 import time
@@ -11,20 +11,20 @@ from experiments.benchmark import keras_tutorials
 from experiments.benchmark.ipc import Exchange, Message, peak_memory_mib
 from experiments.benchmark.workloads import WORKLOADS, examples
 
-PREPARED = 8  # batches that a pipeline may hold ready, which a turn does not begin with
+PREPARED = 8  # batches that a pipeline may have prefetched; discarded before each turn
 
 
 class Finished(Exception):
-    """Nobody asks for more: `evaluate` knows no other way to stop."""
+    """Raised after the last turn: `evaluate` cannot be stopped otherwise."""
 
 
 class Turns(keras.callbacks.Callback):
-    """Lets `fit` and `evaluate` go on only while it is their turn; what lies between epochs is not counted."""
+    """Callback that pauses `fit` and `evaluate` between turns; time between epochs is not counted."""
 
     def __init__(self, exchange: Exchange, spec: Message):
         super().__init__()
         self.exchange, self.spec = exchange, spec
-        self.steps: int | None = None  # of this turn; None before the first step was told
+        self.steps: int | None = None  # of this turn; None until the first step has been reported
         self.until = self.spent = self.began = 0.0
         self.ended = self.cold = False
 
@@ -91,7 +91,7 @@ def versions() -> dict[str, str]:
 
 
 def batches(name: str, images: np.ndarray, labels: np.ndarray, batch: int, augmented: bool) -> Any:
-    """A tf.data pipeline as the ConvMixer example has it."""
+    """Return a tf.data pipeline like that of the ConvMixer example."""
     import tensorflow as tf
 
     data = tf.data.Dataset.from_tensor_slices((images, labels))
@@ -111,7 +111,7 @@ def batches(name: str, images: np.ndarray, labels: np.ndarray, batch: int, augme
 
 
 def prepare(name: str, images: np.ndarray, labels: np.ndarray, spec: Message, exchange: Exchange) -> None:
-    """The preprocessing layers in tf.data, by themselves."""
+    """Measure only the preprocessing layers, in tf.data."""
     source = iter(batches(name, images, labels, spec["batch"], augmented=True).repeat())
     next(source)
     exchange.tell(ready=time.time() - spec["spawned"], versions=versions())
@@ -131,7 +131,7 @@ def prepare(name: str, images: np.ndarray, labels: np.ndarray, spec: Message, ex
 
 
 def run(spec: Message, exchange: Exchange) -> Message:
-    """Builds, takes the first step, serves turns; returns what is said at the end."""
+    """Build, run the first step, and serve turns; return the last message."""
     name, batch, task = spec["model"], spec["batch"], spec["work"]
     workload = WORKLOADS[name]
     if spec["dtype"] == "bfloat16":
@@ -160,7 +160,7 @@ def run(spec: Message, exchange: Exchange) -> Message:
 
 
 def device_mib() -> float:
-    """The most memory taken on a device that has its own; 0 for the host."""
+    """Return the peak memory of the accelerator in MiB; 0 without one."""
     if keras.backend.backend() == "jax":
         import jax
 

@@ -1,6 +1,6 @@
-"""patchnets as a process that is measured: the compiled steps of its own training program, from its own configurations.
+"""Measure patchnets: the compiled steps of its training program, from its own configurations. Runs in a worker process.
 
-Only where images come from differs: random ones, in place of a data set on disk.
+Only the images differ: random ones instead of a data set on disk.
 """
 
 import dataclasses
@@ -31,11 +31,11 @@ from patchnets.run.step_timer import StepTimer
 from patchnets.step.metrics import EvalMetrics
 from patchnets.step.multi_step import compile_eval_steps, compile_train_steps
 
-Work = Callable[[float], int]  # for about so many seconds -> steps
+Work = Callable[[float], int]  # approximate seconds to run -> steps run
 
 
 def configured(workload: Workload, batch: int, dtype: str, devices: int) -> ml_collections.ConfigDict:
-    """The tutorial's configuration, or the paper's network with AdamW and nothing else."""
+    """Return the tutorial's configuration, or the paper's network with AdamW only."""
     if workload.config:
         config = importlib.import_module(f"configs.{workload.config}").get_config()
     else:
@@ -51,7 +51,7 @@ def configured(workload: Workload, batch: int, dtype: str, devices: int) -> ml_c
 
 
 def arrays(workload: Workload, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random images, uint8 for a tutorial and normalized floats for a paper's network, and labels."""
+    """Return random images (uint8 for a tutorial, normalized floats for a paper's network) and labels."""
     generator = np.random.default_rng(0)
     labels = generator.integers(0, workload.classes, count).astype(np.int32)
     if workload.config:
@@ -62,7 +62,7 @@ def arrays(workload: Workload, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ready(images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-    """What is done to images that need no preparation."""
+    """Return prepared images unchanged."""
     del key
     return images
 
@@ -70,11 +70,11 @@ def ready(images: jax.Array, key: jax.Array | None = None) -> jax.Array:
 def planned(
     config: ml_collections.ConfigDict, workload: Workload, images: np.ndarray, labels: np.ndarray
 ) -> Experiment:
-    """The plan of a run with this configuration, of images that are at hand."""
+    """Build the experiment of a configuration on images in memory."""
     mesh = mesh_lib.make_mesh(config.mesh.data, config.mesh.fsdp, batch_sizes=(config.batch_size,))
-    fed = dict(batch_size=config.batch_size, mesh=mesh)
-    train = OnDeviceLoader(images, labels, shuffle_seed=config.seed if workload.config else None, **fed)
-    test = OnDeviceLoader(images, labels, **fed)
+    common_options = dict(batch_size=config.batch_size, mesh=mesh)
+    train = OnDeviceLoader(images, labels, shuffle_seed=config.seed if workload.config else None, **common_options)
+    test = OnDeviceLoader(images, labels, **common_options)
     mean, std = normalization(config.normalize, images) if workload.config else ((0.0,), (1.0,))
     preprocess = Preprocess(config.image_size, mean, std, Augment(**config.augment.to_dict()), config.crop_pct)
     data = Dataset(
@@ -99,7 +99,7 @@ def planned(
 
 
 def paced(dispatch: Callable[[int, Any, int], Any], loader: Loader) -> Work:
-    """Steps through a feed, by dispatches of (first step, operands, count), as the trainer paces them."""
+    """Step through a loader with `dispatch(first step, inputs, count)`, with the step timer of training."""
     timer, at = StepTimer(), 0
 
     def run_for(seconds: float) -> int:
@@ -118,7 +118,7 @@ def paced(dispatch: Callable[[int, Any, int], Any], loader: Loader) -> Work:
 
 
 def training(experiment: Experiment) -> Work:
-    """From stored images to updated weights."""
+    """Return work from stored images to updated weights."""
     state = experiment.init_state()
     train_steps = compile_train_steps(experiment.task, experiment.data.train.batch, experiment.mesh)
 
@@ -131,7 +131,7 @@ def training(experiment: Experiment) -> Work:
 
 
 def evaluation(experiment: Experiment) -> Work:
-    """From stored images to metrics."""
+    """Return work from stored images to metrics."""
     state, loader = experiment.init_state(), experiment.data.test
     assert loader is not None
     eval_steps = compile_eval_steps(experiment.task, loader.batch, experiment.mesh)
@@ -144,7 +144,7 @@ def evaluation(experiment: Experiment) -> Work:
 
 
 def preparation(experiment: Experiment) -> Work:
-    """From stored images to augmented ones, which are summed up, so that they have to be made."""
+    """Return work from stored to augmented images; their sum keeps XLA from removing the computation."""
     loader, task = experiment.data.train, experiment.task
 
     @jax.jit
@@ -162,21 +162,21 @@ WORK = {"train": training, "devices": training, "eval": evaluation, "input": pre
 
 
 def peak_mib() -> float:
-    """The most memory taken: of the device where it has its own and tells, else of the process."""
-    held = jax.local_devices()[0].memory_stats() or {}
-    return held["peak_bytes_in_use"] / 2**20 if "peak_bytes_in_use" in held else peak_memory_mib()
+    """Return the peak memory in MiB: of the device if it reports it, else of the process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats["peak_bytes_in_use"] / 2**20 if "peak_bytes_in_use" in stats else peak_memory_mib()
 
 
 def run(spec: Message, exchange: Exchange) -> Message:
-    """Builds, takes the first step, serves turns; returns what is said at the end."""
+    """Build, run the first step, and serve turns; return the last message."""
     workload = WORKLOADS[spec["model"]]
     batch = spec["batch"]
     config = configured(workload, batch, spec["dtype"], spec.get("devices", -1))
     use_cpu_cores(config)
     if "devices" not in spec and jax.default_backend() != "cpu":
-        config.mesh.data = 1  # as many as the others take
-    held = examples(spec["images"], batch) if workload.config else 2 * batch
-    experiment = planned(config, workload, *arrays(workload, held))
+        config.mesh.data = 1  # like the competitors
+    count = examples(spec["images"], batch) if workload.config else 2 * batch
+    experiment = planned(config, workload, *arrays(workload, count))
     run_for = WORK[spec["work"]](experiment)
     run_for(0)
     first_step_seconds = time.time() - spec["spawned"]

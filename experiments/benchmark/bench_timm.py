@@ -1,7 +1,7 @@
-"""timm as a process that is measured: its network, AdamW, and batches that are ready in memory.
+"""Measure timm: its network, AdamW, and prepared batches in memory. Runs in a worker process.
 
-timm: eager, PyTorch's usual memory format; timm-channels-last: the other one; timm-compiled: torch.compile, with
-channels last for ConvMixer, where that is the faster one. bfloat16 is by autocast.
+timm: eager, contiguous memory format; timm-channels-last: channels_last; timm-compiled: torch.compile, with
+channels_last for ConvMixer, where it is faster. bfloat16 uses autocast.
 """
 
 import contextlib
@@ -17,11 +17,11 @@ from experiments.benchmark.ipc import Exchange, Message, peak_memory_mib
 from experiments.benchmark.timm_networks import build, timm
 from experiments.benchmark.workloads import TUTORIALS, WORKLOADS, Workload
 
-READY = 4  # different batches
+READY = 4  # number of different batches
 
 
 def forward_flops(model: str) -> int:
-    """Of one image, as PyTorch counts them without computing: two for each multiply-accumulate."""
+    """Return the FLOPs per image counted by PyTorch on the meta device: two per multiply-accumulate."""
     from torch.utils.flop_counter import FlopCounterMode
 
     workload, counter = WORKLOADS[model], FlopCounterMode(display=False)
@@ -31,7 +31,7 @@ def forward_flops(model: str) -> int:
 
 
 def batches(workload: Workload, spec: Message, device: str, memory_format: dict[str, Any]) -> list[tuple[Any, Any]]:
-    """Normalized floats for training; for the evaluation of a tutorial uint8 images, as they are stored."""
+    """Return batches of normalized floats, or of stored uint8 images for the evaluation of a tutorial."""
     torch.manual_seed(0)
     stored = spec["work"] == "eval" and spec["model"] in TUTORIALS
     side = workload.stored if stored else workload.image_size
@@ -45,7 +45,7 @@ def batches(workload: Workload, spec: Message, device: str, memory_format: dict[
 
 
 def trainer(network: Any, workload: Workload, autocast: Callable[[], Any], device: str) -> Callable[[Any, Any], None]:
-    """One training step."""
+    """Return a training step."""
     settings: dict[str, Any] = dict(fused=True) if device == "cuda" else {}
     optimizer = torch.optim.AdamW(network.parameters(), lr=workload.learning_rate, weight_decay=1e-4, **settings)
     network.train()
@@ -61,7 +61,7 @@ def trainer(network: Any, workload: Workload, autocast: Callable[[], Any], devic
 
 
 def evaluator(network: Any, workload: Workload, autocast: Callable[[], Any]) -> Callable[[Any, Any], None]:
-    """One step of evaluation: prepared, classified, counted."""
+    """Return an evaluation step: prepare, classify, count."""
     network.eval()
     size = workload.image_size
     correct = 0
@@ -79,11 +79,11 @@ def evaluator(network: Any, workload: Workload, autocast: Callable[[], Any]) -> 
 
 
 def run(spec: Message, exchange: Exchange) -> Message:
-    """Builds, takes the first step, serves turns; returns what is said at the end."""
+    """Build, run the first step, and serve turns; return the last message."""
     workload = WORKLOADS[spec["model"]]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    torch.set_float32_matmul_precision("high")  # TensorFloat-32 on a GPU, as JAX has it by default
+    torch.set_float32_matmul_precision("high")  # TensorFloat-32 on a GPU, JAX's default
     torch.backends.cudnn.benchmark = True
     network: Any = build(spec["model"])
     compiled = spec["competitor"] == "timm-compiled"
@@ -102,10 +102,10 @@ def run(spec: Message, exchange: Exchange) -> Message:
     step(*data[0])
     wait()
     first_step_seconds = time.time() - spec["spawned"]
-    each = 0.0  # seconds of a step, as of the last turn
+    each = 0.0  # seconds per step in the last turn
 
     def run_for(seconds: float) -> int:
-        """As many steps as the last turn lets expect, so that the device is waited for once."""
+        """Run the number of steps that the last turn predicts, so that the device is synchronized once."""
         nonlocal each
         began, count = time.perf_counter(), 0
         least = max(1, round(seconds / each)) if each else 1

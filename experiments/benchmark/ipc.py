@@ -1,8 +1,8 @@
-"""How the measuring process and those that are measured talk: one JSON object a line, through pipes.
+"""Protocol between the measuring process and its workers: one JSON object per line, through pipes.
 
-A child builds its work, does one step, and says {"ready": seconds}. Then it sleeps until a line {"turn": seconds} bids
-it work for about so long, which it answers with {"steps": ..., "seconds": ...}. The end of its input ends it, after a
-last line about what it took. {"error": ...}, at any time, is one line about why it cannot go on.
+A worker builds its work, runs one step, and sends {"ready": seconds}. It sleeps until it gets {"turn": seconds}, runs
+for about that long, and answers {"steps": ..., "seconds": ...}. At the end of its input it sends its last message, such
+as its peak memory, and exits. {"error": ...}, at any time, is one line on why it cannot continue.
 """
 
 import json
@@ -24,10 +24,10 @@ ELSEWHERE = "pip install 'patchnets[bench]', or name an interpreter that has it:
 
 
 class Worker:
-    """A process that is measured, seen from the one that measures."""
+    """A worker process, in the measuring process."""
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str], log: pathlib.Path):
-        """Starts it. What it writes beside its answers goes to the file `log`."""
+        """Start the process. Output other than its answers goes to the file `log`."""
         self.name, self.log = name, log
         self._sink = log.open("wb")
         pipe = subprocess.PIPE
@@ -38,17 +38,17 @@ class Worker:
         threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
-        """Hands lines on as they come, and an empty one at the end."""
+        """Queue lines as they arrive, and an empty one at the end."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             self._lines.put(line)
         self._lines.put("")
 
     def ask(self, patience: float, **message: Any) -> Message:
-        """Its next answer, after it was sent `message`, where there is one.
+        """Send `message`, if any, and return the next answer.
 
         Raises:
-          RunError: it says that it cannot, it died, or there was no answer in `patience` seconds.
+          RunError: the worker reported an error, died, or did not answer within `patience` seconds.
         """
         assert self._process.stdin is not None
         try:
@@ -71,7 +71,7 @@ class Worker:
         return answer
 
     def finish(self, patience: float) -> Message:
-        """Ends it, and returns what it says last. Raises RunError as `ask`."""
+        """End the worker and return its last message; raise RunError like `ask`."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.close()
@@ -80,44 +80,46 @@ class Worker:
             self.kill()
 
     def kill(self) -> None:
-        """Ends it, whatever it is doing."""
+        """Kill the process."""
         self._process.kill()
         self._process.wait()
         self._sink.close()
 
     def _last_log_line(self) -> str:
-        """How it ended, and the last line that it wrote."""
+        """Return how the process ended, and the last line of its log."""
         try:
             status = self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
             return "it closed its output without an answer"
         lines = [line for line in self.log.read_text(errors="replace").splitlines() if line.strip()]
-        how = f"it was ended by signal {-status}" if status < 0 else f"it ended with status {status}"
-        return f"{how}: {lines[-1].strip()[:200]}" if lines else how
+        ending = f"it was ended by signal {-status}" if status < 0 else f"it ended with status {status}"
+        return f"{ending}: {lines[-1].strip()[:200]}" if lines else ending
 
 
 class Exchange:
-    """The child's end."""
+    """The worker's end of the pipes."""
 
     def __init__(self) -> None:
-        # Whatever libraries print goes to the log: the pipe that was the standard output is for answers alone.
+        # Redirect what libraries print to the log: the pipe at standard output is for answers only.
         self._answers = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)
         self._input = sys.stdin
 
     def tell(self, **message: Any) -> None:
+        """Send a message."""
         self._answers.write(json.dumps(message) + "\n")
         self._answers.flush()
 
     def turn(self) -> float | None:
-        """Sleeps until there is work; for how many seconds, or None at the end."""
+        """Wait for the next turn; return its seconds, or None at the end."""
         line = self._input.readline()
         return json.loads(line)["turn"] if line else None
 
     def serve(self, run_for: Callable[[float], int], before: Callable[[], None] = lambda: None) -> None:
-        """Answers every turn by `run_for`, which works for about so many seconds, waits for the device and returns how
-        many steps that were. `before` and a first piece of work are not counted: that finds caches and memory as others
-        left them, which a program that runs by itself does not."""
+        """Answer every turn with `run_for(seconds)`, which runs, waits for the device and returns the number of steps.
+
+        `before` and a first step are not counted, because other programs have used caches and memory since.
+        """
         while (seconds := self.turn()) is not None:
             before()
             run_for(0)
@@ -127,25 +129,25 @@ class Exchange:
 
 
 def answering(run: Callable[[Message, Exchange], Message], spec: Message) -> int:
-    """Carries out a child's work, `run`, whose result is its last answer; returns the exit status."""
+    """Run a worker; the result of `run` is its last message. Return the exit status."""
     exchange = Exchange()
     try:
         exchange.tell(**run(spec, exchange))
         return 0
-    except BrokenPipeError:  # nobody listens any more
+    except BrokenPipeError:  # the measuring process has ended
         return 1
     except ModuleNotFoundError as error:
         exchange.tell(error=f"{error.name} is not installed; {ELSEWHERE}")
-    except Exception as error:  # anything that a library may raise
+    except Exception as error:  # libraries may raise anything
         traceback.print_exc()
         exchange.tell(error=f"{type(error).__name__}: {first_line(error)}")
     return 1
 
 
 def peak_memory_mib() -> float:
-    """The most memory of the host that this process has held at a time."""
+    """Return the peak host memory of this process in MiB."""
     status = pathlib.Path("/proc/self/status")
-    if status.exists():  # where the other figure may be that of the process that started this one
+    if status.exists():  # ru_maxrss may include the parent process
         kib = next((line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
         if kib:
             return int(kib) / 1024

@@ -1,8 +1,8 @@
-"""The five Keras examples as their readers write them down today: preprocessing layers, network, optimizer, metrics.
+"""The five Keras examples: preprocessing layers, network, optimizer, metrics.
 
 "Image classification with modern MLP models" (Mixer, FNet, gMLP), "Image classification with Vision Transformer" and
-"Image classification with ConvMixer", in this project's words; sizes and rates are the examples'. Images enter as
-uint8, 32 pixels a side. tests/parity holds the numbers of parameters against those that were published.
+"Image classification with ConvMixer", reimplemented with the examples' sizes and learning rates. Images are uint8, 32
+pixels a side. tests/parity compares the parameter counts with the published ones.
 """
 
 from collections.abc import Callable
@@ -25,19 +25,19 @@ def norm() -> Layers:
 
 
 class Patches(layers.Layer):
-    """Images to (batch, patches, numbers in a patch)."""
+    """Convert images to (batch, patches, values per patch)."""
 
     def __init__(self, size: int):
         super().__init__()
         self.size = size
 
     def call(self, images: Any) -> Any:
-        cut = ops.image.extract_patches(images, size=self.size)
-        return ops.reshape(cut, (ops.shape(cut)[0], cut.shape[1] * cut.shape[2], cut.shape[3]))
+        patches = ops.image.extract_patches(images, size=self.size)
+        return ops.reshape(patches, (ops.shape(patches)[0], patches.shape[1] * patches.shape[2], patches.shape[3]))
 
 
 class Positions(layers.Layer):
-    """Adds one learned vector to each patch."""
+    """Add a learned vector to each patch."""
 
     def __init__(self, patches: int, width: int, start: str):
         super().__init__()
@@ -88,7 +88,7 @@ class GmlpBlock(layers.Layer):
 
 
 def fitted(images: np.ndarray, size: int, *more: Layers) -> list[Layers]:
-    """The examples' preprocessing: normalized by the training images, resized, mirrored, and what else they do."""
+    """Return the examples' preprocessing: normalization by `images`, resizing, flip, and `more`."""
     normalization = layers.Normalization()
     normalization.adapt(images)
     return [normalization, layers.Resizing(size, size), layers.RandomFlip("horizontal"), *more]
@@ -99,8 +99,7 @@ def zoom() -> Layers:
 
 
 def preprocessing(name: str, images: np.ndarray) -> list[Layers]:
-    """The layers that a tutorial's training images go through; one by one, for with JAX a pipeline of tf.data takes
-    layers, and no Sequential of them."""
+    """Return the preprocessing layers of a tutorial; with JAX, tf.data accepts single layers but no Sequential."""
     if name == "convmixer":
         return [layers.RandomCrop(32, 32), layers.RandomFlip("horizontal")]
     if name == "vit":
@@ -109,7 +108,7 @@ def preprocessing(name: str, images: np.ndarray) -> list[Layers]:
 
 
 def mlp(name: str, images: np.ndarray) -> Layers:
-    """Mixer, FNet or gMLP, for CIFAR-100."""
+    """Build Mixer, FNet or gMLP for CIFAR-100."""
     block = {"mixer": MixerBlock, "fnet": FnetBlock, "gmlp": GmlpBlock}[name]
     patches, width, dropout = 64, 256, 0.2
     inputs = keras.Input((32, 32, 3))
@@ -122,7 +121,7 @@ def mlp(name: str, images: np.ndarray) -> Layers:
 
 
 def vit(images: np.ndarray) -> Layers:
-    """The Vision Transformer, for CIFAR-100."""
+    """Build the Vision Transformer for CIFAR-100."""
     inputs = keras.Input((32, 32, 3))
     x = layers.Dense(64)(Patches(6)(keras.Sequential(preprocessing("vit", images))(inputs)))
     x = Positions(144, 64, "uniform")(x)
@@ -140,7 +139,7 @@ def vit(images: np.ndarray) -> Layers:
 
 
 def convmixer() -> Layers:
-    """ConvMixer-256/8, for CIFAR-10; its images are augmented on their way to it."""
+    """Build ConvMixer-256/8 for CIFAR-10; its images are augmented in the pipeline."""
 
     def activation_norm(x: Any) -> Any:
         return layers.BatchNormalization()(layers.Activation("gelu")(x))
@@ -156,14 +155,14 @@ def convmixer() -> Layers:
 
 
 def build(name: str, images: np.ndarray) -> Layers:
-    """A tutorial's network, with its preprocessing fitted on `images`."""
+    """Build a tutorial's network, with its preprocessing fitted to `images`."""
     if name == "convmixer":
         return convmixer()
     return vit(images) if name == "vit" else mlp(name, images)
 
 
 def compiled(name: str, model: Layers, learning_rate: float) -> Layers:
-    """Ready for `fit`, as the examples compile it."""
+    """Compile the model like the examples."""
     top1 = keras.metrics.SparseCategoricalAccuracy(name="accuracy")
     top5 = keras.metrics.SparseTopKCategoricalAccuracy(5, name="top5-accuracy")
     model.compile(

@@ -1,4 +1,4 @@
-"""What a measurement was made on, found without any of the libraries that are measured."""
+"""Describe this machine, without any of the measured libraries."""
 
 import datetime
 import os
@@ -9,7 +9,7 @@ import subprocess
 
 from patchnets import runtime
 
-# Dense bfloat16 with float32 sums, in TFLOP/s, by a part of the device's name: the makers' data sheets.
+# TFLOP/s, dense bfloat16 with float32 accumulation, by a part of the device's name. Source: the makers' data sheets.
 PEAK_TFLOPS = {
     "B200": 2250.0,
     "H200": 989.0,
@@ -22,7 +22,7 @@ PEAK_TFLOPS = {
 
 
 def gpus() -> list[str]:
-    """The names of this machine's NVIDIA GPUs; none where JAX is told to use the CPU."""
+    """Return the names of this machine's NVIDIA GPUs; none if JAX_PLATFORMS=cpu."""
     if os.environ.get("JAX_PLATFORMS") == "cpu" or shutil.which("nvidia-smi") is None:
         return []
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
@@ -31,19 +31,19 @@ def gpus() -> list[str]:
 
 
 def gpu_slots() -> list[str]:
-    """What CUDA_VISIBLE_DEVICES may name, one GPU each: what it has now where it is set, else all GPUs by number."""
+    """Return one value of CUDA_VISIBLE_DEVICES per GPU: its current entries if set, else all GPUs by number."""
     slots = list(map(str, range(len(gpus()))))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return slots if visible is None else [name.strip() for name in visible.split(",") if name.strip()] if slots else []
 
 
 def gpu_name() -> str:
-    """The first of them, or ""."""
+    """Return the name of the first GPU, or ""."""
     return next(iter(gpus()), "")
 
 
 def peak_tflops(gpu: str) -> float | None:
-    """What the data sheet of a GPU promises in bfloat16; None for one that is not in the table."""
+    """Return the peak TFLOP/s of a GPU in bfloat16 by its data sheet; None if it is not in the table."""
     return next((peak for name, peak in PEAK_TFLOPS.items() if name in gpu), None)
 
 
@@ -55,7 +55,7 @@ def cpu_name() -> str:
 
 
 def commit() -> str:
-    """Of the source tree, with a + where it was changed since; "" outside of one."""
+    """Return the commit of the source tree, with "+" if it has changes; "" outside a repository."""
     directory = pathlib.Path(__file__).parent
     command = ["git", "-C", str(directory), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
@@ -65,7 +65,7 @@ def commit() -> str:
 
 
 def described() -> dict[str, str | int | float]:
-    """For the head of the results."""
+    """Return date, processor, memory, system, Python, GPU and commit."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     facts: dict[str, str | int | float] = {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),

@@ -1,4 +1,4 @@
-"""What a large matrix product reaches, as a process that is measured: the machine's own limit, beside the others'."""
+"""Measure a large matrix product, as a practical limit of the machine. Runs in a worker process."""
 
 import time
 
@@ -9,16 +9,16 @@ from experiments.benchmark.ipc import Exchange, Message
 from patchnets.run import console
 
 SIDES = {"cpu": 2048, "other": 4096}
-SECONDS = 1.0  # enough of it in a turn
+SECONDS = 1.0  # maximum per turn
 
 
 def run(spec: Message, exchange: Exchange) -> Message:
-    """Products of two square matrices in the type that networks compute in; a step is one product."""
+    """Multiply square matrices in the dtype of the networks; a step is one product."""
     side = SIDES.get(jax.default_backend(), SIDES["other"])
     left, right = jax.random.split(jax.random.key(0))
     dtype = jnp.dtype(spec["dtype"])
     x = jax.random.normal(left, (side, side)).astype(dtype)
-    y = (jax.random.normal(right, (side, side)) / side**0.5).astype(dtype)  # keeps the size of what it multiplies
+    y = (jax.random.normal(right, (side, side)) / side**0.5).astype(dtype)  # keeps the scale of x
 
     @jax.jit
     def products(x: jax.Array, y: jax.Array, count: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""One comparison: all take their turns, in one order, round after round, and while one works the others sleep."""
+"""Run one comparison: all programs take turns, round after round; while one runs the others sleep."""
 
 import contextlib
 import dataclasses
@@ -19,23 +19,23 @@ from patchnets.errors import RunError
 
 ROOT = pathlib.Path(__file__).parents[2]
 OURS, MATMUL = "patchnets", "matmul"
-PASSES = {"train": 3, "devices": 3, "eval": 1}  # a forward pass, and twice as much for the backward pass
+PASSES = {"train": 3, "devices": 3, "eval": 1}  # the backward pass costs two forward passes
 Say = Callable[[str], None]
 Start = Callable[[str, Message], Worker]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How to measure.
+    """Settings of a measurement.
 
     Attributes:
-      rounds: turns of each that count; one more comes before, to warm up.
-      seconds: length of a turn; it lasts at least one step.
-      batch: images a step; None for the workload's own.
-      images: how many a tutorial holds in memory.
-      pythons: the interpreter of each competitor, where it is not this one; "timm" holds for "timm-compiled" too.
-      patience: seconds to wait for any answer.
-      peak_tflops: of the device by its data sheet; None where that is not known.
+      rounds: turns of each program that count, after one warm-up turn.
+      seconds: length of a turn; at least one step.
+      batch: images per step; None for the workload's own.
+      images: number of images that a tutorial holds in memory.
+      pythons: {competitor: interpreter}, if not this one; "timm" also applies to "timm-compiled".
+      patience: seconds to wait for an answer.
+      peak_tflops: peak of the device by its data sheet; None if not known.
     """
 
     rounds: int = 7
@@ -54,8 +54,7 @@ class Settings:
 
 
 def participants(row: Row, settings: Settings) -> dict[str, Message]:
-    """Who takes part, in the order of their turns, and what each is told. The first one is who the others are compared
-    with; the matrix product comes last."""
+    """Return {program: its spec} in the order of turns: first the reference for ratios, last the matrix product."""
     batch = settings.batch_of(row.model)
     common = dict(batch=batch, dtype=settings.dtype, images=settings.images)
     specs = {}
@@ -71,7 +70,7 @@ def participants(row: Row, settings: Settings) -> dict[str, Message]:
 
 
 def environment(spec: Message, gpu: bool) -> dict[str, str]:
-    """Nothing compiled is kept or found; a GPU is shared, or nobody's."""
+    """Return the environment of a worker: no compilation cache, and either a shared GPU or none."""
     variables = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     paths = [str(ROOT), *filter(None, [variables.get("PYTHONPATH")])]
     variables |= {
@@ -81,19 +80,19 @@ def environment(spec: Message, gpu: bool) -> dict[str, str]:
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
     }
     variables.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    if spec["competitor"] == OURS and (tunables := runtime.tunables()):  # as patchnets.main does for itself
+    if spec["competitor"] == OURS and (tunables := runtime.tunables()):  # as patchnets.main sets for itself
         variables["GLIBC_TUNABLES"] = tunables
     if not gpu:
         variables |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "-1"}
     if spec["work"] == "devices":
         variables["JAX_PLATFORMS"] = "cpu"
-        split = f"--xla_force_host_platform_device_count={spec.get('devices', 1)}"
-        variables["XLA_FLAGS"] = f"{variables.get('XLA_FLAGS', '')} {split}".strip()
+        xla_flag = f"--xla_force_host_platform_device_count={spec.get('devices', 1)}"
+        variables["XLA_FLAGS"] = f"{variables.get('XLA_FLAGS', '')} {xla_flag}".strip()
     return variables
 
 
 def starter(settings: Settings, logs: pathlib.Path) -> Start:
-    """Starts the process of a participant in its interpreter."""
+    """Return a function that starts the worker of a program in its interpreter."""
 
     def start(name: str, spec: Message) -> Worker:
         family = spec["competitor"].split("-")[0]
@@ -107,7 +106,7 @@ def starter(settings: Settings, logs: pathlib.Path) -> Start:
 
 @dataclasses.dataclass
 class Measured:
-    """What is known of a participant."""
+    """Messages of one program: first, per turn, and last."""
 
     ready: Message
     turns: list[Message] = dataclasses.field(default_factory=list)
@@ -117,10 +116,10 @@ class Measured:
 def take_turns(
     specs: Mapping[str, Message], settings: Settings, start: Start, say: Say
 ) -> tuple[dict[str, Measured], dict[str, str]]:
-    """Starts all, one after the other, gives them their turns, ends them.
+    """Start all programs in sequence, give them their turns, and end them.
 
     Returns:
-      What was measured of each that went on to the end, and one line about each that did not.
+      ({program: measurement} of those that finished, {program: one-line error} of the others).
     """
     children: dict[str, Worker] = {}
     measured: dict[str, Measured] = {}
@@ -163,12 +162,12 @@ def take_turns(
 
 
 def compare(row: Row, settings: Settings, start: Start, say: Say) -> dict[str, Any]:
-    """Everything about one comparison, as it is written into the results."""
+    """Run one comparison; return its results as written to benchmark.json."""
     specs = participants(row, settings)
     measured, failures = take_turns(specs, settings, start, say)
     for name in row.against:
         if name not in specs:
-            say(f"{name}: does not take part; it has no such network, or does not do this work")
+            say(f"{name}: skipped; it does not have this network or this kind of work")
     limit = matmul_flops(measured.pop(MATMUL, None))
     batch = settings.batch_of(row.model)
     first = next((name for name in specs if name in measured), None) if row.task == "devices" else OURS
@@ -199,14 +198,14 @@ def compare(row: Row, settings: Settings, start: Start, say: Say) -> dict[str, A
 
 
 def matmul_flops(measured: Measured | None) -> float | None:
-    """The median of what the matrix product reached."""
+    """Return the median FLOP/s of the matrix product."""
     if measured is None:
         return None
     return statistics.median(measured.ready["flops"] * turn["steps"] / turn["seconds"] for turn in measured.turns)
 
 
 def macs(measured: Mapping[str, Measured], name: str) -> int | None:
-    """Multiply-accumulates of one image: the participant's own count, or ours where it has the same network."""
+    """Return multiply-accumulates per image: the program's own count, or ours if it has the same network."""
     own = measured[name].ready.get("macs")
     if own is None and OURS in measured and name.startswith("keras"):
         own = measured[OURS].ready["macs"]
@@ -216,7 +215,7 @@ def macs(measured: Mapping[str, Measured], name: str) -> int | None:
 def entry(
     measured: Measured, row: Row, batch: int, limit: float | None, settings: Settings, macs: int | None
 ) -> dict[str, Any]:
-    """The figures of one participant; None for what there is not."""
+    """Return the results of one program; None for missing values."""
     seconds = [turn["seconds"] / turn["steps"] for turn in measured.turns]
     rates = [batch / each for each in seconds]
     median = batch / statistics.median(seconds)

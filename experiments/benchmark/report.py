@@ -1,4 +1,4 @@
-"""Results as a table for the terminal, Markdown for a document, and a picture."""
+"""Format results as a table for the terminal, as Markdown, and as a plot."""
 
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -23,11 +23,11 @@ OTHER = "tab:purple"
 
 
 def rate(value: float) -> str:
-    """3 digits or whole numbers: 0.0123, 4.56, 123, 12,345."""
+    """Format with 3 digits or as an integer: 0.0123, 4.56, 123, 12,345."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-# heading -> what is in the column, of an entry; a column in which nobody has anything is left out
+# {heading: cell of an entry}; empty columns are left out
 COLUMNS: dict[str, Callable[[Result], str | None]] = {
     "images/s": lambda e: rate(e["images_per_second"]),
     "quartiles": lambda e: "-".join(map(rate, e["quartiles"])),
@@ -43,7 +43,7 @@ COLUMNS: dict[str, Callable[[Result], str | None]] = {
 
 
 def cells(result: Result) -> list[list[str]]:
-    """Headings, then a row for each participant; a dash for what there is not."""
+    """Return headings, then a row per program, with a dash for missing values."""
     entries = result["entries"]
     columns = {name: [read(e) for e in entries.values()] for name, read in COLUMNS.items()}
     columns = {name: column for name, column in columns.items() if any(column)}
@@ -52,7 +52,7 @@ def cells(result: Result) -> list[list[str]]:
 
 
 def heading(result: Result) -> str:
-    """What was measured, in a line."""
+    """Describe the comparison in one line."""
     return (
         f"{result['model']}, {WORDS[result['work']]}: {result['image_size']} px, batch {result['batch']}, "
         f"{result['dtype']}, {result['device']}"
@@ -60,7 +60,7 @@ def heading(result: Result) -> str:
 
 
 def remarks(result: Result) -> list[str]:
-    """What belongs under a table."""
+    """Return the lines below a table: matrix product, note, errors."""
     limit = result["matmul_flops_per_second"]
     lines = [f"matrix product: {limit / 1e9:,.0f} GFLOP/s"] if limit else []
     lines += [result["note"]] if result["note"] else []
@@ -68,7 +68,7 @@ def remarks(result: Result) -> list[str]:
 
 
 def table(result: Result) -> str:
-    """For the terminal."""
+    """Format a comparison for the terminal."""
     rows = cells(result)
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [heading(result)]
@@ -79,7 +79,7 @@ def table(result: Result) -> str:
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """The whole results, for a document."""
+    """Format all results as Markdown."""
     machine = ", ".join(f"{name} {value}" for name, value in results["machine"].items())
     used: dict[str, str] = {}
     for result in results["results"]:
@@ -101,7 +101,7 @@ def row_of(values: Sequence[str]) -> str:
 
 
 def draw(results: Sequence[Result], path: pathlib.Path) -> None:
-    """A bar for each participant of every comparison: its speed as a share of the first one's, and its images/s.
+    """Plot a bar per program of every comparison: its speed relative to the first one, labeled with images/s.
 
     Raises:
       ModuleNotFoundError: matplotlib is not installed.

@@ -1,4 +1,4 @@
-"""timm's network for each workload: by its name, or its class at a tutorial's sizes."""
+"""timm's network for each workload: by name, or by class with the tutorial's sizes."""
 
 from typing import Any
 
@@ -14,14 +14,14 @@ with stand_in():
 
 
 class WideHeads(timm.models.vision_transformer.Attention):
-    """Heads that are each as wide as what they attend to, as in the tutorial's ViT."""
+    """Attention with heads of the full width, as in the tutorial's ViT."""
 
     def __init__(self, dim: int, num_heads: int, **settings: Any):
         super().__init__(dim, num_heads, attn_head_dim=dim, **settings)
 
 
 def without(network: Any, kind: type, dropout: str) -> Any:
-    """The network without a dropout that the tutorial does not have, in each of its layers of that kind."""
+    """Remove a dropout that the tutorial does not have from all layers of type `kind`."""
     for layer in network.modules():
         if isinstance(layer, kind):
             setattr(layer, dropout, torch.nn.Identity())
@@ -29,19 +29,19 @@ def without(network: Any, kind: type, dropout: str) -> Any:
 
 
 def mixer(**settings: Any) -> Any:
-    """The MLP tutorial's sizes: 64 patches of 8 x 8 pixels, 4 blocks of 256 channels, dropout 0.2."""
+    """Build an MLP with the tutorial's sizes: 64 patches of 8 x 8 pixels, 4 blocks of 256 channels, dropout 0.2."""
     sizes = dict(img_size=64, patch_size=8, num_blocks=4, embed_dim=256, num_classes=100)
     return timm.models.MlpMixer(**sizes, drop_rate=0.2, proj_drop_rate=0.2, **settings)
 
 
 def gmlp() -> Any:
-    """Dropout after the GELU alone."""
+    """Build gMLP, with dropout only after the GELU."""
     kinds = dict(block_layer=timm.models.mlp_mixer.SpatialGatingBlock, mlp_layer=timm.layers.GatedMlp)
     return without(mixer(mlp_ratio=2, **kinds), timm.layers.GatedMlp, "drop2")
 
 
 def vit() -> Any:
-    """Mean of the patches and a linear head, where the tutorial has two dense layers more."""
+    """Build ViT with mean pooling and a linear head; the tutorial has two more dense layers."""
     network = timm.models.VisionTransformer(
         img_size=72,
         patch_size=6,
@@ -69,7 +69,7 @@ BUILT = {
 
 
 def build(model: str) -> Any:
-    """A network with random weights. Raises KeyError where timm has none (FNet)."""
+    """Return a network with random weights; raise KeyError if timm has none (FNet)."""
     name = WORKLOADS[model].timm
     if not name:
         raise KeyError(f"timm has no {model}")

@@ -1,5 +1,8 @@
-"""timm where torchvision is not installed: timm imports it for transforms, data sets and a frozen layer, none of which
-a network at work needs, and so hollow modules may stand in for it."""
+"""Import timm without torchvision.
+
+timm imports torchvision for transforms, data sets and a frozen layer, which the networks do not need, so empty modules
+replace it.
+"""
 
 import contextlib
 import enum
@@ -28,7 +31,7 @@ class Hollow(types.ModuleType):
 
 @contextlib.contextmanager
 def stand_in() -> Iterator[None]:
-    """Inside, `import torchvision` succeeds; what was put in its place is gone afterwards."""
+    """Make `import torchvision` succeed inside the context, and remove the empty modules afterwards."""
     if importlib.util.find_spec("torchvision") is not None:
         yield
         return

@@ -1,6 +1,6 @@
-"""What is measured, as data: every network with its size, batch and number of classes, and who can be compared.
+"""The measured workloads: networks with size, batch and number of classes, and possible competitors.
 
-Imported by the interpreter of every competitor, so it needs nothing but Python.
+The interpreter of every competitor imports this module, so it needs only Python.
 """
 
 import dataclasses
@@ -10,17 +10,17 @@ from patchnets.errors import UserError
 
 
 class Workload(NamedTuple):
-    """One network and what it is fed with.
+    """One network and its input.
 
     Attributes:
-      config: the file of configs/ that has model, recipe and augmentation; "" for a paper's network on ready batches.
+      config: the file of configs/ with model, recipe and augmentation; "" for a paper's network on prepared batches.
       model: (name, variant) of patchnets.
-      image_size: side in pixels of what the network sees.
-      batch: images a step; for a paper's network on a GPU, `GPU_BATCH`.
-      stored: side in pixels of the uint8 images that a tutorial starts from.
-      learning_rate: of AdamW.
-      timm: the network's name in timm, or "" where its class is called with the sizes.
-      note: what a reader of the comparison with timm has to know.
+      image_size: side in pixels of the network's input.
+      batch: images per step; `GPU_BATCH` for a paper's network on a GPU.
+      stored: side in pixels of a tutorial's stored uint8 images.
+      learning_rate: learning rate of AdamW.
+      timm: the network's key in timm_networks.BUILT or its name in timm; "" if timm does not have it.
+      note: a remark on the comparison with timm.
     """
 
     config: str
@@ -72,23 +72,23 @@ PAPERS = {
     "convmixer-768/32": Workload("", ("convmixer", "768/32"), 224, 8, 1000, timm="convmixer_768_32"),
     "convmixer-1536/20": Workload("", ("convmixer", "1536/20"), 224, 8, 1000, timm="convmixer_1536_20"),
 }
-# scikit-learn's digits in shape: seconds in all, to try the program itself.
+# The shape of scikit-learn's digits: takes seconds, to test the program itself.
 SMALL = {"digits": Workload("mixer_digits", ("keras_mixer", ""), 8, 64, 10, stored=8, channels=1)}
 WORKLOADS = TUTORIALS | PAPERS | SMALL
 GPU_BATCH = 256
-IMAGES, EPOCH = 10_000, 45_000  # held in memory, about; and those of a tutorial's epoch
+IMAGES, EPOCH = 10_000, 45_000  # images in memory, approximately; images in a tutorial's epoch
 
 KERAS = ("keras-jax", "keras-tensorflow")
 TIMM = ("timm", "timm-channels-last", "timm-compiled")
 COMPETITORS = (*KERAS, *TIMM)
 WORKS = ("train", "eval", "input", "devices")
 DTYPES = ("float32", "bfloat16")
-DEVICES = (1, 2, 4, 8)  # simulated, for the work of that name
+DEVICES = (1, 2, 4, 8)  # simulated, for --work=devices
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One comparison: a network, what is done with it, and against whom."""
+    """One comparison: a network, the kind of work, and the competitors."""
 
     model: str
     task: str
@@ -96,10 +96,10 @@ class Row:
 
 
 def possible(model: str, task: str, against: tuple[str, ...]) -> tuple[str, ...]:
-    """Those of `against` that have this network and do this work.
+    """Return those of `against` that have this network and this kind of work.
 
-    The tutorials are Keras's own. timm has no FNet, and augments on the host with other means, which is not compared;
-    another memory format changes a network of convolutions alone.
+    Keras has the tutorials. timm has no FNet, and its augmentation runs on the host, which is not compared; the memory
+    format only matters for convolutional networks.
     """
     names = []
     for name in against:
@@ -113,7 +113,7 @@ def possible(model: str, task: str, against: tuple[str, ...]) -> tuple[str, ...]
 
 
 def suite(name: str) -> list[Row]:
-    """All comparisons that are worth making on a machine of this kind, "cpu" or "gpu"."""
+    """Return all comparisons for a kind of machine, "cpu" or "gpu"."""
     eager, compiled = TIMM[:2], TIMM
     if name == "gpu":
         papers = ("mixer-B/16", "vit-B/16", "gmlp-S/16", "convmixer-768/32")
@@ -126,23 +126,22 @@ def suite(name: str) -> list[Row]:
 
 
 def chosen(models: tuple[str, ...], task: str, against: tuple[str, ...]) -> list[Row]:
-    """The comparisons that are asked for by name. Raises UserError for a name that is not known, or work for which a
-    network is not made."""
+    """Return comparisons by name; raise UserError for an unknown name, or work that a network does not support."""
     for option, values, known in (("--model", models, tuple(WORKLOADS)), ("--against", against, COMPETITORS)):
         if unknown := [value for value in values if value not in known]:
             raise UserError(f"{option}: there is no {unknown[0]!r}; known: {', '.join(known)}")
     if task not in WORKS:
         raise UserError(f"--work={task} is unknown; expected one of {', '.join(WORKS)}")
     if task in ("input", "devices") and (ready := [model for model in models if model in PAPERS]):
-        raise UserError(f"--work={task} needs images to prepare, and {ready[0]} is measured on ready batches")
+        raise UserError(f"--work={task} needs stored images, but {ready[0]} is measured on prepared batches")
     return [Row(model, task, () if task == "devices" else against) for model in models]
 
 
 def spec(row: Row, competitor: str, **settings: Any) -> dict[str, Any]:
-    """What a process is told to do; can be written as JSON."""
+    """Return the spec of a worker, as JSON types."""
     return dict(model=row.model, work=row.task, competitor=competitor, **settings)
 
 
 def examples(held: int, batch: int) -> int:
-    """About `held` images, in whole batches: no step has images that do not count, and no size is compiled twice."""
+    """Round `held` down to whole batches (at least one), so that no batch is padded and only one size compiles."""
     return max(1, held // batch) * batch

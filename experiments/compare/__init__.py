@@ -1,1 +1,1 @@
-"""Families at equal cost, trained alike: python -m experiments.compare."""
+"""Train families with one recipe at equal cost: python -m experiments.compare."""

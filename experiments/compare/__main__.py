@@ -1,12 +1,12 @@
-"""Trains networks of several families alike, at equal cost, and shows what each makes of it.
+"""Train networks of several families with one recipe, at equal cost, and compare their accuracies.
 
     python -m experiments.compare --models=mlp_mixer,fnet,gmlp,convmixer,vit --match=params --dataset=cifar100 --seeds=3
 
-All are trained by configs/compare.py; other keys, such as --config.optimizer.learning_rate=3e-4, change it for all of
-them. Finished runs are kept: the same command does what is missing, and goes on where a run was cut.
+The recipe is configs/compare.py; other keys, such as --config.optimizer.learning_rate=3e-4, change it for all networks.
+Finished runs are kept: the same command trains what is missing and resumes interrupted runs.
 
-Writes compare.md, compare.json, compare.png and curves.png into the folder, also when interrupted. Exit status: 0; 1
-where a run failed; 2 for a command that is not understood; 128 + N where signal N stopped it.
+Writes compare.md, compare.json, compare.png and curves.png into the folder, also when interrupted. Exit status: 0; 1 if
+a run failed; 2 for an invalid command line; 128 + N if signal N stopped it.
 """
 
 import argparse
@@ -34,10 +34,10 @@ from patchnets.models import flops as models_cost
 from patchnets.runtime.cli import ArgumentParser, run_cli, words
 
 MATCHES = tuple(report.EQUAL)
-TOLERANCE = 0.024  # as a share of what is asked: any two networks are then within report.WITHIN of each other
-ROWS = 8  # of patches in an image
-WARMUP = 0.1  # of a run
-VALIDATIONS = 10  # of a run whose length is told in minutes
+TOLERANCE = 0.024  # relative to the target, so that any two networks are within report.WITHIN of each other
+ROWS = 8  # rows of patches in an image
+WARMUP = 0.1  # share of a run
+VALIDATIONS = 10  # per run, if --minutes sets its length
 MOST = {"epochs": 1e6, "minutes": 1e6, "target": 1e15}
 OWN = {"model.name", "model.variant", "model.patch_size", "dataset.name", "dataset.path", "total_epochs", "total_steps"}
 OWN |= {f"model.{field}" for family in FAMILIES for field in Shape(family).fields}
@@ -49,7 +49,7 @@ UNITS = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9}
 class Options:
     families: tuple[str, ...]
     match: str
-    targets: tuple[float, ...]  # empty: that of the first family's usual network
+    targets: tuple[float, ...]  # empty: the cost of the first family's default network
     dataset: str
     epochs: float | None
     minutes: float | None
@@ -62,12 +62,12 @@ class Options:
 
     @property
     def other_data(self) -> str | None:
-        """The data set as runs are told of it where the recipe has none of that name."""
+        """The data set to override in the recipe; None if the recipe has a variant of that name."""
         return None if self.dataset in VARIANTS else self.dataset
 
 
 def parse_args(arguments: Sequence[str], description: str | None = None) -> Options:
-    """Raises UserError for what is not understood."""
+    """Parse the command line; raise UserError if it is invalid."""
     parser = ArgumentParser("python -m experiments.compare", description=description)
     parser.add_argument(
         "--models",
@@ -80,17 +80,17 @@ def parse_args(arguments: Sequence[str], description: str | None = None) -> Opti
         "--match",
         choices=MATCHES,
         default="params",
-        help="what any two networks of a target have in common, to within 5 %%: parameters (default), FLOPs of an "
-        "image, or time of a training step here, which short runs measure first; where the runs themselves turn out "
-        "further apart, the report and the last line say so",
+        help="cost that is equal for all networks of a target, within 5 %%: parameters (default), FLOPs per image, or "
+        "time of a training step on this machine, which short runs measure first; if the real runs differ more, the "
+        "report and the last line say so",
     )
     parser.add_argument(
         "--target",
         type=targets,
         default=(),
         metavar="N,N...",
-        help="how much of it: parameters, multiply-accumulates (half the FLOPs), or milliseconds a step, such as 300k; "
-        "several give each family several sizes (default: that of the first family with 8 blocks of 128 channels)",
+        help="the cost: parameters, multiply-accumulates (half the FLOPs), or milliseconds per step, such as 300k; "
+        "several give several sizes of a family (default: the cost of the first family with 8 blocks of 128 channels)",
     )
     parser.add_argument(
         "--dataset",
@@ -103,14 +103,12 @@ def parse_args(arguments: Sequence[str], description: str | None = None) -> Opti
     length.add_argument(
         "--minutes",
         type=limited("minutes"),
-        help="in place of it: as many steps for each as make so many minutes of training on this machine",
+        help="instead of --epochs: minutes of training on this machine, for every run",
     )
     add_run_options(parser, 3, "network", "runs/compare-MATCH")
     values, overrides = parser.parse_with_overrides(arguments)
     if refused := [a for a in overrides if a.removeprefix("--config.").partition("=")[0] in OWN]:
-        raise UserError(
-            f"{refused[0]}: give --models, --target, --dataset, --epochs or --minutes, from which it follows"
-        )
+        raise UserError(f"{refused[0]}: use --models, --target, --dataset, --epochs or --minutes, which set it")
     return Options(
         values.models,
         values.match,
@@ -128,7 +126,7 @@ def parse_args(arguments: Sequence[str], description: str | None = None) -> Opti
 
 
 def limited(option: str) -> Callable[[str], float]:
-    """The type of a number above 0 that may have a unit: "1.5M" is 1500000."""
+    """Return a parser of positive numbers with an optional unit: "1.5M" is 1500000."""
 
     def number(value: str) -> float:
         parts = re.fullmatch(r"(\d{1,12}(?:\.\d{0,12})?)([kMG]?)", value, re.ASCII)
@@ -142,12 +140,12 @@ def limited(option: str) -> Callable[[str], float]:
 
 
 def targets(value: str) -> tuple[float, ...]:
-    """The type of --target."""
+    """Parse --target."""
     return tuple(map(limited("target"), value.split(",")))
 
 
 def row(options: Options, shape: Shape, length: Mapping[str, float] = types.MappingProxyType({})) -> RunSpec:
-    """A network as a row of a table of which nothing was published; `length` has the keys that say how long it runs."""
+    """Return the row of a network, without published results; `length` has the keys that set the length of the run."""
     config = "configs/compare.py" + ("" if options.other_data else f":{options.dataset}")
     with jobs_lib.at_root():
         size = flags.parse_flags(["compare", f"--config={config}", *options.handed_on])[0].image_size
@@ -162,29 +160,29 @@ def row(options: Options, shape: Shape, length: Mapping[str, float] = types.Mapp
 
 
 def run_length(options: Options, shape: Shape, pilots: Pilots) -> Mapping[str, float]:
-    """The keys that say how long a run takes, and how long it warms up where the command line does not."""
-    warms = any(argument.startswith("--config.schedule.warmup_") for argument in options.handed_on)
+    """Return the keys that set the length of a run, and of its warm-up unless the command line sets it."""
+    has_warmup = any(argument.startswith("--config.schedule.warmup_") for argument in options.handed_on)
     if options.epochs:
-        warmup = {} if warms else {"schedule.warmup_epochs": WARMUP * options.epochs}
+        warmup = {} if has_warmup else {"schedule.warmup_epochs": WARMUP * options.epochs}
         return {"total_epochs": options.epochs} | warmup
     assert options.minutes is not None
     steps = max(1, round(60_000 * options.minutes / pilots.milliseconds(row(options, shape))))
-    warmup = {} if warms else {"schedule.warmup_steps": round(WARMUP * steps)}
+    warmup = {} if has_warmup else {"schedule.warmup_steps": round(WARMUP * steps)}
     return {"total_steps": steps, "eval_every_steps": -(-steps // VALIDATIONS)} | warmup
 
 
 def counted_as(options: Options, shape: Shape) -> models_cost.ModelCost:
-    """What the network costs, counted."""
+    """Count parameters and multiply-accumulates of a network."""
     job = jobs_lib.job(row(options, shape), 0, options.workdir, options.other_data, options.handed_on)
     return counted(job.arguments)
 
 
 def chosen(options: Options, pilots: Pilots) -> dict[Shape, list[float]]:
-    """The networks, of each family and for each target, and the targets for which each was chosen.
+    """Choose a network of each family for each target; return {network: its targets}.
 
     Raises:
-      UserError: a family has none that costs so much, or the data or the command line do not do.
-      RunError: a run that was to measure failed.
+      UserError: a family has no network of this cost, or the data set or the command line is invalid.
+      RunError: a pilot run failed.
     """
 
     def cost_of(shape: Shape) -> float:
@@ -202,7 +200,7 @@ def chosen(options: Options, pilots: Pilots) -> dict[Shape, list[float]]:
 
 
 def execute(arguments: list[str]) -> int:
-    """Chooses, trains and reports; returns the exit status."""
+    """Choose networks, train and report; return the exit status."""
     options = parse_args(arguments, __doc__)
     jobs_lib.check_workdir(options.workdir)
     pilots = Pilots(options.workdir / "speeds", options.other_data, options.handed_on, not options.report_only)
@@ -210,14 +208,14 @@ def execute(arguments: list[str]) -> int:
         shapes = chosen(options, pilots)
         rows = [row(options, shape, run_length(options, shape, pilots)) for shape in shapes]
     except Interrupted as stop:
-        print("patchnets: stopped; the same command goes on from what was saved", file=sys.stderr)
+        print("patchnets: stopped; run the same command to resume", file=sys.stderr)
         return 128 + stop.number
     costs = [counted_as(options, shape) for shape in shapes]
     for each, model_cost in zip(rows, costs):
         print(f"{each.id} (family-width-depth): {model_cost.params:,} parameters, {model_cost.macs:,} MACs an image")
     if options.listing:
         return 0
-    # Seed after seed, so that what is there early is there for all families.
+    # Seed by seed, so that early results cover all families.
     jobs = [
         jobs_lib.job(each, seed, options.workdir, options.other_data, options.handed_on)
         for seed in range(options.seeds)
@@ -237,19 +235,16 @@ def execute(arguments: list[str]) -> int:
     print(f"written: {', '.join(map(str, files))}")
     for sentence in report.unequal(compared, options.match):
         print(
-            (
-                f"patchnets: --match={options.match} does not hold: {sentence}; a machine that does nothing else "
-                f"measures closer"
-            ),
+            f"patchnets: --match={options.match} does not hold: {sentence}; an idle machine measures more precisely",
             file=sys.stderr,
         )
     if status:
-        print("patchnets: stopped; the same command goes on from what was saved", file=sys.stderr)
+        print("patchnets: stopped; run the same command to resume", file=sys.stderr)
     return status or int(bool(failures))
 
 
 def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
+    """Run a command line and return the exit status."""
     return run_cli(argv, execute)
 
 

@@ -1,4 +1,4 @@
-"""What a network costs: counted, or measured by short runs of the training program, which are kept."""
+"""Count the cost of a network, or measure it with short runs of the training program, which are kept."""
 
 import dataclasses
 import pathlib
@@ -16,8 +16,8 @@ from patchnets.errors import RunError, UserError
 from patchnets.experiment import data_options
 from patchnets.models.flops import ModelCost, cost
 
-RUNS = 3  # whose median is taken
-# Steps alone, at a rate that needs nothing to be known of the run to come.
+RUNS = 3  # pilot runs, of which the median counts
+# Only steps, with a schedule that does not depend on the length of the real run.
 PILOT = {"total_steps": 50, "dataset.val_split": "none", "dataset.test_split": "none", "schedule.name": "constant"}
 PILOT |= {f"schedule.{part}_{unit}": None for part in ("warmup", "cooldown") for unit in ("steps", "epochs")}
 PILOT |= {"plots": False, "tensorboard": False}
@@ -25,9 +25,10 @@ NOT_FOR_PILOTS = ("schedule.", "early_stopping.", "reduce_on_plateau.", "eval_ev
 
 
 def counted(arguments: Sequence[str]) -> ModelCost:
-    """That of the network that a command line of patchnets.main describes, with a head for the classes of its data.
+    """Return the cost of the network that a command line of patchnets.main describes, with a head for its classes.
 
-    Raises UserError where the command line is wrong, or its data cannot be had.
+    Raises:
+      UserError: the command line is invalid, or the data set is not available.
     """
     with jobs_lib.at_root():
         config = flags.parse_flags(["compare", *arguments])[0]
@@ -39,13 +40,13 @@ def counted(arguments: Sequence[str]) -> ModelCost:
 
 @dataclasses.dataclass(frozen=True)
 class Pilots:
-    """Short runs that measure how long a training step takes, alone on one device as in a run; kept in a folder.
+    """Short runs that measure the time of a training step, one run at a time on one device.
 
     Attributes:
-      directory: that folder.
+      directory: the folder in which they are kept.
       data: as in `jobs.job`.
-      handed_on: keys that all runs are told.
-      may_measure: whether a speed that is not known is measured, or refused.
+      handed_on: overrides for all runs.
+      may_measure: if False, raise an error instead of measuring.
     """
 
     directory: pathlib.Path
@@ -54,26 +55,26 @@ class Pilots:
     may_measure: bool = True
 
     def milliseconds(self, row: RunSpec) -> float:
-        """Of a training step of the network that `row` describes: the median of `RUNS` short runs.
+        """Return the milliseconds per training step of a row's network: the median of `RUNS` short runs.
 
         Raises:
-          UserError: it is not known, and may not be measured.
+          UserError: not measured yet, and `may_measure` is False.
           RunError: a run failed.
-          Stopping: a signal came.
+          Interrupted: a signal arrived.
         """
         overrides = [a for a in self.handed_on if not a.removeprefix("--config.").startswith(NOT_FOR_PILOTS)]
         pilot = dataclasses.replace(row, changes=dict(row.changes) | PILOT)
         jobs = [jobs_lib.job(pilot, seed, self.directory, self.data, overrides) for seed in range(RUNS)]
         missing = [job for job in jobs if job.summary() is None]
         if missing and not self.may_measure:
-            raise UserError(f"how fast {row.id} is was not measured in {self.directory} yet; leave out --report")
+            raise UserError(f"the speed of {row.id} was not measured in {self.directory} yet; remove --report")
         failures: dict[Job, str] = {}
         jobs_lib.run_jobs(missing, 1, machine.gpu_slots()[:1], lambda *_: None, failures)
         if failures:
-            raise RunError(f"a run that was to measure how fast {row.id} is: {next(iter(failures.values()))}")
+            raise RunError(f"measuring the speed of {row.id} failed: {next(iter(failures.values()))}")
         speeds = [ms for job in jobs if (ms := step_milliseconds(job)) is not None]
         if not speeds:
-            raise RunError(f"no run in {self.directory} says how fast {row.id} is; remove that folder and try again")
+            raise RunError(f"no run in {self.directory} has the speed of {row.id}; remove that folder and try again")
         median = statistics.median(speeds)
         if missing:
             print(f"measured {row.id} (family-width-depth): {median:,.1f} ms a step", flush=True)
@@ -81,7 +82,7 @@ class Pilots:
 
 
 def step_milliseconds(job: Job) -> float | None:
-    """Of a finished run's training, evaluation apart; None where it was too short for its speed to be told."""
+    """Return the milliseconds per training step of a finished run, without evaluation; None if it was too short."""
     rate = (job.summary() or {}).get("images_per_second")
     return 1000 * batch_size(job) / rate if rate else None
 

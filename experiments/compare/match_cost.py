@@ -1,4 +1,4 @@
-"""Networks of each family in their paper's proportions, and those among them that cost what is asked."""
+"""Search networks of each family, in the proportions of its paper, that have a given cost."""
 
 import dataclasses
 from collections.abc import Callable
@@ -6,17 +6,17 @@ from typing import Any
 
 from patchnets.errors import UserError
 
-DEPTH, WIDTH = 8, 128  # where the search begins
-DEPTHS = (8, 9, 7, 10, 6, 11, 5, 12, 4, 14, 3, 16, 2)  # the usual ones first
-STEP = 4  # between widths
+DEPTH, WIDTH = 8, 128  # start of the search
+DEPTHS = (8, 9, 7, 10, 6, 11, 5, 12, 4, 14, 3, 16, 2)  # in order of preference
+STEP = 4  # widths are multiples of it
 NARROWEST, WIDEST = 16, 4096
-HEAD = 32  # channels of an attention head, about
-TRIES = 8  # widths at one depth
+HEAD = 32  # approximate channels per attention head
+TRIES = 8  # widths tried per depth
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """A network: its family (a name of patchnets.models.MODELS), number of blocks, and channels of a patch."""
+    """A network: family (a name of patchnets.models.MODELS), number of blocks, and channels per token."""
 
     family: str
     depth: int = DEPTH
@@ -24,7 +24,7 @@ class Shape:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What config.model has besides the side of a patch."""
+        """The keys of config.model, except the patch size."""
         own = FAMILIES[self.family](self.width)
         return dict(name=self.family, depth=self.depth, hidden_dim=self.width, **own)
 
@@ -33,12 +33,12 @@ class Shape:
 
 
 def heads(width: int) -> int:
-    """Of `width` channels, as many as make each about `HEAD` channels wide, by a number that divides them."""
+    """Return the divisor of `width` that makes heads closest to `HEAD` channels."""
     return min((n for n in range(1, width + 1) if width % n == 0), key=lambda n: abs(width / n - HEAD))
 
 
-# What a family has besides depth and width, in proportion as the papers have it: Mixer's table 1 (D_S = C / 2 and
-# D_C = 4 C), FNet's and ViT's (four times the width), gMLP's (six times), ConvMixer's CIFAR networks (kernels of 5).
+# Fields of a family other than depth and width, in the papers' proportions: Mixer table 1 (D_S = C / 2, D_C = 4 C),
+# FNet and ViT (MLP of four times the width), gMLP (six times), ConvMixer's CIFAR networks (kernels of 5).
 FAMILIES: dict[str, Callable[[int], dict[str, Any]]] = {
     "mlp_mixer": lambda width: dict(tokens_mlp_dim=width // 2, channels_mlp_dim=4 * width),
     "fnet": lambda width: dict(mlp_dim=4 * width),
@@ -49,13 +49,12 @@ FAMILIES: dict[str, Callable[[int], dict[str, Any]]] = {
 
 
 def matched(family: str, target: float, tolerance: float, cost_of: Callable[[Shape], float]) -> Shape:
-    """The network of a family that costs `target` to within the share `tolerance` of it, of the depth nearest the usual
-    one at which one does.
+    """Return the network of a family whose cost is `target` within the relative `tolerance`.
 
-    `cost_of` is asked as seldom as can be, for it may have to measure.
+    Depths are tried in the order of DEPTHS. `cost_of` is called rarely, because it may have to measure.
 
     Raises:
-      UserError: none does.
+      UserError: no network has this cost.
     """
     costs: dict[Shape, float] = {}
 
@@ -67,15 +66,15 @@ def matched(family: str, target: float, tolerance: float, cost_of: Callable[[Sha
     def error(shape: Shape) -> float:
         return abs(cost(shape) / target - 1)
 
-    guess, depth_before = float(WIDTH), DEPTHS[0]
+    guess, previous_depth = float(WIDTH), DEPTHS[0]
     for depth in DEPTHS:
-        guess *= (depth_before / depth) ** 0.5
-        depth_before = depth
+        guess *= (previous_depth / depth) ** 0.5
+        previous_depth = depth
         shape = _of_width(family, depth, guess)
         for _ in range(TRIES):
             if error(shape) <= tolerance:
                 return shape
-            guess = shape.width * (target / cost(shape)) ** 0.5  # a block's products grow with the square of its width
+            guess = shape.width * (target / cost(shape)) ** 0.5  # cost grows with the square of the width
             following = _of_width(family, depth, guess)
             if following in costs:
                 break
@@ -83,7 +82,7 @@ def matched(family: str, target: float, tolerance: float, cost_of: Callable[[Sha
     nearest = min(costs, key=error)
     raise UserError(
         f"{family} has no network that costs {target:,.6g} to within {tolerance:.2g} of it; the nearest, {nearest} "
-        f"(width/depth), costs {costs[nearest]:,.6g}: give another --target"
+        f"(width/depth), costs {costs[nearest]:,.6g}; use another --target"
     )
 
 

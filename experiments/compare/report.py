@@ -1,4 +1,4 @@
-"""compare.md, compare.json and the pictures of a comparison."""
+"""Write compare.md, compare.json and the plots of a comparison."""
 
 import json
 import math
@@ -18,12 +18,12 @@ from patchnets.plots import figures
 from patchnets.runtime.format import format_duration
 
 CONFIDENCE = 0.95
-WITHIN = 0.05  # how far apart two networks of a target may lie
+WITHIN = 0.05  # largest relative difference of two networks of a target
 HEADS = (
     "network", "parameters", "MFLOPs an image", "epochs", "seeds", "top-1", "top-5", "training",
     "images/s",
 )  # fmt: skip
-# What is laid out along an axis: (its label, from what is known of a network).
+# Horizontal axes: (label, cost of a network).
 COSTS: tuple[tuple[str, Callable[[Result], float | None]], ...] = (
     ("parameters (thousands)", lambda r: r["params"] / 1e3),
     ("FLOPs of an image (millions)", lambda r: 2 * r["macs"] / 1e6),
@@ -31,7 +31,7 @@ COSTS: tuple[tuple[str, Callable[[Result], float | None]], ...] = (
 )
 
 
-# What may be equal: its name, and the figure.
+# --match: (name of the cost, cost of a network).
 EQUAL: dict[str, tuple[str, Callable[[Result], float | None]]] = {
     "params": ("parameters", lambda r: r["params"]),
     "flops": ("FLOPs of an image", lambda r: 2 * r["macs"]),
@@ -40,7 +40,7 @@ EQUAL: dict[str, tuple[str, Callable[[Result], float | None]]] = {
 
 
 def interval(values: Sequence[float]) -> float | None:
-    """Half the width of Student's confidence interval of the mean of a normal sample; None of a single value."""
+    """Return half the width of Student's confidence interval of the mean; None for a single value."""
     if len(values) < 2:
         return None
     from scipy import stats
@@ -57,8 +57,7 @@ def compared(
     cost: ModelCost,
     targets: Sequence[float],
 ) -> Result:
-    """What is known of a network: `results.result` of its runs, with its cost, the targets for which it was chosen, and
-    the means' confidence intervals."""
+    """Return `results.result` of a network's runs, with its cost, targets, and confidence intervals of means."""
     result = results.result(row, jobs, failures, None, dict.fromkeys(METRICS, 0.0))
     finished = [(job, summary) for job in jobs if (summary := job.summary()) is not None]
     timed = [(ms, summary) for job, summary in finished if (ms := step_milliseconds(job)) is not None]
@@ -106,7 +105,7 @@ def final(network: Result) -> bool:
 
 
 def apart(networks: Sequence[Result], match: str) -> dict[str, float]:
-    """{a sentence: a share} of how far what is to be equal lies apart, for each target; times as the runs had them."""
+    """Return {sentence: relative difference} of the costs that should be equal, per target; times as in the runs."""
     name, cost = EQUAL[match]
     targets = list(dict.fromkeys(target for each in networks for target in each["targets"]))
     sentences = {}
@@ -116,35 +115,35 @@ def apart(networks: Sequence[Result], match: str) -> dict[str, float]:
             share = max(costs) / min(costs) - 1
             at = f" at --target={_figure(target)}" if len(targets) > 1 else ""
             least, most = _figure(min(costs)), _figure(max(costs))
-            beyond = f", where at most {WITHIN:.0%} was asked for" if share > WITHIN else ""
+            beyond = f", at most {WITHIN:.0%} allowed" if share > WITHIN else ""
             sentences[f"{name}{at}: from {least} to {most}, {share:.1%} apart{beyond}"] = share
     return sentences
 
 
 def unequal(networks: Sequence[Result], match: str) -> list[str]:
-    """Those sentences of `apart` that tell of more than `WITHIN`."""
+    """Return the sentences of `apart` with a difference above `WITHIN`."""
     return [sentence for sentence, share in apart(networks, match).items() if share > WITHIN]
 
 
 def _figure(value: float) -> str:
-    """194604.0 -> "194,604"; 3.14159 -> "3.14"."""
+    """Format 194604.0 as "194,604" and 3.14159 as "3.14"."""
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def screen(networks: Sequence[Result], match: str) -> list[str]:
-    """The table for a terminal, and what went wrong."""
+    """Format the table for a terminal, followed by errors and cost differences."""
     lines = artifacts.table(HEADS, [cells(network) for network in networks])
     lines += [f"{network['id']}: {reason}" for network in networks for reason in network["reasons"]]
     return [*lines, *apart(networks, match)]
 
 
 def markdown(command: str, match: str, networks: Sequence[Result], drawn: Sequence[str]) -> str:
-    """The report as a document; `drawn` are the pictures that lie beside it."""
+    """Format the report as Markdown; `drawn` are the file names of its plots."""
     lines = [f"# {networks[0]['dataset']}: families at equal {EQUAL[match][0]}", "", f"`{command}`", ""]
     lines += [
-        "A network's name is family-width-depth. Per cent of the test split, at the checkpoint that validated best; "
+        "A network's name is family-width-depth. Per cent of the test split, with the best checkpoint by validation; "
         f"mean ± half the width of its {CONFIDENCE:.0%} confidence interval over seeds (Student's). FLOPs are twice "
-        "the multiply-accumulates of one evaluation; training is that of a run, start and evaluation apart. "
+        "the multiply-accumulates of a forward pass; training time is without start-up and evaluation. "
         + "".join(f"{sentence[0].upper()}{sentence[1:]}. " for sentence in apart(networks, match))
         + versions(networks),
         "",
@@ -159,15 +158,14 @@ def markdown(command: str, match: str, networks: Sequence[Result], drawn: Sequen
 
 
 def bars(intervals: Sequence[float | None]) -> list[float] | None:
-    """Intervals as Matplotlib takes them, in per cent: NaN for a network without one; None where none has one."""
+    """Return the intervals in per cent for Matplotlib, NaN if missing; None if all are missing."""
     if all(interval is None for interval in intervals):
         return None
     return [math.nan if interval is None else 100 * interval for interval in intervals]
 
 
 def draw(networks: Sequence[Result], path: pathlib.Path) -> bool:
-    """Top-1 against each cost, a mark for each network with its confidence interval, a line through each family's;
-    false where no run was tested."""
+    """Plot top-1 against each cost, with confidence intervals and a line per family; False without test results."""
     if not any("accuracy" in network["measured"] for network in networks):
         return False
     plt = figures.pyplot()
@@ -202,7 +200,7 @@ def draw(networks: Sequence[Result], path: pathlib.Path) -> bool:
 
 
 def write(directory: pathlib.Path, command: str, match: str, networks: Sequence[Result]) -> list[pathlib.Path]:
-    """Writes compare.json, compare.md and, where there is something to draw, compare.png and curves.png."""
+    """Write compare.json, compare.md and, if there are results to plot, compare.png and curves.png; return paths."""
     directory.mkdir(parents=True, exist_ok=True)
     drawn = artifacts.draw(directory, networks, {"compare.png": draw, "curves.png": artifacts.curves})
     content = {"command": command, "match": match, "confidence": CONFIDENCE, "apart": list(apart(networks, match))}

@@ -1,1 +1,1 @@
-"""Jobs for SLURM, Kubernetes and Cloud TPU: python -m experiments.launch."""
+"""Write jobs for SLURM, Kubernetes and Cloud TPU: python -m experiments.launch."""

@@ -1,16 +1,16 @@
-"""Writes a job that trains on a cluster, and submits it where that is asked.
+"""Write a job that trains on a cluster, and submit it with --submit.
 
     python -m experiments.launch slurm --config=FILE[:ARGUMENT] --nodes=N [--config.KEY=VALUE ...] [--submit]
     python -m experiments.launch k8s   --config=FILE[:ARGUMENT] --nodes=N --image=IMAGE --volume-claim=NAME
     python -m experiments.launch tpu   --config=FILE[:ARGUMENT] --tpu-type=v5litepod-16 --zone=ZONE --workdir=DIR
 
-In place of --config several runs: --sweep=FILE (experiments.sweep), with --seeds=N, and under SLURM the rows of a
-table, --table=NAME [--rows=ID,ID...] [--data=DATA] (experiments.reproduce); the command that reports is printed.
-Options of an engine: python -m experiments.launch slurm --help. On GKE a JobSet may have TPUs:
+Several runs: --sweep=FILE (experiments.sweep) with --seeds=N and, under SLURM, the rows of a table, --table=NAME
+[--rows=ID,ID...] [--data=DATA] (experiments.reproduce); the command that reports them is printed. Options of an engine:
+python -m experiments.launch slurm --help. TPUs on GKE, in a JobSet:
 --tpu-type=tpu-v5-lite-podslice --tpu-topology=4x4 --tpus-per-node=4.
 
-The configuration is checked before anything is written. Exit status: 0; 1 where it could not be submitted; 2 for a
-command that is not understood.
+The configuration is checked before anything is written. Exit status: 0; 1 if the job could not be submitted; 2 for an
+invalid command line.
 """
 
 import pathlib
@@ -29,7 +29,7 @@ ENGINES = {"slurm": slurm, "k8s": k8s, "tpu": tpu}
 
 
 def execute(arguments: list[str]) -> int:
-    """Writes, and submits where asked; returns the exit status."""
+    """Write the job, submit it with --submit, and return the exit status."""
     options = options_lib.parse_args(arguments, __doc__)
     engine = ENGINES[options.engine]
     text = engine.write(options)
@@ -38,10 +38,12 @@ def execute(arguments: list[str]) -> int:
         return 0
     command = engine.submit(options)
     if "submit" in options.values and shutil.which(command[0]) is None:
-        raise UserError(f"--submit: {command[0]} is not installed here; leave it out, and run it where {command[0]} is")
+        raise UserError(
+            f"--submit: {command[0]} is not installed here; leave it out, and run the printed command elsewhere"
+        )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     if options.engine == "slurm":
-        pathlib.Path(options.workdir).mkdir(parents=True, exist_ok=True)  # sbatch makes no folder for its output
+        pathlib.Path(options.workdir).mkdir(parents=True, exist_ok=True)  # sbatch does not create it
     write_atomically(options.out, text)
     print(f"written: {options.out}")
     if "submit" in options.values:
@@ -54,7 +56,7 @@ def execute(arguments: list[str]) -> int:
 
 
 def _submit(command: list[str]) -> None:
-    """Raises RunError where it was refused."""
+    """Run the command; raise RunError if it fails."""
     try:
         subprocess.run(command, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -62,7 +64,7 @@ def _submit(command: list[str]) -> None:
 
 
 def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
+    """Run a command line and return the exit status."""
     return run_cli(argv, execute)
 
 

@@ -1,4 +1,4 @@
-"""A JobSet of Kubernetes."""
+"""Write a JobSet for Kubernetes."""
 
 import json
 import pathlib
@@ -11,16 +11,21 @@ from patchnets.errors import UserError
 from patchnets.parallel.distributed import PORT
 
 MAX_RESTARTS = 100
-GRACE = 120  # seconds that a pod has to save what it trained
+GRACE = 120  # seconds that a pod has to save its state
 GKE = "cloud.google.com/gke-tpu-"
 
 
 def write(options: Options) -> str:
-    """The manifest: an indexed Job with a pod for each node, all started again where one of them is lost; of several
-    runs one for each, NAME-0 and so on."""
-    for option, why in (("image", "an image with patchnets in it"), ("volume-claim", "where runs outlive their pods")):
+    """Return the manifest: an indexed Job with one pod per node, all restarted if one is lost.
+
+    With several runs, one JobSet each, NAME-0 and so on.
+    """
+    for option, need in (
+        ("image", "an image with patchnets in it"),
+        ("volume-claim", "a volume that outlives its pods"),
+    ):
         if option not in options.values:
-            raise UserError(f"--{option} is not given; a JobSet needs {why}")
+            raise UserError(f"--{option} is not given; a JobSet needs {need}")
     names = [f"{options.name}-{i}" for i in range(len(options.runs))] if len(options.runs) > 1 else [options.name]
     manifests = [_manifest(options, name, run) for name, run in zip(names, options.runs)]
     return "# Needs the JobSet controller: https://jobset.sigs.k8s.io\n" + "---\n".join(manifests)
@@ -58,19 +63,17 @@ def _json(value: Any) -> str:
 
 def _limits(options: Options) -> dict[str, Any]:
     if "tpu-type" in options.values and "tpus-per-node" not in options.values:
-        raise UserError(
-            f"--tpus-per-node is not given; pods with --tpu-type={options.values['tpu-type']} ask for chips"
-        )
+        raise UserError(f"--tpus-per-node is not given; pods with --tpu-type={options.values['tpu-type']} need it")
     names = {"gpus-per-node": "nvidia.com/gpu", "tpus-per-node": "google.com/tpu", "cpus-per-task": "cpu"}
     limits: dict[str, Any] = {name: count for option, name in names.items() if (count := options.values.get(option))}
     return limits | ({"memory": options.values["mem"]} if "mem" in options.values else {})
 
 
 def _mount(workdir: pathlib.PurePath) -> pathlib.PurePath:
-    """Where the volume lies: the first folder of the path."""
+    """Return the mount point of the volume: the first folder of the path."""
     if len(workdir.parts) < 3:
         raise UserError(
-            f"--workdir={workdir}: expected a folder within one, such as /runs/NAME; the volume lies at /runs"
+            f"--workdir={workdir}: expected a subfolder of the mount point, such as /runs/NAME for a volume at /runs"
         )
     return pathlib.PurePosixPath(*workdir.parts[:2])
 

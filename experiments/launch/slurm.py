@@ -1,4 +1,4 @@
-"""An sbatch script."""
+"""Write an sbatch script."""
 
 import shlex
 
@@ -8,15 +8,15 @@ from experiments.runner.jobs import ROOT
 from patchnets.errors import UserError
 
 MAX_REQUEUES = 100
-WARNING = 120  # seconds ahead of the time limit at which every task is told to save; Slurm may be a minute early
-LEAST = 300  # seconds of a job: with fewer it would be told to save before it has trained, and over again
+WARNING = 120  # seconds between SIGTERM and the time limit; Slurm may send it a minute early
+MIN_SECONDS = 300  # seconds: a shorter job would get SIGTERM before it has trained, after every requeue
 
 
 def write(options: Options) -> str:
-    """The script: a task for each node, which goes on by itself after it was stopped and its state saved."""
+    """Return the script: one task per node; it requeues itself after it was stopped and has saved its state."""
     limit = options.values.get("time")
-    if limit and seconds(limit) < LEAST:
-        raise UserError(f"--time={limit} is too short: every task is told to save {WARNING} s ahead; give 5 or more")
+    if limit and seconds(limit) < MIN_SECONDS:
+        raise UserError(f"--time={limit} is too short: tasks get SIGTERM {WARNING} s before; use 5 minutes or more")
     array = len(options.runs) > 1
     cases = "".join(f"    {i}) run=({shlex.join(run)}) ;;\n" for i, run in enumerate(options.runs))
     cpus = options.values.get("cpus-per-task")
@@ -34,7 +34,7 @@ def write(options: Options) -> str:
 
 
 def seconds(limit: str) -> int:
-    """Of MINUTES[:SECONDS], HOURS:MINUTES:SECONDS or DAYS-HOURS[:MINUTES[:SECONDS]], as sbatch reads it."""
+    """Convert MINUTES[:SECONDS], HOURS:MINUTES:SECONDS or DAYS-HOURS[:MINUTES[:SECONDS]] as sbatch does."""
     days, dash, rest = limit.rpartition("-")
     parts = list(map(int, rest.split(":")))
     parts = parts if dash or len(parts) == 3 else [0, *parts]
@@ -54,10 +54,10 @@ def _directives(options: Options) -> dict[str, object]:
 
 
 def _directive(value: object) -> str:
-    """A value as sbatch reads it: in double quotes where there is a space, which are no part of it."""
+    """Quote a value for sbatch, if it contains special characters."""
     text = str(value)
     if '"' in text or "\\" in text:
-        raise UserError(f'--workdir={text}: sbatch takes no path with " or \\ in it; give another')
+        raise UserError(f'--workdir={text}: sbatch takes no path with " or \\ in it; use another')
     return f'"{text}"' if any(not (c.isalnum() or c in "-_./%:,@") for c in text) else text
 
 

@@ -1,10 +1,10 @@
-"""The job that each engine gets. %name stands for a value, so that the shell's own $name can be written as it is."""
+"""Templates of the jobs. %name is a placeholder, so that the shell's own $name needs no escape."""
 
 import string
 
 
 class Template(string.Template):
-    """A text with %name in it."""
+    """A string template with %name placeholders."""
 
     delimiter = "%"
 
@@ -17,17 +17,17 @@ SLURM = Template("""\
 #SBATCH --signal=TERM@%warning
 
 cd %root || exit 2
-%setup%choose_run# Where one task fails or is lost, srun ends the others.
+%setup%choose_run# If a task fails or is lost, srun ends the others.
 srun --kill-on-bad-exit=1%cpus %python -m patchnets.main %run
 status=$?
-# 143: stopped by SIGTERM, state saved. The job goes on from there.
+# 143: stopped by SIGTERM with the state saved. Requeue to resume.
 if [ $status -eq 143 ] && [ ${SLURM_RESTART_COUNT:-0} -lt %max_requeues ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $status
 """)
 
-# Every value is in JSON, which YAML takes.
+# Values are JSON, which is valid YAML.
 K8S = Template("""\
 apiVersion: jobset.x-k8s.io/v1alpha2
 kind: JobSet
@@ -51,7 +51,7 @@ spec:
         backoffLimit: 0
         podFailurePolicy:
           rules:
-          # Exit status 2: the request cannot be carried out, and is not tried again.
+          # Exit status 2: the request is invalid and is not retried.
           - action: FailJob
             onExitCodes: {operator: In, values: [2]}
         template:
@@ -65,7 +65,7 @@ spec:
               command:%command%env%resources
               volumeMounts:
               - {name: runs, mountPath: %mount}
-              # Image workers use shared memory, of which a pod has 64 MiB by default.
+              # Image workers need more shared memory than a pod's default of 64 MiB.
               - {name: shared-memory, mountPath: /dev/shm}
             volumes:
             - name: runs
@@ -74,7 +74,7 @@ spec:
               emptyDir: {medium: Memory}
 """)
 
-# For several pods. The number of each is in JOB_COMPLETION_INDEX, which Kubernetes sets.
+# For several pods. Kubernetes sets the index of each in JOB_COMPLETION_INDEX.
 K8S_ENV = Template("""
               env:
               - {name: PATCHNETS_COORDINATOR, value: %coordinator}
@@ -82,7 +82,7 @@ K8S_ENV = Template("""
 
 TPU = Template("""\
 #!/bin/bash
-# %workdir has to be one folder for all hosts: NFS, or a bucket mounted by gcsfuse (--setup).
+# %workdir must be shared by all hosts: NFS, or a bucket mounted by gcsfuse (--setup).
 set -euo pipefail
 cd %root
 tpu() { gcloud compute tpus tpu-vm "$@" %location; }

@@ -1,4 +1,4 @@
-"""A shell script that makes a TPU slice, runs on all its hosts (of a sweep one run after another), and deletes it."""
+"""Write a shell script that creates a TPU slice, runs on all its hosts (runs one after the other), and deletes it."""
 
 import shlex
 
@@ -12,6 +12,7 @@ INSTALL = "tar -xf patchnets.tar && python3 -m venv .venv && .venv/bin/pip insta
 
 
 def write(options: Options) -> str:
+    """Return the script."""
     for option in ("tpu-type", "zone"):
         if option not in options.values:
             example = {"tpu-type": "v5litepod-16", "zone": "us-west4-a"}[option]

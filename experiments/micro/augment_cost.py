@@ -1,11 +1,10 @@
-"""What every operation of augmentation costs, and how that compares with the training steps of the tutorials.
+"""Measure the cost of every augmentation, also relative to the training steps of the tutorials.
 
     python -m experiments.micro.augment_cost [--steps=mixer,fnet] [--rounds=N] [--out=FILE.json]
 
-First each operation, on 128 images of 64 x 64 pixels: milliseconds and images/s, medians of so many rounds in which all
-take their turns. Then, for each tutorial, its training step on images that are ready (its own batch and size) beside
-its own augmentation, from 32 pixels, and beside each policy at its size. Random images serve: nothing here depends on
-what they show.
+First each operation, on 128 images of 64 x 64 pixels: milliseconds and images/s, medians over rounds in which all
+operations take turns. Then, for each tutorial (its batch and size): the training step on prepared images, its own
+augmentation from 32 pixels, and each policy at its size. Images are random: the cost does not depend on their content.
 """
 
 import dataclasses
@@ -47,7 +46,7 @@ Work = Callable[[], Any]
 
 
 def milliseconds(calls: dict[str, Work], rounds: int) -> dict[str, float]:
-    """The median time of each, after one call that compiles it; in every round each takes its turn."""
+    """Return {name: median milliseconds}; each call is compiled first, and all take turns in every round."""
     for call in calls.values():
         jax.block_until_ready(call())
     taken: dict[str, list[float]] = {name: [] for name in calls}
@@ -60,29 +59,30 @@ def milliseconds(calls: dict[str, Work], rounds: int) -> dict[str, float]:
 
 
 def random_images(batch: int, size: int) -> jax.Array:
+    """Return uint8 images (batch, size, size, 3)."""
     return jnp.asarray(np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8))
 
 
 def of_operations(rounds: int, batch: int = 128, size: int = 64) -> dict[str, float]:
-    """{operation: milliseconds a batch}."""
+    """Return {operation: milliseconds per batch}."""
     images, key = random_images(batch, size).astype(jnp.float32), jax.random.key(0)
-    every = operations(3, size).items()
-    return milliseconds({name: functools.partial(jax.jit(run), key, images) for name, run in every}, rounds)
+    all_operations = operations(3, size).items()
+    return milliseconds({name: functools.partial(jax.jit(run), key, images) for name, run in all_operations}, rounds)
 
 
 def of_tutorial(name: str, rounds: int) -> dict[str, float]:
-    """{"step", "own augmentation", policy: milliseconds a batch} at the size and batch of a tutorial."""
+    """Return milliseconds per batch of {"step", "own augmentation", each policy} of a tutorial."""
     file, classes = TUTORIALS[name]
     config = importlib.import_module(f"configs.{file}").get_config()
     size, batch = config.image_size, config.batch_size
     key, mean, std = jax.random.key(0), (127.5,) * 3, (64.0,) * 3
     stored, ready = random_images(batch, STORED), random_images(batch, size)
-    prepares = {"own augmentation": Preprocess(size, mean, std, Augment(**config.augment.to_dict()))}
-    prepares |= {policy: Preprocess(size, mean, std, Augment(policy=policy)) for policy in POLICIES}
+    preprocesses = {"own augmentation": Preprocess(size, mean, std, Augment(**config.augment.to_dict()))}
+    preprocesses |= {policy: Preprocess(size, mean, std, Augment(policy=policy)) for policy in POLICIES}
     works: dict[str, Work] = {}
-    for label, prepare in prepares.items():
+    for label, preprocess in preprocesses.items():
         images = stored if label == "own augmentation" else ready
-        works[label] = functools.partial(jax.jit(prepare), images, key)
+        works[label] = functools.partial(jax.jit(preprocess), images, key)
     model = models.create_model(**config.model, num_classes=classes)
     variables = jax.jit(lambda key: init_variables(model, key, size, 3))(key)
     schedule, options = build_schedule(config, 1000, 100), optimizer_options(config.optimizer.to_dict())
@@ -113,7 +113,7 @@ class Options:
 
 
 def parse_args(arguments: list[str]) -> Options:
-    """Raises UserError for what is not understood."""
+    """Parse the command line; raise UserError if it is invalid."""
     parser = ArgumentParser("python -m experiments.micro.augment_cost", description=__doc__)
     tutorials = words(tuple(TUTORIALS), "tutorial")
     parser.add_argument(
@@ -121,15 +121,15 @@ def parse_args(arguments: list[str]) -> Options:
         type=lambda value: tutorials(value) if value else (),
         default=Options.steps,
         metavar="NAME,NAME...",
-        help="tutorials whose training step is measured (default: all; none with --steps=)",
+        help="tutorials to measure (default: all; --steps= for none)",
     )
     parser.add_argument("--rounds", type=positive_int, default=Options.rounds, help="default: %(default)s")
-    parser.add_argument("--out", type=file_of_type(".json"), help="write the figures there")
+    parser.add_argument("--out", type=file_of_type(".json"), help="write the results to this file")
     return Options(**vars(parser.parse_args(arguments)))
 
 
 def execute(arguments: list[str]) -> int:
-    """All that is asked for, on the terminal and in a file; returns the exit status."""
+    """Measure, print and write the results; return the exit status."""
     options = parse_args(arguments)
     print(f"jax {jax.__version__}, {console.device_name()}; medians of {options.rounds} rounds")
     costs = of_operations(options.rounds)
@@ -151,7 +151,7 @@ def execute(arguments: list[str]) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
+    """Run a command line and return the exit status."""
     return run_cli(argv, execute)
 
 

@@ -1,9 +1,9 @@
-"""How long the training step of a network takes to compile, with its blocks apart and scanned.
+"""Measure how long the training step of a network compiles, with unrolled and with scanned blocks.
 
     python -m experiments.micro.compile_times [NAME:VARIANT ...]      (default: vit:H/14 mlp_mixer:H/14)
 
-Gradient and AdamW of one batch, compiled from shapes alone, so that no weights are made: any size can be compiled
-anywhere. Nothing is taken from a cache.
+Gradient and AdamW of one batch, compiled from shapes without weights, so that any size compiles on any machine. No
+compilation cache is used.
 """
 
 import sys
@@ -23,7 +23,7 @@ BATCH = 8
 
 
 def compile_step(name: str, variant: str, scan: bool) -> tuple[float, float]:
-    """Seconds to trace and lower the step, and to compile it."""
+    """Return (seconds to trace and lower the step, seconds to compile it)."""
     row = PUBLISHED[name, variant]
     network, variants = models.MODELS[name]
     model: Any = network(num_classes=row.num_classes, **variants[variant], scan=scan)
@@ -56,7 +56,7 @@ def compile_step(name: str, variant: str, scan: bool) -> tuple[float, float]:
 
 
 def network(value: str) -> tuple[str, str]:
-    """The type of NAME:VARIANT."""
+    """Parse NAME:VARIANT."""
     name, _, variant = value.partition(":")
     if (name, variant) not in PUBLISHED:
         known = ", ".join(f"{name}:{variant}" for name, variant in PUBLISHED)
@@ -65,7 +65,7 @@ def network(value: str) -> tuple[str, str]:
 
 
 def execute(arguments: list[str]) -> int:
-    """Compiles what is asked for, each in both ways; returns the exit status."""
+    """Compile each network both ways and print the times; return the exit status."""
     parser = ArgumentParser("python -m experiments.micro.compile_times", description=__doc__)
     default = [("vit", "H/14"), ("mlp_mixer", "H/14")]
     parser.add_argument(
@@ -78,22 +78,23 @@ def execute(arguments: list[str]) -> int:
     )
     networks = parser.parse_args(arguments).networks
     jax.config.update("jax_enable_compilation_cache", False)
-    print(f"{'network':<24}{'blocks':>10}{'trace':>10}{'compile':>10}{'together':>10}")
+    print(f"{'network':<24}{'blocks':>10}{'trace':>10}{'compile':>10}{'total':>10}")
     for name, variant in networks:
         totals = []
         for scan in (False, True):
             trace, compiling = compile_step(name, variant, scan)
             totals.append(trace + compiling)
-            how = "scanned" if scan else "apart"
+            form = "scanned" if scan else "unrolled"
             print(
-                f"{name + ' ' + variant:<24}{how:>10}{trace:>8.1f} s{compiling:>8.1f} s{totals[-1]:>8.1f} s", flush=True
+                f"{name + ' ' + variant:<24}{form:>10}{trace:>8.1f} s{compiling:>8.1f} s{totals[-1]:>8.1f} s",
+                flush=True,
             )
         print(f"{'':<24}{'ratio':>10}{'':>20}{totals[0] / totals[1]:>9.1f}x", flush=True)
     return 0
 
 
 def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
+    """Run a command line and return the exit status."""
     return run_cli(argv, execute)
 
 

@@ -1,10 +1,9 @@
-"""What the choices of parallel/cpu.py and runtime.py give on this CPU: the tutorials' training steps, choice
-by choice.
+"""Measure what the CPU tuning of parallel/cpu.py and runtime gains, step by step, in the tutorials' training steps.
 
     python -m experiments.micro.cpu_choices [--model=mixer,fnet,gmlp,vit,convmixer] [--steps=N]
 
-Each row is a process of its own, and a median of five dispatches of N steps (3) after one that compiles, on random
-images: from bytes to updated weights, the tutorial's own augmentation included.
+Each row is measured in a new process: the median of five dispatches of N steps (default 3) after one that compiles, on
+random images, from bytes to updated weights, with the tutorial's augmentation.
 """
 
 import argparse
@@ -21,19 +20,19 @@ from patchnets.errors import RunError
 from patchnets.runtime.cli import ArgumentParser, positive_int, run_cli, words
 
 DISPATCHES = 5
-# (what, a device for each core, groups that stay in a cache, XLA's options for that), and whether in huge pages
+# (label, (one device per core, microbatches, XLA's options for one device per core), huge pages)
 CHOICES = (
     ("one device, the whole batch", (False, False, False), False),
-    ("one device, groups", (False, True, False), False),
-    ("a device for each core, the whole batch", (True, False, False), False),
-    ("a device for each core, groups", (True, True, False), False),
+    ("one device, microbatches", (False, True, False), False),
+    ("one device per core, the whole batch", (True, False, False), False),
+    ("one device per core, microbatches", (True, True, False), False),
     ("the same, each device on its own thread", (True, True, True), False),
     ("the same, in huge pages", (True, True, True), True),
 )
 
 
-def milliseconds(name: str, each_core: bool, grouped: bool, options: bool, steps: int) -> float:
-    """Of a training step, in this process, which must not have looked for devices before."""
+def milliseconds(name: str, device_per_core: bool, microbatches: bool, xla_options: bool, steps: int) -> float:
+    """Return milliseconds per training step; JAX must not have been initialized in this process."""
     import jax
 
     from experiments.benchmark import bench_patchnets
@@ -43,9 +42,9 @@ def milliseconds(name: str, each_core: bool, grouped: bool, options: bool, steps
     from patchnets.step.multi_step import compile_train_steps
 
     workload = WORKLOADS[name]
-    config = bench_patchnets.configured(workload, workload.batch, "float32", -1 if each_core else 1)
-    cpu.XLA_OPTIONS = cpu.XLA_OPTIONS if options else ""
-    config.cpu.microbatch = None if grouped else 0
+    config = bench_patchnets.configured(workload, workload.batch, "float32", -1 if device_per_core else 1)
+    cpu.XLA_OPTIONS = cpu.XLA_OPTIONS if xla_options else ""
+    config.cpu.microbatch = None if microbatches else 0
     use_cpu_cores(config)
     experiment = bench_patchnets.planned(config, workload, *bench_patchnets.arrays(workload, 10 * workload.batch))
     train_steps = compile_train_steps(experiment.task, experiment.data.train.batch, experiment.mesh)
@@ -59,7 +58,7 @@ def milliseconds(name: str, each_core: bool, grouped: bool, options: bool, steps
 
 
 def parse_args(arguments: list[str]) -> argparse.Namespace:
-    """Raises UserError for what is not understood."""
+    """Parse the command line; raise UserError if it is invalid."""
     parser = ArgumentParser("python -m experiments.micro.cpu_choices", description=__doc__)
     parser.add_argument(
         "--model",
@@ -68,23 +67,23 @@ def parse_args(arguments: list[str]) -> argparse.Namespace:
         metavar="NAME,NAME...",
         help=f"tutorials, of {', '.join(TUTORIALS)} (default: all)",
     )
-    parser.add_argument("--steps", type=positive_int, default=3, help="of a dispatch (default: 3)")
-    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)  # one choice, in a process of its own
+    parser.add_argument("--steps", type=positive_int, default=3, help="steps per dispatch (default: 3)")
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)  # one row, in its own process
     return parser.parse_args(arguments)
 
 
 def execute(arguments: list[str]) -> int:
-    """All choices for all networks, or one of them in a process of its own; returns the exit status."""
+    """Measure all choices for all networks, each in its own process; return the exit status."""
     settings = parse_args(arguments)
     if settings.child:
         print(json.dumps(milliseconds(*settings.child)))
         return 0
     names, steps = settings.model, settings.steps
-    print(f"{'milliseconds a step':<50}" + "".join(f"{name:>11}" for name in names))
-    for what, choice, huge in CHOICES:
+    print(f"{'milliseconds per step':<50}" + "".join(f"{name:>11}" for name in names))
+    for label, choice, huge in CHOICES:
         tunables = runtime.tunables() if huge else None
         environment = os.environ | {"JAX_PLATFORMS": "cpu"} | ({"GLIBC_TUNABLES": tunables} if tunables else {})
-        print(f"{what:<50}", end="", flush=True)
+        print(f"{label:<50}", end="", flush=True)
         for name in names:
             command = [
                 sys.executable,
@@ -93,17 +92,17 @@ def execute(arguments: list[str]) -> int:
                 "--child",
                 json.dumps([name, *choice, steps]),
             ]
-            ran = subprocess.run(command, capture_output=True, text=True, env=environment)
-            if ran.returncode:
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            if done.returncode:
                 print()
-                raise RunError(f"{name} failed: {ran.stderr.strip().splitlines()[-1]}")
-            print(f"{json.loads(ran.stdout.splitlines()[-1]):>11,.0f}", end="", flush=True)
+                raise RunError(f"{name} failed: {done.stderr.strip().splitlines()[-1]}")
+            print(f"{json.loads(done.stdout.splitlines()[-1]):>11,.0f}", end="", flush=True)
         print()
     return 0
 
 
 def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
+    """Run a command line and return the exit status."""
     return run_cli(argv, execute)
 
 

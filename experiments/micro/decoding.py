@@ -1,12 +1,12 @@
-"""How fast photographs are decoded, cropped at random and resized to 224 pixels, and what streaming them takes.
+"""Measure decoding, random cropping and resizing of photographs to 224 pixels, and streaming from a folder.
 
     python -m experiments.micro.decoding [--out=FILE.json] [--rounds=7]
     python -m experiments.micro.decoding --minutes=10 [--workers=N] [--out=FILE.json]
 
-Without --minutes: images a second on one core (by processor time, all ways in turn in every round, the median) for
+Without --minutes: images/s on one core (by processor time, the median over rounds in which all methods take turns) for
 JPEGs of 500 x 375 and 2000 x 1500 pixels, made from scikit-learn's two photographs with noise for texture.
-With --minutes: a StreamingLoader reads a folder of such JPEGs for so long; each half minute, the resident memory of
-this process and of its workers, in MiB, and images a second.
+With --minutes: a StreamingLoader reads a folder of such JPEGs; every half minute, the resident memory of this process
+and of its workers in MiB, and images/s.
 """
 
 import functools
@@ -30,17 +30,17 @@ from patchnets.data.streaming import batch_reader
 from patchnets.runtime.cli import ArgumentParser, path, positive_float, positive_int, run_cli
 
 SIZE, LEAST_AREA, ASPECT = 224, 0.08, 4 / 3
-NOISE = 11.0  # standard deviation, in gray levels: JPEGs of ImageNet's 110 KB at 500 x 375 pixels
-Way = Callable[[list[bytes], int], Any]  # works through all images; the number is of the round
+NOISE = 11.0  # standard deviation in gray levels; gives ImageNet's 110 KB per JPEG of 500 x 375 pixels
+Method = Callable[[list[bytes], int], Any]  # processes all images in the round of that number
 
 
 def photographs(count: int, width: int, height: int, quality: int = 92) -> list[bytes]:
-    """JPEGs of parts of two photographs, each another part with other noise."""
+    """Return JPEGs of different parts of two photographs, with different noise."""
     from sklearn import datasets
 
     photos = [Image.fromarray(photo) for photo in datasets.load_sample_images().images]
     generator = np.random.default_rng(0)
-    made = []
+    jpegs = []
     for i in range(count):
         photo = photos[i % 2]
         share, across, down = generator.uniform(0.7, 1.0), *generator.uniform(0, 1, 2)
@@ -51,22 +51,22 @@ def photographs(count: int, width: int, height: int, quality: int = 92) -> list[
         noisy = np.asarray(part, np.float32) + generator.normal(0, NOISE, (height, width, 1))
         file = io.BytesIO()
         Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=quality)
-        made.append(file.getvalue())
-    return made
+        jpegs.append(file.getvalue())
+    return jpegs
 
 
 def crop(number: int, image: int) -> Callable[[int, int], tuple[int, int, int, int]]:
     return functools.partial(batch_reader.random_crop, key=(number, image), least_area=LEAST_AREA, aspect=ASPECT)
 
 
-def each(decode_one: Callable[[bytes, Callable[..., Any]], Any]) -> Way:
-    """A way that works through images one at a time."""
+def each(decode_one: Callable[[bytes, Callable[..., Any]], Any]) -> Method:
+    """Return a method that processes images one at a time."""
 
-    def way(images: list[bytes], number: int) -> None:
+    def method(images: list[bytes], number: int) -> None:
         for i, data in enumerate(images):
             assert decode_one(data, crop(number, i)).shape == (SIZE, SIZE, 3)
 
-    return way
+    return method
 
 
 def part_of(pixels: np.ndarray, choose: Callable[..., Any], height: int, width: int) -> np.ndarray:
@@ -75,8 +75,8 @@ def part_of(pixels: np.ndarray, choose: Callable[..., Any], height: int, width: 
     return pixels[round(top * down) : round((top + rows) * down), round(left * right) : round((left + columns) * right)]
 
 
-def ways() -> Iterator[tuple[str, Way]]:
-    """Every way to decode, crop and resize of which the packages are installed."""
+def methods() -> Iterator[tuple[str, Method]]:
+    """Yield (name, method) of every way to decode, crop and resize whose packages are installed."""
 
     def ours(data: bytes, choose: Callable[..., Any]) -> np.ndarray:
         return decode.decode_crop(data, "image", 3, SIZE, choose)
@@ -136,7 +136,7 @@ def ways() -> Iterator[tuple[str, Way]]:
         from turbojpeg import TJPF_RGB, TurboJPEG
 
         turbo = TurboJPEG()
-    except Exception:  # the package is there, the system's library is not
+    except Exception:  # the package needs a system library
         return
 
     def turbojpeg(data: bytes, choose: Callable[..., Any]) -> np.ndarray:
@@ -147,8 +147,8 @@ def ways() -> Iterator[tuple[str, Way]]:
     yield "PyTurboJPEG, OpenCV area", each(turbojpeg)
 
 
-def tf_data(antialias: bool) -> Way | None:
-    """tf.data's fused reading of just the crop, with one thread; None without TensorFlow."""
+def tf_data(antialias: bool) -> Method | None:
+    """Return tf.data's fused decode and crop, with one thread; None without TensorFlow."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
@@ -179,40 +179,40 @@ def tf_data(antialias: bool) -> Way | None:
         options.threading.max_intra_op_parallelism = 1
         return data.with_options(options).as_numpy_iterator()
 
-    def way(images: list[bytes], number: int) -> None:
+    def method(images: list[bytes], number: int) -> None:
         data = endless(*images)
         for _ in images:
             assert next(data).shape == (SIZE, SIZE, 3)
 
-    return way
+    return method
 
 
 def measure(images: list[bytes], rounds: int) -> dict[str, float]:
-    """{way: images a second on one core}; one round more, which warms up, is not counted."""
-    known = dict(ways())
+    """Return {method: images/s on one core}; a warm-up round is not counted."""
+    known = dict(methods())
     for name, antialias in (("tf.data fused, aliased", False), ("tf.data fused, antialiased", True)):
         if fused := tf_data(antialias):
             known[name] = fused
     seconds: dict[str, list[float]] = {name: [] for name in known}
     for number in range(rounds + 1):
-        for name, way in known.items():
+        for name, method in known.items():
             began = time.process_time()
-            way(images, number)
+            method(images, number)
             seconds[name].append(time.process_time() - began)
     return {name: len(images) / statistics.median(times[1:]) for name, times in seconds.items()}
 
 
 def resident_memory() -> tuple[float, list[float]]:
-    """MiB of this process, and of each of its children."""
+    """Return the resident MiB of this process, and of each of its children."""
     table = subprocess.run(["ps", "-Ao", "pid=,ppid=,rss="], capture_output=True, text=True, check=True).stdout
     rows = [[int(field) for field in line.split()] for line in table.splitlines()]
-    mine = next(rss for pid, _, rss in rows if pid == os.getpid())
-    children = [rss for _, parent, rss in rows if parent == os.getpid() and rss > 20 * 1024]  # ps itself is less
-    return mine / 1024, [rss / 1024 for rss in children]
+    own = next(rss for pid, _, rss in rows if pid == os.getpid())
+    children = [rss for _, parent, rss in rows if parent == os.getpid() and rss > 20 * 1024]  # excludes ps
+    return own / 1024, [rss / 1024 for rss in children]
 
 
 def stream(directory: pathlib.Path, minutes: float, workers: int | None) -> list[dict[str, Any]]:
-    """Reads a folder of photographs through a StreamingLoader; one row each half minute."""
+    """Read a folder of photographs with a StreamingLoader; return one row per half minute."""
     import jax
 
     from patchnets.data import streaming
@@ -256,15 +256,15 @@ def stream(directory: pathlib.Path, minutes: float, workers: int | None) -> list
 
 
 def execute(command_line: list[str]) -> int:
-    """Measures; returns the exit status."""
+    """Measure, print and write the results; return the exit status."""
     parser = ArgumentParser("python -m experiments.micro.decoding", description=__doc__)
-    parser.add_argument("--minutes", type=positive_float, help="stream for so long, in place of comparing decoders")
-    parser.add_argument("--workers", type=int, help="processes that decode (default: cores; 0: threads)")
-    parser.add_argument("--rounds", type=positive_int, default=7, help="times each way works through the images")
+    parser.add_argument("--minutes", type=positive_float, help="stream for this time instead of comparing decoders")
+    parser.add_argument("--workers", type=int, help="decoding processes (default: cores; 0: threads)")
+    parser.add_argument("--rounds", type=positive_int, default=7, help="passes of each method over the images")
     parser.add_argument(
         "--images", type=positive_int, default=48, help="of 500 x 375 pixels; a sixth as many of 2000 x 1500"
     )
-    parser.add_argument("--out", type=path, help="write the figures there, as JSON")
+    parser.add_argument("--out", type=path, help="write the results to this JSON file")
     arguments = parser.parse_args(command_line)
     results: dict[str, Any] = {}
     if arguments.minutes:
@@ -285,7 +285,7 @@ def execute(command_line: list[str]) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
+    """Run a command line and return the exit status."""
     return run_cli(argv, execute)
 
 

@@ -1,10 +1,10 @@
-"""What Keras itself makes of a tutorial: the example's network and `fit`, on the images that patchnets trains on.
+"""Measure the accuracy of a Keras example: its network and `fit`, on the images that patchnets trains on.
 
     python -m experiments.micro.keras_accuracy --model=mixer --seeds=2 [--epochs=1] [--config.dataset.data_dir=DIR]
 
-Data set and splits are those of configs/MODEL_*.py; other keys are --config.dataset.*. Prints the validation accuracy
-after every epoch, and that of the test split after the last. Keras and its backend come with the extra `bench`;
-KERAS_BACKEND chooses another than TensorFlow. These figures are the bars in experiments/tables/keras_examples.py.
+Data set and splits are those of configs/MODEL_*.py; overrides are limited to --config.dataset.*. Prints the validation
+accuracy after every epoch, and the test accuracy after the last. The extra `bench` installs Keras and its backend;
+KERAS_BACKEND selects another than TensorFlow. experiments/tables/keras_examples.py uses the results as references.
 """
 
 import importlib
@@ -28,10 +28,10 @@ Arrays = tuple[np.ndarray, np.ndarray]  # uint8 images (examples, 32, 32, 3), la
 
 
 def arrays(config: ml_collections.ConfigDict) -> dict[str, Arrays]:
-    """{"train", "val", "test"} of the configured data set, as they are stored.
+    """Return {"train", "val", "test"} of the configured data set, as stored.
 
     Raises:
-      UserError: it cannot be had.
+      UserError: the data set is not available.
     """
     opened = open_dataset(data_options(config), 1)
     root, most = runtime.cache_root(config.dataset.cache_dir), config.dataset.max_on_device_gib * 2**30
@@ -47,7 +47,7 @@ def arrays(config: ml_collections.ConfigDict) -> dict[str, Arrays]:
 
 
 def execute(arguments: list[str]) -> int:
-    """Trains, and says what came out; returns the exit status."""
+    """Train and print the accuracies; return the exit status."""
     parser = ArgumentParser("python -m experiments.micro.keras_accuracy", description=__doc__)
     parser.add_argument(
         "--model",
@@ -60,12 +60,11 @@ def execute(arguments: list[str]) -> int:
         "--epochs",
         type=count,
         default=1,
-        help="of each (default: 1); at a constant learning rate, without the examples' callbacks, which change nothing "
-        "before the sixth",
+        help="epochs per run (default: 1), without the examples' callbacks, which have no effect before the sixth",
     )
     values, overrides = parser.parse_with_overrides(arguments)
     if other := [argument for argument in overrides if not argument.startswith("--config.dataset.")]:
-        raise UserError(f"{other[0]}: the recipe is the example's; only --config.dataset.* can be set")
+        raise UserError(f"{other[0]}: only --config.dataset.* can be set; the recipe is the example's")
     name, seeds, epochs = values.model, values.seeds, values.epochs
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
     try:
@@ -84,17 +83,17 @@ def execute(arguments: list[str]) -> int:
         model = keras_tutorials.build(name, data["train"][0])
         model = keras_tutorials.compiled(name, model, workload.learning_rate)
 
-        def fed(role: str) -> dict:
-            """A split as the examples hand it over: ConvMixer's in a pipeline, the others' as arrays."""
+        def inputs(role: str) -> dict:
+            """Return a split as in the examples: a pipeline for ConvMixer, else arrays."""
             if name == "convmixer":
                 return {"x": bench_keras.batches(name, *data[role], config.batch_size, augmented=role == "train")}
             return {"x": data[role][0], "y": data[role][1], "batch_size": config.batch_size}
 
         for epoch in range(epochs):
-            model.fit(**fed("train"), verbose=0)
-            metrics = model.evaluate(**fed("val"), verbose=0, return_dict=True)
+            model.fit(**inputs("train"), verbose=0)
+            metrics = model.evaluate(**inputs("val"), verbose=0, return_dict=True)
             print(f"seed {seed}, epoch {epoch + 1}: validation {format_metrics(metrics)}", flush=True)
-        metrics = model.evaluate(**fed("test"), verbose=0, return_dict=True)
+        metrics = model.evaluate(**inputs("test"), verbose=0, return_dict=True)
         print(f"seed {seed}: test {format_metrics(metrics)}; {time.monotonic() - began:.0f} s", flush=True)
     return 0
 
@@ -105,7 +104,7 @@ def format_metrics(metrics: dict[str, float]) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
+    """Run a command line and return the exit status."""
     return run_cli(argv, execute)
 
 

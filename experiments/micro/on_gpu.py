@@ -1,9 +1,9 @@
-"""All that is to be measured on a GPU, by one command, into one folder.
+"""Measure everything on a GPU with one command, into one folder.
 
     python -m experiments.micro.on_gpu --out=DIR --data=CIFAR10 [--parts=benchmark,epochs,sprint] [--rounds=N]
 
-A part that fails costs a line, and the others go on. Exit status: 0; 1 where a part failed; 2 for a command that is
-not understood.
+A part that fails prints one line, and the others continue. Exit status: 0; 1 if a part failed; 2 for an invalid command
+line.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from patchnets.errors import RunError, UserError
 from patchnets.runtime.cli import ArgumentParser, out_folder, run_cli, words
 
 PARTS = ("benchmark", "epochs", "sprint")
-EPOCHS = 4  # of which the first, in which steps are compiled, does not count
+EPOCHS = 4  # the first, with compilation, does not count
 SPRINT = "configs/convmixer_cifar10.py:sprint-{epochs}"
 
 
 def parse_args(arguments: Sequence[str]) -> argparse.Namespace:
-    """Raises UserError for what is not understood, or without --out."""
+    """Parse the command line; raise UserError if it is invalid."""
     parser = ArgumentParser("python -m experiments.micro.on_gpu", description=__doc__)
     parser.add_argument(
         "--out", required=True, type=out_folder, metavar="DIR", help="folder for benchmark.*, epochs.*, sprint.*"
@@ -41,12 +41,12 @@ def parse_args(arguments: Sequence[str]) -> argparse.Namespace:
         type=words(PARTS, "part"),
         default=PARTS,
         metavar="NAME,NAME...",
-        help="benchmark: python -m experiments.benchmark --suite=gpu, beside timm compiled, in bfloat16; epochs: the "
+        help="benchmark: python -m experiments.benchmark --suite=gpu, against compiled timm, bfloat16; epochs: the "
         "five tutorials trained for four epochs on CIFAR-10, in float32 and in bfloat16; sprint: python -m "
-        "experiments.time_to_accuracy, of ConvMixer-256/8 (default: all)",
+        "experiments.time_to_accuracy, for ConvMixer-256/8 (default: all)",
     )
-    parser.add_argument("--rounds", help="of the benchmark (default: its own)")
-    parser.add_argument("--turn", help="seconds of a turn of the benchmark (default: its own)")
+    parser.add_argument("--rounds", help="rounds of the benchmark (default: its own)")
+    parser.add_argument("--turn", help="seconds per turn of the benchmark (default: its own)")
     parser.add_argument("--seconds", default="60,120,300", help="limits of the sprint (default: %(default)s)")
     values = parser.parse_args(arguments)
     if values.data:
@@ -55,7 +55,7 @@ def parse_args(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def program(module: str, *options: str) -> None:
-    """Runs a program, which says on the terminal what it does. Raises RunError where it fails."""
+    """Run a program, with its output on the terminal; raise RunError if it fails."""
     paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", module, *options]
     status = subprocess.run(command, env=dict(os.environ) | {"PYTHONPATH": paths}, check=False).returncode
@@ -64,19 +64,21 @@ def program(module: str, *options: str) -> None:
 
 
 def benchmark(values: argparse.Namespace) -> None:
+    """Run experiments.benchmark --suite=gpu."""
     own = [f"--rounds={values.rounds}"] if values.rounds else []
     own += [f"--seconds={values.turn}"] if values.turn else []
     program("experiments.benchmark", "--suite=gpu", f"--out={values.out}", *own)
 
 
 def sprint(values: argparse.Namespace) -> None:
+    """Run experiments.time_to_accuracy."""
     data = [f"--data={values.data}"] if values.data else []
     limits = [f"--config={SPRINT}", f"--seconds={values.seconds}"]
     program("experiments.time_to_accuracy", *limits, f"--out={values.out}", *data)
 
 
 def epochs(values: argparse.Namespace) -> None:
-    """Trains the tutorials as users do. Raises RunError where one fails, after all of them had their turn."""
+    """Train all tutorials with patchnets.main; afterwards raise RunError if one failed."""
     rows, failures = [], []
     for name in TUTORIALS:
         for dtype in DTYPES:
@@ -91,7 +93,7 @@ def epochs(values: argparse.Namespace) -> None:
 
 
 def epoch(name: str, dtype: str, values: argparse.Namespace) -> dict[str, Any]:
-    """images/s of a tutorial on CIFAR-10 after the first epoch, and so the seconds of one of 45,000 images."""
+    """Return images/s of a tutorial on CIFAR-10 after the first epoch, and the seconds per epoch of 45,000 images."""
     keys = LEAN | {"total_epochs": str(EPOCHS), "model.dtype": dtype}
     options = [f"--config.{key}={value}" for key, value in keys.items()]
     options += data_options(values.data) if values.data else []
@@ -105,8 +107,8 @@ def epoch(name: str, dtype: str, values: argparse.Namespace) -> dict[str, Any]:
 
 
 def write(rows: Sequence[dict[str, Any]], out: pathlib.Path) -> None:
-    """epochs.jsonl and epochs.md."""
-    lines = ["|tutorial|computed in|images/s|s for 45,000 images|", "|-|-|-|-|"]
+    """Write epochs.jsonl and epochs.md, and print the table."""
+    lines = ["|tutorial|dtype|images/s|s for 45,000 images|", "|-|-|-|-|"]
     for row in rows:
         rate, seconds = row["images_per_second"], row["epoch_seconds"]
         lines.append(f"|{row['tutorial']}|{row['dtype']}|{rate:,.0f}|{seconds:.2f}|")
@@ -121,7 +123,7 @@ def write(rows: Sequence[dict[str, Any]], out: pathlib.Path) -> None:
 
 
 def execute(arguments: list[str]) -> int:
-    """All parts that are asked for; returns the exit status."""
+    """Run the selected parts; return the exit status."""
     values = parse_args(arguments)
     values.out.mkdir(parents=True, exist_ok=True)
     status = 0
@@ -132,16 +134,16 @@ def execute(arguments: list[str]) -> int:
         try:
             part(values)
         except KeyboardInterrupt:
-            print("patchnets: interrupted; what was finished is written", file=sys.stderr)
+            print("patchnets: interrupted; finished parts are written", file=sys.stderr)
             return 130
         except (OSError, RunError, UserError) as error:
-            print(f"patchnets: {name}: {error}; the rest goes on", file=sys.stderr)
+            print(f"patchnets: {name}: {error}; the other parts continue", file=sys.stderr)
             status = 1
     return status
 
 
 def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
+    """Run a command line and return the exit status."""
     return run_cli(argv, execute)
 
 

@@ -1,1 +1,1 @@
-"""Published tables, trained and reported: python -m experiments.reproduce."""
+"""Train and report published tables: python -m experiments.reproduce."""

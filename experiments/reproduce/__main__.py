@@ -1,13 +1,13 @@
-"""Trains the rows of a published table, and writes what came out beside what was published.
+"""Train the rows of a published table, and report measured next to published results.
 
     python -m experiments.reproduce --table=NAME [--rows=ID,ID...] [--workdir=DIR] [--seeds=N] [--config.KEY=VALUE ...]
 
-Finished runs are kept: the same command does what is missing, and goes on where a run was cut. Other keys, such as
---config.dataset.data_dir=PATH, are handed to every run; keys that change the recipe leave its rows without a verdict.
+Finished runs are kept: the same command trains what is missing and resumes interrupted runs. Other keys, such as
+--config.dataset.data_dir=PATH, are passed to every run; rows whose recipe is changed get no verdict.
 
-Writes report.md, report.html, report.json and curves.png into the folder, also when interrupted: of the rows that were
-asked for, and of the table's others of which there are runs in the folder. Exit status: 0; 1 where a run failed; 2 for
-a command that is not understood; 128 + N where signal N stopped it, after runs were given two minutes to save.
+Writes report.md, report.html, report.json and curves.png into the folder, also when interrupted: the selected rows, and
+other rows of the table that have runs in the folder. Exit status: 0; 1 if a run failed; 2 for an invalid command line;
+128 + N if signal N stopped it, after runs had two minutes to save.
 """
 
 import shlex
@@ -25,7 +25,7 @@ from patchnets.runtime.cli import run_cli
 
 
 def listed(options: Options) -> str:
-    """The rows of a table, a line each: what was published, and what it takes."""
+    """Format the rows of a table, one per line: published metrics, budget and source."""
     lines = []
     for row in options.rows:
         published = ", ".join(f"{results.METRICS[m]} {value:.2%}" for m, value in row.published.items())
@@ -34,10 +34,10 @@ def listed(options: Options) -> str:
 
 
 def execute(arguments: list[str]) -> int:
-    """Trains and reports; returns the exit status."""
+    """Train and report; return the exit status."""
     options = parse_args(arguments, __doc__)
     if options.listing:
-        print(listed(options) or "every network of which something was published: python -m patchnets.models")
+        print(listed(options) or "all networks with published sizes: python -m patchnets.models")
         return 0
     jobs_lib.check_workdir(options.workdir)
     command = shlex.join(["python", "-m", "experiments.reproduce", *jobs_lib.without_paths(arguments)])
@@ -51,17 +51,17 @@ def execute(arguments: list[str]) -> int:
         return int(bool(wrong))
     jobs = jobs_of(options)
     status, failures = (0, {}) if options.report_only else train(options.rows, jobs, options.parallel)
-    found_rows = reported(options, jobs, failures)
-    written = report.write(options.workdir, options.table, command, found_rows)
-    print("\n".join(_screen(found_rows)))
+    row_results = reported(options, jobs, failures)
+    written = report.write(options.workdir, options.table, command, row_results)
+    print("\n".join(_screen(row_results)))
     print(f"written: {', '.join(map(str, written))}")
     if status:
-        print("patchnets: stopped; the same command goes on from what was saved", file=sys.stderr)
+        print("patchnets: stopped; run the same command to resume", file=sys.stderr)
     return status or int(bool(failures))
 
 
 def reported(options: Options, jobs: Sequence[Job], failures: Mapping[Job, str]) -> list[results.Result]:
-    """The rows that were asked for, with their jobs, and after them those of earlier commands in the folder."""
+    """Return the results of the selected rows, followed by rows that earlier commands trained in the folder."""
     table = TABLES[options.table]
     noise = {metric: results.seed_noise(table, metric) for metric in results.METRICS}
     runs = [[job for job in jobs if job.row is row] for row in options.rows]
@@ -76,13 +76,13 @@ def reported(options: Options, jobs: Sequence[Job], failures: Mapping[Job, str])
 
 
 def _screen(row_results: Sequence[results.Result]) -> list[str]:
-    """The table of the report, for a terminal."""
+    """Format the report for a terminal."""
     lines = artifacts.table(report.HEADS, [row for result in row_results for row in report.cells(result)])
     return lines + [f"{result['id']}: {reason}" for result in row_results for reason in result["reasons"]]
 
 
 def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
+    """Run a command line and return the exit status."""
     return run_cli(argv, execute)
 
 

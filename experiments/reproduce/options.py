@@ -1,4 +1,4 @@
-"""The command line of `python -m experiments.reproduce`, and the runs that it asks for."""
+"""The command line of `python -m experiments.reproduce`, and the runs that it selects."""
 
 import dataclasses
 import pathlib
@@ -29,19 +29,19 @@ class Options:
     handed_on: tuple[str, ...]
 
     def data_of(self, row: RunSpec) -> str | None:
-        """What takes the place of a row's own data set; None where that is what it is run on."""
+        """Return the data set that replaces the row's own; None to use its own."""
         return None if self.data == row.dataset else self.data
 
 
 def parse_args(arguments: Sequence[str], description: str | None = None) -> Options:
-    """Raises UserError for what is not understood."""
+    """Parse the command line; raise UserError if it is invalid."""
     parser = ArgumentParser("python -m experiments.reproduce", description=description)
     parser.add_argument("--table", required=True, choices=[*TABLES, SIZES], help="sizes needs no training")
-    parser.add_argument("--rows", metavar="ID,ID...", help="of the table, as --list prints them (default: all)")
+    parser.add_argument("--rows", metavar="ID,ID...", help="ids as --list prints them (default: all)")
     parser.add_argument(
         "--data",
         type=data_lib.checked,
-        help="in place of the rows' own data sets: folder:PATH, or the name of another; no verdict then",
+        help="use this data set instead of the rows' own, without verdict: folder:PATH, or a name",
     )
     add_run_options(parser, 1, "row", "runs/TABLE")
     settings, overrides = parser.parse_with_overrides(arguments)
@@ -50,7 +50,7 @@ def parse_args(arguments: Sequence[str], description: str | None = None) -> Opti
     if unknown := [name for name in wanted if name not in rows]:
         raise UserError(f"--rows: {settings.table} has no row {unknown[0]!r}; known: {', '.join(rows) or 'none'}")
     if refused := [a for a in overrides if a.removeprefix("--config.").partition("=")[0] in DATA]:
-        raise UserError(f"{refused[0]}: give --data=NAME or --data=folder:PATH, from which it follows")
+        raise UserError(f"{refused[0]}: use --data=NAME or --data=folder:PATH, which sets it")
     return Options(
         settings.table,
         tuple(rows[name] for name in dict.fromkeys(wanted)),
@@ -65,7 +65,7 @@ def parse_args(arguments: Sequence[str], description: str | None = None) -> Opti
 
 
 def jobs_of(requested: Options) -> list[Job]:
-    """A run for each row and seed. Raises UserError where the configuration cannot be had so."""
+    """Return one job per row and seed; raise UserError if a configuration is invalid."""
     return [
         jobs_lib.job(row, seed, requested.workdir, requested.data_of(row), requested.handed_on)
         for row in requested.rows

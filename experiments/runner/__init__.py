@@ -1,1 +1,1 @@
-"""Runs many trainings and reports them: shared by reproduce, sweep, compare and launch."""
+"""Run many trainings and report them: shared by reproduce, sweep, compare and launch."""

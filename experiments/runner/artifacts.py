@@ -1,4 +1,4 @@
-"""The files of a report, each written whole or not at all."""
+"""Write the files of a report, each atomically."""
 
 import pathlib
 import sys
@@ -11,6 +11,7 @@ from patchnets.runtime.files import write_atomically
 
 
 def write(directory: pathlib.Path, files: Mapping[str, bytes]) -> None:
+    """Write {name: content} into `directory`."""
     for name, content in files.items():
         write_atomically(directory / name, content)
 
@@ -20,9 +21,9 @@ def draw(
     results: Sequence[Result],
     pictures: Mapping[str, Callable[[Sequence[Result], pathlib.Path], bool]],
 ) -> list[str]:
-    """The names of the pictures that were drawn: each function says whether there was something to draw.
+    """Draw {name: function} and return the names of plots drawn; functions return False if there is nothing to draw.
 
-    A failure to draw is told, and nothing is left of an earlier picture.
+    Plotting errors are printed, not raised. A plot that was not drawn is deleted if an earlier one exists.
     """
     drawn = []
     for name, make in pictures.items():
@@ -30,22 +31,22 @@ def draw(
             if make(results, directory / name):
                 drawn.append(name)
                 continue
-        except Exception as error:  # a report without its picture is one
+        except Exception as error:  # the report is useful without the plot
             print(f"{name} could not be drawn: {first_line(error)}", file=sys.stderr)
         (directory / name).unlink(missing_ok=True)
     return drawn
 
 
 def curves(results: Sequence[Result], path: pathlib.Path) -> bool:
-    """The learning curves of all results; false where there are none."""
+    """Plot the learning curves of all results; return False if there are none."""
     drawn = learning_curves.curves(results)
     if drawn:
         write_atomically(path, drawn)
     return drawn is not None
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines for a terminal, in columns."""
-    lines = [heads, *rows]
-    wide = [max(map(len, column)) for column in zip(*lines)]
-    return ["  ".join(f"{cell:<{w}}" for cell, w in zip(line, wide)).rstrip() for line in lines]
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Format headings and rows as lines with aligned columns."""
+    lines = [headings, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return ["  ".join(f"{cell:<{width}}" for cell, width in zip(line, widths)).rstrip() for line in lines]

@@ -1,4 +1,4 @@
-"""Options that the programs of this folder share."""
+"""Command-line options shared by the programs that train many runs."""
 
 from collections.abc import Sequence
 
@@ -6,13 +6,13 @@ from patchnets.runtime.cli import ArgumentParser, count, path
 
 
 def add_run_options(parser: ArgumentParser, seeds: int, runs: str, workdir: str) -> None:
-    """Add --seeds, --parallel, --workdir, --report and --list, for programs that train many runs.
+    """Add --seeds, --parallel, --workdir, --report and --list, for a program that trains many runs.
 
     Args:
       parser: the parser of the program.
       seeds: the default of --seeds.
-      runs: what gets so many seeds, such as "row".
-      workdir: the default of --workdir, in words.
+      runs: the noun for what is repeated with each seed, such as "row".
+      workdir: the default of --workdir, for the help text.
     """
     parser.add_argument(
         "--seeds", type=count, default=seeds, metavar="N",
@@ -22,12 +22,12 @@ def add_run_options(parser: ArgumentParser, seeds: int, runs: str, workdir: str)
     parser.add_argument(
         "--parallel", type=count, metavar="N", help="runs at the same time (default: one per GPU; 1 on a CPU)"
     )
-    parser.add_argument("--report", action="store_true", help="write the report of finished runs, train nothing")
-    parser.add_argument("--list", action="store_true", help="print what would be trained, train nothing")
+    parser.add_argument("--report", action="store_true", help="report finished runs, train nothing")
+    parser.add_argument("--list", action="store_true", help="print the runs, train nothing")
 
 
 def join_values(arguments: Sequence[str]) -> list[str]:
-    """A command line of options alone, each `--name value` as `--name=value`."""
+    """Join each `--name value` of a command line without positional arguments to `--name=value`."""
     joined: list[str] = []
     for argument in arguments:
         if joined and not argument.startswith("--") and "=" not in joined[-1]:

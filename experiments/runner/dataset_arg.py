@@ -1,4 +1,4 @@
-"""The data set that a command line names in place of a table's own: NAME, or folder:PATH."""
+"""Parse the data set that a command line uses instead of a table's own: NAME, or folder:PATH."""
 
 import pathlib
 
@@ -7,10 +7,10 @@ from patchnets.runtime.cli import path as parse_path
 
 
 def checked(value: str, option: str = "data") -> str:
-    """The value of --data, or of another option, with a whole path.
+    """Return the value of --`option` with an absolute path.
 
     Raises:
-      UserError: there is no data set of that name, or no folder with train/ in it.
+      UserError: unknown data set, or a folder without train/.
     """
     name, colon, path = value.partition(":")
     if name == "folder":
@@ -19,7 +19,7 @@ def checked(value: str, option: str = "data") -> str:
             raise UserError(f"--{option}={value}: expected folder:PATH, where PATH is a folder with train/CLASS/ in it")
         return f"folder:{directory.absolute()}"
     if not name or colon:
-        raise UserError(f"--{option}={value}: expected the name of a data set, or folder:PATH; no other takes a path")
+        raise UserError(f"--{option}={value}: expected the name of a data set, or folder:PATH")
     if name != "digits":
         from patchnets.data.sources import tfds
 
@@ -31,6 +31,6 @@ def checked(value: str, option: str = "data") -> str:
 
 
 def name_of(data: str) -> str:
-    """What a report calls a data set: "cifar100", or "folder:flowers", without the folder's place on this machine."""
+    """Return the name of a data set for reports: "cifar100", or "folder:flowers" without the rest of the path."""
     name, colon, path = data.partition(":")
     return f"{name}:{pathlib.Path(path).name}" if colon else name

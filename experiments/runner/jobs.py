@@ -1,4 +1,4 @@
-"""The runs of a table's rows: what each is told, which are done, and carrying out the others."""
+"""The runs of a table's rows: their command lines, which are finished, and running the others."""
 
 import contextlib
 import dataclasses
@@ -25,8 +25,8 @@ from patchnets.run import workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = (sys.executable, "-m", "patchnets.main")
-POLL = 0.2  # seconds between two looks at running processes
-GRACE = 120.0  # seconds that a run has to save what it trained, when all of them are to stop
+POLL = 0.2  # seconds between polls of running processes
+GRACE = 120.0  # seconds that a run has to save its state before it is killed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,11 +34,11 @@ class Job:
     """One row with one seed.
 
     Attributes:
-      arguments: the command line after `python -m patchnets.main`, less the work directory.
-      workdir: its work directory.
-      config_hash: what `config_hash` of its summary has to be.
-      changed: keys in which the command line makes another recipe of it.
-      data: what it is run on in place of the row's own data set, as in `job`.
+      arguments: the command line after `python -m patchnets.main`, without the work directory.
+      workdir: the work directory.
+      config_hash: the expected `config_hash` of the summary.
+      changed: keys by which the command line changes the recipe.
+      data: the data set used instead of the row's own, as in `job`.
     """
 
     row: RunSpec
@@ -51,15 +51,14 @@ class Job:
 
     @property
     def command(self) -> str:
-        """What a person types to run it alone, where the data lie where they look for them: each run in a folder of its
-        own below runs/, which by default is `place`."""
+        """The command that runs this job alone on any machine: paths replaced, the work directory below runs/."""
         *_, folder, row, seed = pathlib.Path(os.path.abspath(self.workdir)).parts
         arguments = [*without_paths(self.arguments), f"--workdir=runs/{folder}/{row}/{seed}"]
         return shlex.join(["python", "-m", "patchnets.main", *arguments])
 
     @property
     def name(self) -> str:
-        """ "ROW/seed-N": its work directory, less where that lies on this machine."""
+        """ "ROW/seed-N": the work directory without its parents."""
         return f"{self.workdir.parent.name}/{self.workdir.name}"
 
     @property
@@ -67,7 +66,7 @@ class Job:
         return self.workdir.with_name(self.workdir.name + ".log")
 
     def summary(self) -> dict[str, Any] | None:
-        """That of the finished run, or None where there is none of this configuration that can be used."""
+        """Return the summary of the finished run; None if it is missing, invalid or of another configuration."""
         try:
             summary = json.loads((self.workdir / "summary.json").read_text())
         except (OSError, ValueError):
@@ -75,7 +74,7 @@ class Job:
         return summary if workdirs.usable(summary) and summary["config_hash"] == self.config_hash else None
 
     def last_log_line(self, since: int = 0) -> str:
-        """The last line that the run has put out, or its one-line error; `since` is where in the log it began."""
+        """Return the last line of the log, or the one-line error; the run's output begins at byte `since`."""
         try:
             text = self.log.read_bytes()[since:].decode(errors="replace")
         except OSError:
@@ -87,13 +86,13 @@ class Job:
 
 
 def job(row: RunSpec, seed: int, folder: pathlib.Path, data: str | None, handed_on: Sequence[str]) -> Job:
-    """A row with a seed, on its own data set or on `data`: the name of one, or folder:PATH.
+    """Return the job of a row with a seed, on its own data set or on `data` (a name, or folder:PATH).
 
     Raises:
-      UserError: the configuration cannot be had so.
+      UserError: the configuration is invalid.
     """
     if seeded := [argument for argument in handed_on if argument.startswith("--config.seed=")]:
-        raise UserError(f"{seeded[0]}: each row is run with the seeds from 0 on; give --seeds=N")
+        raise UserError(f"{seeded[0]}: each row runs with seeds 0 to N - 1; use --seeds=N")
     own = [f"--config={row.config}", f"--config.seed={seed}", *(f"--config.{k}={v}" for k, v in row.changes.items())]
     other = []
     if data is not None:
@@ -110,21 +109,22 @@ def job(row: RunSpec, seed: int, folder: pathlib.Path, data: str | None, handed_
 
 
 def _folder_of(row: RunSpec, folder: pathlib.Path, data: str | None) -> pathlib.Path:
-    """A folder's path is no part of a configuration's digest: runs on other data have places of their own."""
-    apart = f"-on-{hashlib.sha256(data.encode()).hexdigest()[:8]}" if data is not None else ""
-    return folder / f"{row.id}{apart}"
+    """Return the folder of a row. It depends on `data` because config_hash ignores the path of the images."""
+    suffix = f"-on-{hashlib.sha256(data.encode()).hexdigest()[:8]}" if data is not None else ""
+    return folder / f"{row.id}{suffix}"
 
 
 def started_seeds(row: RunSpec, folder: pathlib.Path, data: str | None) -> list[int]:
-    """The seeds of the runs of a row that lie in `folder`, finished or not."""
+    """Return the seeds for which `folder` has a run of the row, finished or not."""
     paths = (path for path in _folder_of(row, folder, data).glob("seed-*") if path.is_dir())
     return sorted(int(match[1]) for p in paths if (match := re.fullmatch(r"seed-(0|[1-9]\d{0,3})", p.name)))
 
 
 def stored_hash(job: Job) -> str | None:
-    """That of the configuration with which a run was begun in its place; None where none was.
+    """Return the config_hash of the run in the job's work directory; None if there is no run.
 
-    Raises UserError where it cannot be read.
+    Raises:
+      UserError: its config.json cannot be read.
     """
     path = job.workdir / "config.json"
     if not path.exists():
@@ -136,18 +136,18 @@ def stored_hash(job: Job) -> str | None:
 
 
 def check_unmixed(jobs: Sequence[Job]) -> None:
-    """Raises UserError where the place of one holds a run of another configuration."""
+    """Raise UserError if the work directory of a job contains a run of another configuration."""
     for job in jobs:
-        there = stored_hash(job)
-        if there not in (None, job.config_hash):
+        stored = stored_hash(job)
+        if stored not in (None, job.config_hash):
             raise UserError(
                 f"--workdir={job.workdir.parents[1]}: {job.row.id} was run there with another configuration "
-                f"({there}, not {job.config_hash}); give another --workdir"
+                f"({stored}, not {job.config_hash}); give another --workdir"
             )
 
 
 def without_paths(arguments: Sequence[str]) -> list[str]:
-    """A command line by which others get the same: without this machine's folders, and with the runs reported on."""
+    """Make a command line portable: drop or replace this machine's paths, and drop --report."""
     kept = []
     for argument in join_values(arguments):
         option, _, value = argument.partition("=")
@@ -162,7 +162,7 @@ def without_paths(arguments: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def at_root() -> Iterator[None]:
-    """In the folder that holds configs/, from wherever the program was started."""
+    """Change to the folder that contains configs/ for the duration of the context."""
     before = pathlib.Path.cwd()
     os.chdir(ROOT)
     try:
@@ -173,7 +173,7 @@ def at_root() -> Iterator[None]:
 
 @dataclasses.dataclass
 class Running:
-    """A process at work on a job, in one of the slots; its log begins where those of earlier processes end."""
+    """A running process; `slot` is its index among the parallel ones, `began` the size of the log at its start."""
 
     job: Job
     slot: int
@@ -182,7 +182,7 @@ class Running:
 
 
 class Interrupted(Exception):
-    """SIGINT, SIGTERM or SIGHUP came; `number` says which."""
+    """Raised after SIGINT, SIGTERM or SIGHUP; `number` is the signal."""
 
     def __init__(self, number: int):
         self.number = number
@@ -195,28 +195,27 @@ def run_jobs(
     show: Callable[[Job, str, str], None],
     failures: dict[Job, str],
 ) -> None:
-    """Runs the jobs, `parallel` at a time, each on one of the `gpus` alone where there are any.
+    """Run the jobs, `parallel` at a time, each on one of the `gpus` if there are any.
 
-    `show` is told of (job, state, last words), where state is "running", "done" or "failed"; again and again while a
-    job runs. What goes wrong is added to `failures`.
+    Calls `show(job, state, text)` with state "running" (repeatedly), "done" or "failed", and adds errors to `failures`.
 
     Raises:
-      Stopping: a signal came; what ran has saved its state and ended.
+      Interrupted: a signal arrived; running jobs were given time to save and have ended.
     """
     waiting = list(jobs)
     parallel = min(parallel, len(gpus)) if gpus else parallel
     running: list[Running] = []
-    with _signals() as came:
+    with _signals() as received:
         try:
             while waiting or running:
-                if came:
-                    raise Interrupted(came[0])
+                if received:
+                    raise Interrupted(received[0])
                 while waiting and len(running) < parallel:
                     job = waiting.pop(0)
                     if workdirs.locked(job.workdir):
                         failures[job] = (
-                            f"another process is at work in {job.name}: wait for it, or end it "
-                            f"(pgrep -f {job.name} tells which), and give the same command again"
+                            f"another process is running in {job.name}: wait for it or end it "
+                            f"(pgrep -f {job.name} finds it), then run the same command again"
                         )
                         show(job, "failed", failures[job])
                         continue
@@ -239,19 +238,19 @@ def run_jobs(
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list to which signals that end a program are added, in place of what they do otherwise."""
-    came: list[int] = []
+    """Yield a list to which terminating signals are appended instead of being handled."""
+    received: list[int] = []
     handled = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = [signal.signal(number, lambda number, frame: came.append(number)) for number in handled]
+    before = [signal.signal(number, lambda number, frame: received.append(number)) for number in handled]
     try:
-        yield came
+        yield received
     finally:
         for number, handler in zip(handled, before):
             signal.signal(number, handler)
 
 
 def environment() -> dict[str, str]:
-    """That of a process which imports patchnets from here, wherever it is at work."""
+    """Return an environment in which patchnets is imported from this tree."""
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     return os.environ | {"PYTHONPATH": paths}
 
@@ -261,7 +260,7 @@ def _start(job: Job, slot: int, gpus: Sequence[str]) -> Running:
     workdirs.move_damaged_aside(job.workdir)
     with job.log.open("ab") as sink:
         began = sink.seek(0, os.SEEK_END)
-        # In a session of its own: Ctrl-C reaches this program alone, which then tells each run once.
+        # Its own session, so that Ctrl-C reaches only this program, which then signals each run once.
         process = subprocess.Popen(
             [*PROGRAM, *job.arguments, f"--workdir={job.workdir.absolute()}"],
             cwd=ROOT,
@@ -274,20 +273,20 @@ def _start(job: Job, slot: int, gpus: Sequence[str]) -> Running:
 
 
 def _end(running: Sequence[Running]) -> None:
-    """Asks processes to save and end, and waits for that; ends those that do not."""
+    """Send SIGTERM, wait until the processes have saved and ended, and kill those that have not."""
     for each in running:
         each.process.terminate()
-    until = time.monotonic() + GRACE
+    deadline = time.monotonic() + GRACE
     for each in running:
         try:
-            each.process.wait(timeout=max(POLL, until - time.monotonic()))
+            each.process.wait(timeout=max(POLL, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             each.process.kill()
             each.process.wait()
 
 
 def check_workdir(folder: pathlib.Path) -> None:
-    """Raises UserError where `folder` is or lies in a file, or cannot be written to."""
+    """Raise UserError if `folder` cannot be created or written to."""
     parent = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise UserError(f"--workdir={folder}: {parent} is no folder that can be written to; give another --workdir")
+        raise UserError(f"--workdir={folder}: {parent} is not a writable folder; give another --workdir")

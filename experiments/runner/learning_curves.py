@@ -1,4 +1,4 @@
-"""The learning curves of all rows in one picture."""
+"""Plot the learning curves of all rows in one figure."""
 
 import io
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ PANELS = (
 
 
 def curves(results: Sequence[dict[str, Any]]) -> bytes | None:
-    """A PNG: a line for each row, the mean over its seeds, and a band from the least to the most; None without runs."""
+    """Return a PNG with a line per row, the mean over seeds, and a band from minimum to maximum; None without runs."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -47,7 +47,7 @@ def curves(results: Sequence[dict[str, Any]]) -> bytes | None:
         )
     axes[0].legend(fontsize=8)
     crosses = "; crosses: published" if any(r["published_curve"] for r in drawn) else ""
-    figure.suptitle(f"Means over seeds, from the least to the most of them{crosses}", fontsize=11)
+    figure.suptitle(f"Mean over seeds; bands from minimum to maximum{crosses}", fontsize=11)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""Runs carried out, and what a person sees meanwhile."""
+"""Run jobs and show their progress."""
 
 import sys
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from patchnets.runtime.format import format_duration
 
 
 class Lines:
-    """One line of progress for each row: a bar on a terminal; elsewhere a line when something happens."""
+    """Progress of each row: a status line per row on a terminal, else a printed line per event."""
 
     def __init__(self, rows: Sequence[RunSpec], jobs: Sequence[Job]):
         self._total = {row.id: sum(job.row.id == row.id for job in jobs) for row in rows}
         self._done = {row.id: sum(job.row.id == row.id and job.summary() is not None for job in jobs) for row in rows}
-        wide = max(map(len, self._total))
+        self._width = max(map(len, self._total))
         self._bars = {
             name: tqdm(
                 total=total,
@@ -34,26 +34,26 @@ class Lines:
         }
         self._reported: dict[Job, str] = {}
         self._plain = not sys.stderr.isatty()
-        self._wide = wide
         for name in self._bars:
-            self._say(name, "finished" if self._done[name] == self._total[name] else "waiting")
+            self._write(name, "finished" if self._done[name] == self._total[name] else "waiting")
 
-    def _say(self, name: str, words: str) -> None:
-        self._bars[name].set_description_str(f"{name:<{self._wide}}  {self._done[name]}/{self._total[name]}  {words}")
+    def _write(self, name: str, text: str) -> None:
+        self._bars[name].set_description_str(f"{name:<{self._width}}  {self._done[name]}/{self._total[name]}  {text}")
 
-    def show(self, job: Job, state: str, words: str) -> None:
+    def show(self, job: Job, state: str, text: str) -> None:
+        """Show the state of a job: "running" with its last line, "done", or "failed" with the error."""
         name = job.row.id
         if state == "running":
-            status = f"seed {job.seed}: {words}"
+            status = f"seed {job.seed}: {text}"
         elif state == "failed":
-            status = f"seed {job.seed} failed, {words}"
+            status = f"seed {job.seed} failed, {text}"
         else:
             summary = job.summary() or {}
             figures = results.measured([summary])
-            text = ", ".join(f"{results.METRICS[m]} {f['mean']:.2%}" for m, f in figures.items())
-            status = f"seed {job.seed}: test {text or 'none'}, {format_duration(summary.get('wall_seconds', 0.0))}"
+            metrics = ", ".join(f"{results.METRICS[m]} {f['mean']:.2%}" for m, f in figures.items())
+            status = f"seed {job.seed}: test {metrics or 'none'}, {format_duration(summary.get('wall_seconds', 0.0))}"
             self._done[name] += 1
-        self._say(name, status)
+        self._write(name, status)
         if self._plain and self._reported.get(job) != state:
             print(f"{name} seed {job.seed}: started" if state == "running" else f"{name} {status}", flush=True)
         self._reported[job] = state
@@ -64,10 +64,10 @@ class Lines:
 
 
 def train(rows: Sequence[RunSpec], jobs: Sequence[Job], parallel: int | None) -> tuple[int, dict[Job, str]]:
-    """Carries out those of the rows' jobs that are not done, `parallel` at a time, or one on each GPU.
+    """Run the unfinished jobs, `parallel` at a time (default: one per GPU).
 
     Returns:
-      The exit status where a signal stopped it, else 0; and what went wrong with which.
+      (exit status: 0, or 128 + signal; {job: error}).
     """
     gpus = machine.gpu_slots()
     failures: dict[Job, str] = {}

@@ -1,4 +1,4 @@
-"""report.md, report.html and report.json of a table."""
+"""Write report.md, report.html and report.json of a table."""
 
 import base64
 import html
@@ -31,12 +31,12 @@ pre { overflow-x: auto; padding: .6rem; border: 1px solid var(--line); } .note {
 
 
 def percent(value: float | None, signed: bool = False) -> str:
-    """0.1382 -> "13.82"; None -> "-"."""
+    """Format 0.1382 as "13.82" and None as "-"."""
     return "-" if value is None else f"{100 * value:+.2f}" if signed else f"{100 * value:.2f}"
 
 
 def mean_of(figure: Mapping[str, Any] | None) -> str:
-    """ "13.82 ± 0.31", in per cent; without ± for a single seed."""
+    """Format mean and standard deviation in per cent, "13.82 ± 0.31"; without ± for a single seed."""
     if figure is None:
         return "-"
     deviation = figure["deviation"]
@@ -44,7 +44,7 @@ def mean_of(figure: Mapping[str, Any] | None) -> str:
 
 
 def cells(result: Result) -> list[list[str]]:
-    """Two lines, for the two metrics; what belongs to both is in the first."""
+    """Return two table rows, one per metric; the first also has the columns common to both."""
     wall, rate, epochs = result["wall_seconds"], result["images_per_second"], result["epochs"]
     seeds = (
         "" if len(result["seeds"]) == result["seeds_asked"] else f" ({len(result['seeds'])}/{result['seeds_asked']})"
@@ -55,15 +55,15 @@ def cells(result: Result) -> list[list[str]]:
     for metric, name in METRICS.items():
         difference = result["difference"].get(metric)
         figures = [name, percent(result["published"].get(metric)), mean_of(result["measured"].get(metric))]
-        shown = not rows
+        first = not rows
         rows.append(
-            (common if shown else [""] * 3) + figures + [percent(difference, True)] + (after if shown else [""] * 3)
+            (common if first else [""] * 3) + figures + [percent(difference, True)] + (after if first else [""] * 3)
         )
     return rows
 
 
 def peers(result: Result) -> list[str]:
-    """What the origin's own program gives, in a sentence; none where nobody ran it on these images."""
+    """Return a sentence on the results of the original program on the same images, if there are any."""
     if not result["peer"] or not result["own_data"]:
         return []
     runs = result["peer"]["runs"]
@@ -72,7 +72,7 @@ def peers(result: Result) -> list[str]:
 
 
 def details(result: Result) -> list[str]:
-    """What a reader has to know besides: where from, why not, what it takes, on what."""
+    """Return the notes on a row: source, original program, reasons of the verdict, budget, devices."""
     lines: list[str] = [
         result["source"],
         *peers(result),
@@ -89,13 +89,13 @@ def size_cells(size: Size) -> list[str]:
 
 
 def versions(results: Sequence[Result]) -> str:
-    """Of the first row that ran."""
+    """Format the library versions of the first row that has run."""
     names: dict[str, str] = next((r["versions"] for r in results if r["versions"]), {})
     return ", ".join(f"{name} {version}" for name, version in names.items())
 
 
 def markdown(table: str, command: str, results: Sequence[Result], sizes: Sequence[Size], drawn: bool) -> str:
-    """The report as a document; `drawn` where curves.png lies beside it."""
+    """Format the report as Markdown; `drawn`: whether it includes curves.png."""
     lines = [f"# {table}: published and measured", "", f"`{command}`", ""]
     if results:
         lines += ["Per cent of the test split; mean ± standard deviation over seeds. " + versions(results), ""]
@@ -111,7 +111,7 @@ def markdown(table: str, command: str, results: Sequence[Result], sizes: Sequenc
 
 
 def page(table: str, command: str, results: Sequence[Result], sizes: Sequence[Size], curves: bytes | None) -> str:
-    """The report as one file of HTML, the picture within it."""
+    """Format the report as one HTML file, with the plot embedded."""
     parts = [f"<h1>{html.escape(table)}: published and measured</h1><pre>{html.escape(command)}</pre>"]
     if results:
         remark = "Per cent of the test split; mean ± standard deviation over seeds. "
@@ -132,16 +132,16 @@ def page(table: str, command: str, results: Sequence[Result], sizes: Sequence[Si
 
 
 def _table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], text: int) -> str:
-    """Rows as (verdict, cells); the first `text` columns are words, and so is the verdict's."""
+    """Format rows of (verdict, cells) as HTML; the first `text` columns and the verdict are text, others numbers."""
 
     def line(tag: str, values: Sequence[str], verdict: str = "") -> str:
-        made = []
+        columns = []
         for i, value in enumerate(values):
             words = i < text or value == "verdict" or (verdict and value.startswith(verdict))
             kind = "" if words else "number"
             kind = verdict.replace(" ", "-") if verdict and value.startswith(verdict) else kind
-            made.append(f'<{tag} class="{kind}">{html.escape(value)}</{tag}>')
-        return f"<tr>{''.join(made)}</tr>"
+            columns.append(f'<{tag} class="{kind}">{html.escape(value)}</{tag}>')
+        return f"<tr>{''.join(columns)}</tr>"
 
     body = "".join(line("td", row, verdict) for verdict, row in rows)
     return f'<div class="scroll"><table><thead>{line("th", heads)}</thead><tbody>{body}</tbody></table></div>'
@@ -150,11 +150,11 @@ def _table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], text
 def write(
     directory: pathlib.Path, table: str, command: str, results: Sequence[Result], sizes: Sequence[Size] = ()
 ) -> list[pathlib.Path]:
-    """Writes report.md, report.html, report.json, and curves.png where there is something to draw; returns them."""
+    """Write report.md, report.html, report.json and, if there are any curves, curves.png; return their paths."""
     directory.mkdir(parents=True, exist_ok=True)
     try:
         curves = learning_curves.curves(results)
-    except Exception as error:  # a report without its picture is one
+    except Exception as error:  # the report is useful without the plot
         print(f"the learning curves could not be drawn: {first_line(error)}", file=sys.stderr)
         curves = None
     content = {"table": table, "command": command, "rows": list(results)}

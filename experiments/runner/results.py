@@ -1,4 +1,4 @@
-"""What runs measured, beside what was published: means over seeds, differences, verdicts."""
+"""Compare measured with published results: means over seeds, differences, verdicts."""
 
 import math
 import statistics
@@ -16,14 +16,14 @@ Result = dict[str, Any]
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """The standard deviation of a sample; None of a single value."""
+    """Return the standard deviation of a sample; None for a single value."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 
 def seed_noise(rows: Iterable[RunSpec], metric: str) -> float:
-    """How far one run of an origin's own program lies from another, in standard deviations, pooled over a table's rows.
+    """Return the standard deviation between runs of the original program, pooled over the rows of a table.
 
-    Two runs of one row say little about it; rows of a table are like each other. 0 where nobody ran it twice.
+    Pooled because each row has only about two such runs. 0 if no row has two.
     """
     deviations = [spread(row.peer.runs[metric]) for row in rows if row.peer and metric in row.peer.runs]
     squares = [d * d for d in deviations if d is not None]
@@ -31,7 +31,7 @@ def seed_noise(rows: Iterable[RunSpec], metric: str) -> float:
 
 
 def measured(summaries: Sequence[Mapping[str, Any]], split: str = "test") -> dict[str, dict[str, Any]]:
-    """{metric: its values, mean and standard deviation} of the test split or "val", over the runs that have one."""
+    """Return {metric: {"values", "mean", "deviation"}} of the "test" or "val" split, over the runs that have it."""
     figures = {}
     for metric in METRICS:
         values = [s[f"{split}_{metric}"] for s in summaries if f"{split}_{metric}" in s]
@@ -41,7 +41,7 @@ def measured(summaries: Sequence[Mapping[str, Any]], split: str = "test") -> dic
 
 
 def curve(jobs: Sequence[Job]) -> dict[str, list[list[float]]]:
-    """{column of metrics.jsonl: [(epoch, mean over runs, least, most)]} at the epochs that all the runs have."""
+    """Return {column of metrics.jsonl: [(epoch, mean over runs, min, max)]} at the epochs that all runs have."""
     runs = []
     for job in jobs:
         try:
@@ -59,26 +59,26 @@ def curve(jobs: Sequence[Job]) -> dict[str, list[list[float]]]:
 
 
 def shortfalls(row: RunSpec, figures: Mapping[str, Mapping[str, Any]], curves: Result, noise: Mapping[str, float]):
-    """What a row was held against, and where it falls short: (number of comparisons, one line for each shortfall)."""
-    bars: list[tuple[str, float | None, float, str]] = []  # what, measured, at least, in words
+    """Compare a row with all its references: return (number of comparisons, one line per failed comparison)."""
+    bars: list[tuple[str, float | None, float, str]] = []  # metric, measured, minimum, text
     for metric, value in row.published.items():
         mean = figures[metric]["mean"] if metric in figures else None
-        bars.append((METRICS[metric], mean, value - row.tolerance, f"{value:.2%} published less {row.tolerance:.1%}"))
+        bars.append((METRICS[metric], mean, value - row.tolerance, f"{value:.2%} published minus {row.tolerance:.1%}"))
     if row.peer:
         for metric, values in row.peer.runs.items():
             mean, theirs = (figures[metric]["mean"] if metric in figures else None), statistics.fmean(values)
-            words = f"{row.peer.name}'s own mean of {theirs:.2%} less its seed noise of {noise[metric]:.2%}"
-            bars.append((METRICS[metric], mean, theirs - noise[metric], words))
+            text = f"{row.peer.name}'s own mean of {theirs:.2%} minus its seed noise of {noise[metric]:.2%}"
+            bars.append((METRICS[metric], mean, theirs - noise[metric], text))
     reached = {round(epoch, 3): mean for epoch, mean, *_ in curves["val_accuracy"]}
     for epoch, value in row.curve.items():
-        words = f"{value:.1%} published less {row.tolerance:.1%}"
-        bars.append((f"validation top-1 after epoch {epoch:g}", reached.get(epoch), value - row.tolerance, words))
+        text = f"{value:.1%} published minus {row.tolerance:.1%}"
+        bars.append((f"validation top-1 after epoch {epoch:g}", reached.get(epoch), value - row.tolerance, text))
     short = []
-    for what, mean, least, words in bars:
+    for name, mean, minimum, text in bars:
         if mean is None:
-            short.append(f"{what}: not measured, where {words} is asked")
-        elif mean < least:
-            short.append(f"{what}: {mean:.2%} is below {words}")
+            short.append(f"{name}: not measured; required: {text}")
+        elif mean < minimum:
+            short.append(f"{name}: {mean:.2%} is below {text}")
     return len(bars), short
 
 
@@ -89,8 +89,15 @@ def result(
     data: str | None,
     noise: Mapping[str, float],
 ) -> Result:
-    """All that a report says of a row, run on `data` where that is not None. `noise` is `seed_noise` of its table, by
-    metric."""
+    """Return the results of a row, as written to report.json.
+
+    Args:
+      row: the row.
+      jobs: its jobs.
+      failures: {job: error}, of all rows.
+      data: the data set used instead of the row's own, or None.
+      noise: {metric: `seed_noise`} of the table.
+    """
     finished = [(job, summary) for job in jobs if (summary := job.summary()) is not None]
     summaries = [summary for _, summary in finished]
     figures, curves = measured(summaries), curve([job for job, _ in finished])
@@ -109,11 +116,11 @@ def result(
     reasons = short if verdict == "not reproduced" else []
     if changed:
         reasons.append(f"changed: {', '.join(changed)}")
-    reasons += [f"seed {job.seed} failed, {words}" for job, words in failures.items() if job.row.id == row.id]
+    reasons += [f"seed {job.seed} failed, {text}" for job, text in failures.items() if job.row.id == row.id]
     if 0 < len(finished) < len(jobs):
-        reasons.append(f"{len(finished)} of {len(jobs)} seeds finished: what is shown is not final")
+        reasons.append(f"{len(finished)} of {len(jobs)} seeds finished: figures are not final")
     if data is not None:
-        reasons.append(f"on {data_lib.name_of(data)} in place of the table's {row.dataset}")
+        reasons.append(f"on {data_lib.name_of(data)} instead of the table's {row.dataset}")
 
     def mean(name: str) -> float | None:
         values = [s[name] for s in summaries if s.get(name)]

@@ -1,4 +1,4 @@
-"""What a row of a published table is: a run, what was published about it, and what it takes."""
+"""RunSpec, a row of a published table: a run, its published results, and its cost."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,24 +6,24 @@ from typing import Any, NamedTuple
 
 
 class Budget(NamedTuple):
-    """What a row takes: epochs, on what, and about how many minutes there; None where nobody has told."""
+    """Cost of a row: epochs, device, and approximate minutes per seed on it (None if not known)."""
 
     epochs: float
     device: str
     minutes: float | None = None
 
     def __str__(self) -> str:
-        """ "300 epochs on a cluster"; "1 epoch on 2 CPU cores, about 3 min a seed"."""
+        """Format as "300 epochs on a cluster" or "1 epoch on 2 CPU cores, about 3 min a seed"."""
         minutes = "" if self.minutes is None else f", about {self.minutes:g} min a seed"
         return f"{self.epochs:g} epoch{'' if self.epochs == 1 else 's'} on {self.device}{minutes}"
 
 
 class Reference(NamedTuple):
-    """What the program of a row's origin gives on the same images, on a machine of our own.
+    """Results of the original program on the same images, measured by us.
 
     Attributes:
       name: "Keras 3.15.1, TensorFlow".
-      runs: for each metric its values, one for each seed.
+      runs: {metric: one value per seed}.
     """
 
     name: str
@@ -32,20 +32,20 @@ class Reference(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
-    """One row.
+    """One row of a published table.
 
     Attributes:
-      id: its name, a word.
-      config: what is given as --config: a file of configs/ and its argument.
-      dataset: the data set on which the figures were published.
+      id: its name, one word.
+      config: the value of --config: a file of configs/ and its argument.
+      dataset: the data set of the published results.
       published: {"accuracy": 0.0976, ...} of the test split.
       source: where they were published.
-      cost: what the row takes.
-      tolerance: how far below a published figure a mean may lie.
-      changes: keys of the configuration with other values than its file has.
-      curve: published validation accuracies, by the number of epochs after which they were measured.
-      peer: the origin's own program on the same images.
-      note: what a reader of the row has to know.
+      cost: epochs, device and minutes.
+      tolerance: how far below the published value a mean still counts as reproduced.
+      changes: {key: value} that override the configuration file.
+      curve: {epoch: published validation accuracy}.
+      peer: results of the original program on the same images.
+      note: a remark for readers of the report.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""The folders of runs: whether a process is at work in one, and whether the figures there can be used."""
+"""Inspect the work directories of runs: locks and summaries."""
 
 import json
 import math
@@ -8,30 +8,30 @@ from typing import Any
 from patchnets.runtime.files import lock_file
 
 METRICS = {"accuracy": "top-1", "top5_accuracy": "top-5"}
-COUNTED = ("steps", "epochs", "params", "wall_seconds")  # which every summary has
+COUNTED = ("steps", "epochs", "params", "wall_seconds")  # in every summary
 FIGURES = ("images_per_second", *(f"{split}_{metric}" for split in ("val", "test") for metric in METRICS))
 
 
 def locked(directory: pathlib.Path) -> bool:
-    """Whether a process is at work in a run's folder, such as one that outlived the program that had started it."""
+    """Return whether a process, perhaps started by an earlier program, is running in a work directory."""
     if not (directory / ".lock").exists():
         return False
     try:
         lock_file(directory / ".lock", wait=False).close()
     except BlockingIOError:
         return True
-    except OSError:  # what else is wrong, the run tells
+    except OSError:  # the run itself reports other errors
         return False
     return False
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value from a file is a number that can be reckoned with."""
+    """Return whether a value read from a file is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def usable(summary: Any) -> bool:
-    """Whether what was read as a summary has all that reports need, each of its kind."""
+    """Return whether a summary has all values that reports need, with the right types."""
     return (
         isinstance(summary, dict)
         and all(is_number(summary.get(name)) for name in COUNTED)
@@ -43,11 +43,11 @@ def usable(summary: Any) -> bool:
 
 
 def move_damaged_aside(directory: pathlib.Path) -> None:
-    """Renames a summary that cannot be used, for which the training program would take the run as finished."""
+    """Rename an unusable summary, so that the training program does not take the run as finished."""
     path = directory / "summary.json"
     try:
         summary = json.loads(path.read_text())
-    except (OSError, ValueError):  # which that program takes for none itself
+    except (OSError, ValueError):  # the training program ignores such a file
         return
     if not usable(summary):
         path.replace(path.with_name(f"{path.name}.damaged"))

@@ -1,1 +1,1 @@
-"""Variations of a configuration, named in a file: python -m experiments.sweep."""
+"""Train variations of a configuration that a file lists: python -m experiments.sweep."""

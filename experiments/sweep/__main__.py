@@ -1,12 +1,12 @@
-"""Trains the variations of a configuration that a file names, and shows what each makes of it.
+"""Train the variations of a configuration that a file lists, and compare their results.
 
     python -m experiments.sweep --sweep=experiments/sweeps/mixer_digits_lr.py [--seeds=N] [--config.KEY=VALUE ...]
 
-Finished runs are kept: the same command does what is missing, and goes on where a run was cut. Other keys, such as
---config.total_epochs=5, are handed to every run. python -m experiments.launch makes jobs of a sweep for clusters.
+Finished runs are kept: the same command trains what is missing and resumes interrupted runs. Other keys, such as
+--config.total_epochs=5, are passed to every run. python -m experiments.launch writes cluster jobs for a sweep.
 
-Writes sweep.md, sweep.json, sweep.png and curves.png into the folder, also when interrupted. Exit status: 0; 1 where a
-run failed; 2 for a command that is not understood; 128 + N where signal N stopped it.
+Writes sweep.md, sweep.json, sweep.png and curves.png into the folder, also when interrupted. Exit status: 0; 1 if a run
+failed; 2 for an invalid command line; 128 + N if signal N stopped it.
 """
 
 import shlex
@@ -21,7 +21,7 @@ from patchnets.runtime.cli import run_cli
 
 
 def execute(arguments: list[str]) -> int:
-    """Trains and reports; returns the exit status."""
+    """Train and report; return the exit status."""
     options = parse_args(arguments, __doc__)
     if options.listing:
         for i, row in enumerate(options.rows):
@@ -44,12 +44,12 @@ def execute(arguments: list[str]) -> int:
         print("\n".join(report.screen(results)))
         print(f"written: {', '.join(map(str, written))}")
     if status:
-        print("patchnets: stopped; the same command goes on from what was saved", file=sys.stderr)
+        print("patchnets: stopped; run the same command to resume", file=sys.stderr)
     return status or int(bool(failures))
 
 
 def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
+    """Run a command line and return the exit status."""
     return run_cli(argv, execute)
 
 

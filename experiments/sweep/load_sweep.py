@@ -1,4 +1,4 @@
-"""The entries of a sweep, read from its file."""
+"""Read the entries of a sweep from its file."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,20 +13,20 @@ from patchnets import config as config_lib
 from patchnets.config import flags
 from patchnets.errors import UserError
 
-NAME = r"(?!\d+$)[A-Za-z0-9][A-Za-z0-9_.+=-]{0,99}"  # not a number, which counts entries
+NAME = r"(?!\d+$)[A-Za-z0-9][A-Za-z0-9_.+=-]{0,99}"  # not a number: --only=N selects by index
 
 
 def rows(sweep: str, config: str | None, handed_on: Sequence[str]) -> tuple[RunSpec, ...]:
-    """A row, of which nothing was published, for each of the overrides that a file's `get_sweep` yields.
+    """Return one row, without published results, for each (name, overrides) that the file's `get_sweep` yields.
 
-    They change `config` (FILE[:ARG]), or else what the file's CONFIG names, or the file's own configuration.
+    The overrides apply to `config` (FILE[:ARG]), else to the file's CONFIG, else to the file's own configuration.
 
     Raises:
-      UserError: the file cannot be used so, or the command line sets what the sweep does.
+      UserError: the file is invalid, or the command line sets a key that the sweep sets.
     """
     with jobs.at_root():
-        named, is_one, read_entries = flags.from_file("sweep", sweep, sweep, _read)
-    config = config or named or (sweep if is_one else None)
+        named, has_config, read_entries = flags.from_file("sweep", sweep, sweep, _read)
+    config = config or named or (sweep if has_config else None)
     if config is None:
         raise UserError(f"--sweep={sweep} has neither CONFIG nor get_config(); give --config=FILE[:ARGUMENT]")
     _check(sweep, read_entries)
@@ -38,12 +38,12 @@ def rows(sweep: str, config: str | None, handed_on: Sequence[str]) -> tuple[RunS
 
 
 def _read(names: Mapping[str, Any]) -> tuple[str | None, bool, list[Any]]:
-    """(the configuration that a file names, whether it is one itself, its entries)."""
+    """Return (CONFIG of the file or None, whether it has get_config, its entries)."""
     return names.get("CONFIG"), "get_config" in names, list(names["get_sweep"]())
 
 
 def _check(sweep: str, entries: Sequence[Any]) -> None:
-    """Raises UserError for the first entry that is no (name, overrides) of its own."""
+    """Raise UserError for the first entry that is not a valid (name, overrides) with a unique name."""
     if not entries:
         raise UserError(f"--sweep={sweep}: get_sweep() has no entries; it yields (name, {{key: value}})")
     names = set()
@@ -53,24 +53,24 @@ def _check(sweep: str, entries: Sequence[Any]) -> None:
         name, overrides = entry
         if not isinstance(name, str) or not re.fullmatch(NAME, name):
             raise UserError(
-                f"--sweep={sweep}: {str(name)[:120]!r} is no name; expected letters, digits and _.+=-, not a number"
+                f"--sweep={sweep}: {str(name)[:120]!r} is not a valid name; expected letters, digits, _.+=-, no number"
             )
         if name in FILES:
             raise UserError(f"--sweep={sweep}: {name!r} is a file of the report; give the entry another name")
         if name in names:
-            raise UserError(f"--sweep={sweep}: {name!r} is the name of two entries; give each its own")
+            raise UserError(f"--sweep={sweep}: two entries are named {name!r}; use unique names")
         names.add(name)
         if unknown := [key for key in overrides if key not in config_lib.known_keys()]:
             raise config_lib.unknown_key(str(unknown[0]))
         if "seed" in overrides:
             raise UserError(
-                f"{name} of --sweep={sweep}: seed={overrides['seed']}, and each entry is run with the seeds from 0 on; "
-                "leave it out, and give --seeds=N"
+                f"{name} of --sweep={sweep}: seed={overrides['seed']}, but each entry runs with seeds 0 to N - 1; "
+                "remove it and use --seeds=N"
             )
 
 
 def _plain(entry: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """What an entry changes, as JSON can hold it. Raises UserError for what it cannot."""
+    """Return the overrides of an entry as JSON types; raise UserError for other types."""
 
     def plain(key: str, value: Any) -> Any:
         if isinstance(value, np.generic):
@@ -80,7 +80,7 @@ def _plain(entry: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None and not isinstance(value, bool | int | float | str):
             raise UserError(
                 f"{entry}: {key}={' '.join(str(value).split())[:80]} is of type {type(value).__name__}; expected a "
-                "number, a word, a truth value, None, or a tuple of these"
+                "number, string, bool, None, or a tuple of these"
             )
         return value
 

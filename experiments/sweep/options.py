@@ -1,4 +1,4 @@
-"""The command line of `python -m experiments.sweep`, and the runs that it asks for."""
+"""The command line of `python -m experiments.sweep`, and the runs that it selects."""
 
 import dataclasses
 import pathlib
@@ -27,7 +27,7 @@ class Options:
 
 
 def parse_args(arguments: Sequence[str], description: str | None = None) -> Options:
-    """Raises UserError for what is not understood."""
+    """Parse the command line; raise UserError if it is invalid."""
     parser = ArgumentParser("python -m experiments.sweep", description=description)
     parser.add_argument(
         "--sweep",
@@ -38,17 +38,17 @@ def parse_args(arguments: Sequence[str], description: str | None = None) -> Opti
     parser.add_argument(
         "--config",
         metavar="FILE[:ARGUMENT]",
-        help="what the entries change (default: what CONFIG in the file names, or get_config() in the file)",
+        help="the configuration to vary (default: CONFIG of the file, or its get_config())",
     )
     parser.add_argument(
         "--only",
         metavar="ENTRY",
-        help="one entry, by name or number from 0, as in an array job; writes no report",
+        help="one entry, by name or index from 0, as in an array job; writes no report",
     )
     add_run_options(parser, 1, "entry", "runs/sweep-NAME")
     settings, overrides = parser.parse_with_overrides(arguments)
     if settings.only and settings.report:
-        raise UserError(f"--only={settings.only} and --report are both given; a report is that of all entries")
+        raise UserError(f"--only={settings.only} and --report are both given; a report covers all entries")
     rows = load_sweep.rows(settings.sweep, settings.config, overrides)
     return Options(
         settings.sweep,
@@ -64,17 +64,17 @@ def parse_args(arguments: Sequence[str], description: str | None = None) -> Opti
 
 
 def chosen(rows: Sequence[RunSpec], name: str) -> RunSpec:
-    """The row of that name, or of that number. Raises UserError where there is none."""
+    """Return the row with this name or index; raise UserError if there is none."""
     numbered = {str(i): row for i, row in enumerate(rows)}
     entries = numbered | {row.id: row for row in rows}
     if name not in entries:
         names = ", ".join(row.id for row in rows[:20])
-        raise UserError(f"--only={name} is no entry; there are 0 to {len(rows) - 1}: {names}")
+        raise UserError(f"--only={name} is not an entry; known: 0 to {len(rows) - 1}: {names}")
     return entries[name]
 
 
 def jobs_of(requested: Options) -> list[Job]:
-    """Seed after seed, so that what is there early is there for all entries."""
+    """Return the jobs seed by seed, so that early results cover all entries."""
     rows = [requested.only] if requested.only else requested.rows
     return [
         jobs_lib.job(row, seed, requested.workdir, None, requested.handed_on)

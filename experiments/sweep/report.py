@@ -1,4 +1,4 @@
-"""sweep.md, sweep.json and the pictures of a sweep."""
+"""Write sweep.md, sweep.json and the plots of a sweep."""
 
 import json
 import pathlib
@@ -12,13 +12,13 @@ from experiments.runner.run_spec import RunSpec
 from patchnets.plots import figures
 from patchnets.runtime.format import format_duration
 
-FILES = ("sweep.json", "sweep.md", "sweep.png", "curves.png")  # beside the folders of the entries
+FILES = ("sweep.json", "sweep.md", "sweep.png", "curves.png")  # next to the folders of the entries
 SPLITS = {"val": "validation", "test": "test"}
 HEADS = ("entry", "changes", "epochs", "seeds", "val top-1", "val top-5", "test top-1", "test top-5", "wall time")
 
 
 def result(row: RunSpec, jobs: Sequence[Job], failures: Mapping[Job, str]) -> Result:
-    """What is known of an entry: `results.result` of its runs, with what was measured by split."""
+    """Return `results.result` of an entry, with validation and test metrics."""
     entry = results.result(row, jobs, failures, None, dict.fromkeys(METRICS, 0.0))
     summaries = [summary for job in jobs if (summary := job.summary()) is not None]
     names = ("id", "dataset", "curve", "verdict", "seeds", "seeds_asked", "epochs", "params", "wall_seconds",
@@ -42,17 +42,17 @@ def cells(entry: Result) -> list[str]:
 
 
 def screen(entries: Sequence[Result]) -> list[str]:
-    """The table for a terminal, and what went wrong."""
+    """Format the table for a terminal, followed by errors."""
     lines = artifacts.table(HEADS, [cells(entry) for entry in entries])
     return lines + [f"{entry['id']}: {reason}" for entry in entries for reason in entry["reasons"]]
 
 
 def markdown(command: str, entries: Sequence[Result], drawn: Sequence[str]) -> str:
-    """The report as a document; `drawn` are the pictures that lie beside it."""
+    """Format the report as Markdown; `drawn` are the file names of its plots."""
     lines = [f"# {entries[0]['dataset']}: a sweep of {len(entries)}", "", f"`{command}`", ""]
     lines += [
-        "Per cent, at the checkpoint that validated best; mean ± standard deviation over seeds. What is chosen by "
-        f"the test split is no longer measured by it: choose by validation. {versions(entries)}".rstrip(),
+        "Per cent, with the best checkpoint by validation; mean ± standard deviation over seeds. Select by "
+        f"validation: test results of an entry selected by them are biased. {versions(entries)}".rstrip(),
         "",
     ]
     lines += ["|" + "|".join(HEADS) + "|", "|" + "-|" * len(HEADS)]
@@ -65,7 +65,7 @@ def markdown(command: str, entries: Sequence[Result], drawn: Sequence[str]) -> s
 
 
 def axis_of(entries: Sequence[Result]) -> str | None:
-    """The one key in which all entries differ, if its values are different numbers."""
+    """Return the key that the entries vary, if it is a single one with distinct numbers as values."""
     keys = {key for entry in entries for key in entry["changes"]}
     if len(keys) != 1 or len(entries) < 2:
         return None
@@ -76,8 +76,10 @@ def axis_of(entries: Sequence[Result]) -> str | None:
 
 
 def draw(entries: Sequence[Result], path: pathlib.Path) -> bool:
-    """Top-1 of validation and test, a line against the value where that is one number, else a mark for each entry;
-    bars from the least to the most of the seeds. False where nothing was measured."""
+    """Plot validation and test top-1, with bars from minimum to maximum over seeds; return False without results.
+
+    A line against the value if one numeric key varies, else one mark per entry.
+    """
     if not any("accuracy" in entry["measured"][split] for entry in entries for split in SPLITS):
         return False
     plt = figures.pyplot()
@@ -101,7 +103,7 @@ def draw(entries: Sequence[Result], path: pathlib.Path) -> bool:
     else:
         axis.set_xticks(range(len(entries)), [e["id"] for e in entries], rotation=30, ha="right")
     unfinished = any(len(entry["seeds"]) < entry["seeds_asked"] for entry in entries)
-    over = "mean, least and most over seeds" if any(entry["seeds_asked"] > 1 for entry in entries) else "one seed"
+    over = "mean, minimum and maximum over seeds" if any(entry["seeds_asked"] > 1 for entry in entries) else "one seed"
     axis.set(ylabel="top-1 (%)", title=over + (", not final" if unfinished else ""))
     axis.grid(alpha=0.3)
     axis.legend()
@@ -110,7 +112,7 @@ def draw(entries: Sequence[Result], path: pathlib.Path) -> bool:
 
 
 def write(directory: pathlib.Path, command: str, entries: Sequence[Result]) -> list[pathlib.Path]:
-    """Writes sweep.json, sweep.md and, where there is something to draw, sweep.png and curves.png; returns them."""
+    """Write sweep.json, sweep.md and, if there are results to plot, sweep.png and curves.png; return their paths."""
     directory.mkdir(parents=True, exist_ok=True)
     drawn = artifacts.draw(directory, entries, {"sweep.png": draw, "curves.png": artifacts.curves})
     written: dict[str, bytes] = {

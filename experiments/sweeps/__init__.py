@@ -1,1 +1,1 @@
-"""Sweeps: what python -m experiments.sweep --sweep=FILE runs."""
+"""Sweeps for python -m experiments.sweep --sweep=FILE."""

@@ -1,4 +1,4 @@
-"""Four learning rates of the digits' Mixer, a factor of about three apart.
+"""Four learning rates for the Mixer on digits, about a factor of three apart.
 
 python -m experiments.sweep --sweep=experiments/sweeps/mixer_digits_lr.py --seeds=3
 """

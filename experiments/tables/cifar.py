@@ -1,4 +1,4 @@
-"""CIFAR from scratch: what papers and repositories publish for networks of this size."""
+"""CIFAR from scratch: published results of papers and repositories for networks of this size."""
 
 from experiments.runner.run_spec import Budget, RunSpec
 

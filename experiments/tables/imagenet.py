@@ -1,4 +1,4 @@
-"""ImageNet-1k from scratch, the papers' recipes: every row needs a cluster."""
+"""ImageNet-1k from scratch with the papers' recipes. Every row needs a cluster."""
 
 from experiments.runner.run_spec import Budget, RunSpec
 
@@ -9,7 +9,7 @@ PLAIN, AUGREG = "arXiv 2205.01580", "arXiv 2106.10270, the best of its runs on I
 
 
 def _row(name: str, config: str, accuracy: float, source: str, epochs: float, tolerance: float = 0.01) -> RunSpec:
-    """The id of a row is a folder's name too."""
+    """Return a row; its id is also a folder name, hence without "/"."""
     return RunSpec(
         name.replace("/", "-"),
         config,

@@ -1,7 +1,7 @@
-"""The Keras examples: MLPs and ViT on CIFAR-100, ConvMixer on CIFAR-10, and the papers' networks by their recipes.
+"""The Keras examples: MLPs and ViT on CIFAR-100, ConvMixer on CIFAR-10; and the papers' networks with their recipes.
 
-Keras's own runs are of version 3.15.1 with TensorFlow on the same images, the tutorial's model and recipe, one epoch;
-the last tenth of a fixed shuffle for validation.
+Keras's runs: Keras 3.15.1 with TensorFlow, the same images, the tutorial's model and recipe, one epoch, the last 10 %
+of a fixed shuffle for validation.
 """
 
 from experiments.runner.run_spec import Budget, Reference, RunSpec
@@ -20,7 +20,7 @@ def _mlp(
     name: str, one_epoch: tuple[float, float], fifty_epochs: tuple[float, float], peer: Reference, minutes: float
 ) -> list[RunSpec]:
     file = f"configs/{name}_cifar100.py"
-    nothing = f"{MLP}: nothing published for the paper's network"
+    unpublished = f"{MLP}: nothing published for the paper's network"
 
     def figures(pair: tuple[float, float]) -> dict[str, float]:
         return dict(zip(("accuracy", "top5_accuracy"), pair))
@@ -41,7 +41,7 @@ def _mlp(
             f"{file}:paper",
             "cifar100",
             {},
-            nothing,
+            unpublished,
             Budget(1, SHORT, minutes),
             changes=dict(total_epochs=1.0),
         ),
@@ -95,7 +95,7 @@ TABLE = (
         "configs/vit_cifar100.py:hundred_epochs",
         "cifar100",
         dict(accuracy=0.55, top5_accuracy=0.82),
-        f"{VIT}, claimed, about, for 100 epochs",
+        f"{VIT}, approximate figures for 100 epochs",
         Budget(100, LONG),
         tolerance=0.02,
     ),

@@ -1,6 +1,6 @@
-"""Parameters and multiply-accumulates of every published network: counted, with nothing to train.
+"""Parameters and multiply-accumulates of every published network, counted without training.
 
-The figures themselves are patchnets.models.published_sizes.PUBLISHED, which `python -m patchnets.models` prints too.
+`python -m patchnets.models` prints the same figures, patchnets.models.published_sizes.PUBLISHED.
 """
 
 from typing import NamedTuple
@@ -9,11 +9,11 @@ from patchnets import models
 from patchnets.models.flops import cost
 from patchnets.models.published_sizes import PUBLISHED
 
-GMACS_TOLERANCE = 0.01  # what is done element by element is not counted here, and by some who publish is
+GMACS_TOLERANCE = 0.01  # some published counts include elementwise operations; ours do not
 
 
 class Size(NamedTuple):
-    """One network: what was published of it, and what is counted. GMACs are None where nobody published them."""
+    """Published and counted size of one network. `gmacs` is None if not published."""
 
     id: str
     params: int
@@ -23,12 +23,12 @@ class Size(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        near = self.gmacs is None or abs(self.counted_gmacs / self.gmacs - 1) <= GMACS_TOLERANCE
-        return "reproduced" if near and self.counted_params == self.params else "not reproduced"
+        close = self.gmacs is None or abs(self.counted_gmacs / self.gmacs - 1) <= GMACS_TOLERANCE
+        return "reproduced" if close and self.counted_params == self.params else "not reproduced"
 
 
 def counted() -> list[Size]:
-    """All networks of which something was published; seconds in all."""
+    """Count all networks with published sizes; takes seconds."""
     sizes = []
     for (name, variant), published in PUBLISHED.items():
         if published.params is not None:

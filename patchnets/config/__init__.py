@@ -1,7 +1,7 @@
-"""Configurations, held against the table of keys (schema.py), which is the only place that knows them.
+"""Make, check and compare configurations. schema.py lists every key.
 
-`default_config` makes the ConfigDict that the files in configs/ start from, `validate` holds a finished configuration
-against the table before anything is compiled, and `format_help` prints it for --help.
+`default_config` makes the ConfigDict that the files in configs/ start from, `validate` checks a finished configuration
+before anything is compiled, and `format_help` prints all keys for --help.
 """
 
 import difflib
@@ -19,15 +19,18 @@ from patchnets.errors import UserError
 
 
 def known_keys() -> dict[str, Key]:
-    """KEYS and, below `model.`, the fields of every architecture: not set, so that the variant decides."""
+    """Return KEYS and, as `model.*`, the fields of every architecture, unset so that the variant decides."""
     fields = {f"model.{name}": Key(kind, text) for name, (kind, text) in models.all_config_fields().items()}
     return KEYS | fields
 
 
 def default_config(**values: Any) -> ml_collections.ConfigDict:
-    """Every known key at its default, except those given; `model=dict(depth=4)` sets model.depth.
+    """Return all keys at their defaults, updated by `values`; `model=dict(depth=4)` sets model.depth.
 
-    Keys that are not set hold typed placeholders. Raises UserError for a key that does not exist.
+    Unset keys hold typed placeholders.
+
+    Raises:
+      UserError: unknown key.
     """
     config = ml_collections.ConfigDict()
     for name, key in known_keys().items():
@@ -47,7 +50,7 @@ def default_config(**values: Any) -> ml_collections.ConfigDict:
 
 
 def from_saved(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The configuration of a work directory's config.json. Raises UserError where this version does not know it."""
+    """Return the configuration saved in a work directory's config.json; raise UserError if it is invalid."""
 
     def hashable(value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -60,18 +63,18 @@ def from_saved(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
 
 
 def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """{"a.b": value} for every leaf of a nested configuration; keys that are not set are left out."""
+    """Return {"a.b": value} for every leaf of a nested configuration, without unset keys."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping | ml_collections.ConfigDict):
             flat |= flatten(value, f"{prefix}{name}.")
         elif value is not None:
-            flat[prefix + name] = _listed(value)
+            flat[prefix + name] = _tuples_to_lists(value)
     return flat
 
 
 def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the nested dictionary of which `flatten` makes `flat`."""
+    """Invert `flatten`: return the nested dictionary."""
     nested: dict[str, Any] = {}
     for name, value in flat.items():
         *groups, leaf = name.split(".")
@@ -82,25 +85,25 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _listed(value: Any) -> Any:
-    """Tuples as lists, however deep, as JSON gives them back."""
-    return [_listed(item) for item in value] if isinstance(value, tuple | list) else value
+def _tuples_to_lists(value: Any) -> Any:
+    """Convert nested tuples to lists, as JSON does."""
+    return [_tuples_to_lists(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def unknown_key(name: str) -> UserError:
-    """The error for a key that does not exist, with the nearest one that does."""
+    """Return the error for an unknown key; it suggests the nearest known one."""
     leaves: dict[str, str] = {}
     for known in known_keys():
         leaves.setdefault(known.split(".")[-1], known)
     leaf = name.split(".")[-1]
     near = [leaves[leaf]] if leaf in leaves else difflib.get_close_matches(name, list(known_keys()), n=1, cutoff=0.75)
     near = near or [leaves[close] for close in difflib.get_close_matches(leaf, list(leaves), n=1, cutoff=0.75)]
-    hint = f"; did you mean config.{near[0]}?" if near else "; --help lists the known ones"
+    hint = f"; did you mean config.{near[0]}?" if near else "; --help lists all keys"
     return UserError(f"unknown key config.{name}{hint}")
 
 
 def validate(config: ml_collections.ConfigDict) -> None:
-    """Raises UserError, in one line, for the first key that is unknown, of a wrong type or out of its range."""
+    """Raise UserError, in one line, for the first key that is unknown, has the wrong type or is out of range."""
     flat, keys = flatten(config), known_keys()
     for name, value in flat.items():
         if name not in keys:
@@ -123,8 +126,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if config.batch_size % config.grad_accum_steps:
         raise UserError(
             f"config.grad_accum_steps={config.grad_accum_steps} does not divide "
-            f"config.batch_size={config.batch_size}; choose one "
-            "that does"
+            f"config.batch_size={config.batch_size}; choose one that does"
         )
     if config.cpu.microbatch and config.grad_accum_steps > 1:
         raise UserError(
@@ -135,49 +137,53 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 
 def overridden_by(flat: Mapping[str, Any], set_keys: Collection[str]) -> list[str]:
-    """The keys of a configuration file, flat, that keys `set_keys` on the command line take the place of.
+    """Return the keys of a flat configuration that become unset when the command line sets `set_keys`.
 
-    Steps displace epochs and the reverse; a variant of a model displaces the fields that it defines, and the name of a
-    model all that the file says about the model.
+    Steps override epochs and vice versa; model.variant overrides the fields that it defines, and model.name all other
+    model keys.
     """
-    gone = []
+    unset = []
     if "model.name" in set_keys:
-        gone += [name for name in flat if name.startswith("model.") and name != "model.name"]
+        unset += [name for name in flat if name.startswith("model.") and name != "model.name"]
     for first, second in MUTUALLY_EXCLUSIVE:
-        gone += [second] if first in set_keys else [first] if second in set_keys else []
+        unset += [second] if first in set_keys else [first] if second in set_keys else []
     if "model.variant" in set_keys:
-        gone += [f"model.{field}" for field in models.variant_fields(flat["model.name"], flat.get("model.variant"))]
-    return [name for name in gone if name not in set_keys]
+        unset += [f"model.{field}" for field in models.variant_fields(flat["model.name"], flat.get("model.variant"))]
+    return [name for name in unset if name not in set_keys]
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Twelve hexadecimal digits that name what a run computes: neither the order of keys nor KEYS_IGNORED_BY_HASH ones
-    matter."""
-    essential = {name: value for name, value in flatten(config).items() if name not in KEYS_IGNORED_BY_HASH}
-    return hashlib.sha256(json.dumps(essential, sort_keys=True).encode()).hexdigest()[:12]
+    """Return 12 hexadecimal digits that identify the results of a configuration.
+
+    Independent of the order of keys and of KEYS_IGNORED_BY_HASH.
+    """
+    hashed = {name: value for name, value in flatten(config).items() if name not in KEYS_IGNORED_BY_HASH}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], apart: Collection[str]) -> list[str]:
-    """The keys, those `apart` aside, in which two flat configurations differ."""
-    return sorted(name for name in (old.keys() | new.keys()) - set(apart) if old.get(name) != new.get(name))
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any], ignored: Collection[str]) -> list[str]:
+    """Return the keys, except `ignored`, in which two flat configurations differ."""
+    return sorted(name for name in (old.keys() | new.keys()) - set(ignored) if old.get(name) != new.get(name))
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """["a.b: 1 there, 2 here", ...] for every key, KEYS_IGNORED_BY_HASH ones aside, in which two flat configurations
-    differ."""
+    """Return ["a.b: 1 there, 2 here", ...] for the differences of two flat configurations that config_hash sees."""
     names = changed_keys(old, new, KEYS_IGNORED_BY_HASH)
     return [f"{name}: {old.get(name, 'not set')} there, {new.get(name, 'not set')} here" for name in names]
 
 
 def recipe_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The keys in which two flat configurations differ as recipes: seeds, places, logs and claims do not count,
-    nor does cpu.microbatch, which like a seed decides what dropout leaves out."""
+    """Return the keys in which two flat configurations differ as recipes.
+
+    Seeds, paths, logging and published figures do not count, nor does cpu.microbatch: like a seed, it only changes
+    dropout masks.
+    """
     return changed_keys(old, new, KEYS_IGNORED_BY_HASH | LOGGING_KEYS | {"seed", "cpu.microbatch"})
 
 
 def format_help(config: Mapping[str, Any] | None = None) -> str:
-    """One line a key, with its value in `config` (or its default) and its meaning, for --help."""
+    """Format one line per key, with its value in `config` (or its default) and its meaning, for --help."""
     flat = flatten(default_config() if config is None else config)
     rows = [(f"config.{name}", str(flat.get(name, "-")), key.help) for name, key in known_keys().items()]
-    wide = [max(len(row[i]) for row in rows) for i in (0, 1)]
-    return "\n".join(f"  --{name:<{wide[0]}}  {value:<{wide[1]}}  {text}" for name, value, text in rows)
+    widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
+    return "\n".join(f"  --{name:<{widths[0]}}  {value:<{widths[1]}}  {text}" for name, value, text in rows)

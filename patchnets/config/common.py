@@ -1,4 +1,4 @@
-"""Recipes that several configurations share. Keys, defaults and meanings: patchnets/config/schema.py, or --help."""
+"""Recipes shared by several configurations. Keys, defaults and meanings: patchnets/config/schema.py, or --help."""
 
 from collections.abc import Callable, Mapping
 
@@ -9,12 +9,12 @@ from patchnets.errors import UserError
 
 
 def base(**values) -> ConfigDict:
-    """Return all keys at their defaults, updated by `values`; a dict is a group: `dataset=dict(name="cifar10")`."""
+    """Return all keys at their defaults, updated by `values`; a dict sets a group: `dataset=dict(name="cifar10")`."""
     return default_config(**values)
 
 
 def choose(argument: str | None, choices: Mapping[str, Callable[[], ConfigDict]]) -> ConfigDict:
-    """Return the configuration that `--config=FILE:ARGUMENT` selects; without an argument the first."""
+    """Return the configuration that `--config=FILE:ARGUMENT` selects: the first without ARGUMENT."""
     if not argument:
         return next(iter(choices.values()))()
     if argument not in choices:
@@ -34,7 +34,7 @@ def changed(config: ConfigDict, **values) -> ConfigDict:
 
 
 def digits(**values) -> ConfigDict:
-    """Recipe for scikit-learn's digits and a small network: 60 epochs of AdamW, with translation and zoom."""
+    """Return a recipe for scikit-learn's digits and a small network: 60 epochs of AdamW, translation and zoom."""
     return base(
         dataset=dict(name="digits"),
         image_size=8,
@@ -49,7 +49,7 @@ def digits(**values) -> ConfigDict:
 
 
 def keras_adamw(learning_rate: float) -> dict:
-    """Keras's AdamW: epsilon 1e-7, and a decay of 1e-4 on all parameters.
+    """Return Keras's AdamW: epsilon 1e-7, and weight decay 1e-4 on all parameters.
 
     Keras adds epsilon before the bias correction of the second moment, optax after it.
     """
@@ -57,11 +57,11 @@ def keras_adamw(learning_rate: float) -> dict:
 
 
 def keras_mlp(dataset: str, learning_rate: float, model: dict, **values) -> ConfigDict:
-    """The recipe of the Keras example "image classification with modern MLP models".
+    """Return the recipe of the Keras example "image classification with modern MLP models".
 
-    Images are resized from 32 to 64 pixels, flipped, and zoomed by up to a fifth. Batches of 128, AdamW at a constant
+    Images are resized from 32 to 64 pixels, flipped, and zoomed by up to 20 %. Batch 128, AdamW at a constant learning
     rate that is halved after 5 validations without a lower loss; at most 50 epochs, early stopping after 10. The last
-    tenth of the training images is for validation, and the lowest validation loss selects the checkpoint.
+    10 % of the training images are for validation; the lowest validation loss selects the checkpoint.
     """
     return base(
         dataset=dict(name=dataset),
@@ -81,11 +81,11 @@ def keras_mlp(dataset: str, learning_rate: float, model: dict, **values) -> Conf
 
 
 def keras_vit(dataset: str, model: dict, **values) -> ConfigDict:
-    """The recipe of the Keras example "image classification with Vision Transformer".
+    """Return the recipe of the Keras example "image classification with Vision Transformer".
 
-    Images are resized from 32 to 72 pixels, flipped, rotated by up to 0.02 of a turn, and zoomed by up to a fifth.
-    Batches of 256, AdamW at a constant 1e-3, 10 epochs. The last tenth of the training images is for validation, and
-    the highest validation accuracy selects the checkpoint.
+    Images are resized from 32 to 72 pixels, flipped, rotated by up to 0.02 turns, and zoomed by up to 20 %. Batch 256,
+    AdamW at a constant 1e-3, 10 epochs. The last 10 % of the training images are for validation; the highest validation
+    accuracy selects the checkpoint.
     """
     return base(
         dataset=dict(name=dataset),
@@ -102,10 +102,10 @@ def keras_vit(dataset: str, model: dict, **values) -> ConfigDict:
 
 
 def keras_convmixer(dataset: str, model: dict, **values) -> ConfigDict:
-    """The recipe of the Keras example "image classification with ConvMixer".
+    """Return the recipe of the Keras example "image classification with ConvMixer".
 
-    Pixels are divided by 255 and images flipped (its random crop is as large as the image). Batches of 128, AdamW at a
-    constant 1e-3, 10 epochs. The first 5,000 training images are for validation, and the highest validation accuracy
+    Pixels are divided by 255 and images flipped (the example's random crop is as large as the image). Batch 128, AdamW
+    at a constant 1e-3, 10 epochs. The first 5,000 training images are for validation; the highest validation accuracy
     selects the checkpoint.
     """
     return base(
@@ -123,8 +123,10 @@ def keras_convmixer(dataset: str, model: dict, **values) -> ConfigDict:
 
 
 def on_digits(config: ConfigDict, **model) -> ConfigDict:
-    """Adapt a tutorial's recipe to scikit-learn's digits: 8 pixels, a smaller network, no flips or rotations (a flipped
-    digit is another digit or none)."""
+    """Adapt a tutorial's recipe to scikit-learn's digits: 8 pixels and a smaller network.
+
+    No flips or rotations: a flipped digit is another digit or none.
+    """
     config.update(
         dataset=dict(name="digits", train_split=None, val_split=None),
         image_size=8,
@@ -135,10 +137,11 @@ def on_digits(config: ConfigDict, **model) -> ConfigDict:
 
 
 def of_convmixer(**augment) -> dict:
-    """Augmentation of the ConvMixer paper: RandAugment of magnitude 9, mixup, CutMix and random erasing, as in timm.
+    """Return the ConvMixer paper's augmentation: RandAugment (magnitude 9), mixup, CutMix, random erasing, as in timm.
 
-    Each RandAugment operation has probability 1/2 and a magnitude with standard deviation 0.5; erased rectangles are
-    filled with noise."""
+    Each RandAugment operation has probability 0.5 and a magnitude with standard deviation 0.5; erased rectangles are
+    filled with noise.
+    """
     return dict(
         policy="randaugment",
         magnitude=9.0,
@@ -153,10 +156,10 @@ def of_convmixer(**augment) -> dict:
 
 
 def convmixer_on_cifar(dataset: str, **values) -> ConfigDict:
-    """The ConvMixer paper's recipe for CIFAR-10 (arXiv 2201.09792, appendix, and its repository): 200 epochs, batch 64,
-    AdamW of epsilon 1e-3, learning rate 0.01 in one cycle, decay 0.01, gradients clipped at 1; crops of three quarters
-    of the image or more, RandAugment of magnitude 9, mixup and CutMix 0.5, random erasing 0.25.
+    """Return the ConvMixer paper's recipe for CIFAR-10 (arXiv 2201.09792, appendix, and its repository).
 
+    200 epochs, batch 64, AdamW with epsilon 1e-3, learning rate 0.01 in one cycle, weight decay 0.01, gradient clipping
+    at 1; crops of at least 75 % of the area, RandAugment of magnitude 9, mixup and CutMix 0.5, random erasing 0.25.
     Other settings are those of timm, which the authors used.
     """
     return base(
@@ -174,8 +177,10 @@ def convmixer_on_cifar(dataset: str, **values) -> ConfigDict:
 
 
 def locuslab(dataset: str, **values) -> ConfigDict:
-    """The short recipe of github.com/locuslab/convmixer-cifar10: 25 epochs, batch 512, AdamW, learning rate 0.05 in
-    one cycle, decay 0.005 of every parameter, torchvision's RandAugment with 2 operations of magnitude 12.
+    """Return the short recipe of github.com/locuslab/convmixer-cifar10.
+
+    25 epochs, batch 512, AdamW, learning rate 0.05 in one cycle, weight decay 0.005 on all parameters, torchvision's
+    RandAugment with 2 operations of magnitude 12.
     """
     return base(
         dataset=dict(name=dataset, train_split="train", val_split="none"),
@@ -194,9 +199,11 @@ def locuslab(dataset: str, **values) -> ConfigDict:
 
 
 def omihub777(dataset: str, **values) -> ConfigDict:
-    """Shared recipe of github.com/omihub777/MLP-Mixer-CIFAR and ViT-CIFAR: batch 128, Adam with L2 decay 5e-5, learning
-    rate 1e-3 with 5 epochs of warm-up and cosine decay, label smoothing 0.1, crops of images padded by 4, flips,
-    AutoAugment."""
+    """Return the recipe shared by github.com/omihub777/MLP-Mixer-CIFAR and ViT-CIFAR.
+
+    Batch 128, Adam with L2 decay 5e-5, learning rate 1e-3 with 5 epochs of warmup and cosine decay, label smoothing
+    0.1, crops of images padded by 4, flips, AutoAugment.
+    """
     return base(
         dataset=dict(name=dataset, train_split="train", val_split="none"),
         image_size=32,
@@ -213,7 +220,7 @@ def omihub777(dataset: str, **values) -> ConfigDict:
 
 
 def mixer_nano(dataset: str, **values) -> ConfigDict:
-    """Mixer-nano of github.com/omihub777/MLP-Mixer-CIFAR: 300 epochs, down to 1e-6, CutMix for half of the batches."""
+    """Return Mixer-nano of github.com/omihub777/MLP-Mixer-CIFAR: 300 epochs, to 1e-6, CutMix on half of the batches."""
     return omihub777(
         dataset,
         model=dict(
@@ -234,7 +241,7 @@ def mixer_nano(dataset: str, **values) -> ConfigDict:
 
 
 def vit_small(dataset: str, **values) -> ConfigDict:
-    """ViT of github.com/omihub777/ViT-CIFAR: 200 epochs, down to 1e-5."""
+    """Return the ViT of github.com/omihub777/ViT-CIFAR: 200 epochs, down to 1e-5."""
     return omihub777(
         dataset,
         model=dict(name="vit", patch_size=4, depth=7, hidden_dim=384, mlp_dim=384, num_heads=12, gelu="exact"),
@@ -245,9 +252,12 @@ def vit_small(dataset: str, **values) -> ConfigDict:
 
 
 def kentaroy47(dataset: str, **values) -> ConfigDict:
-    """The ViT that github.com/kentaroy47/vision-transformers-cifar10 trains: batch 512, Adam without decay, learning
-    rate 1e-4 with cosine decay, dropout 0.1, images padded by 4, cropped and mirrored, RandAugment with 2 operations of
-    magnitude 14 of 30, of TensorFlow's ranges (its own have smaller squares cut out, and another solarize_add)."""
+    """Return the ViT recipe of github.com/kentaroy47/vision-transformers-cifar10.
+
+    Batch 512, Adam without weight decay, learning rate 1e-4 with cosine decay, dropout 0.1, images padded by 4 and
+    cropped, flips, RandAugment with 2 operations of magnitude 14 of 30, in TensorFlow's ranges
+    (the repository's have smaller cutout squares and another solarize_add).
+    """
     return base(
         dataset=dict(name=dataset, train_split="train", val_split="none"),
         image_size=32,
@@ -278,10 +288,10 @@ def kentaroy47(dataset: str, **values) -> ConfigDict:
 
 
 def imagenet(augment: Mapping, **values) -> ConfigDict:
-    """ImageNet-1k at 224 pixels: flips and crops of at least 5 % of the area; evaluation on the central crop (7/8 of
-    the shorter side).
+    """Return a base recipe for ImageNet-1k at 224 pixels.
 
-    The last 1 % of train is for validation, and ImageNet's validation images are the test split.
+    Flips and crops of at least 5 % of the area; evaluation on the central crop (7/8 of the shorter side). The last 1 %
+    of train is for validation; ImageNet's validation images are the test split.
     """
     return base(
         dataset=dict(name="imagenet2012", train_split="train[:99%]", val_split="train[99%:]", test_split="validation"),
@@ -293,8 +303,7 @@ def imagenet(augment: Mapping, **values) -> ConfigDict:
 
 
 def tensorflow_randaugment(magnitude: float) -> dict:
-    """RandAugment with 2 operations of the authors of Mixer and ViT, whose posterize and solarize weaken as the
-    magnitude grows."""
+    """Return the Mixer and ViT authors' RandAugment: 2 operations; posterize and solarize weaken as magnitude grows."""
     return dict(
         policy="randaugment", randaugment_num_ops=2, magnitude=float(magnitude), randaugment_variant="tensorflow"
     )

@@ -1,4 +1,4 @@
-"""The command line to a configuration and a work directory; --help."""
+"""Parse the training command line into a configuration and a work directory; print --help."""
 
 import difflib
 import os
@@ -16,9 +16,10 @@ from patchnets.errors import UserError, first_line
 
 
 def parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict, str]:
-    """(configuration, work directory) from a command line; executes the configuration file once.
+    """Return (configuration, work directory) from a command line; executes the configuration file once.
 
-    Raises UserError, in one line, for what is wrong with it.
+    Raises:
+      UserError: the command line or the configuration is invalid; in one line.
     """
     from ml_collections import config_flags
 
@@ -50,8 +51,8 @@ def parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict, str]:
         dict.fromkeys([*config_lib.overridden_by(config_lib.flatten(config), [*overrides, *unset]), *unset])
     )
     changed = config_lib.recipe_diff(original, config_lib.flatten(config))
-    figures = published.mark_incomparable(published.Published(**config.published.to_dict()), changed)
-    config.published.incomparable = figures.incomparable
+    marked = published.mark_incomparable(published.Published(**config.published.to_dict()), changed)
+    config.published.incomparable = marked.incomparable
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not understood; overrides have the form --config.KEY=VALUE")
     config_lib.validate(config)
@@ -61,16 +62,16 @@ def parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict, str]:
 
 
 def config_directories() -> list[pathlib.Path]:
-    """Return where configurations are found by name: ./configs, those of the clone, those of an installed package."""
+    """Return the folders searched by name: ./configs, configs/ of the clone, configs/ of the installed package."""
     package = pathlib.Path(__file__).resolve().parents[1]
     return [pathlib.Path("configs"), package.parent / "configs", package / "configs"]
 
 
 def find_config(name: str) -> str:
-    """The file of a configuration: a path, or the name of one that comes with patchnets, such as "mixer_digits".
+    """Return the file of a configuration, from a path or the name of one shipped with patchnets ("mixer_digits").
 
     Raises:
-      UserError: there is none; the message names near ones.
+      UserError: there is no such file or name; the message suggests similar names.
     """
     if pathlib.Path(name).is_file():
         return name
@@ -81,13 +82,11 @@ def find_config(name: str) -> str:
         return str(known[name])
     near = difflib.get_close_matches(pathlib.Path(name).stem, known, n=3)
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise UserError(
-        f"--config={name}: there is no such file, nor a configuration of that name among those of patchnets{hint}"
-    )
+    raise UserError(f"--config={name}: there is no such file, and patchnets has no configuration of that name{hint}")
 
 
 def _pop_config_path(argv: list[str]) -> tuple[str | None, list[str]]:
-    """The value of the last --config, and the command line without any."""
+    """Return the value of the last --config, and the command line without any --config."""
     path, rest, i = None, [], 0
     while i < len(argv):
         name, equals, value = argv[i].partition("=")
@@ -103,14 +102,14 @@ def _pop_config_path(argv: list[str]) -> tuple[str | None, list[str]]:
 
 
 def _unset(argv: list[str], keys: Mapping[str, Any]) -> tuple[list[str], list[str]]:
-    """The command line without --config.KEY=None, and those keys, which may be left without a value."""
+    """Return the command line without --config.KEY=None, and those keys; only keys that may be unset."""
     unset = [match[1] for a in argv if (match := re.fullmatch(r"--config\.([\w.]+)=None", a))]
     unset = [name for name in unset if isinstance(keys[name].default, type)]
     return [a for a in argv if a not in {f"--config.{name}=None" for name in unset}], unset
 
 
 def load_config(path: str) -> ml_collections.ConfigDict:
-    """The configuration that FILE[:ARGUMENT] defines. Raises UserError where it cannot be loaded."""
+    """Return the configuration that FILE[:ARGUMENT] defines; raise UserError if it cannot be loaded."""
     file, *argument = path.split(":", 1)
     config = from_file("config", path, file, lambda names: names["get_config"](*argument))
     if not isinstance(config, ml_collections.ConfigDict):
@@ -119,10 +118,10 @@ def load_config(path: str) -> ml_collections.ConfigDict:
 
 
 def from_file(option: str, value: str, file: str, read: Callable[[dict[str, Any]], Any]) -> Any:
-    """What `read` makes of the names that a Python file defines.
+    """Execute a Python file and return `read(names)`, where `names` are the file's global variables.
 
     Raises:
-      UserError: the file, given as --`option`=`value`, is not there, or something in it fails; in one line.
+      UserError: the file, passed as --`option`=`value`, does not exist, or it or `read` raises; in one line.
     """
     if not pathlib.Path(file).is_file():
         raise UserError(f"--{option}={value}: there is no such file")
@@ -130,19 +129,19 @@ def from_file(option: str, value: str, file: str, read: Callable[[dict[str, Any]
         return read(runpy.run_path(file))
     except UserError:
         raise
-    except Exception as error:  # anything that a file may do
+    except Exception as error:  # the file may raise anything
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         line = f" (line {lines[-1]})" if lines else ""
         raise UserError(f"--{option}={value} cannot be loaded: {type(error).__name__}: {_tidy(error)}{line}") from error
 
 
 def _tidy(error: BaseException) -> str:
-    """An error's own words in one line."""
-    return first_line(error, limit=1_000_000).split(" Other fields present")[0][:400]  # ml_collections prints them all
+    """Return an error's message in one line."""
+    return first_line(error, limit=1_000_000).split(" Other fields present")[0][:400]  # ml_collections lists all keys
 
 
 def print_help(argv: list[str], usage: str | None) -> None:
-    """--help: what the program does, and every key with its value and meaning."""
+    """Print --help: `usage`, and every key with its value and meaning."""
     from patchnets import config as config_lib
 
     try:
@@ -152,7 +151,7 @@ def print_help(argv: list[str], usage: str | None) -> None:
     print(usage)
     print(
         "Keys, their values"
-        + (" as given" if config is not None else " by default")
-        + " (- for not set), and meanings:\n"
+        + (" in this configuration" if config is not None else " by default")
+        + " (- if not set), and meanings:\n"
     )
     print(config_lib.format_help(None if config is None else config_lib.flatten(config)))

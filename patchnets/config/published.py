@@ -1,4 +1,4 @@
-"""Published figures that a configuration aims at, beside what its run measured."""
+"""Published test metrics of a configuration, and their comparison with the measured ones."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,12 @@ METRICS = {"accuracy": "top-1", "top5_accuracy": "top-5"}
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """Figures of the test split, where they are published, and how far below them a result still reproduces them.
+    """Published metrics of the test split.
 
     Attributes:
-      incomparable: why a run is not held to them; None where it is.
+      tolerance: how far below a published metric a measured one still counts as reproduced.
+      source: where the metrics are published.
+      incomparable: why a run is not compared with them; None if it is.
     """
 
     accuracy: float | None = None
@@ -23,22 +25,21 @@ class Published:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """{metric: published value} of those that are published."""
+        """Return {metric: published value}, without unpublished ones."""
         return {name: value for name in METRICS if (value := getattr(self, name)) is not None}
 
 
 def mark_incomparable(published: Published, changed: Sequence[str]) -> Published:
-    """Return the figures as not comparable, where the command line `changed` keys of the recipe."""
+    """Return `published` marked as incomparable if the command line `changed` keys of the recipe."""
     if not changed or not published.metrics:
         return published
     return dataclasses.replace(published, incomparable=f"config.{changed[0]} was changed")
 
 
 def compare(published: Published, summary: Mapping[str, Any]) -> dict[str, Any]:
-    """For the summary: published figures, the measured ones' distance to them, and a verdict; empty where none are
-    named.
+    """Return published and measured metrics, their differences and a verdict for summary.json; {} if none is published.
 
-    "reproduced" is a test metric no lower than the published one less the tolerance.
+    The verdict is "reproduced" if every test metric is at least the published one minus the tolerance.
     """
     targets = published.metrics
     if not targets:
@@ -54,25 +55,25 @@ def compare(published: Published, summary: Mapping[str, Any]) -> dict[str, Any]:
     elif any("difference" not in comparison[name] for name in targets):
         comparison["verdict"] = "not compared: there is no test split"
     else:
-        holds = all(comparison[name]["difference"] >= -published.tolerance for name in targets)
-        comparison["verdict"] = "reproduced" if holds else "not reproduced"
+        reproduced = all(comparison[name]["difference"] >= -published.tolerance for name in targets)
+        comparison["verdict"] = "reproduced" if reproduced else "not reproduced"
     return {"published": comparison}
 
 
 def describe(published: Published) -> str | None:
-    """The published figures in one line, for the first screen; None where there are none."""
+    """Format the published metrics in one line for the start of a run; None if there are none."""
     targets = published.metrics
     if not targets:
         return None
     text = ", ".join(f"{METRICS[name]} {value:.2%}" for name, value in targets.items())
     source = f" ({published.source})" if published.source else ""
     return f"published: {text} of the test split{source}" + (
-        f"; not compared, for {published.incomparable}" if published.incomparable else ""
+        f"; not compared: {published.incomparable}" if published.incomparable else ""
     )
 
 
 def describe_comparison(comparison: Mapping[str, Any]) -> str:
-    """What `compare` found, in one line, for the last screen."""
+    """Format the result of `compare` in one line for the end of a run."""
     parts = []
     for name, label in METRICS.items():
         if name in comparison:

@@ -27,28 +27,29 @@ def make_optimizer(
     beta2: float = 0.999,
     epsilon: float = 1e-8,
 ) -> optax.GradientTransformation:
-    """Return the optimizer called `name`, after clipping by the global norm.
+    """Return the optimizer `name`, preceded by clipping to a global gradient norm.
 
-    adamw (arXiv 1711.05101), lamb (1904.00962), lion (2302.06675) and adafactor (1804.04235) take learning rate times
-    `weight_decay` off a weight besides; adam and sgd add `weight_decay` times the weight to the gradient, as PyTorch
-    does. What has a norm or a mean over a parameter, in lamb and adafactor, has one for each of stacked blocks.
+    adamw (arXiv 1711.05101), lamb (1904.00962), lion (2302.06675) and adafactor (1804.04235) decouple weight decay:
+    they subtract learning rate times `weight_decay` times the weight. adam and sgd add `weight_decay` times the weight
+    to the gradient, as PyTorch does. lamb and adafactor compute norms and means per block if blocks are stacked.
 
     Args:
       name: adamw, adam, sgd, lamb, lion or adafactor.
       learning_rate: a number, or step -> learning rate.
-      params: tree of arrays or shapes, for their names.
-      wd_mask: which weights decay: kernels, or all.
-      wd_mults: ((regex, factor), ...): the first to match a parameter's name multiplies its decay, in place of
-        `wd_mask`.
-      lr_mults: the same for its learning rate.
-      frozen: ((regex, whether it is frozen), ...). Frozen parameters get updates of 0, have no state, and do not count
-        in the norm that is clipped.
-      grad_clip_norm: gradients are scaled down to this global norm; None for never.
-      momentum, nesterov: of sgd.
-      beta1, beta2, epsilon: of the others, as in their papers.
+      params: tree of arrays or shapes; rules match its parameter names.
+      wd_mask: weights that decay: kernels, or all.
+      wd_mults: ((regex, factor), ...): the first regex that matches a parameter's name gives the factor of its weight
+        decay; replaces `wd_mask`.
+      lr_mults: the same for the learning rate.
+      frozen: ((regex, bool), ...): frozen parameters get updates of 0, have no optimizer state, and do not count in the
+        clipped norm.
+      grad_clip_norm: scale gradients down to this global norm; None disables clipping.
+      momentum, nesterov: for sgd.
+      beta1, beta2, epsilon: for the others, as in their papers.
 
     Raises:
-      UserError: rules that do not fit the parameters or freeze all, or Nesterov's momentum without momentum.
+      UserError: unknown `name`, rules that do not match the parameters or freeze all of them, or Nesterov momentum
+        without momentum or sgd.
     """
     if nesterov and (name != "sgd" or not momentum):
         raise UserError(
@@ -57,7 +58,7 @@ def make_optimizer(
         )
     is_frozen = frozen_params(frozen, params)
     if all(jax.tree.leaves(is_frozen)):
-        raise UserError("config.optimizer.frozen freeze every parameter; leave one to train")
+        raise UserError("config.optimizer.frozen freezes every parameter; leave at least one to train")
     factors = match_rules(lr_mults, params, "optimizer.lr_mults") if lr_mults else None
     decay_mults = _mask_leaves(weight_decay_mults(params, wd_mults, wd_mask), is_frozen)
     trained = _mask_leaves(params, is_frozen)
@@ -77,9 +78,7 @@ def make_optimizer(
         case "adafactor":
             update_rule = [*_adafactor(trained, beta1, beta2), decay]
         case _:
-            raise UserError(
-                f"config.optimizer.name={name} is not known; take adamw, adam, sgd, lamb, lion or adafactor"
-            )
+            raise UserError(f"config.optimizer.name={name} is unknown; use adamw, adam, sgd, lamb, lion or adafactor")
     optimizer = optax.chain(
         optax.identity() if grad_clip_norm is None else optax.clip_by_global_norm(grad_clip_norm),
         *update_rule,
@@ -88,19 +87,19 @@ def make_optimizer(
     )
     if not any(jax.tree.leaves(is_frozen)):
         return optimizer
-    labels = jax.tree.map(lambda hold: "frozen" if hold else "trained", is_frozen)
+    labels = jax.tree.map(lambda freeze: "frozen" if freeze else "trained", is_frozen)
     return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
 
 
 def frozen_params(rules: Rules, params: Any) -> Any:
-    """Return True, in a tree like `params`, for those that the rules of optimizer.frozen freeze."""
+    """Return a tree like `params` with True for parameters that the rules of optimizer.frozen freeze."""
     if not rules:
         return jax.tree.map(lambda _: False, params)
     return match_rules(rules, params, "optimizer.frozen", kind=bool)
 
 
 def weight_decay_mults(params: Any, wd_mults: Rules = (), wd_mask: str = "kernels") -> Any:
-    """Return what multiplies the weight decay of each parameter: by the rules `wd_mults`, else by `wd_mask`."""
+    """Return a tree like `params` with the factor of each weight decay: by the rules `wd_mults`, else by `wd_mask`."""
     if wd_mults:
         return match_rules(wd_mults, params, "optimizer.wd_mults")
     if wd_mask == "all":
@@ -109,62 +108,63 @@ def weight_decay_mults(params: Any, wd_mults: Rules = (), wd_mask: str = "kernel
 
 
 def weight_decay_mask(params: Any) -> Any:
-    """True for the weights that decay: kernels, and not biases, scales of normalizations or embeddings."""
+    """Return a tree like `params` with True for kernels: biases, normalization scales and embeddings do not decay."""
     return jax.tree_util.tree_map_with_path(lambda path, _: str(path[-1].key).endswith("kernel"), params)
 
 
 def _trust_ratio(params: Any, decays: Any) -> optax.GradientTransformation:
-    """LAMB's norm of the parameter over norm of the update, or 1 where either is 0.
+    """Scale by LAMB's trust ratio: norm of the parameter / norm of the update, or 1 if either is 0.
 
-    Only for parameters that would decay, whatever the decay is, as in its authors' code: the norm of a bias that starts
-    at 0 would keep it there.
+    Only parameters whose `decays` is not 0 are scaled, as in the authors' code: a bias that starts at 0 has norm 0 and
+    would stay there.
     """
     adapts = jax.tree.map(bool, decays)
     if not any(jax.tree.leaves(adapts)):
         return optax.identity()
-    adapted = _mask_leaves(params, jax.tree.map(lambda yes: not yes, adapts))
+    adapted = _mask_leaves(params, jax.tree.map(lambda adapt: not adapt, adapts))
     return optax.masked(_vmap_over_blocks(optax.scale_by_trust_ratio(), adapted), adapts)
 
 
 def _adafactor(params: Any, beta1: float, beta2: float) -> list[optax.GradientTransformation]:
-    """Adafactor with the changes of arXiv 2106.04560 for image models, so that learning rates of Adam suit it.
+    """Return Adafactor with the changes of arXiv 2106.04560 for image models, so that Adam's learning rates suit it.
 
-    From the first paper: the factored second moment with decay 1 - t^-0.8 and 1e-30 added to the squared gradient, and
-    updates of a root mean square of at most 1. Changed: no scaling by the parameter and no relative step size, so that
-    the rate is the schedule's; a decay of at most `beta2`; momentum `beta1`, without correction of its bias (0: none).
-    `epsilon` has no part. As in optax, a parameter is factored where its two longest axes have at least 128 entries.
+    From arXiv 1804.04235: a factored second moment with decay 1 - t^-0.8 and 1e-30 added to the squared gradient, and
+    updates clipped to a root mean square of 1. Changed: no scaling by the parameter and no relative step size, so that
+    the schedule sets the learning rate; a decay of at most `beta2`; momentum `beta1` without bias correction (0
+    disables it). `epsilon` is not used. As in optax, a parameter is factored if its two longest axes have at least 128
+    entries.
     """
-    second = optax.scale_by_factored_rms(
+    second_moment = optax.scale_by_factored_rms(
         decay_rate_fn=lambda step, exponent: jnp.minimum(beta2, 1 - jnp.float32(step + 1) ** -exponent)
     )
-    scaled = _vmap_over_blocks(optax.chain(second, optax.clip_by_block_rms(1.0)), params)
+    scaled = _vmap_over_blocks(optax.chain(second_moment, optax.clip_by_block_rms(1.0)), params)
     return [scaled, optax.ema(beta1, debias=False) if beta1 else optax.identity()]
 
 
 def _vmap_over_blocks(transform: optax.GradientTransformation, params: Any) -> optax.GradientTransformation:
-    """`transform` on each block by itself where `model.scan` has stacked their parameters along a first axis."""
+    """Apply `transform` to each block separately if `model.scan` has stacked block parameters along a first axis."""
 
-    def stack_of(path: tuple[Any, ...], _: Any) -> str:
+    def group_of(path: tuple[Any, ...], _: Any) -> str:
         return str(path[0].key) if str(path[0].key).endswith("Blocks") else "others"
 
-    labels = jax.tree_util.tree_map_with_path(stack_of, params)
+    labels = jax.tree_util.tree_map_with_path(group_of, params)
     over_blocks = optax.GradientTransformation(jax.vmap(transform.init), jax.vmap(transform.update))
     groups = {label: transform if label == "others" else over_blocks for label in jax.tree.leaves(labels)}
     return transform if set(groups) == {"others"} else optax.partition(groups, labels)
 
 
 def _add_decay(rates: Any) -> optax.GradientTransformation:
-    """Adds the rate times the parameter to the updates of every parameter whose rate is not 0."""
+    """Add rate times parameter to the update of every parameter whose rate is not 0."""
     return optax.stateless(
         lambda updates, params: jax.tree.map(lambda u, p, rate: u + rate * p if rate else u, updates, params, rates)
     )
 
 
 def _scale_by_tree(factors: Any) -> optax.GradientTransformation:
-    """Multiplies the updates of every parameter by its factor."""
+    """Multiply the update of every parameter by its factor."""
     return optax.stateless(lambda updates, params: jax.tree.map(lambda u, factor: factor * u, updates, factors))
 
 
 def _mask_leaves(tree: Any, hidden: Any) -> Any:
-    """`tree` without the leaves that are `hidden`, as optax's masks leave them out."""
+    """Replace the `hidden` leaves of `tree` by optax.MaskedNode."""
     return jax.tree.map(lambda leaf, hide: optax.MaskedNode() if hide else leaf, tree, hidden)

@@ -9,10 +9,10 @@ LARGEST_INT = 2**31 - 1  # steps are counted in 32 bits
 
 
 def in_steps(name: str, *, steps: int | None, epochs: float | None, steps_per_epoch: int) -> int | None:
-    """Return a duration in steps, from `steps` or else from `epochs`; None where neither is set.
+    """Return a duration in steps, from `steps` or else from `epochs`; None if neither is set.
 
     Raises:
-      UserError: it is longer than steps can be counted; `name` says which duration it is.
+      UserError: more steps than a 32-bit counter holds; `name` is the name of the duration in the message.
     """
     if steps is not None:
         return steps
@@ -35,20 +35,20 @@ def make_schedule(
     step_every_steps: int | None = None,
     timescale_steps: int = 10_000,
 ) -> optax.Schedule:
-    """Return step (from 0) -> learning rate: a linear warm-up from 0 to the peak, `learning_rate`, and then by `name`
+    """Return step (from 0) -> learning rate: a linear warmup from 0 to the peak, `learning_rate`, and then by `name`
 
-      constant, cosine, linear: the peak; or from it to `end_factor` of it over the rest of the run
+      constant: the peak
+      cosine, linear: from the peak to `end_factor` times the peak over the rest of the run
       step: the peak, multiplied by `step_factor` every `step_every_steps`, counted from the start of the run
-      rsqrt: peak * sqrt(timescale / (timescale + steps since the warm-up)), as in arXiv 2106.04560
-      one_cycle, without a warm-up, as ConvMixer was trained (arXiv 2201.09792, and its repository): linear up to the
-        peak over two fifths of the run, down to a twentieth of it over two more, and to 0 over the last.
+      rsqrt: peak * sqrt(timescale / (timescale + steps since the warmup)), as in arXiv 2106.04560
+      one_cycle, without a warmup, as ConvMixer was trained (arXiv 2201.09792, and its repository): linear from 0 to the
+        peak over 2/5 of the run, to peak / 20 over the next 2/5, and to 0 over the last 1/5.
 
-    With a cooldown, which constant and rsqrt may have, the rate goes from where it is then linearly to 0 over the last
-    steps of the run. Wherever a schedule ends, it gets there after the last step: that one still takes what is one step
-    before the end.
+    A cooldown (constant and rsqrt only) decays the learning rate linearly to 0 over the last steps of the run. A
+    schedule reaches its end value after the last step: the last step uses the value one step before the end.
 
     Raises:
-      UserError: the parts do not fit together, or into the run.
+      UserError: arguments that the schedule does not use, or warmup and cooldown that do not fit into the run.
     """
     peak, warmup, cooldown = learning_rate, warmup_steps, cooldown_steps
     _check(name, total_steps, warmup, cooldown, step_every_steps)
@@ -68,9 +68,9 @@ def make_schedule(
 
 
 def _check(name: str, total: int, warmup: int, cooldown: int, step_every: int | None) -> None:
-    """Raises UserError where lengths in steps mean nothing to the schedule, or do not fit into the run."""
+    """Raise UserError for durations that the schedule does not use, or that do not fit into the run."""
     if name == "one_cycle" and warmup:
-        raise UserError("config.schedule.name=one_cycle warms up by itself; do not set a warm-up")
+        raise UserError("config.schedule.name=one_cycle has its own warmup; unset warmup_epochs and warmup_steps")
     if cooldown and name not in ("constant", "rsqrt"):
         raise UserError(
             f"config.schedule.name={name} takes no cooldown; unset config.schedule.cooldown_epochs and "
@@ -78,7 +78,7 @@ def _check(name: str, total: int, warmup: int, cooldown: int, step_every: int | 
         )
     if name == "step" and step_every is None:
         raise UserError(
-            "config.schedule.name=step does not say how often; set config.schedule.step_every_epochs or "
+            "config.schedule.name=step needs an interval; set config.schedule.step_every_epochs or "
             "config.schedule.step_every_steps"
         )
     if name != "step" and step_every is not None:
@@ -99,16 +99,16 @@ def _check(name: str, total: int, warmup: int, cooldown: int, step_every: int | 
 
 
 def _step(peak: float, factor: float, every: int, warmup: int) -> optax.Schedule:
-    """Steps since the warm-up -> peak * factor^(how often `every` steps have passed since the start of the run)."""
+    """Return steps since the warmup -> peak * factor^floor(steps since the start of the run / every)."""
     return lambda since: peak * factor ** ((since + warmup) // every)
 
 
 def _rsqrt(peak: float, timescale: int) -> optax.Schedule:
-    """Steps since the warm-up -> peak * sqrt(timescale / (timescale + steps)); the peak before."""
+    """Return steps since the warmup -> peak * sqrt(timescale / (timescale + steps)); the peak before."""
     return lambda since: peak * jnp.sqrt(timescale / (timescale + jnp.maximum(since, 0)))
 
 
 def _cooled(schedule: optax.Schedule, total: int, cooldown: int) -> optax.Schedule:
-    """`schedule` up to the cooldown, and from there linearly to 0 at the end of the run."""
+    """Follow `schedule` up to the cooldown, then decay linearly to 0 at the end of the run."""
     start = total - cooldown
     return lambda step: schedule(jnp.minimum(step, start)) * jnp.clip((total - step) / cooldown, 0.0, 1.0)

@@ -131,9 +131,7 @@ def test_how_far_apart_they_are_is_told_for_each_target():
     networks = [{"params": size, "targets": [target]} for target, pair in sizes.items() for size in pair]
     first, second = report.apart(networks, "params")
     assert first == "parameters at --target=100,000: from 99,000 to 101,000, 2.0% apart"
-    assert second.startswith(
-        "parameters at --target=300,000: from 290,000 to 310,000, 6.9% apart, where at most 5% was"
-    )
+    assert second.startswith("parameters at --target=300,000: from 290,000 to 310,000, 6.9% apart, at most 5%")
     assert report.unequal(networks, "params") == [second]
     both = [
         {"params": 1.0, "targets": [1.0, 1.01]},
@@ -162,7 +160,7 @@ def test_times_that_turned_out_unequal_are_told(fake, tmp_path, monkeypatch, cap
     monkeypatch.setattr(report, "step_milliseconds", lambda job: {"gmlp": 10.0, "fnet": 12.0}[job.row.id.split("-")[0]])
     assert start(tmp_path / "out", "--models=gmlp,fnet", "--match=time", "--seeds=1") == 0
     out, error = capsys.readouterr()
-    options = "illiseconds of a training step: from 10 to 12, 20.0% apart, where at most 5% was asked for"
+    options = "illiseconds of a training step: from 10 to 12, 20.0% apart, at most 5% allowed"
     assert options in out and f"patchnets: --match=time does not hold: m{options}" in error
     assert options in (tmp_path / "out/compare.md").read_text()
     written = json.loads((tmp_path / "out/compare.json").read_text())
@@ -262,15 +260,15 @@ def test_a_report_without_its_picture_is_one(fake, tmp_path, monkeypatch, capsys
         (["--dataset=digits:x"], "--dataset=digits:x: expected the name of a data set, or folder:PATH"),
         (["--dataset=cifar1000"], "--dataset=cifar1000: config.dataset.name='cifar1000' is no data set"),
         (["--epochs=2", "--minutes=2"], "--minutes: not allowed with argument --epochs"),
-        (["--config.total_steps=2"], "--config.total_steps=2: give --models, --target, --dataset, --epochs or"),
-        (["--config.model.hidden_dim=32"], "--config.model.hidden_dim=32: give --models, --target"),
-        (["--config.dataset.name=cifar10"], "--config.dataset.name=cifar10: give --models, --target, --dataset"),
+        (["--config.total_steps=2"], "--config.total_steps=2: use --models, --target, --dataset, --epochs or"),
+        (["--config.model.hidden_dim=32"], "--config.model.hidden_dim=32: use --models, --target"),
+        (["--config.dataset.name=cifar10"], "--config.dataset.name=cifar10: use --models, --target, --dataset"),
         (
             ["--minutes=9999G"],
             "--minutes: expected a number above 0, such as 20, 300k or 1.5M, and at most 1,000,000, got '9999G'",
         ),
         (["--seeds=10000"], "--seeds: expected a whole number above 0, and at most 9,999, got '10000'"),
-        (["--config.seed=2", "--target=30k"], "--config.seed=2: each row is run with the seeds from 0 on"),
+        (["--config.seed=2", "--target=30k"], "--config.seed=2: each row runs with seeds 0 to N - 1"),
         (["--seed=2"], "unrecognized arguments: --seed=2"),
         (["--target=3"], "has no network that costs 3 to within 0.024 of it"),
     ],

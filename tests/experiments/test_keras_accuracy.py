@@ -14,7 +14,7 @@ from patchnets.data import sources
         ([], "the following arguments are required: --model"),
         (["--model=vit-B/16"], "--model: invalid choice: 'vit-B/16' (choose from "),
         (["--model=mixer", "--epochs=0"], "--epochs: expected a whole number above 0, and at most 9,999, got '0'"),
-        (["--model=mixer", "--config.batch_size=3"], "--config.batch_size=3: the recipe is the example's"),
+        (["--model=mixer", "--config.batch_size=3"], "--config.batch_size=3: only --config.dataset.* can be set"),
     ],
 )
 def test_a_mistake_costs_one_line(options, message, capsys):

@@ -291,7 +291,7 @@ def test_a_tpu_slice_gets_what_is_committed(stand_in, tmp_path, capsys):
     assert looked()[0][2:] == ["ls-tree", "--name-only", "HEAD", "--", "configs/mixer_digits.py"]
     stand_in("git", "exit 128")
     assert start(*TPU, f"--out={tmp_path / 'job.sh'}") == 2
-    assert "is no git repository, of which the hosts get HEAD" in capsys.readouterr().err
+    assert "is not a git repository, and the hosts get its HEAD" in capsys.readouterr().err
     assert not (tmp_path / "job.sh").exists()
 
 
@@ -335,7 +335,10 @@ def test_devices_are_counted_where_they_can_be(arguments, actual):
         (["slurm", DIGITS, "--nodes=2", "--gpus-per-node=2", "--config.mesh.data=2"], "asks for 2 of 4 devices"),
         (["slurm", DIGITS, "--gpus-per-node=2", "--config.mesh.fsdp=3"], "config.mesh.fsdp=3 does not divide the 2"),
         (["slurm", DIGITS, "--gpus-per-node=2", "--config.mesh.data=4"], "config.mesh.data=4, and there are 2 devices"),
-        (["slurm", DIGITS, "--nodes=2", "--config.mesh.data=1"], "config.mesh asks for 1 devices, which cannot be"),
+        (
+            ["slurm", DIGITS, "--nodes=2", "--config.mesh.data=1"],
+            "config.mesh asks for 1 devices, which does not divide by 2",
+        ),
         (
             ["slurm", DIGITS, "--gpus-per-node=8", "--tasks-per-node=2"],
             "--tasks-per-node=2: a task uses one GPU or all",
@@ -345,37 +348,37 @@ def test_devices_are_counted_where_they_can_be(arguments, actual):
             ["slurm", DIGITS, "--time=tomorrow"],
             "--time: expected minutes, HOURS:MINUTES:SECONDS or DAYS-HOURS, got 'tomorrow'",
         ),
-        (["slurm", DIGITS, "--time=4:30"], "--time=4:30 is too short: every task is told to save 120 s ahead"),
+        (["slurm", DIGITS, "--time=4:30"], "--time=4:30 is too short: tasks get SIGTERM 120 s before"),
         (["slurm", DIGITS, "--mem=lots"], "--mem: expected memory of a node, such as 64G, got 'lots'"),
         (["slurm", DIGITS, "--setup=a\nb"], "--setup: expected printable characters, got 'a\\nb'"),
         (["slurm", DIGITS, '--workdir=a"b'], 'sbatch takes no path with " or'),
-        (["slurm", DIGITS, "--seeds=2"], "--seeds=2 goes with --table or --sweep"),
-        (["slurm", DIGITS, "--rows=a"], "--rows=a goes with --table"),
+        (["slurm", DIGITS, "--seeds=2"], "--seeds=2 needs --table or --sweep"),
+        (["slurm", DIGITS, "--rows=a"], "--rows=a needs --table"),
         (["slurm", DIGITS, "--submit", "--dry-run"], "--submit and --dry-run are both given"),
-        (["slurm", DIGITS, "--table=cifar"], "--config, --table and --sweep each say what is run"),
+        (["slurm", DIGITS, "--table=cifar"], "--config, --table and --sweep exclude each other"),
         (["slurm", "--table=cifar", "--rows=nothing"], "--rows: cifar has no row 'nothing'"),
         (["slurm", "--table=sizes"], "--table=sizes needs no training"),
         (["slurm", "--sweep=nothing.py"], "--sweep=nothing.py: there is no such file"),
         (["k8s", DIGITS, "--volume-claim=runs"], "--image is not given; a JobSet needs an image with patchnets in it"),
-        (["k8s", DIGITS, "--image=a"], "--volume-claim is not given; a JobSet needs where runs outlive their pods"),
-        ([*K8S, "--name=1st"], "--name='1st': expected small letters"),
+        (["k8s", DIGITS, "--image=a"], "--volume-claim is not given; a JobSet needs a volume that outlives its pods"),
+        ([*K8S, "--name=1st"], "--name='1st': expected a letter, then lower-case"),
         (["k8s", "--config=/a/b.py", *K8S[2:]], "--config=/a/b.py: there is no such file"),
-        (["k8s", f"--config={ROOT}/configs/mixer_digits.py", *K8S[2:]], "the hosts have this repository alone"),
+        (["k8s", f"--config={ROOT}/configs/mixer_digits.py", *K8S[2:]], "the hosts have only this repository"),
         ([*K8S, "--config.eval_batch_size=6", "--gpus-per-node=4"], "config.eval_batch_size=6 does not divide over 4"),
         (
             [*K8S, *GKE, "--nodes=2"],
-            "--tpu-topology=4x4 has 16 chips, and --nodes=2 with --tpus-per-node=4 8; let them",
+            "--tpu-topology=4x4 has 16 chips, but --nodes=2 with --tpus-per-node=4 has 8; make them",
         ),
         ([*K8S, *GKE, "--nodes=4", "--config.batch_size=24"], "config.batch_size=24 does not divide over 16 devices"),
-        ([*K8S, "--workdir=runs"], "--workdir=runs: expected a whole path on the hosts"),
-        ([*K8S, "--workdir=/runs"], "--workdir=/runs: expected a folder within one"),
+        ([*K8S, "--workdir=runs"], "--workdir=runs: expected an absolute path on the hosts"),
+        ([*K8S, "--workdir=/runs"], "--workdir=/runs: expected a subfolder of the mount point"),
         ([*K8S, "--tpu-type=tpu-v5p-slice"], "--tpus-per-node is not given"),
         ([*K8S, "--gpus-per-node=4", "--tpus-per-node=4"], "--gpus-per-node=4 and --tpus-per-node=4 are both given"),
         ([*TPU, "--config.batch_size=24"], "config.batch_size=24 does not divide over 16 devices"),
-        ([*TPU, "--config.mesh.data=8"], "config.mesh asks for 8 of 16 devices; with several processes use all"),
+        ([*TPU, "--config.mesh.data=8"], "config.mesh asks for 8 of 16 devices; several processes must use all"),
         ([*TPU[:3], "--workdir=/mnt/a"], "--zone is not given; for example --zone=us-west4-a"),
         ([*TPU[:4]], "--workdir is not given: a path that all hosts share"),
-        ([*TPU[:4], "--workdir=gs://bucket/a"], "--workdir=gs://bucket/a: expected a whole path"),
+        ([*TPU[:4], "--workdir=gs://bucket/a"], "--workdir=gs://bucket/a: expected an absolute path"),
         ([*TPU, "--nodes=2"], "unrecognized arguments: --nodes=2"),
     ],
 )

@@ -76,7 +76,7 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_is(fake, tmp_path):
     assert start(path, "--rows=mixer-1", "--seeds=3", "--report") == 0
     row = rows_of(path)["mixer-1"]
     assert (row["seeds"], row["verdict"], len(fake())) == ([0, 2], "not run", 3)
-    assert any("2 of 3 seeds finished: what is shown is not final" in reason for reason in row["reasons"])
+    assert any("2 of 3 seeds finished: figures are not final" in reason for reason in row["reasons"])
     assert "|not run (2/3)|" in (path / "report.md").read_text()
 
 
@@ -97,7 +97,7 @@ def test_another_data_set_or_recipe_gets_no_verdict(fake, tmp_path):
     assert start(path, "--rows=mixer-1", f"--data=folder:{tmp_path / 'images'}") == 0
     row = rows_of(path)["mixer-1"]
     assert (row["verdict"], row["dataset"]) == ("other data", "folder:images")
-    assert "on folder:images in place of the table's cifar100" in row["reasons"]
+    assert "on folder:images instead of the table's cifar100" in row["reasons"]
     assert not report.peers(row)
     ((settings, *_), *_) = fake()
     assert (
@@ -170,7 +170,7 @@ def test_stopped_it_tells_its_runs_to_save_and_reports_what_there_is(tmp_path):
     out, error = process.communicate(timeout=60)
     assert process.returncode == 130, error
     assert (tmp_path / "out/mixer-1/seed-0/saved").exists()
-    assert "stopped; the same command goes on from what was saved" in error and "Traceback" not in error
+    assert "stopped; run the same command to resume" in error and "Traceback" not in error
     assert rows_of(tmp_path / "out")["mixer-1"]["verdict"] == "not run" and "not run (0/1)" in out
 
 
@@ -195,8 +195,8 @@ def test_stopped_it_tells_its_runs_to_save_and_reports_what_there_is(tmp_path):
         (["--table=cifar", "--data=:x"], "--data=:x: expected the name of a data set, or folder:PATH"),
         (["--table=cifar", "--data=digits:x"], "--data=digits:x: expected the name of a data set, or folder:PATH"),
         (["--table=cifar", "--data=cifar1000"], "--data=cifar1000: config.dataset.name='cifar1000' is no data set"),
-        (["--table=cifar", "--config.dataset.name=digits"], "--config.dataset.name=digits: give --data=NAME or"),
-        (["--table=cifar", "--config.dataset.path=/x"], "--config.dataset.path=/x: give --data=NAME or --data=folder:"),
+        (["--table=cifar", "--config.dataset.name=digits"], "--config.dataset.name=digits: use --data=NAME or"),
+        (["--table=cifar", "--config.dataset.path=/x"], "--config.dataset.path=/x: use --data=NAME or --data=folder:"),
         (["--table=cifar", "--wokdir=x"], "unrecognized arguments: --wokdir=x"),
         (["--table=cifar", "--workdir="], "--workdir: expected printable characters, got ''"),
         (["--table=cifar", "--seeds"], "--seeds: expected one argument"),
@@ -249,7 +249,7 @@ CURVE = {"val_accuracy": [[1.0, 0.16, 0.16, 0.16], [2.0, 0.71, 0.71, 0.71]]}
     "values, requested, short",
     [
         (dict(published={"accuracy": 0.52}), 1, []),
-        (dict(published={"accuracy": 0.5201}), 1, ["top-1: 50.00% is below 52.01% published less 2.0%"]),
+        (dict(published={"accuracy": 0.5201}), 1, ["top-1: 50.00% is below 52.01% published minus 2.0%"]),
         (dict(published={"top5_accuracy": 0.3}), 1, ["top-5: not measured"]),
         (dict(peer=Reference("Keras", dict(accuracy=(0.50, 0.52)))), 1, []),
         (

@@ -86,8 +86,8 @@ def test_a_log_goes_on_and_a_run_at_work_is_left_alone(fake, tmp_path, monkeypat
         capsys.readouterr()
         assert start(path, "--rows=mixer-1,fnet-1", "--seeds=2") == 1
     message = (
-        "another process is at work in mixer-1/seed-0: wait for it, or end it (pgrep -f mixer-1/seed-0 tells which), "
-        "and give the same command again"
+        "another process is running in mixer-1/seed-0: wait for it or end it (pgrep -f mixer-1/seed-0 finds it), "
+        "then run the same command again"
     )
     assert f"mixer-1 seed 0 failed, {message}\n" in capsys.readouterr().out
     assert f"seed 0 failed, {message}" in rows_of(path)["mixer-1"]["reasons"]

@@ -127,16 +127,16 @@ def test_a_line_is_drawn_against_the_one_number_in_which_all_differ(entries, key
     [
         (TWO % "{'batch_sise': 32}", "unknown key config.batch_sise; did you mean config.batch_size?"),
         (TWO % "{'batch_size': 'x'}", "b of --sweep="),
-        ((TWO % "{}").replace("'b'", "'a'"), "'a' is the name of two entries"),
-        ((TWO % "{}").replace("'b'", "'../b'"), "'../b' is no name; expected letters, digits and"),
-        ((TWO % "{}").replace("'b'", "'7'"), "'7' is no name"),
+        ((TWO % "{}").replace("'b'", "'a'"), "two entries are named 'a'"),
+        ((TWO % "{}").replace("'b'", "'../b'"), "'../b' is not a valid name; expected letters, digits, "),
+        ((TWO % "{}").replace("'b'", "'7'"), "'7' is not a valid name"),
         ((TWO % "{}").replace("'b'", "'sweep.md'"), "'sweep.md' is a file of the report; give the entry another name"),
         ((TWO % "{}").replace("'b'", "'curves.png'"), "'curves.png' is a file of the report"),
         (
             TWO % "{'seed': 3}",
-            "seed=3, and each entry is run with the seeds from 0 on; leave it out, and give --seeds=N",
+            "seed=3, but each entry runs with seeds 0 to N - 1; remove it and use --seeds=N",
         ),
-        (TWO % "{'model.name': b'vit'}", "model.name=b'vit' is of type bytes; expected a number, a word"),
+        (TWO % "{'model.name': b'vit'}", "model.name=b'vit' is of type bytes; expected a number, string"),
         (TWO % "{'batch_size': __import__('numpy').ones((9, 9))}", "is of type ndarray; expected a number"),
         ((TWO % "{}").replace("yield 'b', ", "yield "), "yields {}; expected (name, {key: value})"),
         ("CONFIG = 'configs/mixer_digits.py'\ndef get_sweep():\n    return []\n", "get_sweep() has no entries"),
@@ -156,7 +156,7 @@ def test_a_file_that_does_not_do_costs_one_line(text, message, tmp_path, capsys)
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--only=4"], "--only=4 is no entry; there are 0 to 3: lr-0.0005, lr-0.0015"),
+        (["--only=4"], "--only=4 is not an entry; known: 0 to 3: lr-0.0005, lr-0.0015"),
         (["--only=1", "--report"], "--only=1 and --report are both given"),
         (["--config.optimizer.learning_rate=1"], "--config.optimizer.learning_rate=1: --sweep="),
         (["--report"], "none of these runs has finished there"),

@@ -183,7 +183,7 @@ def test_everything_on_a_gpu_goes_on_where_a_part_fails(monkeypatch, tmp_path, c
     assert (bench, rounds, last) == ("experiments.benchmark", "--seconds=2", "experiments.time_to_accuracy")
     assert len(tutorials) == 2 * len(on_gpu.TUTORIALS) and limits[-1] == f"--data={tmp_path}"
     err = capsys.readouterr().err
-    assert "benchmark: python -m experiments.benchmark ended with status 1; the rest goes on" in err
+    assert "benchmark: python -m experiments.benchmark ended with status 1; the other parts continue" in err
     assert "epochs: 10 of 10 runs failed" in err and "sprint" not in err
 
 

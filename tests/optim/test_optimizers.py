@@ -259,7 +259,7 @@ def test_which_parameters_are_frozen_is_told_and_not_all_may_be(start):
     config = config_of(frozen=(("large/.*", True), (".*", False)))
     assert flat(frozen_params(config.frozen, nest(start))) == {path: path == "large/kernel" for path in start}
     assert not any(jax.tree.leaves(frozen_params((), nest(start))))
-    with pytest.raises(UserError, match="freeze every parameter"):
+    with pytest.raises(UserError, match="freezes every parameter"):
         optimizer_of(config_of(frozen=((".*", True),)), rate, nest(start))
 
 

@@ -105,7 +105,7 @@ def test_one_cycle_has_the_corners_of_convmixer_and_is_linear_between_them():
 
 
 def test_one_cycle_takes_no_warm_up_besides_its_own():
-    assert "one_cycle warms up by itself" in refused(config_of(name="one_cycle", warmup_epochs=1.0))
+    assert "one_cycle has its own warmup" in refused(config_of(name="one_cycle", warmup_epochs=1.0))
     assert rates(config_of(name="one_cycle", warmup_steps=0), [40]) == pytest.approx([PEAK])
 
 
