@@ -12,15 +12,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, UInt8
 
 from patchnets import config as config_lib
-from patchnets import models
 from patchnets.errors import RunError, UserError
 from patchnets.experiment import build_experiment, wrap_logits_fn
 from patchnets.inference import images as images_lib
 from patchnets.models.intermediates import capture_intermediates
-from patchnets.parallel import cpu
+from patchnets.parallel import cpu, sharding
 from patchnets.parallel import mesh as mesh_lib
 from patchnets.run.checkpoints import Checkpoints
 from patchnets.run.model_spec import FILE_NAME, ModelSpec, read_model_spec
@@ -37,12 +37,12 @@ class Model:
       spec: everything about it but the weights (`patchnets.run.model_spec`).
       classes: names, in the order of probabilities.
       network: the Flax module.
-      variables: its trained variables, {"params", "batch_stats"}.
+      variables: its trained variables, {"params", "batch_stats"}, as host arrays.
       source: where it was loaded from.
     """
 
     def __init__(self, spec: ModelSpec, variables: Any, source: str = ""):
-        self.spec, self.variables, self.source = spec, variables, source
+        self.spec, self.variables, self.source = spec, jax.device_get(variables), source
         self.network: nn.Module = spec.create_model()
 
     def __repr__(self) -> str:
@@ -135,24 +135,26 @@ class Model:
         """Apply `fn_of_size(size)` to a batch padded to `size`, one of a few, and return the rows of its images."""
         size = next(size for size in (*SMALL_BATCHES, batch_size) if size >= len(decoded) or size == batch_size)
         padding = np.zeros((size - len(decoded), *decoded.shape[1:]), decoded.dtype)
-        return np.asarray(fn_of_size(size)(self.variables, np.concatenate([decoded, padding])))[: len(decoded)]
+        return np.asarray(fn_of_size(size)(np.concatenate([decoded, padding])))[: len(decoded)]
 
     @functools.cache  # noqa: B019, for a model lives as long as its programs
     def _logits_fn(self, size: int) -> Any:
-        """Return the compiled function (variables, uint8 images) -> logits of a batch of `size` images.
+        """Return the compiled function uint8 images -> logits of a batch of `size` images.
 
         A batch is split over the devices if it divides, and on a CPU into microbatches that stay in cache.
         """
         devices = jax.local_devices()
         mesh = mesh_lib.make_mesh(devices=devices if size % len(devices) == 0 else devices[:1])
-        params = self.variables["params"]
-        count = cpu.num_microbatches(self.network, params, self.spec.image_size, size, mesh.size, train=False)
+        count = cpu.num_microbatches(
+            self.network, self.variables["params"], self.spec.image_size, size, mesh.size, train=False
+        )
         apply = wrap_logits_fn(
             lambda variables, images: jnp.asarray(self.network.apply(variables, images, train=False)),
             mesh=mesh,
             num_microbatches=count,
         )
-        return jax.jit(lambda variables, images: apply(variables, self.spec.preprocess(images)).astype(jnp.float32))
+        compiled = jax.jit(lambda variables, images: apply(variables, self.spec.preprocess(images)).astype(jnp.float32))
+        return functools.partial(compiled, self._on_mesh(mesh))
 
     @functools.cache  # noqa: B019
     def _features_fn(self, layer: str, size: int) -> Any:
@@ -165,7 +167,12 @@ class Model:
                 raise UserError(f"the network has no features called {layer!r}; it has {', '.join(layers)}")
             return captured[layer]
 
-        return jax.jit(features)
+        return functools.partial(jax.jit(features), self._on_mesh(mesh_lib.make_mesh(devices=jax.local_devices()[:1])))
+
+    @functools.cache  # noqa: B019
+    def _on_mesh(self, mesh: Mesh) -> Any:
+        """Return the variables on all devices of a mesh."""
+        return jax.device_put(self.variables, sharding.replicated(mesh))
 
 
 def top_classes(row: Float32[np.ndarray, " classes"], topk: int) -> list[int]:
@@ -195,7 +202,6 @@ def load(source: str | os.PathLike[str], checkpoint: str | int = "best") -> Mode
 def _restore_variables(directory: pathlib.Path, spec: ModelSpec, checkpoint: str | int) -> Any:
     if not (directory / "checkpoints").is_dir():
         raise RunError(f"{directory} has no checkpoints")
-    models.validate(spec.image_size, spec.network, **spec.fields)
     network = spec.create_model()
     init = functools.partial(init_variables, network, image_size=spec.image_size, channels=spec.channels)
     one_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

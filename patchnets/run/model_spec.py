@@ -90,6 +90,14 @@ class ModelSpec:
 
     def create_model(self) -> nn.Module:
         """Return the network. Raise UserError if this version of patchnets has none of that name and fields."""
+        kinds = models.all_config_fields()
+        for name in self.fields.keys() & kinds.keys():
+            value, kind = self.fields[name], kinds[name][0]
+            if not isinstance(value, (int, float) if kind is float else kind) or (type(value) is bool) != (
+                kind is bool
+            ):
+                raise UserError(f"{name}={value!r} is no {kind.__name__}, which this field of {self.network} is")
+        models.validate(self.image_size, self.network, **self.fields)
         return models.create_model(self.network, **self.fields, num_classes=len(self.classes))
 
     @property
