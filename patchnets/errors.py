@@ -1,30 +1,30 @@
-"""The ways in which a run ends that are not bugs, each one line on the terminal."""
+"""Expected errors of a run, each reported in one line, and their exit statuses."""
 
 import sys
 
 
 class UserError(Exception):
-    """The request cannot be carried out as given: exit status 2, the work directory is as it was."""
+    """An invalid request: exit status 2, the work directory is unchanged."""
 
     status = 2
 
 
 class RunError(Exception):
-    """A run that was under way had to stop: exit status 1, what was saved stays."""
+    """A failure during a run: exit status 1, saved checkpoints are kept."""
 
     status = 1
 
 
 class Preempted(Exception):
-    """A signal asked the run to stop; its state is saved. Exit status 128 + the signal's number."""
+    """A run stopped by a signal, with its state saved: exit status 128 + the signal's number."""
 
     def __init__(self, signal_number: int, step: int):
-        super().__init__(f"stopped by signal {signal_number} at step {step}; the same command continues from there")
+        super().__init__(f"stopped by signal {signal_number} at step {step}; the same command resumes from there")
         self.status = 128 + signal_number
 
 
 def report_error(error: BaseException, program: str = "patchnets") -> int:
-    """Says in one line what ended a program, one of the above or an OSError, and returns the exit status."""
+    """Print an error of this module or an OSError in one line, and return the exit status."""
     text = str(error)
     if isinstance(error, OSError):
         text = (f"{error.filename}: " if error.filename else "") + (error.strerror or text)
@@ -33,6 +33,6 @@ def report_error(error: BaseException, program: str = "patchnets") -> int:
 
 
 def first_line(error: BaseException, limit: int = 300) -> str:
-    """What an error says, in one line of at most about `limit` characters."""
+    """Return an error's message as one line, truncated after `limit` characters."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= limit else text[:limit] + " ..."

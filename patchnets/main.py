@@ -1,19 +1,19 @@
-"""Trains a patch-based image classifier.
+"""Train a patch-based image classifier.
 
     python -m patchnets.main --config=CONFIG[:VARIANT] [--workdir=DIR] [--config.KEY=VALUE ...]
 
 --config   a Python file with get_config(), or the name of one that comes with patchnets: mixer_cifar100, mixer_digits
---workdir  where results go (default: runs/, in a folder named after the configuration)
+--workdir  the folder for results (default: runs/NAME, named after the configuration)
 
-Under SLURM, Open MPI, Kubernetes and on TPU pods the processes of a run find each other; elsewhere each is given
---coordinator=HOST[:PORT] (where process 0 runs), --processes=N and --process=0 to N - 1 (docs/clusters.md).
+Under SLURM, Open MPI, Kubernetes and on TPU pods the processes of a run find each other. Elsewhere, pass
+--coordinator=HOST[:PORT] (of process 0), --processes=N and --process=0 to N - 1 to each (docs/clusters.md).
 
-On a CPU each core is a device that takes a few examples at a time through the network (--config.cpu.devices=1 and
---config.cpu.microbatch=0 turn that off); on Linux the program starts itself anew, as the same process, so that its
-large arrays lie in pages of 2 MiB (PATCHNETS_HUGE_PAGES=0 in the environment turns that off).
+On a CPU every core is a device, and batches go through the network in microbatches (--config.cpu.devices=1 and
+--config.cpu.microbatch=0 turn that off). On Linux the program restarts itself in the same process to put large arrays
+into pages of 2 MiB (PATCHNETS_HUGE_PAGES=0 in the environment turns that off).
 
-The same command continues a run that was cut, and says so where it is finished. Exit status: 0 finished; 1 the run had
-to stop; 2 the request cannot be carried out; 128 + N stopped by signal N (SIGTERM: 143, SIGINT: 130), state saved.
+The same command resumes an interrupted run; if the run is finished, it says so. Exit status: 0 finished; 1 the run
+failed; 2 the request is invalid; 128 + N stopped by signal N (SIGTERM: 143, SIGINT: 130), with the state saved.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from patchnets.parallel.preemption import PreemptionHandler
 
 
 def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status; tells what went wrong in one line."""
+    """Run a command line and return the exit status. Errors are reported in one line."""
     if {"--help", "-h", "-help"} & set(argv[1:]):
         from patchnets.config.flags import print_help
 
@@ -46,12 +46,12 @@ def main(argv: list[str]) -> int:
 
 
 def _train_as_one_of_several(argv: list[str], process: distributed.ProcessInfo) -> int:
-    """Trains in this process of several, and leaves them: together where all is well, else at once."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the second Ctrl-C ends the process, also below Python
+    """Train in one of several processes. They exit together after success or a signal; after a failure, at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # so that a second Ctrl-C ends the process even in C++ code
     with PreemptionHandler() as preemption:
         try:
             status = _train(argv, process, preemption)
-        except Exception:  # a bug; the others must not wait for this process
+        except Exception:  # a bug; the other processes must not wait for this one
             traceback.print_exc()
             status = 1
         if status not in (0, 128 + signal.SIGTERM, 128 + signal.SIGINT):
@@ -63,8 +63,8 @@ def _train_as_one_of_several(argv: list[str], process: distributed.ProcessInfo) 
 
 
 def _draw(argv: list[str]) -> None:
-    """The pictures of a run of several processes, where it has none since its end. This process becomes the program
-    that draws, which frees its accelerators."""
+    """Draw the plots of a multi-process run, unless drawn since its end. The plotting program replaces this process,
+    which frees the accelerators."""
     from patchnets.config.flags import parse_flags
 
     config, workdir = parse_flags(argv)
@@ -78,7 +78,7 @@ DRAW = """
 import runpy, traceback
 try:
     runpy.run_module("patchnets.plots", run_name="__main__", alter_sys=True)
-except SystemExit:  # the run itself has ended well
+except SystemExit:  # the run itself succeeded
     pass
 except Exception:
     traceback.print_exc()
@@ -86,9 +86,9 @@ except Exception:
 
 
 def _drawn(directory: pathlib.Path) -> bool:
-    """Whether pictures were drawn after the summary was written: earlier ones are of a run under way."""
+    """Return whether there are plots newer than the summary. Older ones may show an unfinished run."""
     ended = (directory / "summary.json").stat().st_mtime_ns
-    return any(picture.stat().st_mtime_ns >= ended for picture in (directory / "plots").glob("*.png"))
+    return any(plot.stat().st_mtime_ns >= ended for plot in (directory / "plots").glob("*.png"))
 
 
 def _train(
@@ -96,7 +96,7 @@ def _train(
     process: distributed.ProcessInfo | None = None,
     preemption: PreemptionHandler | None = None,
 ) -> int:
-    """Carries out a run, in this process; returns the exit status."""
+    """Train in this process and return the exit status."""
     name = "patchnets" if process is None else str(process)
     try:
         from patchnets.config.flags import parse_flags
@@ -114,7 +114,7 @@ def _train(
                 distributed.initialize(process)
         train.train(config, workdir, began=STARTED, preemption=preemption)
     except KeyboardInterrupt:
-        print(f"{name}: interrupted; what was saved stays, and the same command continues", file=sys.stderr)
+        print(f"{name}: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
     except Exception as error:
         if process is not None and distributed.lost_peer(error):
@@ -124,7 +124,7 @@ def _train(
             return report_error(error, name)
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        text = f"out of memory ({first_line(error, 160)}); lower config.batch_size, or choose a smaller model"
+        text = f"out of memory ({first_line(error, 160)}); lower config.batch_size, or use a smaller model"
         print(f"{name}: {text}", file=sys.stderr)
         return 1
     return 0

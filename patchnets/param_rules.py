@@ -1,4 +1,4 @@
-"""Values for parameters by rules on their names: the first regular expression that matches a name decides."""
+"""Values for parameters by rules on their names: the first matching regular expression decides."""
 
 import difflib
 import math
@@ -13,7 +13,7 @@ Rules = Any  # ((regex, value), ...), of tuples or lists, as a configuration hol
 
 
 def name_of(path: tuple[Any, ...]) -> str:
-    """The name of the parameter at a path of keys: "MixerBlock_0/token_mixing/Dense_0/kernel"."""
+    """Return the name of the parameter at a tree path: "MixerBlock_0/token_mixing/Dense_0/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
@@ -26,24 +26,23 @@ EXPECTED = {
 
 
 def match_rules(rules: Rules, params: Any, key: str, kind: type = float, otherwise: Any = REQUIRED) -> Any:
-    """The value of the first rule whose regular expression matches the whole name, for every parameter.
+    """Return for every parameter the value of the first rule whose regular expression matches its full name.
 
-    The parameters of blocks that are stacked for `model.scan` have one name, and so one value, for all blocks.
+    Parameters of blocks stacked for `model.scan` have one name, and so one value, for all blocks.
 
     Args:
       rules: ((regex, value), ...), of tuples or lists.
-      params: tree of arrays, or of anything else, whose names count.
-      key: what the rules are called in the configuration, for messages: "optimizer.lr_mults".
-      kind: float for values that are finite numbers of at least 0, bool for true and false, int for whole numbers of at
-        least -1.
-      otherwise: the value where no rule matches; by default there has to be one.
+      params: tree of parameters; only their names are used.
+      key: configuration key of the rules, for error messages: "optimizer.lr_mults".
+      kind: type of the values: float (finite, at least 0), bool, or int (at least -1).
+      otherwise: value if no rule matches; by default that is an error.
 
     Returns:
-      A tree like `params` of values of that kind.
+      A tree like `params` of values of type `kind`.
 
     Raises:
-      UserError: the rules are not such pairs; one matches no parameter, or only such as earlier ones took; or there is
-        a parameter that none matches, and no value for that.
+      UserError: the rules are malformed; a rule matches no parameter, or only parameters that earlier rules match; or
+        no rule matches a parameter and there is no `otherwise`.
     """
     pairs = _checked(rules, key, kind)
     paths, treedef = jax.tree_util.tree_flatten_with_path(params)
@@ -56,10 +55,10 @@ def match_rules(rules: Rules, params: Any, key: str, kind: type = float, otherwi
         if matched is None:
             near = difflib.get_close_matches(regex.pattern, names, n=1, cutoff=0.0)
             hint = f", such as {near[0]}" if near else ""
-            raise UserError(f"config.{key}: {regex.pattern!r} matches no parameter; it has to match a whole name{hint}")
+            raise UserError(f"config.{key}: {regex.pattern!r} matches no parameter; it has to match a full name{hint}")
         raise UserError(
-            f"config.{key}: {regex.pattern!r} decides about no parameter, for earlier rules match all of its own, "
-            f"such as {matched}; move it further up"
+            f"config.{key}: {regex.pattern!r} has no effect: earlier rules match all its parameters, such as "
+            f"{matched}; move it further up"
         )
     for name, decides in zip(names, deciding):
         if decides is None and otherwise is REQUIRED:
@@ -69,7 +68,7 @@ def match_rules(rules: Rules, params: Any, key: str, kind: type = float, otherwi
 
 
 def _checked(rules: Rules, key: str, kind: type) -> list[tuple[re.Pattern[str], Any]]:
-    """The rules with their regular expressions compiled and their values of the right kind."""
+    """Return the rules with compiled regular expressions and values of type `kind`."""
     expected = EXPECTED[kind]
     if not isinstance(rules, (tuple, list)):
         raise UserError(f"config.{key}={rules!r} is not a list of rules; write ((regex, value), ...)")
@@ -81,13 +80,13 @@ def _checked(rules: Rules, key: str, kind: type) -> list[tuple[re.Pattern[str], 
             )
         pattern, value = rule
         if kind is bool:
-            good = isinstance(value, bool)
+            valid = isinstance(value, bool)
         elif kind is int:
-            good = isinstance(value, int) and not isinstance(value, bool) and value >= -1
+            valid = isinstance(value, int) and not isinstance(value, bool) and value >= -1
         else:
-            good = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
-        if not good:
-            raise UserError(f"config.{key}: the value {value!r} for {pattern!r} is not right; expected {expected}")
+            valid = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
+        if not valid:
+            raise UserError(f"config.{key}: the value {value!r} for {pattern!r} is invalid; expected {expected}")
         try:
             pairs.append((re.compile(pattern), kind(value)))
         except re.error as error:

@@ -1,4 +1,4 @@
-"""Random numbers as pure functions of the run's seed, a stream and counters, so that nothing random has a state."""
+"""Random keys as pure functions of the run's seed, a stream and counters; there are no stateful RNGs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 class RngStream(enum.IntEnum):
-    """What random numbers are for. Those of ORDER and CROP are computed by NumPy on the host, all others by JAX."""
+    """Independent random streams. NumPy on the host computes those of ORDER and CROP, JAX all others."""
 
     INIT = 0
     ORDER = 1
@@ -22,8 +22,8 @@ class RngStream(enum.IntEnum):
 
 
 def key(seed: Any, stream: RngStream, *counters: Any) -> Array:
-    """The key for `stream` at the given counters: an epoch, a step, an example's place in the batch."""
-    import jax  # here, because the host's side of the data loading uses this file without it
+    """Return the key of `stream` at the given counters, such as an epoch, a step or an index in the batch."""
+    import jax  # here, because data loading on the host uses this module without JAX
 
     key = jax.random.fold_in(jax.random.key(seed), int(stream))
     for counter in counters:

@@ -1,4 +1,4 @@
-"""For which kind of device a program is compiled: that on which the choice of the faster of two equal forms rests."""
+"""The backend being compiled for. Layers use it to choose the faster of two equivalent implementations."""
 
 import contextlib
 import contextvars
@@ -10,15 +10,15 @@ _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform",
 
 
 def backend() -> str:
-    """cpu, gpu or tpu: that of JAX's devices, unless a program is compiled for others (`target_backend`)."""
+    """Return "cpu", "gpu" or "tpu": the backend set by `target_backend`, or else JAX's default backend."""
     return _target.get() or jax.default_backend()
 
 
 @contextlib.contextmanager
 def target_backend(name: str) -> Iterator[None]:
-    """What is traced inside is for devices of this kind, which need not be there."""
-    before = _target.set(name)
+    """Trace for backend `name` within the context. The machine need not have such devices."""
+    token = _target.set(name)
     try:
         yield
     finally:
-        _target.reset(before)
+        _target.reset(token)

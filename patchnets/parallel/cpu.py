@@ -1,9 +1,9 @@
-"""What is chosen for a CPU: how many devices its cores make, and how many examples are worked through at a time.
+"""CPU tuning: one XLA device per core, and microbatches small enough to stay in cache.
 
-XLA takes the cores of a CPU for one device, runs products over a batch of matrices on one of them, and writes what a
-layer puts out for a whole batch to memory before the next layer reads it. A device for each core, each taking a few
-examples through the whole network and back before the next few, keeps all cores at work and the activations in their
-caches (docs/benchmarks.md says what that gives). Accelerators need none of it, and the keys `cpu.` turn it off.
+By default XLA treats all cores as one device, runs batched matrix products on a single core, and writes each layer's
+output for the whole batch to memory. One device per core, with forward and backward passes over a few examples at a
+time, keeps all cores busy and activations in cache (measurements: docs/benchmarks.md). Accelerators do not need this;
+the configuration keys `cpu.*` turn it off.
 """
 
 import math
@@ -24,11 +24,10 @@ from patchnets.parallel.backend import backend
 from patchnets.parallel.mesh import BATCH_AXES
 from patchnets.parallel.microbatches import Aux, GradFn, Inputs, count_valid, mean_loss, scan_microbatches
 
-# With a device for each core, what a device does stays on its own thread. XLA reads this when JAX first looks for
-# devices.
+# Keeps each device on one thread. XLA reads it when JAX initializes its backends.
 XLA_OPTIONS = "--xla_cpu_multi_thread_eigen=false"
-MAX_ACTIVATION_BYTES = 2**20  # bytes of the largest activation of a group; about what a core's own cache holds
-MIN_EXAMPLES = 16  # examples of a group: with fewer, a network's weights pass through the cache too often
+MAX_ACTIVATION_BYTES = 2**20  # of the largest activation of a microbatch; about the size of a core's cache
+MIN_EXAMPLES = 16  # per microbatch; with fewer, weights are loaded into the cache too often
 MAX_DEVICES = 8  # more were not measured
 PROGRAMS = (core.Jaxpr, core.ClosedJaxpr)
 
@@ -42,18 +41,23 @@ def use_one_device_per_core(
     processes: int = 1,
     processes_on_host: int = 1,
 ) -> None:
-    """Make a device of each core, as far as batches divide, before JAX first looks for devices.
+    """Split the CPU into one XLA device per core. Call it before JAX initializes its backends.
 
-    As many as `devices`, or else `data` times `fsdp`, the axes of the mesh, where neither is -1; of the `processes`
-    that share a run, each makes its share of the mesh, and the `processes_on_host` of one machine share its cores.
-    Nothing is changed where XLA_FLAGS or JAX_NUM_CPU_DEVICES say how many there shall be, or where JAX has looked
-    already. The devices are not used where there is an accelerator.
+    Does nothing if XLA_FLAGS or JAX_NUM_CPU_DEVICES set the number of devices, or if JAX is initialized already. The
+    devices are unused if there is an accelerator.
+
+    Args:
+      batch_sizes: sizes that the number of devices must divide, if it follows from neither `devices` nor the mesh.
+      devices: number of devices of this process; None to choose it.
+      data, fsdp: axes of the mesh; if neither is -1, the processes share `data` times `fsdp` devices.
+      processes: number of processes of the run.
+      processes_on_host: how many of these run on this machine and share its cores.
     """
     preset = "host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if preset or jax.config.values["jax_num_cpu_devices"] > 0:
         return
     cores = runtime.cores()
-    if cores == os.cpu_count():  # else the engine has given each its own
+    if cores == os.cpu_count():  # otherwise the launcher has assigned cores to each process
         cores = max(1, cores // processes_on_host)
     sizes = [size for size in (data, fsdp) if size != -1]
     if devices is not None:
@@ -65,17 +69,17 @@ def use_one_device_per_core(
     if devices > 1:
         try:
             jax.config.update("jax_num_cpu_devices", devices)
-        except RuntimeError:  # JAX has looked for devices: the caller's program has been at work before
+        except RuntimeError:  # JAX is initialized already
             return
         os.environ["XLA_FLAGS"] = f"{XLA_OPTIONS} {os.environ.get('XLA_FLAGS', '')}".strip()
 
 
 def devices_for(cores: int, batches: Iterable[int], processes: int = 1, multiple: int = 1) -> int:
-    """The largest number of devices, at most one for each core, over which each of the batches divides, with as many in
-    every process; and of which, over all, there is a `multiple`, if that can be."""
+    """Return the largest number of devices per process, at most one per core, that divides each process's share of
+    every batch, with a total over all processes that is a multiple of `multiple`; 1 if there is none."""
     shares = [batch // processes for batch in batches]
-    able = [n for n in range(1, min(cores, MAX_DEVICES) + 1) if not any(share % n for share in shares)]
-    return max([n for n in able if n * processes % multiple == 0] or [1])
+    divisors = [n for n in range(1, min(cores, MAX_DEVICES) + 1) if not any(share % n for share in shares)]
+    return max([n for n in divisors if n * processes % multiple == 0] or [1])
 
 
 def num_microbatches(
@@ -88,17 +92,17 @@ def num_microbatches(
     train: bool = True,
     microbatch: int | None = None,
 ) -> int:
-    """Returns into how many microbatches a CPU splits a batch; 1 on an accelerator.
+    """Return the number of microbatches into which a CPU splits a batch; 1 on an accelerator.
 
-    As many as keep a microbatch's largest activation within `MAX_ACTIVATION_BYTES`, with no fewer examples than
-    `MIN_EXAMPLES`, among those that divide over the devices: where batch and devices are powers of two, the same on any
-    number of them. With BatchNorm, which in training looks at all examples at once, as many as there are devices.
+    It is the largest multiple of `devices` that leaves a microbatch at least `MIN_EXAMPLES` examples, and at least as
+    many as have a largest activation of `MAX_ACTIVATION_BYTES`. If batch and devices are powers of two, it does not
+    depend on the number of devices. In training, BatchNorm needs the whole batch: one microbatch per device.
 
     Args:
-      microbatch: the examples of a microbatch, in place of that choice; 0 for the whole batch at once.
+      microbatch: examples per microbatch; 0 for the whole batch at once, None to choose it.
 
     Raises:
-      UserError: `microbatch` does not divide what each device has of a batch, or the network has BatchNorm.
+      UserError: `microbatch` does not divide a device's share of the batch, or, with BatchNorm, differs from it.
     """
     if backend() != "cpu" or microbatch == 0:
         return 1
@@ -117,23 +121,22 @@ def _check_microbatch(microbatch: int, batch: int, devices: int, batch_norm: boo
     share = batch // devices
     if share % microbatch:
         raise UserError(
-            f"config.cpu.microbatch={microbatch} does not divide the {share} examples that each of {devices} devices "
-            f"has of a batch of {batch}; choose a number that does, or 0 for the whole batch at once"
+            f"config.cpu.microbatch={microbatch} does not divide the {share} examples per device (a batch of {batch} "
+            f"on {devices} devices); use a divisor, or 0 for the whole batch at once"
         )
     if batch_norm and microbatch != share:
         raise UserError(
-            f"config.cpu.microbatch={microbatch}: BatchNorm looks at all examples of a batch in training; use "
-            f"{share}, what each device has of it, or 0 for the whole batch at once"
+            f"config.cpu.microbatch={microbatch}: BatchNorm needs the whole batch in training; use {share}, the share "
+            "of each device, or 0 for the whole batch at once"
         )
 
 
 def per_device_microbatch_grads(grad_fn: GradFn, num_microbatches: int, mesh: Mesh) -> GradFn:
-    """Works a batch through microbatch after microbatch on each device of `mesh`, for a core's cache.
+    """Wrap a grad_fn so that each device of `mesh` scans over its microbatches, which fit into a core's cache.
 
-    What memory is to `accumulate_grads`, the cache is here: microbatches lie side by side in the batch, so that each
-    device holds whole ones, and the devices exchange nothing but the sum of their gradients at the end, and what
-    BatchNorm adds up over them. Dropout draws a mask for each microbatch by its place in the batch, which is the same
-    on any number of devices. The mean loss and its gradient are those of the whole batch.
+    Unlike in `accumulate_grads`, a microbatch is contiguous in the batch and belongs to one device. Devices communicate
+    only for the final sum of gradients and for BatchNorm's statistics. The dropout key of a microbatch depends on its
+    index in the batch, and so not on the number of devices. Loss and gradient are those of the whole batch.
     """
     per_device = num_microbatches // mesh.size
     replicated, batch = PartitionSpec(), PartitionSpec(BATCH_AXES)
@@ -141,10 +144,10 @@ def per_device_microbatch_grads(grad_fn: GradFn, num_microbatches: int, mesh: Me
     def device_grads(
         params: Any, batch_stats: Any, inputs: Inputs, dropout_key: Array, num_valid: Array
     ) -> tuple[Any, Aux]:
-        numbers = jax.lax.axis_index(BATCH_AXES) * per_device + jnp.arange(per_device)
-        split = jax.tree.map(lambda x: x.reshape(per_device, -1, *x.shape[1:]), inputs)
-        keys = jax.vmap(lambda number: jax.random.fold_in(dropout_key, number))(numbers)
-        grads, aux = scan_microbatches(grad_fn, params, batch_stats, split, keys, num_valid)
+        indices = jax.lax.axis_index(BATCH_AXES) * per_device + jnp.arange(per_device)
+        microbatches = jax.tree.map(lambda x: x.reshape(per_device, -1, *x.shape[1:]), inputs)
+        keys = jax.vmap(lambda i: jax.random.fold_in(dropout_key, i))(indices)
+        grads, aux = scan_microbatches(grad_fn, params, batch_stats, microbatches, keys, num_valid)
         losses, logits = (x.reshape(-1, *x.shape[2:]) for x in (aux.losses, aux.logits))
         return jax.lax.psum(grads, BATCH_AXES), Aux(losses, logits, aux.batch_stats)
 
@@ -152,7 +155,7 @@ def per_device_microbatch_grads(grad_fn: GradFn, num_microbatches: int, mesh: Me
         device_grads,
         mesh=mesh,
         in_specs=(replicated, replicated, batch, replicated, replicated),
-        out_specs=(replicated, Aux(batch, batch, replicated)),  # type: ignore[arg-type]  # places in place of arrays
+        out_specs=(replicated, Aux(batch, batch, replicated)),  # type: ignore[arg-type]  # specs, not arrays
         check_vma=False,
     )
 
@@ -169,21 +172,21 @@ def per_device_microbatch_grads(grad_fn: GradFn, num_microbatches: int, mesh: Me
 def per_device_microbatch_logits(
     logits_fn: Callable[[Any, Array], Array], num_microbatches: int, mesh: Mesh
 ) -> Callable[[Any, Array], Array]:
-    """Computes the logits of a batch microbatch after microbatch on each device of `mesh`."""
+    """Wrap a function (variables, images) -> logits so that each device of `mesh` maps it over its microbatches."""
     per_device = num_microbatches // mesh.size
     replicated, batch = PartitionSpec(), PartitionSpec(BATCH_AXES)
 
     def device_logits(variables: Any, images: Array) -> Array:
-        split = images.reshape(per_device, -1, *images.shape[1:])
-        logits = jax.lax.map(lambda microbatch: logits_fn(variables, microbatch), split)
+        microbatches = images.reshape(per_device, -1, *images.shape[1:])
+        logits = jax.lax.map(lambda microbatch: logits_fn(variables, microbatch), microbatches)
         return logits.reshape(-1, logits.shape[-1])
 
     return jax.shard_map(device_logits, mesh=mesh, in_specs=(replicated, batch), out_specs=batch, check_vma=False)
 
 
 def largest_activation(model: nn.Module, params: Any, image_size: int) -> int:
-    """Bytes that the largest array of a forward pass takes for each example."""
-    examples = 7919  # a prime number, by which arrays with an axis for examples are told from others
+    """Return the bytes per example of the largest array in a forward pass."""
+    examples = 7919  # a prime, so that only the sizes of arrays with a batch axis are multiples of it
     channels = params["stem"]["kernel"].shape[-2]
     images = jax.ShapeDtypeStruct((examples, image_size, image_size, channels), jnp.float32)
 
@@ -196,7 +199,7 @@ def largest_activation(model: nn.Module, params: Any, image_size: int) -> int:
 
 
 def _arrays(program: core.Jaxpr) -> Iterator[Any]:
-    """The abstract arrays that a program computes, those of the programs inside of it included."""
+    """Yield the abstract arrays that a program computes, including those of nested programs."""
     for equation in program.eqns:
         for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: isinstance(x, PROGRAMS)):
             if isinstance(inner, PROGRAMS):

@@ -1,8 +1,8 @@
-"""The processes of a run: find out which one this is, join the others through JAX, and leave without hanging.
+"""Multi-process runs: find this process's rank, join the others through `jax.distributed`, and exit without hanging.
 
-JAX itself finds the processes of SLURM (srun), Open MPI (mpirun) and TPU pods. Elsewhere --coordinator, --processes and
---process tell, or PATCHNETS_COORDINATOR, PATCHNETS_PROCESSES and PATCHNETS_PROCESS; in an indexed Job of Kubernetes
-JOB_COMPLETION_INDEX is the last of these.
+JAX detects the processes of SLURM (srun), Open MPI (mpirun) and TPU pods. Elsewhere, pass --coordinator, --processes
+and --process, or set PATCHNETS_COORDINATOR, PATCHNETS_PROCESSES and PATCHNETS_PROCESS. In an indexed Job of Kubernetes,
+the last defaults to JOB_COMPLETION_INDEX.
 """
 
 import contextlib
@@ -20,11 +20,11 @@ from typing import NoReturn
 
 from patchnets.errors import UserError, first_line
 
-PORT = 8482  # of process 0, where the coordinator is given as HOST; JAX's own default on TPUs
+PORT = 8482  # of process 0 if the coordinator is given as HOST; JAX's default on TPUs
 FLAGS = ("coordinator", "processes", "process")
-WAIT_SECONDS = 300.0  # for all processes to start; PATCHNETS_WAIT_SECONDS
-HEARTBEAT_TIMEOUT_SECONDS = 40  # of silence, after which JAX takes a process for lost and ends the others
-SERVICE_SECONDS = 3.0  # that process 0 outlives the others: JAX aborts those that lose its service
+WAIT_SECONDS = 300.0  # for all processes to start, unless PATCHNETS_WAIT_SECONDS is set
+HEARTBEAT_TIMEOUT_SECONDS = 40  # without a heartbeat, JAX considers a process lost and ends the others
+SERVICE_SECONDS = 3.0  # by which process 0 exits last: JAX aborts processes that lose its coordination service
 TPU_DEVICES = ("/dev/accel0", "/dev/vfio/0")
 GPU_KEYS = ("jax_cuda_visible_devices", "jax_rocm_visible_devices")
 _runs_service = False  # whether JAX's coordination service runs in this process
@@ -36,9 +36,9 @@ class ProcessInfo:
 
     Attributes:
       index, count: rank and world size; None on TPUs, where JAX asks the metadata server.
-      local_rank, processes_on_host: the same among the processes on one machine.
-      coordinator: HOST:PORT of process 0; None where JAX finds it.
-      port: of process 0 where JAX finds only its host.
+      local_rank, processes_on_host: rank and number of processes on this machine.
+      coordinator: HOST:PORT of process 0; None if JAX finds it.
+      port: port of process 0, if JAX finds only its host.
     """
 
     index: int | None = None
@@ -58,10 +58,10 @@ def detect_cluster(
     """Find this process's rank and the world size, from flags or from the launcher's environment.
 
     Returns:
-      The process, None if it is the only one; and the arguments without the flags that were read.
+      The process, or None if it is the only one; and the remaining arguments.
 
     Raises:
-      UserError: the flags or variables are incomplete or do not fit.
+      UserError: the flags or variables are incomplete or inconsistent.
     """
     options = {name: value for name in FLAGS if (value := environ.get(f"PATCHNETS_{name.upper()}"))}
     rest = []
@@ -72,12 +72,12 @@ def detect_cluster(
         elif value:
             options[name] = value
         else:
-            raise UserError(f"{argument}: expected --{name}=VALUE, in one word")
+            raise UserError(f"{argument}: expected --{name}=VALUE, without a space")
     process = None
     if set(options) - {"coordinator"}:
         process = _from_flags(options, environ)
     elif "OMPI_COMM_WORLD_SIZE" in environ or "OMPI_COMM_WORLD_RANK" in environ:
-        process = _from_open_mpi(options, environ)  # before SLURM, in whose jobs mpirun may run
+        process = _from_open_mpi(options, environ)  # before SLURM: mpirun may run inside a SLURM job
     elif "SLURM_STEP_NODELIST" in environ:
         process = _from_slurm(options, environ)
     elif options:
@@ -97,12 +97,12 @@ def _from_flags(options: Mapping[str, str], environ: Mapping[str, str]) -> Proce
         options.setdefault("process", environ["JOB_COMPLETION_INDEX"])
     if missing := [name for name in FLAGS if name not in options]:
         raise UserError(
-            f"--{missing[0]} (or PATCHNETS_{missing[0].upper()}) is not given, and --{next(iter(options))} is; several "
-            "processes need --coordinator=HOST[:PORT], --processes=N, and --process=0 to N - 1, each its own"
+            f"--{missing[0]} (or PATCHNETS_{missing[0].upper()}) is not given, but --{next(iter(options))} is; several "
+            "processes need --coordinator=HOST[:PORT], --processes=N, and a different --process (0 to N - 1) each"
         )
     count, index = _integer(options["processes"], "--processes"), _integer(options["process"], "--process")
     if count == 0:
-        raise UserError("--processes=0: expected a whole number from 1 on")
+        raise UserError("--processes=0: expected at least 1")
     coordinator = _address(options["coordinator"], PORT)
     local = coordinator.rpartition(":")[0] in ("localhost", "127.0.0.1", "[::1]")
     return ProcessInfo(index, count, index if local else 0, count if local else 1, coordinator)
@@ -117,7 +117,7 @@ def _from_open_mpi(options: Mapping[str, str], environ: Mapping[str, str]) -> Pr
     if coordinator is None and on_host == count:
         coordinator = f"localhost:{port}"
     if coordinator is None and launcher is None:
-        raise UserError("this Open MPI does not say where process 0 runs; give --coordinator=HOST, the first machine")
+        raise UserError("this Open MPI does not name the host of process 0; pass --coordinator=HOST, the first machine")
     return ProcessInfo(index, count, local_rank, on_host, coordinator, port)
 
 
@@ -128,10 +128,10 @@ def _from_slurm(options: Mapping[str, str], environ: Mapping[str, str]) -> Proce
     names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_JOB_ID")
     index, local_rank, job = (_variable(environ, name) for name in names)
     nodes = _integer(environ.get("SLURM_STEP_NUM_NODES") or "1", "SLURM_STEP_NUM_NODES")
-    port = _port(f"{job}.{environ.get('SLURM_STEP_ID')}")  # JAX has one port for a job, where its steps would meet
+    port = _port(f"{job}.{environ.get('SLURM_STEP_ID')}")  # JAX's port is per job; job steps would collide
     coordinator = _address(options["coordinator"], port) if options else None
     if coordinator is None and re.match(r"[^,\[]+\[[^\]]*\][^,]", node_list := environ["SLURM_STEP_NODELIST"]):
-        raise UserError(f"JAX cannot read SLURM_STEP_NODELIST={node_list}; give --coordinator=HOST, the first node")
+        raise UserError(f"JAX cannot read SLURM_STEP_NODELIST={node_list}; pass --coordinator=HOST, the first node")
     return ProcessInfo(index, count, local_rank, -(-count // nodes), coordinator, port)
 
 
@@ -147,7 +147,7 @@ def _variable(environ: Mapping[str, str], name: str) -> int:
 
 def _integer(text: str, name: str) -> int:
     if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
-        raise UserError(f"{name}={text}: expected a whole number from 0 on")
+        raise UserError(f"{name}={text}: expected a whole number of at least 0")
     return int(text)
 
 
@@ -155,14 +155,14 @@ def _address(text: str, default_port: int) -> str:
     match = re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^\s:/]+)(?::(\d{1,5}))?", text)
     port = int(match[2] or default_port) if match else 0
     if match is None or not 0 < port < 65536:
-        raise UserError(f"--coordinator={text}: expected HOST or HOST:PORT, of the machine where process 0 runs")
+        raise UserError(f"--coordinator={text}: expected HOST or HOST:PORT of process 0")
     return f"{match[1]}:{port}"
 
 
 def initialize(process: ProcessInfo) -> None:
-    """Wait for all processes and join them by `jax.distributed`; call it before JAX looks for devices.
+    """Wait for all processes and join them by `jax.distributed`. Call it before JAX initializes its backends.
 
-    Where they do not all start in time, the process ends with one line and status 1.
+    Exits with one line and status 1 if not all processes start in time.
 
     Raises:
       UserError: process 0 cannot listen on its port.
@@ -185,7 +185,7 @@ def initialize(process: ProcessInfo) -> None:
             process.count,
             process.index,
             cluster_detection_method="deactivate" if process.coordinator else None,
-            initialization_timeout=int(wait) + 60,  # later than the timer, for JAX aborts with a page of stack
+            initialization_timeout=int(wait) + 60,  # after the timer: JAX aborts with a page of stack trace
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_SECONDS,
         )
     except (OSError, ValueError):
@@ -194,14 +194,14 @@ def initialize(process: ProcessInfo) -> None:
         return  # a TPU that is not part of a pod
     finally:
         timer.cancel()
-    if "JAX_LOCAL_DEVICE_IDS" not in os.environ:  # JAX gives each task of a launcher one GPU, even a lone task
+    if "JAX_LOCAL_DEVICE_IDS" not in os.environ:  # JAX assigns one GPU to each task, even if it is alone on its host
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         shares = process.processes_on_host > 1 and (visible is None or "," in visible)
         for key in GPU_KEYS:
             jax.config.update(key, str(process.local_rank) if shares else "all")
     global _runs_service
     _runs_service = (jax.process_index() if process.index is None else process.index) == 0
-    if not _runs_service:  # process 0 prints for all; the others print errors only
+    if not _runs_service:  # only process 0 prints to stdout; all print errors
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.environ["TQDM_DISABLE"] = "1"
 
@@ -215,34 +215,34 @@ def _wait_seconds() -> float:
 
 
 def _check_free(port: int) -> None:
-    """Raise UserError if a program listens on the port: gRPC would share it, and mix the processes of two runs."""
+    """Raise UserError if the port is in use: gRPC would share it and mix the processes of two runs."""
     dual = {"family": socket.AF_INET6, "dualstack_ipv6": True} if socket.has_dualstack_ipv6() else {}
     try:
         socket.create_server(("", port), **dual).close()  # type: ignore[arg-type]
     except OSError as error:
         raise UserError(
-            f"process 0 cannot listen on port {port} ({error.strerror}); give another, by --coordinator=HOST:PORT"
+            f"process 0 cannot listen on port {port} ({error.strerror}); choose another with --coordinator=HOST:PORT"
         ) from error
 
 
 def _give_up(message: str) -> NoReturn:
-    print(f"{message}; start all of them, each with the same --coordinator", file=sys.stderr)
+    print(f"{message}; start all of them with the same --coordinator", file=sys.stderr)
     exit_now(1)
 
 
 def lost_peer(error: BaseException | None) -> bool:
-    """Return whether an exception, or one that caused it, says that another process is gone."""
+    """Return whether an exception, or one of its causes, reports the loss of another process."""
     words = r"\bGloo\b|\bNCCL\b|heartbeat|coordination.service"
     return error is not None and (re.search(words, str(error), re.IGNORECASE) is not None or lost_peer(error.__cause__))
 
 
 def describe_loss(error: BaseException) -> str:
-    return f"another process was lost ({first_line(error, 160)}); what was saved stays, and the same command continues"
+    return f"another process was lost ({first_line(error, 160)}); the same command resumes from the last checkpoint"
 
 
 def leave(status: int) -> bool:
-    """Disconnect once all processes have come here, and return whether this is the first of several. Where one never
-    comes, end this process with `status`."""
+    """Disconnect once all processes have called this, and return whether this is process 0 of several. Exit with
+    `status` if one of them never does."""
     import jax
 
     first = _runs_service and jax.process_count() > 1
@@ -254,7 +254,7 @@ def leave(status: int) -> bool:
 
 
 def exit_now(status: int) -> NoReturn:
-    """End a process that cannot go on, without JAX's barrier at exit, in which it would wait for the others."""
+    """Exit after a failure, skipping JAX's exit barrier, which would wait for the other processes."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()

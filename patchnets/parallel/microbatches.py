@@ -1,11 +1,11 @@
-"""What a grad_fn takes and returns, and a batch worked through in parts, one after another.
+"""Inputs and outputs of a grad_fn, and its gradient summed over microbatches with `lax.scan`.
 
 A grad_fn is what `jax.value_and_grad(loss_fn, has_aux=True)` returns:
 
     (loss, aux), grads = grad_fn(params, batch_stats, inputs, dropout_key, num_valid)
 
-`num_valid`, by default the number of examples of `inputs` that are not masked out, is what the losses' sum is divided
-by: microbatches of one batch share that of the batch, so that their gradients add up to the batch's.
+The loss is the sum of losses divided by `num_valid`, by default the number of examples of `inputs` that are not masked
+out. Microbatches are given the `num_valid` of their batch, so that their gradients add up to the gradient of the batch.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 
 class Inputs(NamedTuple):
-    """A batch as the network and the loss take it. Masked examples count for nothing."""
+    """A batch for the network and the loss. Examples with a `mask` of 0 do not count."""
 
     images: Float[Array, "batch height width channels"]
     targets: Float[Array, "batch classes"]
@@ -25,7 +25,7 @@ class Inputs(NamedTuple):
 
 
 class Aux(NamedTuple):
-    """What a forward pass returns besides the loss."""
+    """Auxiliary outputs of the loss function."""
 
     losses: Float[Array, " batch"]
     logits: Float[Array, "batch classes"]
@@ -36,24 +36,24 @@ GradFn = Callable[..., tuple[tuple[Array, Aux], Any]]
 
 
 def count_valid(mask: Float[Array, " batch"]) -> Float[Array, ""]:
-    """The number of examples not masked out; 1 where there are none, as when no record of a batch could be read."""
+    """Return the number of examples that are not masked out, at least 1 (no record of a batch may be readable)."""
     return jnp.maximum(mask.sum(), 1.0)
 
 
 def mean_loss(losses: Float[Array, " batch"], mask: Float[Array, " batch"], num_valid: Array) -> Float[Array, ""]:
-    """The sum of the losses not masked out, over `num_valid`."""
+    """Return the sum of the losses that are not masked out, divided by `num_valid`."""
     return (losses * mask).sum() / num_valid
 
 
 def scan_microbatches(
     grad_fn: GradFn, params: Any, batch_stats: Any, microbatches: Inputs, dropout_keys: Array, num_valid: Array
 ) -> tuple[Any, Aux]:
-    """Returns the sum of the microbatches' gradients, and losses and logits with a first axis for the microbatches.
+    """Return the sum of the gradients of all microbatches, and Aux with losses and logits stacked along a first axis.
 
     Args:
-      microbatches: with a first axis for the microbatches.
-      dropout_keys: one for each microbatch.
-      num_valid: of the whole batch.
+      microbatches: inputs stacked along a first axis.
+      dropout_keys: one key per microbatch.
+      num_valid: number of valid examples in the whole batch.
     """
 
     def step(carry: tuple[Any, Any], microbatch: tuple[Inputs, Array]) -> tuple[tuple[Any, Any], tuple[Array, Array]]:

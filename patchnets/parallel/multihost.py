@@ -1,6 +1,6 @@
 """Collectives across the processes of a run: broadcast, maximum, all-true, union.
 
-Every process has to call each of them, in the same order. They are no-ops in a single-process run.
+All processes must call them in the same order. They are no-ops in a single-process run.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from patchnets.errors import RunError, UserError
 
 
 def is_first_process() -> bool:
-    """Return whether this is the process that writes metrics, pictures and the screen."""
+    """Return whether this process writes metrics, plots and terminal output."""
     return jax.process_index() == 0
 
 
@@ -27,7 +27,7 @@ def broadcast_from_first(value: int) -> int:
 
 
 def max_over_processes(value: int) -> int:
-    """Return the largest of all processes' values."""
+    """Return the maximum over all processes."""
     return value if jax.process_count() == 1 else int(gather(np.int32(value)).max())
 
 
@@ -40,19 +40,19 @@ def first_false(flag: bool) -> int | None:
     """Return the lowest index of a process whose flag is false, or None."""
     if jax.process_count() == 1:
         return None if flag else 0
-    return next((i for i, holds in enumerate(gather(np.int32(flag))) if not holds), None)
+    return next((i for i, value in enumerate(gather(np.int32(flag))) if not value), None)
 
 
 def first_different(values: Mapping[str, Any]) -> int | None:
     """Return the lowest index of a process whose values (JSON types) differ from the first process's, or None."""
     if jax.process_count() == 1:
         return None
-    mine = int(hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:7], 16)
-    return first_false(broadcast_from_first(mine) == mine)
+    digest = int(hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:7], 16)
+    return first_false(broadcast_from_first(digest) == digest)
 
 
 def union(names: Iterable[str]) -> set[str]:
-    """Return the names that any of the processes has."""
+    """Return the union of all processes' names."""
     names = set(names)
     if jax.process_count() == 1 or not max_over_processes(len(names)):
         return names
@@ -65,10 +65,10 @@ def union(names: Iterable[str]) -> set[str]:
 def errors_on_all() -> Iterator[None]:
     """Raise in every process if the body raises in one, so that no process waits for one that has failed.
 
-    The body must not contain collectives that a failing process would leave out.
+    The body must not contain collectives that a failing process would skip.
 
     Raises:
-      The body's own exception where there is one; UserError or RunError, of the same status, in the other processes.
+      The exception of the body, if it raised one; in the other processes UserError or RunError, with the same status.
     """
     error = None
     try:
@@ -84,7 +84,7 @@ def errors_on_all() -> Iterator[None]:
         raise error
     if failed := [i for i, status in enumerate(statuses) if status]:
         kind = UserError if statuses[failed[0]] == UserError.status else RunError
-        raise kind(f"process {failed[0]} cannot go on; see its own message")
+        raise kind(f"process {failed[0]} failed; see its error message")
 
 
 def gather(value: np.ndarray | np.generic) -> np.ndarray:

@@ -14,8 +14,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class PreemptionHandler:
-    """Context manager that notes the first SIGTERM or SIGINT in `signal_number`. A second one does what it did before
-    the context, that is, it ends the process. Only the main thread can enter it."""
+    """Context manager that records the first SIGTERM or SIGINT in `signal_number`. After that, the previous handlers
+    are back, so that a second signal ends the process. Only the main thread can enter it."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -35,12 +35,12 @@ class PreemptionHandler:
         self.signal_number = number
         self.__exit__()
         if not self._exits:
-            print(f"{signal.Signals(number).name}: saving and stopping; once more to stop at once", file=sys.stderr)
+            print(f"{signal.Signals(number).name}: saving and stopping; repeat to stop at once", file=sys.stderr)
 
     @contextlib.contextmanager
     def exit_immediately(self, name: str = "patchnets") -> Iterator[None]:
-        """Inside, a signal ends the process at once, with one line and status 128 + its number, as does one that came
-        before. This works while the main thread waits in C++ code, where Python's handlers do not run."""
+        """Exit at once on a signal, earlier ones included, with one line and status 128 + its number. This works while
+        the main thread waits in C++ code, where Python's signal handlers do not run."""
         reader, writer = socket.socketpair()
         writer.setblocking(False)
 

@@ -1,1 +1,1 @@
-"""Plots. `python -m patchnets.plots WORKDIR` draws those of a run."""
+"""Plots. `python -m patchnets.plots WORKDIR` draws the plots of a run."""

@@ -4,11 +4,11 @@
     python -m patchnets.plots mixing WORKDIR WORKDIR ... [--out=FILE.png]
     python -m patchnets.plots augment --config=FILE[:ARGUMENT] [--out=FILE.png] [--config.KEY=VALUE ...]
 
-The first draws those of a run into WORKDIR/plots/: learning curves, an image and its patches, patch filters, position
-embeddings, depthwise kernels, token mixing, confusion matrix, accuracy by class, the most confident mistakes, and
-calibration. Keys say where the data are now. The second draws token mixing of several runs side by side
-(default: mixing.png). The third draws what augmentation does: training images beside samples as the configuration
-has them, and every operation by itself (default: augment.png).
+The first draws the plots of a run into WORKDIR/plots/: learning curves, an image and its patches, patch filters,
+position embeddings, depthwise kernels, token mixing, confusion matrix, accuracy by class, the most confident mistakes,
+and calibration. Pass --config.dataset.* if the data have moved. The second compares the token mixing of several runs
+in one figure (default: mixing.png). The third shows training images, augmented samples of a configuration, and every
+operation by itself (default: augment.png).
 """
 
 import pathlib
@@ -19,11 +19,11 @@ from patchnets.config import flags
 from patchnets.errors import RunError, UserError
 from patchnets.runtime.cli import ArgumentParser, file_of_type, path, run_cli
 
-PLACES = ("dataset.path", "dataset.data_dir", "dataset.cache_dir")  # which may have changed since a run
+DATA_KEYS = ("dataset.path", "dataset.data_dir", "dataset.cache_dir")  # may differ from those of the run
 
 
 def execute(arguments: list[str]) -> int:
-    """Draws what a command line asks for, and prints the files; returns the exit status."""
+    """Draw the requested plots, print the paths of their files, and return the exit status."""
     commands = {"augment": _augment, "mixing": _mixing}
     if arguments[:1] and arguments[0] in commands:
         print(commands[arguments[0]](arguments[1:]))
@@ -33,7 +33,7 @@ def execute(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> str:
-    """The pictures of a run; those that need neither data nor checkpoint also where these are gone."""
+    """Draw the plots of a run; without its data or checkpoints, only the learning curves."""
     from patchnets.plots import curves
 
     parser = ArgumentParser("python -m patchnets.plots", description=__doc__)
@@ -42,10 +42,10 @@ def _run(arguments: list[str]) -> str:
     directory, changes = settings.workdir, {}
     for override in overrides:
         key, equals, value = override.removeprefix("--config.").partition("=")
-        if key not in PLACES or not equals:
-            raise UserError(f"{override!r} is not understood; expected --config.KEY=DIR, KEY being {', '.join(PLACES)}")
+        if key not in DATA_KEYS or not equals:
+            raise UserError(f"{override!r}: expected --config.KEY=DIR, where KEY is one of {', '.join(DATA_KEYS)}")
         changes[key] = value
-    if not (directory / "config.json").exists():  # figures alone, without the run
+    if not (directory / "config.json").exists():  # only metrics, without the run
         return str(curves.draw(directory))
     runtime.silence_logs()
     runtime.enable_compilation_cache()
@@ -55,14 +55,14 @@ def _run(arguments: list[str]) -> str:
         drawn = run.draw_saved(directory, lambda text: print(f"patchnets.plots: {text}", file=sys.stderr), changes)
     except (UserError, RunError) as error:
         print(curves.draw(directory))
-        raise type(error)(f"the other pictures could not be drawn: {error}") from error
+        raise type(error)(f"the other plots could not be drawn: {error}") from error
     return "\n".join(map(str, drawn))
 
 
 def _mixing(arguments: list[str]) -> pathlib.Path:
     parser = ArgumentParser(
         "python -m patchnets.plots mixing",
-        description="Draws how the networks of several runs mix patches, side by side.",
+        description="Draw the token mixing of several runs in one figure.",
     )
     parser.add_argument("workdirs", type=path, nargs="+", help="one or more work directories")
     parser.add_argument("--out", type=file_of_type(".png"), default="mixing.png", help="default: %(default)s")
@@ -77,8 +77,8 @@ def _mixing(arguments: list[str]) -> pathlib.Path:
 def _augment(arguments: list[str]) -> pathlib.Path:
     parser = ArgumentParser(
         "python -m patchnets.plots augment",
-        description="Draws what augmentation does: training images beside samples, and every operation by itself. "
-        "Takes the options of patchnets.main, and its own.",
+        description="Draw training images, augmented samples of a configuration, and every operation by itself. "
+        "Also takes the options of patchnets.main.",
     )
     parser.add_argument("--config", metavar="FILE[:ARGUMENT]", help="a file of configs/, as patchnets.main takes it")
     parser.add_argument("--out", type=file_of_type(".png"), default="augment.png", help="default: %(default)s")
@@ -95,7 +95,7 @@ def _augment(arguments: list[str]) -> pathlib.Path:
 
 
 def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
+    """Run a command line and return the exit status."""
     return run_cli(argv, execute, "patchnets.plots")
 
 

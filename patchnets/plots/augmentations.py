@@ -1,4 +1,4 @@
-"""One sheet of what augmentation does: originals, a configuration's samples, and every operation by itself."""
+"""Plot augmentation: original images, augmented samples of a configuration, and every operation by itself."""
 
 import functools
 import pathlib
@@ -18,13 +18,13 @@ from patchnets.run import console
 Levels = Float[Array, "batch height width channels"]  # from 0 to 255
 Operation = Callable[[Array, Levels], Levels]  # (key, images) -> images
 
-COLUMNS = 2  # of rows of images, side by side
-SAMPLES = 4  # rows of the configuration's own augmentation
-CLASSES = 10  # of the made-up targets that are mixed beside the images
+COLUMNS = 2  # of the figure; each holds rows of images
+SAMPLES = 4  # rows with the augmentation of the configuration
+CLASSES = 10  # of the dummy targets passed to mixup and CutMix
 
 
 def operations(channels: int, height: int) -> dict[str, Operation]:
-    """{what is written beside it: operation at a strength that shows}, for images of so many channels and rows."""
+    """Return {label: operation of visible strength} for images with this number of channels and this height."""
     geometric: dict[str, Operation] = {
         "flip": geometry.random_flip,
         "flip, vertical": geometry.random_vertical_flip,
@@ -59,24 +59,24 @@ def operations(channels: int, height: int) -> dict[str, Operation]:
         "autocontrast": functools.partial(color.autocontrast, probability=1.0),
         "invert": functools.partial(color.invert, probability=1.0),
     }
-    chosen: dict[str, Operation] = {
+    policy: dict[str, Operation] = {
         "RandAugment 2, 9": policies.rand_augment,
         "AutoAugment CIFAR-10": functools.partial(policies.auto_augment, policy="cifar10"),
         "AutoAugment ImageNet": functools.partial(policies.auto_augment, policy="imagenet"),
         "TrivialAugment": policies.trivial_augment,
     }
-    erased: dict[str, Operation] = {
+    erasing: dict[str, Operation] = {
         f"erasing, {mode}": functools.partial(_erased, mode=mode) for mode in ("constant", "random", "pixel")
     }
-    mixed: dict[str, Operation] = {
+    mixing: dict[str, Operation] = {
         "mixup 1, per example": functools.partial(_mixed, mixup.mixup),
         "CutMix 1, per example": functools.partial(_mixed, mixup.cutmix),
     }
-    return geometric | levels | (colors if channels == 3 else {}) | chosen | erased | mixed
+    return geometric | levels | (colors if channels == 3 else {}) | policy | erasing | mixing
 
 
 def _erased(key: Array, images: Levels, *, mode: str) -> Levels:
-    """Random erasing, which takes normalized images."""
+    """Apply random erasing, which takes normalized images, to levels."""
     return 127.5 + 64 * random_erasing.random_erasing(key, (images - 127.5) / 64, probability=1.0, mode=mode)
 
 
@@ -86,7 +86,7 @@ def _mixed(mix: Callable[..., tuple[Array, Array]], key: Array, images: Levels) 
 
 
 def training_images(options: DataOptions, count: int) -> UInt8[np.ndarray, "count size size channels"]:
-    """The first images of the training split, at their own size where that is one for all, else at `image_size`."""
+    """Return the first images of the training split, in their native size if all have the same, else `image_size`."""
     source = options.open_source()
     check_channels(options.augment, source.channels)
     spec = options.choose_splits(source.sizes)["train"] or "train"
@@ -99,7 +99,7 @@ def training_images(options: DataOptions, count: int) -> UInt8[np.ndarray, "coun
 def sheet(
     options: DataOptions, images: UInt8[np.ndarray, "batch height width channels"]
 ) -> dict[str, UInt8[np.ndarray, "batch size size channels"]]:
-    """{label: a row of images}: the originals, samples as `options` have it, and every operation by itself."""
+    """Return {label: a row of images}: originals, samples with the augmentation of `options`, and every operation."""
     channels, key = images.shape[-1], jax.random.key(options.seed)
     plain = Preprocess(options.image_size, (0.0,) * channels, (1.0,) * channels)
     gray = (127.5,) * channels
@@ -121,10 +121,10 @@ def sheet(
 
 
 def draw(options: DataOptions, path: pathlib.Path, count: int = 8) -> pathlib.Path:
-    """Writes the sheet of `count` training images to `path`, a PNG file, and returns its path.
+    """Plot the augmentation of `count` training images, write it to `path` (PNG), and return the path.
 
     Raises:
-      UserError: the data set, or its images with these settings, cannot be had.
+      UserError: the data set is missing, or cannot be augmented with these settings.
     """
     import matplotlib
 
@@ -144,7 +144,7 @@ def draw(options: DataOptions, path: pathlib.Path, count: int = 8) -> pathlib.Pa
         axis.imshow(strip.squeeze(-1) if strip.shape[-1] == 1 else strip, cmap="gray", vmin=0, vmax=255)
         weight = "bold" if i <= SAMPLES else "normal"
         axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9, weight=weight)
-    settings = console.describe_augmentation(options.augment) or "nothing"
+    settings = console.describe_augmentation(options.augment) or "none"
     figure.suptitle(f"{options.name}, {options.image_size} px; this configuration: {settings}", fontsize=9, wrap=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")

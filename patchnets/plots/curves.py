@@ -43,11 +43,11 @@ def draw(path: pathlib.Path) -> pathlib.Path:
     plt = figures.pyplot()
     from matplotlib.ticker import MaxNLocator
 
-    found_rows = figures_of(path)
-    rows = [row for row in found_rows if {"epoch", "train_loss"} <= row.keys()]
+    all_rows = figures_of(path)
+    rows = [row for row in all_rows if {"epoch", "train_loss"} <= row.keys()]
     if not rows:
-        raise UserError(f"{path} holds no figures to draw yet")
-    test = next((row for row in found_rows if "test_loss" in row), {})
+        raise UserError(f"{path} has no metrics to plot yet")
+    test = next((row for row in all_rows if "test_loss" in row), {})
     figure, axes = plt.subplots(1, 4, figsize=(15, 3.6), layout="constrained")
     panels = [
         ("loss", "cross-entropy", 1),
@@ -65,9 +65,9 @@ def draw(path: pathlib.Path) -> pathlib.Path:
             axis.axhline(value, color="tab:green", linestyle="--", linewidth=1, label=f"test {value:.4g}")
         axis.set(xlabel="epoch", ylabel=label)
         axis.legend()
-    rates = [(row["epoch"], row["learning_rate"]) for row in rows if "learning_rate" in row]
-    if rates:
-        axes[3].plot(*zip(*rates), color="tab:gray", marker="." if len(rates) < 30 else None)
+    learning_rates = [(row["epoch"], row["learning_rate"]) for row in rows if "learning_rate" in row]
+    if learning_rates:
+        axes[3].plot(*zip(*learning_rates), color="tab:gray", marker="." if len(learning_rates) < 30 else None)
     axes[3].set(xlabel="epoch", ylabel="learning rate", ylim=(0, None))
     last = max(row["epoch"] for row in rows)
     for axis in axes:

@@ -1,4 +1,4 @@
-"""Shared by all plots: Matplotlib without a display, tiles of small images, atomic writing of PNG files."""
+"""Helpers of all plots: Matplotlib without a display, tiles of small images, atomic writing of PNG files."""
 
 import pathlib
 from typing import Any
@@ -63,5 +63,5 @@ def spread(
     """Rescale each image from [min, max] to [0, 1]; constant images become 0.5."""
     low = images.min(axis=tuple(range(1, images.ndim)), keepdims=True)
     high = images.max(axis=tuple(range(1, images.ndim)), keepdims=True)
-    wide = np.where(high > low, high - low, 1.0)
-    return np.where(high > low, (images - low) / wide, 0.5).astype(np.float32)
+    span = np.where(high > low, high - low, 1.0)
+    return np.where(high > low, (images - low) / span, 0.5).astype(np.float32)

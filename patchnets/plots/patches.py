@@ -18,18 +18,17 @@ def image_and_patches(image: Float[np.ndarray, "height width channels"], patch: 
     height, width, _ = image.shape
     rows, columns = height // patch[0], width // patch[1]
     image = to_rgb(image)
-    cut = image[: rows * patch[0], : columns * patch[1]]
     gap = max(1, min(patch) // 4)
     high, wide = patch[0] + gap, patch[1] + gap
-    apart = np.full((rows * high - gap, columns * wide - gap, 3), APART, np.float32)
+    separated = np.full((rows * high - gap, columns * wide - gap, 3), APART, np.float32)
     for i in range(rows):
         for j in range(columns):
-            part = cut[i * patch[0] : (i + 1) * patch[0], j * patch[1] : (j + 1) * patch[1]]
-            apart[i * high : i * high + patch[0], j * wide : j * wide + patch[1]] = part
+            pixels = image[i * patch[0] : (i + 1) * patch[0], j * patch[1] : (j + 1) * patch[1]]
+            separated[i * high : i * high + patch[0], j * wide : j * wide + patch[1]] = pixels
     plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.8), layout="constrained")
     titles = (f"{name}, {height} x {width} pixels", f"{rows} x {columns} patches of {patch[0]} x {patch[1]} pixels")
-    for axis, shown, title in zip(axes, (image, apart), titles):
+    for axis, shown, title in zip(axes, (image, separated), titles):
         axis.imshow(shown, interpolation="nearest")
         axis.set_title(title, fontsize=10)
         bare(axis)

@@ -15,9 +15,14 @@ BINS = 15
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """True class, predicted class and its probability, for every example of a split.
+    """Predictions for every example of a split.
 
-    `mistaken` are the indices of the most confident mistakes, and `images` their images, in the same order.
+    Attributes:
+      labels, predicted: true and predicted class.
+      confidence: probability of the predicted class.
+      mistaken: indices of the most confident mistakes.
+      images: their images, in the same order.
+      split: name of the split, for titles.
     """
 
     labels: Int[np.ndarray, " examples"]
@@ -41,22 +46,22 @@ def confusion_matrix(predictions: Predictions, classes: int) -> Int[np.ndarray, 
 
 def class_accuracy(counts: Int[np.ndarray, "true predicted"]) -> Float[np.ndarray, " classes"]:
     """Return the accuracy of each class; NaN for a class without examples."""
-    held = counts.sum(axis=1)
-    return np.where(held > 0, counts.diagonal() / np.maximum(held, 1), np.nan)
+    totals = counts.sum(axis=1)
+    return np.where(totals > 0, counts.diagonal() / np.maximum(totals, 1), np.nan)
 
 
 def calibration_error(predictions: Predictions, bins: int = BINS) -> tuple[float, list[tuple[int, float, float]]]:
     """Return the expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 3), and (examples, mean
     confidence, accuracy) of each of `bins` equal bins of confidence."""
-    which = np.minimum((predictions.confidence * bins).astype(int), bins - 1)
-    right = predictions.labels == predictions.predicted
+    bin_of = np.minimum((predictions.confidence * bins).astype(int), bins - 1)
+    correct = predictions.labels == predictions.predicted
     rows, error = [], 0.0
     for i in range(bins):
-        held = which == i
-        if count := int(held.sum()):
-            confidence, accuracy = float(predictions.confidence[held].mean()), float(right[held].mean())
+        in_bin = bin_of == i
+        if count := int(in_bin.sum()):
+            confidence, accuracy = float(predictions.confidence[in_bin].mean()), float(correct[in_bin].mean())
             rows.append((count, confidence, accuracy))
-            error += count / len(which) * abs(confidence - accuracy)
+            error += count / len(bin_of) * abs(confidence - accuracy)
         else:
             rows.append((0, (i + 0.5) / bins, float("nan")))
     return error, rows
@@ -92,19 +97,19 @@ def per_class(predictions: Predictions, names: Sequence[str], shown: int = 20) -
     """Plot the accuracy of every class, or of the best and worst if there are many, and the overall accuracy."""
     accuracy = class_accuracy(confusion_matrix(predictions, len(names)))
     order = [int(i) for i in np.argsort(-accuracy) if np.isfinite(accuracy[i])]
-    cut = len(order) > 2 * shown
-    chosen = order[:shown] + order[-shown:] if cut else order
+    many = len(order) > 2 * shown
+    chosen = order[:shown] + order[-shown:] if many else order
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(8, 1.6 + 0.19 * len(chosen)), layout="constrained")
-    places = [i + (2 if cut and i >= shown else 0) for i in range(len(chosen))]
-    axis.barh(places, 100 * accuracy[chosen], color="tab:blue", height=0.75)
-    axis.set_yticks(places, [names[i] for i in chosen], fontsize=8)
+    positions = [i + (2 if many and i >= shown else 0) for i in range(len(chosen))]
+    axis.barh(positions, 100 * accuracy[chosen], color="tab:blue", height=0.75)
+    axis.set_yticks(positions, [names[i] for i in chosen], fontsize=8)
     axis.invert_yaxis()
     axis.axvline(100 * predictions.accuracy, color="tab:orange", linestyle="--")
     axis.set(xlabel=f"top-1 accuracy (%); dashed: all images, {predictions.accuracy:.2%}", xlim=(0, 100))
-    words = f"the {shown} best and the {shown} worst of {len(order)} classes" if cut else f"{len(order)} classes"
+    subset = f"the {shown} best and the {shown} worst of {len(order)} classes" if many else f"{len(order)} classes"
     figure.suptitle(
-        f"Accuracy by class on {len(predictions.labels):,} {predictions.split} images: {words}", fontsize=10
+        f"Accuracy by class on {len(predictions.labels):,} {predictions.split} images: {subset}", fontsize=10
     )
     return figure
 
@@ -124,7 +129,7 @@ def mistakes(predictions: Predictions, names: Sequence[str]) -> Any:
     for axis, i, image in zip(axes.ravel(), predictions.mistaken, predictions.images):
         axis.imshow(to_rgb(image / 255.0))
         true, predicted = names[predictions.labels[i]], names[predictions.predicted[i]]
-        axis.set_title(f"{predicted} {predictions.confidence[i]:.0%}\nis {true}", fontsize=7.5)
+        axis.set_title(f"{predicted} ({predictions.confidence[i]:.0%})\ntrue: {true}", fontsize=7.5)
     figure.suptitle(
         f"The most confident mistakes on {len(predictions.labels):,} {predictions.split} images", fontsize=10
     )

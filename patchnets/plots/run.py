@@ -1,4 +1,4 @@
-"""Compute what the plots of a run need; the other modules draw them."""
+"""Compute the data of the plots of a run; the other modules draw them."""
 
 import json
 import pathlib
@@ -30,17 +30,17 @@ MISTAKES = 24
 def predict(
     experiment: Experiment, state: TrainState, loader: Loader, stopped: Callable[[], bool] = lambda: False
 ) -> Predictions:
-    """What the network says of every example of a split. Raises RunError where `stopped` says so meanwhile."""
-    task, kept = experiment.task, min(MISTAKES, loader.batch_size)
+    """Return the predictions for every example of a split. Raises RunError once `stopped()` is true."""
+    task, mistakes_per_batch = experiment.task, min(MISTAKES, loader.batch_size)
 
     @jax.jit
-    def of_batch(variables: Any, inputs: Any, step: jax.Array) -> tuple[jax.Array, ...]:
+    def predict_batch(variables: Any, inputs: Any, step: jax.Array) -> tuple[jax.Array, ...]:
         batch = loader.batch(inputs, step)
         logits = jnp.asarray(task.model.apply(variables, task.preprocess(batch["image"]), train=False))
         probabilities = jax.nn.sigmoid(logits) if experiment.config.loss == "sigmoid" else jax.nn.softmax(logits)
         predicted, confidence = probabilities.argmax(axis=-1), probabilities.max(axis=-1)
         wrong = (predicted != batch["label"]) & (batch["mask"] > 0)
-        worst = jax.lax.top_k(jnp.where(wrong, confidence, -1.0), kept)[1]
+        worst = jax.lax.top_k(jnp.where(wrong, confidence, -1.0), mistakes_per_batch)[1]
         return batch["label"], predicted, confidence, batch["mask"] > 0, worst, batch["image"][worst]
 
     columns: list[list[np.ndarray]] = [[], [], []]
@@ -48,21 +48,21 @@ def predict(
     done = 0
     for step in range(loader.steps_per_epoch):
         if stopped():
-            raise RunError("a signal came")
+            raise RunError("stopped by a signal")
         inputs, _ = loader.step_inputs(step)
-        label, predicted, confidence, counts, worst, images = map(
-            np.asarray, of_batch(state.eval_variables, inputs, step)
+        label, predicted, confidence, valid, worst, images = map(
+            np.asarray, predict_batch(state.eval_variables, inputs, step)
         )
-        row_of = np.cumsum(counts) - 1  # among the examples that count
+        row_of = np.cumsum(valid) - 1  # index among the valid examples
         mistaken += [
             (float(confidence[i]), done + int(row_of[i]), image)
             for i, image in zip(worst, images)
-            if counts[i] and predicted[i] != label[i]
+            if valid[i] and predicted[i] != label[i]
         ]
         mistaken = sorted(mistaken, key=lambda mistake: -mistake[0])[:MISTAKES]
         for column, values in zip(columns, (label, predicted, confidence)):
-            column.append(values[counts])
-        done += int(counts.sum())
+            column.append(values[valid])
+        done += int(valid.sum())
     label, predicted, confidence = (np.concatenate(column) for column in columns)
     shape = (0, experiment.data.stored_size, experiment.data.stored_size, experiment.data.channels)
     shown = np.stack([image for *_, image in mistaken]) if mistaken else np.zeros(shape, np.uint8)
@@ -71,15 +71,15 @@ def predict(
 
 
 def sample(experiment: Experiment, loader: Loader, count: int = EXAMPLES) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first examples of a split: as the network gets them, the same in levels from 0 to 1, and their labels."""
+    """Return the first examples of a split: inputs of the network, the same images in [0, 1], and labels."""
     preprocess = experiment.data.preprocess
 
     @jax.jit
-    def first(inputs: Any) -> tuple[jax.Array, ...]:
+    def first_examples(inputs: Any) -> tuple[jax.Array, ...]:
         batch = loader.batch(inputs, jnp.int32(0))
         return preprocess(batch["image"][:count]), batch["label"][:count]
 
-    images, labels = map(np.asarray, first(loader.step_inputs(0)[0]))
+    images, labels = map(np.asarray, first_examples(loader.step_inputs(0)[0]))
     levels = images * np.asarray(preprocess.std, np.float32) + np.asarray(preprocess.mean, np.float32)
     return images, (levels / 255.0).clip(0.0, 1.0), labels
 
@@ -94,14 +94,14 @@ def mixing_of(experiment: Experiment, state: TrainState, images: np.ndarray) -> 
 
 
 def grid_of(experiment: Experiment, params: Any) -> tuple[int, int]:
-    """Rows and columns of patches."""
+    """Return the number of rows and columns of patches."""
     height, width, *_ = params["stem"]["kernel"].shape
     return experiment.config.image_size // height, experiment.config.image_size // width
 
 
 def positions_of(experiment: Experiment, params: Any) -> tuple[np.ndarray, str] | None:
-    """The position embeddings, (patches, channels), a class token's left out, and what they are called; None where
-    there are none."""
+    """Return the position embeddings, (patches, channels), without that of a class token, and their name for a title;
+    None if there are none."""
     rows, columns = grid_of(experiment, params)
     if getattr(experiment.model, "posemb", None) == "sincos2d":
         return vit.sincos2d(rows, columns, params["stem"]["kernel"].shape[-1]), "Fixed position embeddings"
@@ -114,7 +114,7 @@ def positions_of(experiment: Experiment, params: Any) -> tuple[np.ndarray, str] 
 def pictures(
     experiment: Experiment, state: TrainState, stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """(name of the file, what makes the figure, or None for none) of every picture but the learning curves."""
+    """Yield (file name, function that returns the figure or None) of every plot but the learning curves."""
     params, names = jax.device_get(state.eval_variables["params"]), experiment.data.class_names
     loader = experiment.data.test or experiment.data.val
     grid, family = grid_of(experiment, params), experiment.config.model.name
@@ -126,15 +126,15 @@ def pictures(
         return
     results: dict[str, Any] = {}
 
-    def once(what: str, make: Callable[[], Any]) -> Any:
-        if what not in results:
+    def once(name: str, compute: Callable[[], Any]) -> Any:
+        if name not in results:
             try:
-                results[what] = make()
-            except Exception as error:  # what several pictures need is tried once
-                results[what] = error
-        if isinstance(results[what], Exception):
-            raise results[what]
-        return results[what]
+                results[name] = compute()
+            except Exception as error:  # several plots may need this; do not try again
+                results[name] = error
+        if isinstance(results[name], Exception):
+            raise results[name]
+        return results[name]
 
     def examples() -> Any:
         return once("sample", lambda: sample(experiment, loader))
@@ -165,7 +165,7 @@ def draw(
     say: Callable[[str], None],
     stopped: Callable[[], bool] = lambda: False,
 ) -> list[pathlib.Path]:
-    """Draws all pictures of a run into `directory`/plots; what cannot be drawn is told, and the others are."""
+    """Draw all plots of a run into `directory`/plots and return their paths. Failures are passed to `say`."""
     drawn = []
 
     def attempt(name: str, make: Callable[[], pathlib.Path | None]) -> None:
@@ -175,33 +175,33 @@ def draw(
         except Exception as error:
             say(f"plots/{name}.png could not be drawn: {first_line(error)}")
 
-    def into_file(name: str, figure: Callable[[], Any]) -> pathlib.Path | None:
-        made = figure()
-        return None if made is None else figures.save(made, directory / "plots" / f"{name}.png")
+    def draw_file(name: str, make_figure: Callable[[], Any]) -> pathlib.Path | None:
+        figure = make_figure()
+        return None if figure is None else figures.save(figure, directory / "plots" / f"{name}.png")
 
     attempt("learning_curves", lambda: curves.draw(directory))
-    for name, figure in pictures(experiment, state, stopped):
+    for name, make_figure in pictures(experiment, state, stopped):
         if stopped():
-            say("a signal came: the other pictures are left to python -m patchnets.plots")
+            say(f"stopped by a signal; draw the other plots with python -m patchnets.plots {directory}")
             break
-        attempt(name, lambda: into_file(name, figure))  # noqa: B023, for it is called at once
+        attempt(name, lambda: draw_file(name, make_figure))  # noqa: B023, because it is called at once
     return drawn
 
 
 def load_run(directory: pathlib.Path, changes: dict[str, Any] | None = None) -> tuple[Experiment, TrainState]:
-    """The plan of a work directory's run, and the state of its best checkpoint; `changes` are keys such as
-    dataset.data_dir, for data that lie elsewhere now.
+    """Return the experiment of a work directory and the state of its best checkpoint.
+
+    Args:
+      changes: configuration keys to override, such as dataset.data_dir if the data have moved.
 
     Raises:
-      UserError: it is no work directory, or its data cannot be had.
-      RunError: it has no checkpoint that can be read.
+      UserError: it is not a work directory, or its data are missing or have changed.
+      RunError: it has no readable checkpoint.
     """
     try:
         config = config_lib.from_saved(json.loads((directory / "config.json").read_text()))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(
-            f"{directory} is not a work directory: there is no config.json in it that can be read"
-        ) from error
+        raise UserError(f"{directory} is not a work directory: it has no readable config.json") from error
     config.update_from_flattened_dict(changes or {})
     config_lib.validate(config)
     use_cpu_cores(config)
@@ -211,7 +211,7 @@ def load_run(directory: pathlib.Path, changes: dict[str, Any] | None = None) -> 
         name for name in experiment.data.fingerprint if stored.get(name) != experiment.data.fingerprint[name]
     ]:
         experiment.data.close()
-        raise UserError(f"these are not the data of {directory} ({', '.join(changed)} differ from its data.json)")
+        raise UserError(f"the data are not those of {directory} ({', '.join(changed)} differ from its data.json)")
     if not (directory / "checkpoints").is_dir():
         experiment.data.close()
         raise RunError(f"{directory} has no checkpoints")
@@ -223,7 +223,7 @@ def load_run(directory: pathlib.Path, changes: dict[str, Any] | None = None) -> 
 
 
 def draw_saved(directory: pathlib.Path, say: Callable[[str], None], changes: dict[str, Any]) -> list[pathlib.Path]:
-    """Draws all pictures of a work directory; what it raises, `load_run` does."""
+    """Draw all plots of a work directory and return their paths. Raises as `load_run`."""
     experiment, state = load_run(directory, changes)
     try:
         return draw(experiment, state, directory, say)
@@ -243,8 +243,8 @@ def draw_side_by_side(directories: list[pathlib.Path], out: pathlib.Path) -> pat
                 f"{experiment.config.model.name}, "
                 f"{console.epochs(float(state.step / experiment.data.train.steps_per_epoch))}"
             )
-            again = sum(other.startswith(name) for other in networks)
-            networks[f"{name} ({again + 1})" if again else name] = blocks, grid_of(experiment, state.params)
+            repeats = sum(other.startswith(name) for other in networks)
+            networks[f"{name} ({repeats + 1})" if repeats else name] = blocks, grid_of(experiment, state.params)
         finally:
             experiment.data.close()
     return figures.save(weights.side_by_side(networks), out)

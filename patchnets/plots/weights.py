@@ -9,12 +9,12 @@ from jaxtyping import Float
 
 from patchnets.plots.figures import APART, bare, pyplot, spread, tiles, to_rgb
 
-SHOWN = 64  # filters or kernels of one picture
-Mixing = Any  # what patchnets.models.blocks.look gives as "block_i/mixing"
+SHOWN = 64  # filters per plot
+Mixing = Any  # value of "block_i/mixing" from models.intermediates.capture_intermediates
 
 
 def principal_order(filters: Float[np.ndarray, "height width channels features"]) -> list[int]:
-    """Return the filters from the strongest to the weakest."""
+    """Return the indices of the filters, those with the largest norm first."""
     strength = np.sqrt((filters.astype(np.float64) ** 2).sum(axis=(0, 1, 2)))
     return list(np.argsort(-strength))
 
@@ -31,7 +31,7 @@ def patch_filters(kernel: Float[np.ndarray, "height width channels features"]) -
     height, width, _, features = kernel.shape
     figure.suptitle(
         f"Patch embedding: {len(chosen)} of {features} filters of {height} x {width} pixels, the strongest first; "
-        "each scaled by itself",
+        "each scaled separately",
         fontsize=10,
     )
     return figure
@@ -85,10 +85,11 @@ def conv_as_matrix(
 
 
 def token_matrix(mixing: Mixing, grid: tuple[int, int]) -> tuple[Float[np.ndarray, "patches_in patches_out"], str]:
-    """How much of each patch goes into each other one, and in words what that is, whatever the family.
+    """Return the weight with which each patch enters each other one, and a description.
 
-    MLP-Mixer: both layers of the token-mixing MLP as if nothing were between them; gMLP: the spatial weights; FNet: the
-    cosines; ViT: attention, averaged over images and heads; ConvMixer: the kernels' mean size, as a matrix.
+    MLP-Mixer: product of both layers of the token-mixing MLP, without the activation; gMLP: the spatial weights; FNet:
+    the cosines; ViT: attention, averaged over images and heads; ConvMixer: the kernels' mean absolute values, as a
+    matrix.
     """
     if isinstance(mixing, tuple):
         first, second = (np.asarray(part, np.float32) for part in mixing)
@@ -117,11 +118,11 @@ def token_maps(mixing: Mixing, grid: tuple[int, int], count: int) -> tuple[Float
         order = np.argsort(-np.sqrt((array**2).sum(axis=(0, 1))))[:count]
         return np.moveaxis(array[..., order], -1, 0), "kernels of channels"
     if array.ndim == 4:
-        heads = array.mean(axis=0)[:, :, -patches:]  # a class token, where there is one, comes first
+        heads = array.mean(axis=0)[:, :, -patches:]  # drops a class token, which comes first
         middle = heads.shape[1] - patches + (grid[0] // 2) * grid[1] + grid[1] // 2
         return heads[:, middle].reshape(-1, *grid)[:count], "attention of the middle patch, by head"
     chosen = np.linspace(0, patches - 1, min(count, patches)).round().astype(int)
-    return array[:, chosen].T.reshape(-1, *grid), "what goes into patches from the first to the last"
+    return array[:, chosen].T.reshape(-1, *grid), "input weights of patches from the first to the last"
 
 
 def token_mixing(blocks: Sequence[Mixing], grid: tuple[int, int], family: str) -> Any:
@@ -132,13 +133,13 @@ def token_mixing(blocks: Sequence[Mixing], grid: tuple[int, int], family: str) -
         2, len(shown), figsize=(max(6.4, 2.3 * len(shown)), 5.8), squeeze=False, layout="constrained"
     )
     for column, i in enumerate(shown):
-        values, words = token_matrix(blocks[i], grid)
+        values, description = token_matrix(blocks[i], grid)
         limit = _signed(axes[0, column], values)
         axes[0, column].set_title(f"block {i + 1}: ±{limit:.2g}", fontsize=9)
-        images, what = token_maps(blocks[i], grid, 16)
-        limits = np.abs(images).max(axis=(1, 2), keepdims=True)
-        scaled = images / np.where(limits > 0, limits, 1.0)
-        side = math.ceil(math.sqrt(len(images)))
+        maps, maps_description = token_maps(blocks[i], grid, 16)
+        limits = np.abs(maps).max(axis=(1, 2), keepdims=True)
+        scaled = maps / np.where(limits > 0, limits, 1.0)
+        side = math.ceil(math.sqrt(len(maps)))
         axes[1, column].imshow(tiles(scaled, side, gap=np.nan), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
         bare(axes[1, column])
         least, most = f"±{limits.min():.2g}", f"±{limits.max():.2g}"
@@ -146,8 +147,8 @@ def token_mixing(blocks: Sequence[Mixing], grid: tuple[int, int], family: str) -
     axes[0, 0].set(xlabel="to patch", ylabel="from patch")
     axes[1, 0].set_ylabel("maps over the image", fontsize=9)
     figure.suptitle(
-        f"{family}: token mixing\nabove: {words}\nbelow: {what}, each scaled by itself\n"
-        "red: positive, blue: negative, up to what is written after ±",
+        f"{family}: token mixing\nabove: {description}\nbelow: {maps_description}, each scaled separately\n"
+        "red: positive, blue: negative, up to the value after ±",
         fontsize=10,
     )
     return figure
@@ -161,12 +162,12 @@ def side_by_side(networks: Mapping[str, tuple[Sequence[Mixing], tuple[int, int]]
     )
     for column, (name, (blocks, grid)) in enumerate(networks.items()):
         for axis, i in zip(axes[:, column], (0, len(blocks) - 1)):
-            values, words = token_matrix(blocks[i], grid)
+            values, description = token_matrix(blocks[i], grid)
             limit = _signed(axis, values)
-            axis.set_title(f"{name}\nblock {i + 1} of {len(blocks)}, ±{limit:.2g}\n{words}", fontsize=8)
+            axis.set_title(f"{name}\nblock {i + 1} of {len(blocks)}, ±{limit:.2g}\n{description}", fontsize=8)
     axes[1, 0].set(xlabel="to patch", ylabel="from patch")
     figure.suptitle(
-        "Token mixing, each block on a scale of its own\nred: positive, blue: negative, up to what is written after ±",
+        "Token mixing, each block scaled separately\nred: positive, blue: negative, up to the value after ±",
         fontsize=10,
     )
     return figure

@@ -1,4 +1,4 @@
-"""What a person sees of a run: what is trained, how far it is, and what came out."""
+"""Terminal output of a run: header, progress, metrics, summary."""
 
 import dataclasses
 import os
@@ -18,28 +18,28 @@ from patchnets.optim.plateau import EarlyStopping, ReduceLROnPlateau
 from patchnets.run.step_timer import StepTimer
 from patchnets.runtime.format import format_duration
 
-SETTLED_SECONDS = 1.0  # of training, before its speed is worth telling
+SETTLED_SECONDS = 1.0  # of training, before its speed is printed
 
 
 def epochs(count: float) -> str:
-    """1.0 -> "1 epoch", 2.5 -> "2.5 epochs"."""
+    """Format a number of epochs: 1.0 -> "1 epoch", 2.5 -> "2.5 epochs"."""
     return f"{count:.4g} epoch" + ("" if count == 1 else "s")
 
 
 def device_name() -> str:
-    """What kind of devices JAX uses: "NVIDIA H200 (gpu)", or "cpu"."""
+    """Return the kind of JAX's devices: "NVIDIA H200 (gpu)", or "cpu"."""
     device = jax.devices()[0]
     return device.platform if device.device_kind == device.platform else f"{device.device_kind} ({device.platform})"
 
 
 def devices(count: int) -> str:
-    """ "8 x NVIDIA H200 (gpu)", and over how many processes they are spread where those are several."""
+    """Return "8 x NVIDIA H200 (gpu)", followed by " in N processes" if there are several."""
     processes = jax.process_count()
     return f"{count} x {device_name()}" + (f" in {processes} processes" if processes > 1 else "")
 
 
 def describe_cpu(devices: int, batch_size: int, num_microbatches: int) -> str | None:
-    """How a CPU works through a training batch: "2 devices, microbatches of 16"; None on an accelerator."""
+    """Return how a CPU splits a training batch: "2 devices, microbatches of 16"; None on an accelerator."""
     if jax.default_backend() != "cpu":
         return None
     microbatches = f"microbatches of {batch_size // num_microbatches}"
@@ -48,12 +48,12 @@ def describe_cpu(devices: int, batch_size: int, num_microbatches: int) -> str | 
 
 
 def describe_plateau(reduce_lr: ReduceLROnPlateau, early_stopping: EarlyStopping) -> str:
-    """Return the reactions to a plateau of the validation loss, as the end of a sentence."""
+    """Return the actions on a plateau of the validation loss, to be appended to `describe_optimizer`."""
     text = ""
     if reduce_lr.patience:
-        text += f"; rate x {reduce_lr.factor:g} after {validations(reduce_lr.patience)} without lower loss"
+        text += f"; learning rate x {reduce_lr.factor:g} after {validations(reduce_lr.patience)} without lower loss"
     if early_stopping.patience:
-        text += f"; ends after {validations(early_stopping.patience)} without lower loss"
+        text += f"; stops after {validations(early_stopping.patience)} without lower loss"
     return text
 
 
@@ -62,7 +62,8 @@ def validations(count: int) -> str:
 
 
 def describe_optimizer(experiment: Experiment) -> str:
-    """Optimizer, learning rate and decay in a few words: "adamw, learning rate 0.001 cosine after 5 epochs, ..."."""
+    """Return optimizer, learning rate, schedule and weight decay in a line, such as "adamw, learning rate 0.001 cosine
+    after a warm-up of 5 epochs, decay 0.1 of all"."""
     optimizer, schedule = experiment.config.optimizer, experiment.config.schedule
     text = f"{optimizer.name}, learning rate {optimizer.learning_rate:g} {schedule.name}"
     for name, words in (("warmup", "after a warm-up of"), ("cooldown", "with a cooldown of")):
@@ -75,31 +76,31 @@ def describe_optimizer(experiment: Experiment) -> str:
 
 
 def describe_extras(experiment: Experiment) -> str:
-    """What is done beyond optimizer and schedule, in one line; nothing where that is nothing."""
+    """Return the loss and the regularization that differ from the defaults, in one line; empty if none do."""
     config = experiment.config
     texts = {
         f"{config.loss} loss": config.loss != "softmax",
-        f"biases of the head from {config.init_head_bias:g}": config.init_head_bias,
+        f"head bias initialized to {config.init_head_bias:g}": config.init_head_bias,
         "learning rates by rules": config.optimizer.lr_mults,
         "some parameters frozen": config.optimizer.frozen,
         f"label smoothing {config.label_smoothing:g}": config.label_smoothing,
-        f"clipped to norm {config.optimizer.grad_clip_norm or 0:g}": config.optimizer.grad_clip_norm,
+        f"gradients clipped to norm {config.optimizer.grad_clip_norm or 0:g}": config.optimizer.grad_clip_norm,
         f"SAM radius {config.optimizer.sam_rho or 0:g}": config.optimizer.sam_rho,
-        f"batches in {config.grad_accum_steps} parts": config.grad_accum_steps > 1,
-        f"evaluated by a running mean of decay {config.ema_decay or 0:g}": config.ema_decay,
+        f"gradients accumulated over {config.grad_accum_steps} microbatches": config.grad_accum_steps > 1,
+        f"evaluated with an EMA of decay {config.ema_decay or 0:g}": config.ema_decay,
     }
-    return ", ".join(text for text, holds in texts.items() if holds)
+    return ", ".join(text for text, enabled in texts.items() if enabled)
 
 
 def describe_augmentation(augment: Augment) -> str:
-    """The settings that differ from their defaults: "flip, zoom 0.2"."""
+    """Return the settings that differ from their defaults: "flip, zoom 0.2"."""
     defaults = dataclasses.asdict(Augment())
     changed = {name: value for name, value in dataclasses.asdict(augment).items() if value != defaults[name]}
     return ", ".join(name if value is True else f"{name} {value}" for name, value in changed.items())
 
 
 def print_header(experiment: Experiment, workdir: os.PathLike[str], params: int, overview: str) -> None:
-    """The first screen; `overview` is the table of the `params` parameters."""
+    """Print devices, data, model and recipe. `params` is the number of parameters, `overview` the table of them."""
     config, data = experiment.config, experiment.data
     loaders = {"train": data.train, "val": data.val, "test": data.test}
     counts = ", ".join(
@@ -135,7 +136,7 @@ def print_header(experiment: Experiment, workdir: os.PathLike[str], params: int,
 
 
 class ProgressBar:
-    """A bar with the time left on a terminal, plain lines elsewhere; `write` prints a line without breaking the bar."""
+    """Progress bar on a terminal, plain lines elsewhere. `write` prints a line without breaking the bar."""
 
     def __init__(self, total_steps: int, initial_step: int, batch_size: int):
         self._total_steps, self._step, self._batch_size = total_steps, initial_step, batch_size
@@ -168,11 +169,13 @@ class ProgressBar:
         if not self._announced and timer.seconds > SETTLED_SECONDS:
             self._announced = True
             left = (self._total_steps - step) * self._batch_size / images_per_second
-            rate, to_go = f"{images_per_second:,.0f} images/s", format_duration(left)
-            self.write(f"training at {rate}: about {to_go} to go, evaluations not counted")
+            self.write(
+                f"training at {images_per_second:,.0f} images/s: about {format_duration(left)} left, "
+                "excluding evaluation"
+            )
 
     def metrics(self, row: Mapping[str, float]) -> None:
-        """One line of figures."""
+        """Print one line of metrics."""
         text = f"epoch {row['epoch']:7.2f}  step {row['step']:>7,}"
         for role in ("train", "val"):
             if f"{role}_loss" in row:
@@ -191,7 +194,7 @@ class ProgressBar:
 
 
 def print_summary(summary: Mapping[str, Any], workdir: os.PathLike[str]) -> None:
-    """The last screen."""
+    """Print the results of a finished run."""
     best = f"checkpoint of step {summary['best_step']:,}"
     if "val_accuracy" in summary:
         best = f"best {best}: val top-1 {summary['val_accuracy']:.2%} top-5 {summary['val_top5_accuracy']:.2%}"

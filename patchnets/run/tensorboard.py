@@ -1,4 +1,4 @@
-"""TensorBoard events, written with TensorBoard's own record writer, which needs no TensorFlow."""
+"""TensorBoard events, written by TensorBoard's record writer, without TensorFlow."""
 
 import os
 import pathlib
@@ -12,20 +12,19 @@ from patchnets.errors import first_line
 
 
 class TensorBoard:
-    """Writes scalars to an event file in `directory`, which is made with the first of them. Failing to write is told
-    once and stops no run."""
+    """Writer of scalars to an event file in `directory`, created by the first write. The first failure is printed and
+    disables it."""
 
     def __init__(self, directory: pathlib.Path, enabled: bool):
         self._directory, self._enabled = directory, enabled
         self._records: Any = None
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes one event with all the `scalars` of a step, and flushes it."""
+        """Write and flush one event with all `scalars` of a step."""
         if not self._enabled:
             return
         try:
-            # Here, not above: the import takes half a second. EventFileWriter beside it would import TensorFlow too,
-            # where that is installed, to open its file.
+            # Imported here because it takes half a second. EventFileWriter would also import TensorFlow if installed.
             from tensorboard.compat.proto import event_pb2, summary_pb2
 
             if self._records is None:
@@ -53,6 +52,6 @@ class TensorBoard:
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
         return RecordWriter((self._directory / name).open("ab"))
 
-    def _stop(self, why: str) -> None:
+    def _stop(self, reason: str) -> None:
         self._enabled = False
-        print(why, file=sys.stderr)
+        print(reason, file=sys.stderr)

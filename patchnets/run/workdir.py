@@ -1,7 +1,7 @@
-"""The work directory of a run: who may use it, what it was made with, and the figures written into it.
+"""The work directory of a run: its lock, its configuration, and its metrics.
 
-config.json (the configuration), data.json (which examples), metrics.jsonl (one object a line), summary.json (the final
-figures), checkpoints/, plots/, parameters.txt and TensorBoard events: whoever receives the folder needs nothing else.
+It holds config.json (the configuration), data.json (which examples), metrics.jsonl (one object per line), summary.json
+(the final metrics), checkpoints/, plots/, parameters.txt and TensorBoard events, and is self-contained.
 """
 
 import contextlib
@@ -21,15 +21,14 @@ from patchnets.errors import UserError
 from patchnets.parallel import multihost
 from patchnets.runtime.files import lock_file, write_atomically
 
-SHOWS_SECONDS = 10.0  # within which what one machine writes has to show on the others
+SHOWS_SECONDS = 10.0  # within which a file written by one machine must be visible on the others
 
 
 class Workdir:
-    """One run's folder. Nothing is written before `acquire`, and nothing at all without `writes`: one of the processes
-    of a run writes for all."""
+    """The folder of one run. Nothing is written before `acquire`, nor without `writes`: one process of a run writes."""
 
     def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any], writes: bool = True):
-        """`config` is what tells this run from others, flat: {"optimizer.name": "adamw", ...}."""
+        """`config` is the configuration that identifies the run, flat: {"optimizer.name": "adamw", ...}."""
         self.writes = writes
         self.path = pathlib.Path(path).expanduser()
         self._config = dict(config)
@@ -40,15 +39,15 @@ class Workdir:
         return self.path / "checkpoints"
 
     def load_summary(self) -> dict[str, Any] | None:
-        """The summary if a run with this configuration has ended here, None if there is still something to do.
+        """Return the summary if the run with this configuration is finished, else None.
 
         Raises:
-          UserError: the folder belongs to a run with another configuration, is in use, or cannot be one.
+          UserError: the folder belongs to a run with another configuration, is in use, or cannot be written.
         """
         if not self.writes:
             return None
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--workdir={self.path} is a file; give a folder, or a path that does not exist yet")
+            raise UserError(f"--workdir={self.path} is a file; give a folder or a new path")
         parent = next(parent for parent in (self.path, *self.path.absolute().parents) if parent.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK):
             raise UserError(f"--workdir={self.path}: {parent} cannot be written to; give another --workdir")
@@ -62,13 +61,13 @@ class Workdir:
             return None
 
     def acquire(self, data: Mapping[str, Any]) -> None:
-        """Makes the folder and holds it until `release` or the end of the process.
+        """Create the folder and lock it until `release` or the end of the process.
 
-        `data` is what tells the examples of this run from others; it is written at first, and compared from then on.
+        `data` identifies the examples of the run; it is written the first time and compared afterwards.
 
         Raises:
-          UserError: another process holds the folder, or it belongs to another configuration or other data.
-          OSError: it cannot be written.
+          UserError: another process holds the lock, or the folder belongs to another configuration or other data.
+          OSError: the folder cannot be written.
         """
         if not self.writes:
             return
@@ -80,56 +79,55 @@ class Workdir:
             self.write_json("data.json", data)
         elif changed := [name for name in data if data[name] != stored.get(name)]:
             raise UserError(
-                f"the data have changed since {self.path} was begun ({', '.join(changed)} differ from its data.json); "
-                "give another --workdir, or bring the data back"
+                f"the data have changed since {self.path} was created ({', '.join(changed)} differ from its data.json)"
+                "; give another --workdir, or restore the data"
             )
         if not (self.path / "config.json").exists():
             self.write_json("config.json", config_lib.unflatten(self._config))
 
     def check_shared(self) -> None:
-        """Checks that all processes see the same folder, and leaves it as it was. Raises UserError in all of them
-        otherwise."""
+        """Raise UserError in all processes unless all of them see the same folder. Leaves the folder unchanged."""
         if jax.process_count() == 1:
             return
         token = multihost.broadcast_from_first(secrets.randbelow(2**31))
         with contextlib.ExitStack() as stack:
-            with multihost.errors_on_all():  # nobody looks before that: file systems may remember what was not there
+            with multihost.errors_on_all():  # no process looks before the file exists: file systems cache absence
                 stack.enter_context(self.probe_file(token))
             other = multihost.first_false(self.probe_visible(token))
             if other is not None:
                 raise UserError(
-                    f"--workdir={self.path} is not the same folder in process {other}: what process 0 writes there "
-                    "does not show; give one on a file system that all machines share"
+                    f"--workdir={self.path} is not the same folder in process {other}, which does not see the files of "
+                    "process 0; give a folder on a file system that all machines share"
                 )
 
     @contextlib.contextmanager
     def probe_file(self, token: int) -> Iterator[None]:
-        """Meanwhile there is a file in the folder, by which other processes know it (`shows`). Where this ends in an
-        error, folders that were made for it are gone too."""
+        """Keep a file in the folder meanwhile, for `probe_visible` in other processes. On an error, also remove the
+        folders created for it."""
         if not self.writes:
             yield
             return
-        made = [path for path in (self.path, *self.path.parents) if not path.exists()]
+        created = [path for path in (self.path, *self.path.parents) if not path.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
         file = self.path / f".run-{token}"
         file.touch()
         try:
             yield
-            made = []
+            created = []
         finally:
             file.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
-                for path in made:
+                for path in created:
                     path.rmdir()
 
     def probe_visible(self, token: int, seconds: float = SHOWS_SECONDS) -> bool:
-        """Whether the folder is, or within so many seconds becomes, the one that another process has `marked`."""
-        until = time.monotonic() + seconds
+        """Return whether the `probe_file` of another process appears in the folder within `seconds`."""
+        deadline = time.monotonic() + seconds
         while True:
             with contextlib.suppress(OSError):
-                if f".run-{token}" in os.listdir(self.path):  # shared file systems list anew, where they remember names
+                if f".run-{token}" in os.listdir(self.path):  # shared file systems cache lookups, but not listings
                     return True
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 return False
             time.sleep(0.1)
 
@@ -161,7 +159,7 @@ class Workdir:
             self._lock = None
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Writes a file whole or not at all."""
+        """Write a file atomically."""
         self.write_text(name, json.dumps(_without_none(content), indent=2) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
@@ -169,7 +167,7 @@ class Workdir:
             write_atomically(self.path / name, text)
 
     def rewind_metrics(self, step: int) -> None:
-        """Drops the lines of metrics.jsonl past `step`, which a continued run writes again, and a torn last line."""
+        """Drop the lines of metrics.jsonl after `step`, which a resumed run writes again, and a truncated last line."""
         if not self.writes:
             return
         try:
@@ -194,7 +192,7 @@ class Workdir:
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A file of a work directory; raises UserError where it cannot be read."""
+    """Read a JSON file of a work directory. Raises UserError if it cannot be read."""
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -202,11 +200,11 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The rows of a work directory's metrics.jsonl; raises UserError where there is none."""
+    """Return the rows of a work directory's metrics.jsonl. Raises UserError if it is missing or cannot be read."""
     try:
         return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UserError(f"{path} is not a work directory: there is no metrics.jsonl in it") from error
+        raise UserError(f"{path} is not a work directory: it has no metrics.jsonl") from error
     except ValueError as error:
         raise UserError(f"{path / 'metrics.jsonl'} cannot be read ({error})") from error
 

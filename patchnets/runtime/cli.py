@@ -1,4 +1,4 @@
-"""Command lines: options by argparse, errors of one line, exit statuses."""
+"""Command lines: argparse with one-line errors, option types, exit statuses."""
 
 import argparse
 import pathlib
@@ -11,9 +11,9 @@ from patchnets.errors import RunError, UserError, first_line, report_error
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose errors are `UserError`s of one line.
+    """argparse.ArgumentParser that raises UserError, in one line, instead of exiting.
 
-    `--name=` without a value is one of them: most often the value was an unset variable of the shell.
+    `--name=` without a value is an error: usually the value was an unset shell variable.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -23,14 +23,14 @@ class ArgumentParser(argparse.ArgumentParser):
         self.register("type", None, text)
 
     def error(self, message: str) -> Any:
-        """Raises UserError."""
+        """Raise UserError."""
         message = first_line(UserError(message.removeprefix("argument ")), limit=1000)
         if message.startswith(("unrecognized arguments", "the following arguments are required")):
             message += "; --help lists the options"
         raise UserError(message)
 
     def parse_with_overrides(self, arguments: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...]]:
-        """The options, and the `--config.KEY=VALUE` arguments, which are for the runs. Raises UserError."""
+        """Return the parsed options, and the `--config.KEY=VALUE` arguments unparsed. Raises UserError."""
         overrides = tuple(argument for argument in arguments if argument.startswith("--config."))
         return self.parse_args([argument for argument in arguments if argument not in overrides]), overrides
 
@@ -38,7 +38,7 @@ class ArgumentParser(argparse.ArgumentParser):
 def run_cli(argv: Sequence[str], execute: Callable[[list[str]], int], program: str = "patchnets") -> int:
     """Run `execute` with the arguments of a command line and return its exit status.
 
-    What `errors` defines, an OSError and Ctrl-C are reported in one line, "PROGRAM: message".
+    UserError, RunError, OSError and Ctrl-C are reported in one line, "PROGRAM: message".
     """
     try:
         return execute(list(argv[1:]))
@@ -51,18 +51,18 @@ def run_cli(argv: Sequence[str], execute: Callable[[list[str]], int], program: s
         return 130
 
 
-# The types of options. Each raises argparse.ArgumentTypeError, which the parser reports with the option's name.
+# Option types. They raise argparse.ArgumentTypeError, which the parser reports with the option's name.
 
 
 def text(value: str) -> str:
-    """Printable characters, one at least."""
+    """Parse one or more printable characters."""
     if not value or not value.isprintable():
         raise argparse.ArgumentTypeError(f"expected printable characters, got {value[:120]!r}")
     return value
 
 
 def positive_int(value: str, limit: int = 10**15) -> int:
-    """A whole number from 1 to `limit`; commas may separate thousands."""
+    """Parse an integer from 1 to `limit`; commas may separate thousands."""
     number = int(value.replace(",", "")) if re.fullmatch(r"\d[\d,]{0,19}", value, re.ASCII) else 0
     if not 0 < number <= limit:
         most = "" if limit == 10**15 else f", and at most {limit:,}"
@@ -71,12 +71,12 @@ def positive_int(value: str, limit: int = 10**15) -> int:
 
 
 def count(value: str) -> int:
-    """A whole number from 1 to 9,999."""
+    """Parse an integer from 1 to 9,999."""
     return positive_int(value, 9_999)
 
 
 def positive_float(value: str) -> float:
-    """A finite number above 0; commas may separate thousands."""
+    """Parse a finite number above 0; commas may separate thousands."""
     try:
         number = float(value.replace(",", ""))
     except ValueError:
@@ -87,15 +87,15 @@ def positive_float(value: str) -> float:
 
 
 def path(value: str) -> pathlib.Path:
-    """A path, its ~ expanded."""
+    """Parse a path and expand ~."""
     try:
         return pathlib.Path(text(value)).expanduser()
-    except RuntimeError as error:  # there is no such user
+    except RuntimeError as error:  # no such user
         raise argparse.ArgumentTypeError(f"{value}: {error}") from error
 
 
 def out_folder(value: str) -> pathlib.Path:
-    """A folder that exists or can be made."""
+    """Parse the path of a folder, which need not exist."""
     folder = path(value)
     if folder.exists() and not folder.is_dir():
         raise argparse.ArgumentTypeError(f"{value} is a file; name a folder")
@@ -103,7 +103,7 @@ def out_folder(value: str) -> pathlib.Path:
 
 
 def file_of_type(suffix: str) -> Callable[[str], pathlib.Path]:
-    """The type of a file's path that ends with `suffix`, such as ".png"."""
+    """Return the option type of file paths that end with `suffix`, such as ".png"."""
 
     def parse(value: str) -> pathlib.Path:
         if not value.endswith(suffix):
@@ -114,7 +114,7 @@ def file_of_type(suffix: str) -> Callable[[str], pathlib.Path]:
 
 
 def words(known: Collection[str], noun: str) -> Callable[[str], tuple[str, ...]]:
-    """The type of a list with commas whose items are all among `known`; repeated ones count once."""
+    """Return the option type of comma-separated lists of `known` items; duplicates are dropped."""
 
     def parse(value: str) -> tuple[str, ...]:
         items = tuple(dict.fromkeys(value.split(",")))

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and locks between processes."""
+"""Atomic writes, and file locks between processes."""
 
 import contextlib
 import os
@@ -10,9 +10,9 @@ from typing import IO
 
 @contextlib.contextmanager
 def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields the path of an empty file beside `path`, of the same suffix, which takes its place after the block.
+    """Yield the path of an empty file in the same folder, with the same suffix, and rename it to `path` afterwards.
 
-    Where the block raises, `path` stays as it was.
+    If the block raises, `path` is unchanged.
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     os.close(handle)
@@ -27,19 +27,19 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all."""
+    """Write a file atomically."""
     with atomic_path(path) as partial:
         partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def lock_file(path: pathlib.Path, wait: bool) -> IO[str]:
-    """Opens a file, made where it is missing, and locks it until the returned file is closed or the process ends.
+    """Open a file, created if missing, and lock it until the returned file is closed or the process ends.
 
-    Where the system has no such locks, the file is opened only.
+    Without `fcntl`, the file is opened but not locked.
 
     Raises:
       BlockingIOError: another process holds the lock, and `wait` is false.
-      OSError: the file cannot be opened, or its disk has no locks.
+      OSError: the file cannot be opened, or its file system has no locks.
     """
     file = path.open("a")
     try:

@@ -1,4 +1,4 @@
-"""Durations, sizes and counts as people read them."""
+"""Human-readable durations, sizes and counts."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ UNITS = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k
 
 
 def format_duration(seconds: float) -> str:
-    """3725 -> "1 h 02 min"."""
+    """Format seconds: 3725 -> "1 h 02 min"."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
@@ -16,7 +16,7 @@ def format_duration(seconds: float) -> str:
 
 
 def format_bytes(count: float) -> str:
-    """Bytes: "512 B", "4.6 MiB", "15.75 GiB"."""
+    """Format bytes: "512 B", "4.6 MiB", "15.75 GiB"."""
     for least, unit in ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if count >= least:
             return f"{count / least:,.2f} {unit}" if unit == "GiB" else f"{count / least:,.1f} {unit}"
@@ -24,7 +24,7 @@ def format_bytes(count: float) -> str:
 
 
 def format_count(count: float) -> str:
-    """17_580_000_000 -> "17.6 G", for a unit to follow."""
+    """Format a count with an SI prefix, to be followed by a unit: 17_580_000_000 -> "17.6 G"."""
     for least, unit in UNITS:
         if count >= least:
             digits = 2 if count < 10 * least else 1 if count < 100 * least else 0

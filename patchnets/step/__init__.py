@@ -1,1 +1,1 @@
-"""What is compiled: the training and evaluation step, its loss, gradients, metrics and state."""
+"""The compiled part: training and evaluation steps, losses, gradients, metrics and train state."""

@@ -10,17 +10,17 @@ Targets = Float[Array, "batch classes"]
 
 
 def smooth_one_hot(labels: Int[Array, " batch"], classes: int, smoothing: float = 0.0) -> Targets:
-    """One-hot targets, of which `smoothing` goes to all classes alike (arXiv 1512.00567, section 7)."""
+    """Return one-hot targets, with `smoothing` spread evenly over all classes (arXiv 1512.00567, section 7)."""
     return optax.smooth_labels(jax.nn.one_hot(labels, classes), smoothing)
 
 
 def softmax_cross_entropy(logits: Float[Array, "batch classes"], targets: Targets) -> Float[Array, " batch"]:
-    """Of each example: one distribution over all classes."""
+    """Return per-example softmax cross-entropy."""
     return optax.softmax_cross_entropy(logits, targets)
 
 
 def sigmoid_cross_entropy(logits: Float[Array, "batch classes"], targets: Targets) -> Float[Array, " batch"]:
-    """Of each example: every class a question of its own, and the sum over them (arXiv 2006.07159, section 4.1)."""
+    """Return per-example sigmoid cross-entropy, summed over classes (arXiv 2006.07159, section 4.1)."""
     return optax.sigmoid_binary_cross_entropy(logits, targets).sum(axis=-1)
 
 

@@ -1,4 +1,4 @@
-"""Metrics as sums and counts (clu), in which every example counts once: padding is masked out."""
+"""Metrics as sums and counts (clu). Every example counts once; padding is masked out."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 @flax.struct.dataclass
 class EvalMetrics(clu_metrics.Collection):
-    """Means over examples."""
+    """Evaluation metrics: means over examples."""
 
     loss: clu_metrics.Average.from_output("loss")  # type: ignore[valid-type]
     accuracy: clu_metrics.Average.from_output("top1")  # type: ignore[valid-type]
@@ -19,7 +19,7 @@ class EvalMetrics(clu_metrics.Collection):
 
 @flax.struct.dataclass
 class GradNorm(clu_metrics.Average):
-    """The mean over steps of a figure that a step has one of, which no mask applies to."""
+    """Mean over steps of the gradient norm; no mask applies to it."""
 
     @classmethod
     def from_model_output(cls, grad_norm: Array, **_: Any) -> "GradNorm":
@@ -28,7 +28,7 @@ class GradNorm(clu_metrics.Average):
 
 @flax.struct.dataclass
 class TrainMetrics(clu_metrics.Collection):
-    """The same, and the norm of the gradient as a mean over steps."""
+    """Training metrics: means over examples, and the mean gradient norm over steps."""
 
     loss: clu_metrics.Average.from_output("loss")  # type: ignore[valid-type]
     accuracy: clu_metrics.Average.from_output("top1")  # type: ignore[valid-type]
@@ -39,11 +39,11 @@ class TrainMetrics(clu_metrics.Collection):
 def top_k_correct(
     logits: Float[Array, "batch classes"], labels: Int[Array, " batch"], k: int
 ) -> Float[Array, " batch"]:
-    """1 where fewer than `k` classes score higher than the label's, or as high with a smaller index; else 0.
+    """Return 1 for each example whose label is among the `k` classes with the highest logits, else 0.
 
-    A logit that is not a number is never right.
+    Ties go to the class with the smaller index. If the logit of the label is not finite, the result is 0.
     """
-    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    label_logits = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     classes = jnp.arange(logits.shape[-1])
-    ahead = (logits > own) | ((logits == own) & (classes < labels[:, None]))
-    return ((ahead.sum(axis=-1) < k) & jnp.isfinite(own[:, 0])).astype(jnp.float32)
+    ahead = (logits > label_logits) | ((logits == label_logits) & (classes < labels[:, None]))
+    return ((ahead.sum(axis=-1) < k) & jnp.isfinite(label_logits[:, 0])).astype(jnp.float32)

@@ -15,19 +15,21 @@ from patchnets.step.metrics import EvalMetrics
 from patchnets.step.train_state import TrainState
 from patchnets.step.train_step import Task, eval_step, train_step
 
-# A feed's own: (inputs, step) -> batch
+# (inputs of a loader, step) -> batch
 BatchFn = Callable[[Any, Int[Array, ""]], Batch]
 
 
 def compile_train_steps(
     task: Task, batch_fn: BatchFn, mesh: Mesh, state_sharding: Any = None
 ) -> Callable[[TrainState, Any, int, float], tuple[TrainState, Bool[Array, ""], Float[Array, ""]]]:
-    """(state, inputs, count, lr_scale) -> (state, finite, norm of the parameters), by `count` steps in one dispatch.
+    """Return the compiled function (state, inputs, count, lr_scale) -> (state, finite, parameter norm).
 
-    The state lives on the devices as `state_sharding` has it (sharding.infer_state_sharding; None: whole on each), and
-    comes back so. Its buffers are donated. It stops right after a step whose loss or gradient is not finite. The number
-    of steps is an argument of one compiled program, not part of it, so that however a run is cut into dispatches, by
-    signals, evaluations or a restart, every step is computed by the same instructions: continuing is bit-exact.
+    It runs `count` steps in one dispatch, and stops after a step whose loss or gradient is not finite. The buffers of
+    the state are donated. `count` is an argument of one compiled program, so that every step runs the same instructions
+    however signals, evaluations or a restart divide a run into dispatches: resuming is bit-exact.
+
+    Args:
+      state_sharding: of the state before and after (`sharding.infer_state_sharding`); None replicates it.
     """
 
     state_sharding = sharding.replicated(mesh) if state_sharding is None else state_sharding
@@ -37,7 +39,7 @@ def compile_train_steps(
     ) -> tuple[TrainState, Array, Array]:
         last = state.step + count
 
-        def go_on(carry: tuple[TrainState, Array]) -> Array:
+        def should_continue(carry: tuple[TrainState, Array]) -> Array:
             state, finite = carry
             return (state.step < last) & finite
 
@@ -45,7 +47,7 @@ def compile_train_steps(
             state, finite = train_step(task, carry[0], batch_fn(inputs, carry[0].step), lr_scale)
             return jax.lax.with_sharding_constraint(state, state_sharding), finite
 
-        state, finite = jax.lax.while_loop(go_on, body, (state, jnp.array(True)))
+        state, finite = jax.lax.while_loop(should_continue, body, (state, jnp.array(True)))
         return state, finite, optax.global_norm(state.params)
 
     replicated = sharding.replicated(mesh)
@@ -60,9 +62,11 @@ def compile_train_steps(
 def compile_eval_steps(
     task: Task, batch_fn: BatchFn, mesh: Mesh, state_sharding: Any = None
 ) -> Callable[[TrainState, EvalMetrics, Any, int, int], EvalMetrics]:
-    """(state, metrics, operands, first step, count) -> metrics with those of `count` batches merged in.
+    """Return the compiled function (state, metrics, inputs, first, count) -> metrics.
 
-    `state_sharding` the state lives: as in `compile_train_steps`."""
+    It merges the metrics of the `count` batches from step `first` into `metrics`. `state_sharding` is as in
+    `compile_train_steps`.
+    """
 
     def eval_steps(
         state: TrainState, metrics: EvalMetrics, inputs: Any, first: Int32[Array, ""], count: Int32[Array, ""]

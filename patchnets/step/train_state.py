@@ -1,4 +1,4 @@
-"""What a training step takes and gives back, and what a checkpoint holds."""
+"""The train state: input and output of a training step, and the content of a checkpoint."""
 
 import functools
 from typing import Any
@@ -17,23 +17,23 @@ from patchnets.parallel import sharding
 from patchnets.param_rules import Rules
 from patchnets.step.metrics import TrainMetrics
 
-# For a program that runs once, most of XLA's code generation takes longer than it gains; the values are the same.
+# Initialization runs once, so skip XLA's expensive optimizations. Results are identical.
 FAST_COMPILE = {"xla_backend_optimization_level": 1}
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything that changes during training. The data order and all randomness follow from `step` and the seed."""
+    """Everything that changes during training. Data order and random numbers are functions of `step` and the seed."""
 
     step: Int32[Array, ""]
     params: Any
     batch_stats: Any  # running statistics of BatchNorm; empty for networks without it
-    ema: Any  # running mean of params and batch_stats, as a network takes them; empty where none is kept
+    ema: Any  # running mean of {"params", "batch_stats"}; empty if not used
     opt_state: optax.OptState
-    metrics: TrainMetrics  # sums since they were last written, so that a continued run writes the same figures
+    metrics: TrainMetrics  # sums since they were last written, so that a resumed run writes the same figures
 
     @property
     def eval_variables(self) -> Any:
-        """The variables by which the network is evaluated."""
+        """Variables for evaluation: the running mean if there is one."""
         return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
 
 
@@ -49,7 +49,14 @@ def create_train_state(
     ema: bool = False,
     fsdp_rules: Rules = (),
 ) -> TrainState:
-    """The state at step 0, made where it lives on `mesh`; the biases of the head start at `init_head_bias`."""
+    """Return the state at step 0, created with its sharding on `mesh`.
+
+    Args:
+      image_size: side of the images in pixels.
+      init_head_bias: initial biases of the head.
+      ema: whether to keep a running mean.
+      fsdp_rules: see `sharding.infer_state_sharding`.
+    """
     make = functools.partial(_init_state, model, optimizer, image_size, channels, init_head_bias, ema)
     if mesh.shape[mesh_lib.FSDP_AXIS] == 1:
         return jax.jit(make, out_shardings=sharding.replicated(mesh), compiler_options=FAST_COMPILE)(seed)
@@ -67,7 +74,7 @@ def abstract_train_state(
     ema: bool = False,
     fsdp_rules: Rules = (),
 ) -> TrainState:
-    """The shape, type and place of every array of a state, without making them."""
+    """Return a state of jax.ShapeDtypeStruct with shapes, dtypes and shardings, without creating arrays."""
     shapes = jax.eval_shape(functools.partial(_init_state, model, optimizer, image_size, channels, 0.0, ema), 0)
     state_sharding = sharding.infer_state_sharding(shapes, mesh, fsdp_rules)
     return jax.tree.map(
@@ -100,12 +107,12 @@ def _init_state(
 
 
 def init_variables(model: nn.Module, key: Array, image_size: int, channels: int) -> dict[str, Any]:
-    """{"params", "batch_stats"} of a network for images of `image_size` pixels a side."""
+    """Return initial {"params", "batch_stats"} of a network for images of `image_size` pixels a side."""
     image = jnp.zeros((1, image_size, image_size, channels), jnp.float32)
     variables = model.init(key, image, train=False)
     return {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
 
 
 def abstract_params(model: nn.Module, image_size: int, channels: int) -> Any:
-    """The tree of parameters as shapes, without making them."""
+    """Return the parameters as jax.ShapeDtypeStruct, without creating arrays."""
     return jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_size, channels))["params"]

@@ -1,4 +1,4 @@
-"""The training step and the evaluation step: pure functions, compiled in one place, several steps a dispatch."""
+"""The training and evaluation step as pure functions. `multi_step.py` compiles them, several steps per dispatch."""
 
 import dataclasses
 from collections.abc import Callable
@@ -24,17 +24,17 @@ LogitsFn = Callable[[Any, Array], Array]  # (variables, stored images) -> logits
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What stays the same from step to step.
+    """Everything about training that is constant over steps.
 
     Attributes:
       preprocess: (uint8 images, key or None) -> float32 inputs; augment/preprocess.py.
-      mix: mixup and CutMix of a batch; None for neither.
-      erase: random erasing, after mixing; None for none.
-      loss: of each example, from logits and soft targets; losses.py.
-      ema_decay: of the running mean of the parameters by which the network is evaluated; None for none.
-      wrap_grad_fn: makes another grad_fn of `jax.value_and_grad(loss_fn, has_aux=True)`, such as one that accumulates
-        gradients; gradients.py. None leaves it as it is.
-      wrap_logits_fn: the same for `logits_fn`, by which the network is evaluated.
+      mix: mixup and CutMix of a batch, or None.
+      erase: random erasing, applied after mixing, or None.
+      loss: (logits, soft targets) -> loss of each example; losses.py.
+      ema_decay: decay of the running mean that is evaluated; None to evaluate the parameters themselves.
+      wrap_grad_fn: wraps `jax.value_and_grad(loss_fn, has_aux=True)`, for example to accumulate gradients
+        (gradients.py), or None.
+      wrap_logits_fn: wraps `logits_fn`, or None.
     """
 
     model: nn.Module
@@ -53,7 +53,7 @@ class Task:
         return prng.key(self.seed, purpose, step)
 
     def inputs(self, batch: Batch, step: Array) -> Inputs:
-        """The augmented images of a training step, and their targets."""
+        """Return the augmented images and soft targets of a training step."""
         images = self.preprocess(batch["image"], self.key(prng.RngStream.AUGMENT, step))
         targets = smooth_one_hot(batch["label"], self.model.num_classes, self.label_smoothing)
         if self.mix is not None:
@@ -70,14 +70,14 @@ class Task:
         dropout_key: Array,
         num_valid: Float[Array, ""] | None = None,
     ) -> tuple[Float[Array, ""], Aux]:
-        """The sum of the losses over `num_valid`, by default the number of examples not masked out."""
-        shared: dict[str, Any] = {"mask": inputs.mask} if batch_stats else {}  # for statistics over the batch
+        """Return the sum of losses divided by `num_valid` (default: the number of examples not masked out), and Aux."""
+        mask: dict[str, Any] = {"mask": inputs.mask} if batch_stats else {}  # for BatchNorm
         num_valid = count_valid(inputs.mask) if num_valid is None else num_valid
         logits, updates = self.model.apply(
             {"params": params, "batch_stats": batch_stats},
             inputs.images,
             train=True,
-            **shared,
+            **mask,
             rngs={"dropout": dropout_key},
             mutable=["batch_stats"],
         )
@@ -87,19 +87,20 @@ class Task:
     def logits_fn(
         self, variables: Any, images: Shaped[Array, "batch height width channels"]
     ) -> Float[Array, "batch classes"]:
-        """Logits of stored images, by the network as it is evaluated."""
+        """Return the logits of stored images in evaluation mode."""
         return jnp.asarray(self.model.apply(variables, self.preprocess(images), train=False))
 
 
 def train_step(
     task: Task, state: TrainState, batch: Batch, lr_scale: float | Float[Array, ""] = 1.0
 ) -> tuple[TrainState, Bool[Array, ""]]:
-    """One step of gradient descent on the mean loss over the examples that are not masked out.
+    """Run one optimizer step on the mean loss over the examples that are not masked out.
 
-    `lr_scale` multiplies the scheduled learning rate.
+    Args:
+      lr_scale: multiplies the scheduled learning rate.
 
     Returns:
-      The next state, and whether loss and gradient were finite.
+      The next state, and whether loss and gradient are finite.
     """
     grad_fn = jax.value_and_grad(task.loss_fn, has_aux=True)
     if task.wrap_grad_fn is not None:
@@ -111,7 +112,7 @@ def train_step(
     updates = jax.tree.map(lambda update: lr_scale * update, updates)
     params = optax.apply_updates(state.params, updates)
     averaged = {"params": params, "batch_stats": aux.batch_stats}
-    labels = inputs.targets.argmax(axis=-1)  # of a mixed image, the class that it holds most of
+    labels = inputs.targets.argmax(axis=-1)  # for a mixed image, the class with the largest share
     step_metrics = TrainMetrics.single_from_model_output(
         loss=aux.losses,
         top1=top_k_correct(aux.logits, labels, 1),
@@ -132,14 +133,17 @@ def train_step(
 
 
 def update_ema(mean: Any, new: Any, decay: float, step: Int[Array, ""]) -> Any:
-    """`new` taken into an exponential mean, whose decay grows from 0.1 as (1 + step) / (10 + step) up to `decay`, so
-    that it soon forgets how the network was initialized (TensorFlow's ExponentialMovingAverage)."""
+    """Update an exponential moving average with `new`.
+
+    The decay is min(decay, (1 + step) / (10 + step)), so that initial values are soon forgotten (TensorFlow's
+    ExponentialMovingAverage).
+    """
     decay_now = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda old, x: decay_now * old + (1.0 - decay_now) * x, mean, new)
 
 
 def eval_step(task: Task, state: TrainState, batch: Batch) -> EvalMetrics:
-    """Metrics of one batch, without anything random or smoothed; by the running mean where there is one."""
+    """Return the metrics of one batch, without augmentation, dropout or label smoothing (see `eval_variables`)."""
     logits_fn = task.logits_fn if task.wrap_logits_fn is None else task.wrap_logits_fn(task.logits_fn)
     logits = logits_fn(state.eval_variables, batch["image"])
     return EvalMetrics.single_from_model_output(

@@ -326,7 +326,7 @@ def test_numbers_are_told_with_units():
         ([DIGITS, "--config.grad_accum_steps=16"], ["parts of 4", "8 devices"]),
         ([DIGITS, "--config.mesh.data=9"], ["config.mesh.data=9", "8 devices"]),
         ([DIGITS, "--config.mesh.fsdp=3"], ["config.mesh.fsdp=3", "8 devices"]),
-        ([DIGITS, "--config.mesh.data=1", "--config.mesh.fsdp=7", "--config.batch_size=56"], ["no parameter is split"]),
+        ([DIGITS, "--config.mesh.data=1", "--config.mesh.fsdp=7", "--config.batch_size=56"], ["would shard nothing"]),
         ([DIGITS, "--config.dataset.name=cifar100"], ["'cifar100' is not at hand", "--examples=N", "--classes=K"]),
         ([DIGITS, "--json=nowhere/plan.json"], ["--json=nowhere/plan.json", "no folder nowhere"]),
         ([DIGITS, "--json=."], ["--json=. is a folder", "give a file"]),

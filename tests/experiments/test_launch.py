@@ -334,7 +334,7 @@ def test_devices_are_counted_where_they_can_be(arguments, actual):
         (["slurm", DIGITS, "--nodes=2", "--gpus-per-node=3"], "config.batch_size=128 does not divide over 6 devices"),
         (["slurm", DIGITS, "--nodes=2", "--gpus-per-node=2", "--config.mesh.data=2"], "asks for 2 of 4 devices"),
         (["slurm", DIGITS, "--gpus-per-node=2", "--config.mesh.fsdp=3"], "config.mesh.fsdp=3 does not divide the 2"),
-        (["slurm", DIGITS, "--gpus-per-node=2", "--config.mesh.data=4"], "config.mesh.data=4, and there are 2 devices"),
+        (["slurm", DIGITS, "--gpus-per-node=2", "--config.mesh.data=4"], "config.mesh.data=4 exceeds the 2 devices"),
         (
             ["slurm", DIGITS, "--nodes=2", "--config.mesh.data=1"],
             "config.mesh asks for 1 devices, which does not divide by 2",

@@ -95,7 +95,7 @@ def test_jax_reads_usual_node_lists(nodes):
 @pytest.mark.parametrize("nodes", ["rack[3,5-7]-ib,rack9-ib", "rack[1-2]n[1-4]"])
 def test_node_lists_that_jax_cannot_read_need_a_coordinator(nodes):
     environ = SLURM | {"SLURM_STEP_NODELIST": nodes}
-    with pytest.raises(UserError, match="give --coordinator=HOST, the first node"):
+    with pytest.raises(UserError, match="pass --coordinator=HOST, the first node"):
         detect_cluster([], environ)
     process = detect_cluster(["--coordinator=rack3-ib"], environ)[0]
     assert process.coordinator == f"rack3-ib:{process.port}" and (process.index, process.count) == (2, 4)
@@ -111,7 +111,7 @@ def test_processes_of_open_mpi():
 def test_open_mpi_5_needs_a_coordinator_unless_all_processes_are_on_one_machine():
     process = detect_cluster([], OPEN_MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "3", "PMIX_NAMESPACE": "prterun-a-7@1"})[0]
     assert process == ProcessInfo(1, 3, 1, 3, f"localhost:{process.port}", process.port)
-    with pytest.raises(UserError, match="give --coordinator=HOST, the first machine"):
+    with pytest.raises(UserError, match="pass --coordinator=HOST, the first machine"):
         detect_cluster([], OPEN_MPI)
     for environ in (OPEN_MPI, SLURM | ALONE | OPEN_MPI):
         process = detect_cluster(["--coordinator=a:77"], environ)[0]
@@ -126,11 +126,11 @@ def test_a_tpu_is_left_to_jax(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "arguments, environ, message",
     [
-        (["--processes=2"], {}, r"--coordinator \(or PATCHNETS_COORDINATOR\) is not given, and --processes is"),
+        (["--processes=2"], {}, r"--coordinator \(or PATCHNETS_COORDINATOR\) is not given, but --processes is"),
         (["--coordinator=h", "--processes=2"], {}, r"--process \(or PATCHNETS_PROCESS\) is not given"),
         (["--coordinator=h"], {}, r"--processes \(or PATCHNETS_PROCESSES\) is not given"),
         (["--coordinator=h", "--processes=2", "--process=2"], {}, "process 2 of 2: expected an index from 0 to 1"),
-        (["--coordinator=h", "--processes=0", "--process=0"], {}, "--processes=0: expected a whole number from 1"),
+        (["--coordinator=h", "--processes=0", "--process=0"], {}, "--processes=0: expected at least 1"),
         (["--coordinator=h", "--processes=x", "--process=0"], {}, "--processes=x: expected a whole number"),
         (["--coordinator=h:99999", "--processes=2", "--process=0"], {}, "h:99999: expected HOST or HOST:"),
         (["--coordinator=http://h", "--processes=2", "--process=0"], {}, "--coordinator=http://h: expected HOST"),
@@ -216,7 +216,7 @@ def test_a_port_in_use_costs_one_line(requested, address):
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, 0), family=family, reuse_port=True) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(UserError, match=f"cannot listen on port {port} .*; give another"):
+        with pytest.raises(UserError, match=f"cannot listen on port {port} .*; choose another"):
             distributed.initialize(ProcessInfo(0, 2, coordinator=f"localhost:{port}"))
     assert "count" not in requested
 

@@ -87,8 +87,8 @@ def test_rules_decide_for_the_parameters_that_they_match():
         ([("head/kernel", 1)], r"dimension 1 of head/kernel, of shape \(16, 10\), cannot be split over 8 devices"),
         ([("head/kernel", 2)], r"dimension 2 of head/kernel"),
         ([("heads", 0)], r"config.mesh.fsdp_rules: 'heads' matches no parameter"),
-        ([("head/kernel", "0")], r"the value '0' for 'head/kernel' is not right; expected the number of a dimension"),
-        ([(".*", -1)], r"config.mesh.fsdp=8: no parameter is split"),
+        ([("head/kernel", "0")], r"the value '0' for 'head/kernel' is invalid; expected the number of a dimension"),
+        ([(".*", -1)], r"config.mesh.fsdp=8 would shard nothing: no parameter has a dimension divisible by 8 that"),
     ],
 )
 def test_rules_that_do_not_fit_are_refused(rules, message):
@@ -97,9 +97,7 @@ def test_rules_that_do_not_fit_are_refused(rules, message):
 
 
 def test_an_axis_that_no_parameter_can_use_is_refused():
-    with pytest.raises(
-        UserError, match=r"config.mesh.fsdp=7: no parameter is split, for none has a dimension that div"
-    ):
+    with pytest.raises(UserError, match=r"config.mesh.fsdp=7 would shard nothing: no parameter has a dimension div"):
         places(mesh_of(1, 7))
 
 
@@ -109,7 +107,7 @@ def test_an_axis_that_no_parameter_can_use_is_refused():
         ((-1, -1), "both take the rest"),
         ((-1, 3), "config.mesh.fsdp=3 does not divide the 8 devices, of which config.mesh.data=-1 takes the rest"),
         ((5, -1), "config.mesh.data=5 does not divide the 8 devices, of which config.mesh.fsdp=-1 takes the rest"),
-        ((4, 3), "config.mesh.data=4 times config.mesh.fsdp=3, and there are 8 devices"),
+        ((4, 3), "config.mesh.data=4 times config.mesh.fsdp=3 exceeds the 8 devices"),
     ],
 )
 def test_a_mesh_that_does_not_multiply_to_the_devices_is_refused(mesh, message):

@@ -30,7 +30,7 @@ def test_the_first_signal_is_noted_and_the_second_does_what_it_did_before(number
         assert preemption.signal_number == number
         assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
     assert preemption.signal_number == number
-    assert capsys.readouterr().err == f"{signal.Signals(number).name}: saving and stopping; once more to stop at once\n"
+    assert capsys.readouterr().err == f"{signal.Signals(number).name}: saving and stopping; repeat to stop at once\n"
 
 
 PROGRAM = """

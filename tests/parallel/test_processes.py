@@ -32,7 +32,7 @@ def test_a_second_signal_ends_the_process_and_the_others_with_it(tmp_path):
     wait_until((tmp_path / "hangs").exists, processes)
     for _ in range(2):
         processes[1].terminate()
-        assert processes[1].stderr.readline() in ("SIGTERM: saving and stopping; once more to stop at once\n", "")
+        assert processes[1].stderr.readline() in ("SIGTERM: saving and stopping; repeat to stop at once\n", "")
     (status0, _, err0), (status1, _, _) = wait_all(processes)
     assert (status0, status1) == (1, -signal.SIGTERM)
     assert "another process was lost" in err0
@@ -44,7 +44,7 @@ def test_an_error_at_the_door_reaches_all_with_its_status(tmp_path, index):
     actual = wait_all(start_processes(tmp_path, f"door:{index}", 2))
     assert [status for status, *_ in actual] == [2, 2]
     assert "the work directory is locked" in error_of(actual[index][2])
-    assert f"process {index} cannot go on; see its own message" in error_of(actual[1 - index][2])
+    assert f"process {index} failed; see its error message" in error_of(actual[1 - index][2])
 
 
 @pytest.mark.slow
@@ -58,7 +58,7 @@ def test_an_exception_in_one_process_ends_the_others(tmp_path):
     (status0, _, err0), (status1, _, err1) = wait_all(start_processes(tmp_path, "raise:1", 2))
     assert (status0, status1) == (1, 1)
     assert err1.endswith("ArithmeticError: a bug\n")
-    assert "another process was lost" in error_of(err0) and "the same command continues" in err0
+    assert "another process was lost" in error_of(err0) and "the same command resumes" in err0
 
 
 @pytest.mark.slow
@@ -203,7 +203,7 @@ def test_killed_stopped_and_continued_they_end_with_the_same_bits(streamed, toge
     (status, _, err), (other, _, its) = wait_all(second)
     assert (status, other) == (2, 2)
     assert f"another process is running in {workdir}" in error_of(err)
-    assert "process 0 cannot go on; see its own message" in error_of(its)
+    assert "process 0 failed; see its error message" in error_of(its)
 
     processes[1].kill()  # the machine is lost
     [(status, _, err)] = wait_all(processes[:1])

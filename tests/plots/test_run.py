@@ -172,5 +172,5 @@ def test_where_the_checkpoints_are_gone_the_curves_are_drawn_and_one_line_says_t
     shutil.rmtree(path / "plots")
     assert program.main(["plots", str(path)]) == 1
     printed = capsys.readouterr()
-    assert names(path) == {"learning_curves"} and "the other pictures could not be drawn" in printed.err
+    assert names(path) == {"learning_curves"} and "the other plots could not be drawn" in printed.err
     assert printed.err.count("\n") == 1
