@@ -14,6 +14,9 @@ VENV ?= .venv
 LOCK ?= requirements.lock
 RUN = $(VENV)/bin/python
 
+# Else each of the many processes that tests start would compile the sources again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup train test test-all smoke newest oldest parity aot cluster lint clean
 
 train: setup

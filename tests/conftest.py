@@ -31,6 +31,13 @@ def private_cache(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="session", autouse=True)
+def imports_are_no_garbage():
+    """Collecting garbage passes over what was there before the first test, which is most of all objects."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def programs_of_one_file():
     """Programs are kept while the tests of a file run, and not for all that follow: they would take gigabytes."""

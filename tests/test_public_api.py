@@ -1,6 +1,7 @@
 """Of libraries only what they promise is used: no private module, no name that begins with an underscore."""
 
 import ast
+import functools
 import pathlib
 
 import pytest
@@ -40,22 +41,22 @@ def dotted(node):
 
 
 def is_private(name):
-    return name.startswith("_") and not name.startswith("__") and name not in OWN | PROMISED
+    return name.startswith("_") and not name.startswith("__") and name not in PROMISED | own_names()
 
 
+@functools.cache
 def own_names():
     """Underscored names that this project defines, which its own modules and tests may use."""
+    names = set()
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                yield node.name
+                names.add(node.name)
             elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                yield node.id
+                names.add(node.id)
             elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
-                yield node.attr
-
-
-OWN = {name for name in own_names() if name.startswith("_")}
+                names.add(node.attr)
+    return {name for name in names if name.startswith("_")}
 
 
 def private_uses(source):

@@ -234,6 +234,7 @@ def test_a_disk_that_takes_no_more_ends_the_run_in_one_line(tiny_config, tmp_pat
     assert (tmp_path / "run" / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_cannot_be_read_is_named_kept_and_passed_over(tiny_config, tmp_path, capsys):
     straight = train.train(tiny_config, tmp_path / "straight")
     path = tmp_path / "run"

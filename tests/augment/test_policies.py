@@ -120,6 +120,7 @@ def test_only_tables_round_to_levels(noise):
     np.testing.assert_array_equal(got[1::2], np.round(noise[1::2]))
 
 
+@pytest.mark.slow
 def test_cutout_is_centred_on_every_pixel_alike_and_cut_at_the_borders():
     images = jnp.zeros((MANY, 6, 8, 1))
     path = jax.random.uniform(jax.random.key(0), (MANY, 2))

@@ -131,6 +131,7 @@ def test_all_that_is_geometric_is_the_same_as_one_after_the_other(photos):
     np.testing.assert_allclose(run(pixels(**MOVES), photos, key), expected, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_images_are_turned_upside_down_after_all_else(photos):
     key = jax.random.key(3)
     which = geometry.sample_flip(geometry.example_keys(key, 8), geometry.FLIP_VERTICAL)

@@ -94,6 +94,7 @@ def test_where_no_rectangle_fits_nothing_is_erased():
     np.testing.assert_array_equal(jax.jit(erase)(jax.random.key(0), flat), flat)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["constant", "pixel"])
 def test_an_image_is_erased_alike_in_another_batch_and_on_eight_devices(images, erased, mode, mesh8):
     sample = jax.device_put(images[:16], NamedSharding(mesh8, PartitionSpec(mesh.BATCH_AXES)))

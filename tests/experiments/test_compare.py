@@ -212,6 +212,7 @@ def test_minutes_are_as_many_steps_as_short_runs_show_to_fit(fake, tmp_path, cap
     assert re.search(r"measured gmlp-\d+-\d+ \(family-width-depth\): 256.0 ms a step", capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_equal_time_is_measured(fake, tmp_path):
     assert start(tmp_path, "--models=gmlp,fnet", "--match=time", "--list") == 0
     # Three times each; at once the one is as fast as the other.
@@ -231,6 +232,7 @@ def test_another_comparison_wants_another_folder(fake, tmp_path, monkeypatch, ca
     assert (path / "compare.md").read_text() == before
 
 
+@pytest.mark.slow
 def test_nothing_finished_is_nothing_to_report(fake, tmp_path, capsys):
     assert start(tmp_path / "out", "--models=gmlp", "--target=20k", "--report") == 2
     assert "none of these runs has finished there" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -65,6 +65,7 @@ def test_each_row_is_trained_with_each_seed_and_reported_beside_what_was_publish
     assert written.count("python -m patchnets.main") == 4
 
 
+@pytest.mark.slow
 def test_what_is_done_is_not_done_again_and_what_is_missing_is(fake, tmp_path):
     path = tmp_path / "out"
     assert start(path, "--rows=mixer-1") == 0
@@ -91,6 +92,7 @@ def test_a_run_that_fails_costs_its_row_and_no_other(fake, tmp_path, monkeypatch
     assert "mixer-1 seed 1 failed, status 1: no images" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_another_data_set_or_recipe_gets_no_verdict(fake, tmp_path):
     path = tmp_path / "out"
     (tmp_path / "images" / "train").mkdir(parents=True)
@@ -115,6 +117,7 @@ def test_another_data_set_or_recipe_gets_no_verdict(fake, tmp_path):
     assert row["verdict"] == "other recipe" and "changed: batch_size" in row["reasons"]
 
 
+@pytest.mark.slow
 def test_a_tables_own_data_set_by_its_name_is_none_other(fake, tmp_path):
     path = tmp_path / "out"
     assert start(path, "--rows=mixer-1") == 0

@@ -56,6 +56,7 @@ def test_one_entry_alone_leaves_the_report_to_whoever_gathers(options, fake, tmp
     assert "0 of 1, not final" in (path / "sweep.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_told(fake, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FAIL", "1")
     assert start(tmp_path / "out", "--seeds=2") == 1

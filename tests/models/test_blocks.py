@@ -130,6 +130,7 @@ def test_scanned_blocks_give_the_same_logits_gradients_and_statistics(name):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(others))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gmlp", "convmixer"])
 def test_scanned_blocks_computed_anew_give_the_same_too(name):
     logits, rest = plain_training(name)

@@ -175,6 +175,7 @@ def with_gradient(how, x, kernel, weights):
     return value, pull(weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 2, 5, 6, 9])
 @pytest.mark.parametrize("shape", [(3, 7, 4, 5), (2, 2, 9, 3), (2, 3, 4, 256)])
 def test_both_depthwise_convolutions_agree_in_value_and_gradient(k, shape):

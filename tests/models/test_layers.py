@@ -60,6 +60,7 @@ def test_gelu_forms_are_the_exact_one_and_its_tanh_approximation():
     assert np.abs(np.subtract(exact, tanh)).max() > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("platform", ["cpu", "gpu"])  # each with its own form of the product
 def test_a_dense_layer_over_patches_is_one_over_the_last_axis_with_the_axes_exchanged(platform, monkeypatch):
     x = np.random.default_rng(0).standard_normal((3, 5, 7)).astype(np.float32)

@@ -269,6 +269,7 @@ def test_initial_parameters_have_lecun_statistics_and_initial_logits_are_zero():
 # --- regularization ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_stochastic_depth_grows_linearly_from_none_in_the_first_block_to_all_in_the_last():
     depth, rate, examples = 5, 0.8, 6000
     model = MlpMixer(
@@ -316,6 +317,7 @@ def test_dropout_and_stochastic_depth_change_training_alone():
     assert (np.abs(trained - expected).max(axis=1) > 0.01).all()
 
 
+@pytest.mark.slow
 def test_dropout_falls_on_the_outputs_of_both_mlps():
     """With a rate near one hardly anything but the skip connections is left: the last table is the stem's."""
     model = MlpMixer(**SMALL, dropout_rate=0.999)

@@ -150,6 +150,7 @@ def test_hidden_units_of_the_mixer_grow_with_the_number_of_tiles():
     assert model == MIXER.clone(tokens_mlp_dim=4 * MIXER.tokens_mlp_dim)
 
 
+@pytest.mark.slow
 def test_stacked_blocks_are_resampled_as_those_that_stand_apart():
     variables = variables_of(MIXER, (8, 8))
     _, apart = resize_weights(MIXER, variables, 8, 12)

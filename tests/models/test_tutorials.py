@@ -210,6 +210,7 @@ def test_dropout_sits_where_the_description_says(name):
     assert " ".join(called) == f"{block} {block} {head}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ORDER)
 def test_dropout_drops_the_shares_asked_for_and_nothing_in_evaluation(name):
     model, still = make(name), dict(dropout_rate=0.0)
@@ -297,6 +298,7 @@ def test_stem_starts_as_the_dense_layer_on_flat_patches_that_it_is_in_the_exampl
     assert not fresh(name)["stem/bias"].any()
 
 
+@pytest.mark.slow
 def test_blog_mixer_in_pytorch_starts_as_pytorch_starts_layers_head_included():
     fan_in = {"stem": 48, "token_mixing/Dense_0": 32, "token_mixing/Dense_1": 64, "head": 32}
     fan_in |= {"channel_mixing/Dense_0": 32, "channel_mixing/Dense_1": 96}

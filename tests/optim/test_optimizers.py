@@ -290,6 +290,7 @@ NETWORK = {f"MixerBlock_{i}/{name}": shape for i in (0, 1) for name, shape in BL
 FROZEN = (("stem/.*|.*/LayerNorm_0/.*", True), (".*", False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "freeze"), [("adamw", ()), ("lamb", ()), ("lamb", FROZEN), ("adafactor", FROZEN)])
 def test_stacked_blocks_are_trained_as_the_same_blocks_apart(name, freeze):
     """Norms and means are of one block: blocks of very different weights and gradients would tell."""

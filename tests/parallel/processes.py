@@ -11,6 +11,8 @@ HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
 CONFIG = f"--config={HERE / 'processes_config.py'}"
 TIMEOUT = 300.0
+DEVICE_COUNT = "--xla_force_host_platform_device_count"
+FAST_COMPILE = [flag for flag in os.environ["XLA_FLAGS"].split() if not flag.startswith(DEVICE_COUNT)]  # conftest.py's
 
 
 def free_port() -> int:
@@ -22,7 +24,7 @@ def free_port() -> int:
 def start(workdir, action, index=0, count=1, port=0, devices=2, options=(), wait="120"):
     """Start one process; `action` is worker.py's, None for a run of its own."""
     environ = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
-    environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    environ["XLA_FLAGS"] = " ".join([f"{DEVICE_COUNT}={devices}", *FAST_COMPILE])
     environ |= {"PATCHNETS_WAIT_SECONDS": wait, "PYTHONPATH": str(ROOT), "WORKER_ACTION": action or ""}
     program = ["-m", "patchnets.main"] if action is None else [str(HERE / "worker.py")]
     command = [sys.executable, *program, CONFIG, f"--workdir={workdir}", *options]

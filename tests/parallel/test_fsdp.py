@@ -136,9 +136,9 @@ def test_initial_parameters_are_the_same_and_take_their_share_of_memory():
 
 # "cpu" goes in groups, written for one device; the others leave it to XLA what is exchanged, and there the mesh of
 # neither ones nor eights has both kinds of exchange in it.
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("platform", "meshes"),
-    [pytest.param("cpu", MESHES, marks=pytest.mark.slow, id="cpu"), pytest.param("tpu", [(1, 1), (4, 2)], id="tpu")],
+    ("platform", "meshes"), [pytest.param("cpu", MESHES, id="cpu"), pytest.param("tpu", [(1, 1), (4, 2)], id="tpu")]
 )
 def test_every_mesh_gives_the_same_figures(platform, meshes, tiny_config, tmp_path):
     tiny_config.update(total_epochs=None, total_steps=8, eval_every_steps=4, ema_decay=0.9)

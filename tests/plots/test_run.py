@@ -14,6 +14,7 @@ from patchnets.experiment import build_experiment
 from patchnets.plots import __main__ as program
 from patchnets.plots import predictions, run
 
+pytestmark = pytest.mark.slow  # each needs a finished run
 ALWAYS = {"learning_curves", "patch_filters", "patches", "token_mixing", "confusion", "class_accuracy", "calibration"}
 SMALL = {
     "mlp_mixer": dict(patch_size=2, depth=2, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=16),
@@ -48,7 +49,6 @@ def names(folder):
     return {path.stem for path in (folder / "plots").glob("*.png")}
 
 
-@pytest.mark.slow
 def test_a_run_draws_its_pictures_at_its_end(trained):
     assert names(trained) == ALWAYS | {"mistakes"}
     for path in (trained / "plots").iterdir():
@@ -57,7 +57,6 @@ def test_a_run_draws_its_pictures_at_its_end(trained):
             assert len(picture.convert("L").getcolors()) > 8, path.name
 
 
-@pytest.mark.slow
 def test_the_program_draws_them_again_where_they_are_gone(trained, tmp_path, capsys):
     path = tmp_path / "copy"
     shutil.copytree(trained, path)
@@ -84,7 +83,6 @@ def test_predictions_are_those_that_the_summary_counts(trained):
     assert observed.images.shape == (run.MISTAKES, 8, 8, 1)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SMALL if name != "mlp_mixer"])
 def test_every_family_has_its_pictures(name, tmp_path):
     experiment = build_experiment(config_of(name, tmp_path))
@@ -101,7 +99,6 @@ def test_every_family_has_its_pictures(name, tmp_path):
         assert made[what]() is not None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("position", ["sincos2d", "none"])
 def test_fixed_positions_are_shown_as_learned_ones_are(position, tmp_path):
     config = config_of("vit", tmp_path)
@@ -115,7 +112,6 @@ def test_fixed_positions_are_shown_as_learned_ones_are(position, tmp_path):
         assert figure.axes[0].get_images()[0].get_array()[0, 0] == pytest.approx(1.0)
 
 
-@pytest.mark.slow
 def test_what_fails_to_be_drawn_is_told_and_the_rest_is_drawn(trained, tmp_path, monkeypatch, capsys):
     def broken(*_):
         raise ValueError("no ink")
@@ -129,13 +125,11 @@ def test_what_fails_to_be_drawn_is_told_and_the_rest_is_drawn(trained, tmp_path,
     assert capsys.readouterr().err == "patchnets.plots: plots/calibration.png could not be drawn: no ink\n"
 
 
-@pytest.mark.slow
 def test_pictures_can_be_turned_off(tmp_path):
     train.train(config_of("mlp_mixer", tmp_path, plots=False), tmp_path / "run")
     assert not (tmp_path / "run" / "plots").exists()
 
 
-@pytest.mark.slow
 def test_networks_are_shown_side_by_side(trained, tmp_path, capsys):
     out = tmp_path / "mixing.png"
     assert program.main(["plots", "mixing", str(trained), str(trained), f"--out={out}"]) == 0
