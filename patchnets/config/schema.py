@@ -41,6 +41,10 @@ def one_of(*names: str) -> Rule:
     return "one of " + ", ".join(names), lambda v: v in names
 
 
+def one_of_numbers(*numbers: int) -> Rule:
+    return "one of " + ", ".join(map(str, numbers)), lambda v: v in numbers
+
+
 FINITE: Rule = ("a finite number", lambda v: abs(v) <= LARGEST_FLOAT)
 RATIO: Rule = ("a number above 0 and at most 1", lambda v: 0 < v <= 1)
 ANY: Rule = ("anything", lambda v: True)
@@ -78,9 +82,12 @@ def augment_key(field: dataclasses.Field) -> Key:
 KEYS: dict[str, Key] = {
     "seed": Key(0, "seed of initial parameters, data order, augmentation and dropout", within(0, 2**31)),
     "dataset.name": Key("digits", "digits, folder, or the name of a TFDS image classification data set"),
-    "dataset.path": Key(str, "folder: a path with train/CLASS/*.jpg|png and optionally val/ and test/"),
+    "dataset.path": Key(str, "folder: a path with images in train/CLASS/ and optionally val/CLASS/ and test/CLASS/"),
     "dataset.data_dir": Key(
         str, "TFDS: folder of prepared data sets (default: TFDS_DATA_DIR or ~/tensorflow_datasets)"
+    ),
+    "dataset.channels": Key(
+        int, "folder: 1 for gray or 3 for RGB images (default: gray if all of train are)", one_of_numbers(1, 3)
     ),
     "dataset.train_split": Key(str, "split to train on (default: train, less the validation split)"),
     "dataset.val_split": Key(str, "split to validate on, or none (default: the data set's own, else train[90%:])"),

@@ -20,6 +20,7 @@ class DataOptions:
       name: digits, folder, or the name of a TFDS image classification data set.
       path: of folder, where train/CLASS/*.jpg|png lie.
       data_dir: of TFDS, where data sets lie.
+      channels: of folder, 1 for gray or 3 for RGB; None for what the images are.
       train_split, val_split, test_split: in TFDS's syntax, or none; `choose_splits` fills in the defaults.
       cache_dir: where decoded images are kept.
       loader: on_device, streaming, or auto: on_device where the decoded images fit.
@@ -37,6 +38,7 @@ class DataOptions:
     name: str = "digits"
     path: str | None = None
     data_dir: str | None = None
+    channels: int | None = None
     train_split: str | None = None
     val_split: str | None = None
     test_split: str | None = None
@@ -56,7 +58,7 @@ class DataOptions:
 
     def open_source(self) -> base.Source:
         """Open the data set. Raises UserError as `sources.open_source`."""
-        return sources.open_source(self.name, self.path, self.data_dir)
+        return sources.open_source(self.name, self.path, self.data_dir, self.channels)
 
     def choose_splits(self, sizes: Mapping[str, int]) -> dict[str, str | None]:
         """Return each split's specification. Raises UserError as `splits.choose_splits`."""

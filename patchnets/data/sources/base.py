@@ -61,5 +61,9 @@ class Source(Protocol):
     sizes: Mapping[str, int]  # split name -> number of examples
     encoded: bool  # whether images are stored encoded, so that they can be read while training
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """Lines about what lies there and is not used."""
+
     def records(self, split: str) -> Records:
         """The examples of a whole split, named as in `sizes`."""

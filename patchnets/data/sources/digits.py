@@ -75,6 +75,7 @@ class Digits:
     class_names = tuple("0123456789")
     channels = 1
     encoded = False
+    notes = ()
     sizes: Mapping[str, int] = types.MappingProxyType({"train": 1438, "test": 359})
 
     def records(self, split: str) -> DigitRecords:

@@ -108,6 +108,7 @@ def allow_open_files(count: int) -> None:
 
 class TfdsSource:
     encoded = True
+    notes = ()
 
     def __init__(self, builder: Any):
         self.builder = builder
