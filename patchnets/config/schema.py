@@ -89,6 +89,14 @@ KEYS: dict[str, Key] = {
     "dataset.channels": Key(
         int, "folder: 1 for gray or 3 for RGB images (default: gray if all of train are)", one_of_numbers(1, 3)
     ),
+    "dataset.exif_orientation": Key(
+        True, "turn images as their EXIF header says, as viewers do; false: the stored pixels, as TFDS and torchvision"
+    ),
+    "dataset.background": Key(
+        "white",
+        "color behind transparent pixels; none: the color stored under them",
+        one_of("white", "black", "none"),
+    ),
     "dataset.train_split": Key(str, "split to train on (default: train, less the validation split)"),
     "dataset.val_split": Key(str, "split to validate on, or none (default: the data set's own, else train[90%:])"),
     "dataset.test_split": Key(str, "split for the test at the end, or none (default: test, if there is one)"),

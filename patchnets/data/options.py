@@ -7,6 +7,7 @@ import jax
 
 from patchnets.augment.preprocess import Augment
 from patchnets.data import sources, splits
+from patchnets.data.decode import PixelRules
 from patchnets.data.sources import base
 
 NO_AUGMENT = Augment()
@@ -21,6 +22,7 @@ class DataOptions:
       path: of folder, where train/CLASS/*.jpg|png lie.
       data_dir: of TFDS, where data sets lie.
       channels: of folder, 1 for gray or 3 for RGB; None for what the images are.
+      exif_orientation, background: as in `decode.PixelRules`.
       train_split, val_split, test_split: in TFDS's syntax, or none; `choose_splits` fills in the defaults.
       cache_dir: where decoded images are kept.
       loader: on_device, streaming, or auto: on_device where the decoded images fit.
@@ -39,6 +41,8 @@ class DataOptions:
     path: str | None = None
     data_dir: str | None = None
     channels: int | None = None
+    exif_orientation: bool = True
+    background: str = "white"
     train_split: str | None = None
     val_split: str | None = None
     test_split: str | None = None
@@ -58,7 +62,11 @@ class DataOptions:
 
     def open_source(self) -> base.Source:
         """Open the data set. Raises UserError as `sources.open_source`."""
-        return sources.open_source(self.name, self.path, self.data_dir, self.channels)
+        return sources.open_source(self.name, self.path, self.data_dir, self.channels, self.rules)
+
+    @property
+    def rules(self) -> PixelRules:
+        return PixelRules(self.exif_orientation, self.background)
 
     def choose_splits(self, sizes: Mapping[str, int]) -> dict[str, str | None]:
         """Return each split's specification. Raises UserError as `splits.choose_splits`."""

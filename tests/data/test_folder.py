@@ -287,13 +287,19 @@ def odd_files():
     palette.putpalette(np.stack([np.arange(256), np.arange(256)[::-1], np.full(256, 9)], -1).astype(np.uint8).tobytes())
     palette.info["transparency"] = 3
     through_palette = np.stack([RAMP, 255 - RAMP, np.full_like(RAMP, 9)], -1)
+    through_palette[RAMP == 3] = 255  # the transparent one shows the background
     bits = (RAMP % 3 == 0).astype(np.uint8) * 255
     inks = np.stack([COLORS[..., 0], COLORS[..., 1], np.full_like(RAMP, 60), np.full_like(RAMP, 30)], -1)
     mixed = (255 - inks[..., :3].astype(float)) * (255 - 30) / 255
     return {
-        "rgba": (Image.fromarray(np.dstack([COLORS, RAMP]), "RGBA"), "x.png", COLORS, 0),
+        "rgba": (Image.fromarray(np.dstack([COLORS, np.full_like(RAMP, 255)]), "RGBA"), "x.png", COLORS, 0),
         "palette": (palette, "x.png", through_palette, 0),
-        "gray and alpha": (Image.fromarray(np.dstack([RAMP, RAMP.T]), "LA"), "x.png", RAMP[..., None], 0),
+        "gray and alpha": (
+            Image.fromarray(np.dstack([RAMP, np.full_like(RAMP, 255)]), "LA"),
+            "x.png",
+            RAMP[..., None],
+            0,
+        ),
         "one bit": (Image.fromarray(bits).convert("1"), "x.png", bits[..., None], 0),
         "cmyk": (Image.fromarray(inks, "CMYK"), "x.jpg", mixed, 12),
     }

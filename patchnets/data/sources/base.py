@@ -7,13 +7,12 @@ them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import UInt8
 
-if TYPE_CHECKING:
-    pass
+from patchnets.data.decode import PixelRules
 
 Example = tuple[UInt8[np.ndarray, "height width channels"], int]
 
@@ -23,6 +22,8 @@ class Records(Protocol):
 
     Records can be pickled, and read, in a process that has neither JAX nor TensorFlow.
     """
+
+    rules: PixelRules  # by which encoded images are decoded
 
     def __len__(self) -> int: ...
 

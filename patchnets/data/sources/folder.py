@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from patchnets.data import decode
+from patchnets.data.decode import DEFAULT_RULES, PixelRules
 from patchnets.data.sources.base import Example
 from patchnets.errors import RunError, UserError, first_line
 
@@ -43,8 +44,16 @@ class File(NamedTuple):
 class FolderRecords:
     """The images of one split. Names are kept in one array, because there may be millions, and workers get a copy."""
 
-    def __init__(self, directory: pathlib.Path, class_names: Sequence[str], files: Sequence[File], channels: int):
+    def __init__(
+        self,
+        directory: pathlib.Path,
+        class_names: Sequence[str],
+        files: Sequence[File],
+        channels: int,
+        rules: PixelRules = DEFAULT_RULES,
+    ):
         self.directory, self.class_names, self.channels = directory, tuple(class_names), channels
+        self.rules = rules
         self.file_names = np.array([os.fsencode(file.name) for file in files])
         self.labels = np.array([file.label for file in files], np.int32)
 
@@ -59,7 +68,10 @@ class FolderRecords:
 
     def examples(self, positions: Sequence[int], size: int | None = None) -> list[Example]:
         chosen = [(self.path(i), int(self.labels[i])) for i in positions]
-        return [(decode.decode_image(path, str(path), self.channels, size), label) for path, label in chosen]
+        return [
+            (decode.decode_image(path, str(path), self.channels, size, rules=self.rules), label)
+            for path, label in chosen
+        ]
 
     def native_size(self) -> int | None:
         height, width = decode.image_size(self.path(0), self.name_of(0))
@@ -97,7 +109,7 @@ class Folder:
     name = "folder"
     encoded = True
 
-    def __init__(self, path: str, channels: int | None = None):
+    def __init__(self, path: str, channels: int | None = None, rules: PixelRules = DEFAULT_RULES):
         """Open the folder; `channels` (1 or 3) instead of those that the images have."""
         self.root = pathlib.Path(path).expanduser().resolve()
         self.notes: list[str] = []
@@ -116,12 +128,12 @@ class Folder:
                 files_of[split], self._errors[split] = [], error
         self.channels = channels or (1 if self._is_gray(directories["train"], files_of["train"]) else 3)
         self._records = {
-            split: FolderRecords(directories[split], self.class_names, files, self.channels)
+            split: FolderRecords(directories[split], self.class_names, files, self.channels, rules)
             for split, files in files_of.items()
         }
         # A split with an error counts as one example, so that asking for it gets the error and not "empty".
         self.sizes: Mapping[str, int] = {split: len(files) or 1 for split, files in files_of.items()}
-        stamps = [str(self.root)] + [file.stamp for files in files_of.values() for file in files]
+        stamps = [str(self.root), rules.tag] + [file.stamp for files in files_of.values() for file in files]
         stamps += [] if channels is None else [f"{channels} channels"]
         self.version = hashlib.sha256("\n".join(stamps).encode(errors="surrogateescape")).hexdigest()[:16]
 
