@@ -9,8 +9,16 @@ from patchnets.augment.preprocess import Augment
 from patchnets.data import sources, splits
 from patchnets.data.decode import PixelRules
 from patchnets.data.sources import base
+from patchnets.errors import UserError
 
 NO_AUGMENT = Augment()
+CHOICES = {
+    "loader": ("auto", "on_device", "streaming"),
+    "on_device_sharding": ("replicated", "sharded"),
+    "on_corrupt": ("stop", "skip"),
+    "normalize": ("symmetric", "unit", "imagenet", "dataset"),
+    "background": ("white", "black", "none"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +67,15 @@ class DataOptions:
     batch_size: int = 128
     eval_batch_size: int | None = None
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value that cannot be used."""
+        for name, values in CHOICES.items():
+            if getattr(self, name) not in values:
+                raise UserError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(values)}")
+        for name in ("image_size", "batch_size", "eval_batch_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name}={value} is too small; use at least 1")
 
     def open_source(self) -> base.Source:
         """Open the data set. Raises UserError as `sources.open_source`."""
