@@ -1,16 +1,16 @@
 """Which images a model is evaluated on, and on which a temperature is fitted."""
 
 import dataclasses
+import functools
 import json
 import pathlib
-import re
 import zlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from patchnets.data import sources
+from patchnets.data import sources, splits
 from patchnets.data.sources import base
 from patchnets.data.splits import ROLES
 from patchnets.errors import UserError
@@ -18,7 +18,8 @@ from patchnets.inference import labeled
 from patchnets.inference.labeled import LabeledImages
 from patchnets.run.model_spec import ModelSpec
 
-SPLIT_FOLDERS = ("test", "val", "validation", "train")
+VAL_FOLDERS = ("val", "validation")
+SPLIT_FOLDERS = ("train", *VAL_FOLDERS, "test")
 ADVICE = "give others with --data=FOLDER, or with --dataset=NAME --split=SPLIT"
 
 
@@ -62,22 +63,100 @@ def select(
     Raises:
       UserError: these images cannot be opened.
     """
+    run = RunData(spec, directory, data_dir)
+    role, val_folder = None, None
     if folder is not None:
         root, val_folder = split_folders(folder)
-        data, label, role = labeled.from_folder(root), folder_label(root), None
-    else:
-        val_folder = None
-    if dataset is not None:
+        data, label = labeled.from_folder(root), folder_label(root)
+        is_val = root.name in VAL_FOLDERS
+    elif dataset is not None:
         split = split or "test"
-        source = _open(dataset, None, data_dir)
-        data, label, role = labeled.from_source(source, split, f"{dataset} {split}"), f"{dataset}-{split}", None
-    if folder is None and dataset is None:
+        source = open_source(dataset, None, data_dir)
+        data, label = labeled.from_source(source, split, f"{dataset} {split}"), f"{dataset}-{split}"
+        is_val = run.shares_val(source.name, split)
+    else:
         role = split if split in ROLES else None if split else "test"
-        data = own_split(spec, directory, role or str(split), data_dir)
-        label = f"{own_name(spec, directory)}-{split or role}"
-    val, val_name = _validation(spec, directory, val_folder, data_dir, evaluates_val=role == "val")
+        text = run.spec_of(role) if role else str(split)
+        data, label = run.images(text), f"{run.name}-{role or split}"
+        is_val = run.shares_val(run.source.name, text)
+    if is_val:
+        val, val_name = None, "these are validation images themselves"
+    else:
+        val, val_name = _validation(run, val_folder)
     label = "".join(c if c.isalnum() or c in "-._" else "_" for c in label)
     return Selection(label, data, val, val_name, role)
+
+
+class RunData:
+    """The data set that a model was trained on; opened when it is first needed.
+
+    Its methods and attributes raise UserError if it is not recorded, or cannot be opened.
+    """
+
+    def __init__(self, spec: ModelSpec, directory: pathlib.Path, data_dir: str | None):
+        self._spec, self._directory, self._data_dir = spec, directory, data_dir
+
+    @functools.cached_property
+    def _recorded(self) -> tuple[str, str | None, str | None]:
+        """Name, path and data_dir."""
+        try:
+            recorded = json.loads((self._directory / "config.json").read_text())["dataset"]
+            recorded = recorded if isinstance(recorded, dict) else {}
+        except (OSError, ValueError, TypeError, KeyError):
+            recorded = {}
+        name = recorded.get("name") or self._spec.dataset.get("name")
+        if not isinstance(name, str):
+            raise self._error("its model.json names no data set")
+        if name == "folder" and not recorded.get("path"):
+            raise self._error("there is no config.json that says which folder they are in")
+        path = recorded.get("path") if name == "folder" else None
+        return name, path, self._data_dir or recorded.get("data_dir")
+
+    def _error(self, reason: str) -> UserError:
+        return UserError(f"the images of the run in {self._directory} cannot be opened: {reason}; {ADVICE}")
+
+    @property
+    def name(self) -> str:
+        """A short name."""
+        name, path, _ = self._recorded
+        return pathlib.Path(path).name if path else name
+
+    @functools.cached_property
+    def source(self) -> base.Source:
+        try:
+            return open_source(*self._recorded)
+        except UserError as error:
+            raise self._error(str(error)) from error
+
+    def is_at_hand(self) -> bool:
+        """Whether opening the data set downloads nothing."""
+        name, _, data_dir = self._recorded
+        if name in ("digits", "folder"):
+            return True
+        from patchnets.data.sources import tfds
+
+        return tfds.is_prepared(name, data_dir)
+
+    def spec_of(self, role: str) -> str:
+        """Return the train, val or test split in TFDS's syntax. Raise UserError if the run had none."""
+        recorded = self._spec.dataset.get("splits")
+        if not isinstance(recorded, Mapping) or not recorded.get(role):
+            raise UserError(f"the run in {self._directory} has no {role} split; {ADVICE}")
+        return str(recorded[role])
+
+    def images(self, text: str) -> LabeledImages:
+        """Return a split in TFDS's syntax. Raise UserError if there is none."""
+        return labeled.from_source(self.source, text, f"{self.name} {text}")
+
+    def shares_val(self, name: str, text: str) -> bool:
+        """Whether a split of the data set called `name` has images of the run's validation split."""
+        try:
+            if name != self._spec.dataset.get("name"):
+                return False
+            parts = [splits.parse_split(split, self.source.sizes) for split in (text, self.spec_of("val"))]
+        except UserError:
+            return False
+        return splits.overlap(*parts) > 0
 
 
 def split_folders(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None]:
@@ -90,7 +169,7 @@ def split_folders(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | No
         root, beside = folder / "test", folder
     else:
         root, beside = folder, folder.absolute().parent
-    candidates = (beside / "val", beside / "validation")
+    candidates = [beside / name for name in VAL_FOLDERS]
     val = next((path for path in candidates if root.name == "test" and _has_folders(path)), None)
     return root, val
 
@@ -105,80 +184,26 @@ def folder_label(root: pathlib.Path) -> str:
     return f"{root.parent.name}-{root.name}" if root.name in SPLIT_FOLDERS else root.name
 
 
-def own_split(spec: ModelSpec, directory: pathlib.Path, split: str, data_dir: str | None = None) -> LabeledImages:
-    """Return a split of the data set that a model was trained on.
-
-    Args:
-      split: train, val or test as the run had them, or a split in TFDS's syntax.
-
-    Raises:
-      UserError: the run has no such split, or its data set cannot be opened.
-    """
-    splits = spec.dataset.get("splits") if isinstance(spec.dataset.get("splits"), Mapping) else {}
-    if split in ROLES and not splits.get(split):
-        raise UserError(f"the run in {directory} has no {split} split; {ADVICE}")
-    text = splits[split] if split in ROLES else split
-    try:
-        name, path, recorded_dir = own_source(spec, directory)
-        source = _open(name, path, data_dir or recorded_dir)
-        return labeled.from_source(source, text, f"{own_name(spec, directory)} {text}")
-    except UserError as error:
-        raise UserError(f"the images of the run in {directory} cannot be opened ({error}); {ADVICE}") from error
-
-
-def own_source(spec: ModelSpec, directory: pathlib.Path) -> tuple[str, str | None, str | None]:
-    """Return name, path and data_dir of the data set that a model was trained on.
-
-    Raises:
-      UserError: that is not recorded.
-    """
-    try:
-        recorded = json.loads((directory / "config.json").read_text())["dataset"]
-        recorded = recorded if isinstance(recorded, dict) else {}
-    except (OSError, ValueError, TypeError, KeyError):
-        recorded = {}
-    name = recorded.get("name") or spec.dataset.get("name")
-    if not isinstance(name, str):
-        raise UserError("model.json names no data set")
-    if name == "folder" and not recorded.get("path"):
-        raise UserError("there is no config.json that says which folder they are in")
-    return name, recorded.get("path") if name == "folder" else None, recorded.get("data_dir")
-
-
-def own_name(spec: ModelSpec, directory: pathlib.Path) -> str:
-    """Return a short name of the data set that a model was trained on. Raise UserError as `own_source`."""
-    name, path, _ = own_source(spec, directory)
-    return pathlib.Path(path).name if path else name
-
-
-def _open(name: str, path: str | None, data_dir: str | None) -> base.Source:
+def open_source(name: str, path: str | None, data_dir: str | None) -> base.Source:
     """Open a data set. Raise UserError in the terms of this command's options."""
     if name == "folder" and path is None:
         raise UserError("--dataset=folder: name the folder itself, with --data=FOLDER")
     try:
         return sources.open_source(name, path, data_dir)
     except UserError as error:
-        text = str(error) if path is not None else re.sub(r"config\.dataset\.name\b", "--dataset", str(error))
+        text = str(error) if path is not None else str(error).replace("config.dataset.name", "--dataset")
         raise UserError(text.replace("config.dataset.data_dir", "--data_dir")) from error
 
 
-def _validation(
-    spec: ModelSpec, directory: pathlib.Path, val_folder: pathlib.Path | None, data_dir: str | None, evaluates_val: bool
-) -> tuple[LabeledImages | None, str]:
-    """Return validation images and what they are: the run's own if they are at hand, else those of a folder."""
-    if evaluates_val:
-        return None, "the images are the validation split itself"
+def _validation(run: RunData, folder: pathlib.Path | None) -> tuple[LabeledImages | None, str]:
+    """Return validation images and what they are, the run's own if they are at hand, else of `folder`; or why none."""
     try:
-        name, _, recorded_dir = own_source(spec, directory)
-        if name not in ("digits", "folder"):
-            from patchnets.data.sources import tfds
-
-            if not tfds.is_prepared(name, data_dir or recorded_dir):
-                raise UserError(f"{name} is not prepared on this machine")
-        return own_split(spec, directory, "val", data_dir), "the run's validation split"
+        if not run.is_at_hand():
+            raise UserError("the run's data set is not prepared on this machine")
+        return run.images(run.spec_of("val")), "the run's validation split"
     except UserError as error:
-        if val_folder is not None:
-            return labeled.from_folder(val_folder), str(val_folder)
+        if folder is not None:
+            return labeled.from_folder(folder), str(folder)
         return None, str(error).removesuffix(f"; {ADVICE}")
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 from sklearn import metrics
@@ -227,7 +228,7 @@ def mean_loss(logits: Logits, labels: Int[np.ndarray, " examples"], loss: str) -
     """Return the mean of a loss of `step.losses` over examples, without label smoothing."""
     chunks = [slice(first, first + CHUNK) for first in range(0, len(labels), CHUNK)]
     losses = [
-        np.asarray(LOSSES[loss](logits[rows], smooth_one_hot(labels[rows], logits.shape[1])), np.float64)
+        np.asarray(LOSSES[loss](logits[rows], smooth_one_hot(jnp.asarray(labels[rows]), logits.shape[1])), np.float64)
         for rows in chunks
     ]
     return float(np.concatenate(losses).mean())
@@ -292,10 +293,10 @@ def compute_metrics(model: Classifier, name: str, outputs: Outputs, val: Outputs
         top5_accuracy=top_k_accuracy(logits, labels, 5),
         loss=mean_loss(logits, labels, spec.loss),
         per_class={
-            class_name: ClassMetrics(*map(float, values[:3]), images=int(values[3]))
-            for class_name, *values in zip(spec.classes, *scores(labels=every))
+            class_name: ClassMetrics(float(precision), float(recall), float(f1), int(support))
+            for class_name, precision, recall, f1, support in zip(spec.classes, *scores(labels=every))
         },
-        macro=ClassMetrics(*map(float, macro[:3]), images=len(labels)),
+        macro=ClassMetrics(float(macro[0]), float(macro[1]), float(macro[2]), len(labels)),
         confusion=metrics.confusion_matrix(labels, predicted, labels=every),
         calibration=calibrated,
         scaled_confidence=scaled_confidence,

@@ -134,11 +134,9 @@ def _read(records: Records, source: Source, position: int, number: int) -> Examp
     if isinstance(records, FolderRecords):
         path = records.path(position)
         return Example("/".join(path.parts[-3:]), path, path.parent.name)
+    image: images_lib.AnyImage
     try:
-        if source.encoded:
-            image, label = records.encoded(position)
-        else:
-            image, label = records.examples([position])[0]
+        image, label = records.encoded(position) if source.encoded else records.examples([position])[0]
     except RunError as error:
         return Example(str(number), error, None)
     if not 0 <= label < len(source.class_names):

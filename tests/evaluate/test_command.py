@@ -187,7 +187,7 @@ def test_files_of_the_user_stay_and_those_of_an_earlier_evaluation_go(digits_run
     assert evaluate(digits_run, f"--output={out}", "--split=val", "--checkpoint=latest", "--batch_size=7") == 0
     assert (out / "notes.txt").read_text() == "mine"
     assert not (out / "calibration_scaled.png").exists()
-    assert "validation split itself" in figures_of(out)["no_temperature_because"]
+    assert "validation images themselves" in figures_of(out)["no_temperature_because"]
     assert not list(tmp_path.glob(".out*"))
     with Image.open(out / "mistakes.png") as picture:
         assert picture.width > 100

@@ -101,7 +101,17 @@ def test_by_default_it_is_the_test_split_of_the_run(tmp_path):
     assert (other.label, other.role, other.data.count) == ("digits-train__7_", None, 7)
     own_val = data.select(spec_of(), tmp_path, split="val")
     assert (own_val.label, own_val.role, own_val.data.count) == ("digits-val", "val", 144)
-    assert own_val.val is None and "validation split itself" in own_val.val_name
+    assert own_val.val is None and "validation images themselves" in own_val.val_name
+
+
+def test_no_temperature_is_fitted_on_what_is_evaluated(tmp_path):
+    for options in (dict(split="train"), dict(dataset="digits", split="train[:7]")):
+        spec = spec_of(splits=dict(train="train[:90%]", val="train[90%:]", test="test"))
+        assert data.select(spec, tmp_path, **options).val is not None
+    for options in (dict(split="train[1300:]"), dict(dataset="digits", split="train")):
+        assert data.select(spec, tmp_path, **options).val is None
+    val = write_images(tmp_path / "val", "ab")
+    assert data.select(spec, tmp_path, folder=val).val is None
 
 
 def test_the_configuration_says_where_the_folder_of_a_run_is(tmp_path):
@@ -110,9 +120,7 @@ def test_the_configuration_says_where_the_folder_of_a_run_is(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     spec = spec_of("folder", splits=dict(train="train", val=None, test="test"))
-    with pytest.raises(
-        UserError, match=r"no config.json that says which folder they are in\); give others with --data"
-    ):
+    with pytest.raises(UserError, match=r"no config.json that says which folder they are in; give others with --data"):
         data.select(spec, run)
     (run / "config.json").write_text(json.dumps(dict(dataset=dict(name="folder", path=str(tmp_path / "images")))))
     selection = data.select(spec, run)
@@ -127,7 +135,8 @@ def test_validation_images_of_a_folder_serve_if_those_of_the_run_are_gone(tmp_pa
     selection = data.select(spec_of("folder"), tmp_path, folder=tmp_path / "images")
     assert selection.val_name == str(tmp_path / "images" / "val") and selection.val.count == 4
     assert (selection.label, selection.role) == ("images-test", None)
-    alone = data.select(spec_of("folder"), tmp_path, folder=tmp_path / "images" / "val")
+    images = write_images(tmp_path / "plain", "ab")
+    alone = data.select(spec_of("folder"), tmp_path, folder=images)
     assert alone.val is None and "which folder they are in" in alone.val_name and "--data" not in alone.val_name
     assert data.select(spec_of(), tmp_path, folder=tmp_path / "images").val_name == "the run's validation split"
 
