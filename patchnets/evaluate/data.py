@@ -5,21 +5,20 @@ import functools
 import json
 import pathlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from patchnets.data import sources, splits
 from patchnets.data.sources import base
+from patchnets.data.sources.folder import SPLIT_NAMES, list_folders
 from patchnets.data.splits import ROLES
 from patchnets.errors import UserError
 from patchnets.inference import labeled
 from patchnets.inference.labeled import LabeledImages
 from patchnets.run.model_spec import ModelSpec
 
-VAL_FOLDERS = ("val", "validation")
-SPLIT_FOLDERS = ("train", *VAL_FOLDERS, "test")
 ADVICE = "give others with --data=FOLDER, or with --dataset=NAME --split=SPLIT"
 
 
@@ -66,9 +65,9 @@ def select(
     run = RunData(spec, directory, data_dir)
     role, val_folder = None, None
     if folder is not None:
-        root, val_folder = split_folders(folder)
+        root, val_folder = split_folders(folder, spec.classes)
         data, label = labeled.from_folder(root), folder_label(root)
-        is_val = root.name in VAL_FOLDERS
+        is_val = split_of(root) == "val"
     elif dataset is not None:
         split = split or "test"
         source = open_source(dataset, None, data_dir)
@@ -124,7 +123,7 @@ class RunData:
     @functools.cached_property
     def source(self) -> base.Source:
         try:
-            return open_source(*self._recorded)
+            return open_source(*self._recorded, channels=self._spec.channels)
         except UserError as error:
             raise self._error(str(error)) from error
 
@@ -159,37 +158,47 @@ class RunData:
         return splits.overlap(*parts) > 0
 
 
-def split_folders(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path | None]:
+def split_folders(folder: pathlib.Path, classes: Sequence[str]) -> tuple[pathlib.Path, pathlib.Path | None]:
     """Return the folder to evaluate on, and that of its validation split if there is one.
 
-    They are FOLDER/test and FOLDER/val if `folder` has a test/ with folders in it; else `folder`, and, if it is called
-    test, a val/ beside it.
+    They are FOLDER/test and FOLDER/val, or what else these splits are usually called, if `folder` has a test/ with
+    folders in it and none of the folders in `folder` is a class of the model, of which there are `classes`; else
+    `folder`, and, if it is called test, a val/ beside it.
     """
-    if _has_folders(folder / "test"):
-        root, beside = folder / "test", folder
-    else:
-        root, beside = folder, folder.absolute().parent
-    candidates = [beside / name for name in VAL_FOLDERS]
-    val = next((path for path in candidates if root.name == "test" and _has_folders(path)), None)
-    return root, val
+    has_classes = folder.is_dir() and not set(classes).isdisjoint(list_folders(folder))
+    if not has_classes and (test := _find_split(folder, "test")):
+        return test, _find_split(folder, "val")
+    return folder, _find_split(folder.absolute().parent, "val") if split_of(folder) == "test" else None
 
 
-def _has_folders(path: pathlib.Path) -> bool:
-    return path.is_dir() and any(entry.is_dir() for entry in path.iterdir())
+def split_of(folder: pathlib.Path) -> str | None:
+    """Return the split (train, val or test) that a folder is called after; None if it is called otherwise."""
+    name = folder.absolute().name.lower()
+    return next((split for split, names in SPLIT_NAMES.items() if name in names), None)
+
+
+def _find_split(folder: pathlib.Path, split: str) -> pathlib.Path | None:
+    """Return the folder of a split, which has folders in it; None if there is none."""
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return next((path for path in paths if split_of(path) == split and path.is_dir() and list_folders(path)), None)
 
 
 def folder_label(root: pathlib.Path) -> str:
     """Return a name for a folder of images: its own, after that of the folder it is in if it is called as a split."""
     root = root.absolute()
-    return f"{root.parent.name}-{root.name}" if root.name in SPLIT_FOLDERS else root.name
+    return f"{root.parent.name}-{root.name}" if split_of(root) else root.name
 
 
-def open_source(name: str, path: str | None, data_dir: str | None) -> base.Source:
-    """Open a data set. Raise UserError in the terms of this command's options."""
+def open_source(name: str, path: str | None, data_dir: str | None, channels: int | None = None) -> base.Source:
+    """Open a data set. Raise UserError in the terms of this command's options.
+
+    Args:
+      channels: of a folder, which then need not be looked at for them.
+    """
     if name == "folder" and path is None:
         raise UserError("--dataset=folder: name the folder itself, with --data=FOLDER")
     try:
-        return sources.open_source(name, path, data_dir)
+        return sources.open_source(name, path, data_dir, channels if name == "folder" else None)
     except UserError as error:
         text = str(error) if path is not None else str(error).replace("config.dataset.name", "--dataset")
         raise UserError(text.replace("config.dataset.data_dir", "--data_dir")) from error

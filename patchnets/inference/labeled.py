@@ -10,11 +10,9 @@ import numpy as np
 
 from patchnets.data import splits
 from patchnets.data.sources.base import Records, Source
-from patchnets.data.sources.folder import SUFFIXES, FolderRecords
+from patchnets.data.sources.folder import EXPECTED, FolderRecords, image_suffixes, list_folders, walk_files
 from patchnets.errors import RunError, UserError
 from patchnets.inference import images as images_lib
-
-FORMATS = ", ".join(SUFFIXES)
 
 
 class Example(NamedTuple):
@@ -47,23 +45,20 @@ class LabeledImages:
 def from_folder(folder: str | os.PathLike[str]) -> LabeledImages:
     """Return the images of a folder that has a folder for each class; they are named by their path in it.
 
+    Images are files of a format that Pillow reads, in nested folders too.
+
     Raises:
       UserError: there is no such folder, it has no folders, or these hold no images.
     """
     root = pathlib.Path(folder).expanduser()
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; expected one with a folder of images for each class")
-    classes = tuple(sorted(e.name for e in os.scandir(root) if e.is_dir() and not e.name.startswith(".")))
+    classes = list_folders(root)
     if not classes:
-        raise UserError(f"{root} has no class folders; expected {root.name}/CLASS/*.jpg|png")
-    files = [
-        (class_name, name)
-        for class_name in classes
-        for name in sorted(os.listdir(root / class_name))
-        if _is_image(name)
-    ]
+        raise UserError(f"{root} has no class folders; expected {root.name}/{EXPECTED}")
+    files = [(class_name, name) for class_name in classes for name in _image_files(root / class_name)]
     if not files:
-        raise UserError(f"the class folders of {root} hold no images ({FORMATS}); is it the folder of a split?")
+        raise UserError(f"the class folders of {root} hold no images; expected {root.name}/{EXPECTED}")
 
     def examples() -> Iterator[Example]:
         for class_name, name in files:
@@ -72,8 +67,9 @@ def from_folder(folder: str | os.PathLike[str]) -> LabeledImages:
     return LabeledImages(str(root), classes, len(files), examples, numbered=False)
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+def _image_files(directory: pathlib.Path) -> list[str]:
+    names = [name for name, _ in walk_files(directory)]
+    return sorted(name for name in names if os.path.splitext(name)[1].lower() in image_suffixes())
 
 
 def from_pairs(
@@ -133,7 +129,8 @@ def _read(records: Records, source: Source, position: int, number: int) -> Examp
     """Return one example of a split. Raises UserError if it has no label."""
     if isinstance(records, FolderRecords):
         path = records.path(position)
-        return Example("/".join(path.parts[-3:]), path, path.parent.name)
+        name = path.relative_to(records.directory.parent).as_posix()
+        return Example(name, path, records.class_names[records.labels[position]])
     image: images_lib.AnyImage
     try:
         image, label = records.encoded(position) if source.encoded else records.examples([position])[0]

@@ -14,6 +14,7 @@ from patchnets.inference import labeled
 
 
 def write_images(folder, classes, count=2):
+    folder.mkdir(parents=True, exist_ok=True)
     for name in classes:
         (folder / name).mkdir(parents=True)
         for i in range(count):
@@ -23,15 +24,17 @@ def write_images(folder, classes, count=2):
 
 def spec_of(name="digits", **dataset):
     splits = dict(train="train[:90%]", val="train[90%:]", test="test[:10]")
-    return types.SimpleNamespace(dataset=dict(name=name, splits=splits) | dataset)
+    return types.SimpleNamespace(dataset=dict(name=name, splits=splits) | dataset, channels=1, classes=("a", "b"))
 
 
 def test_a_folder_has_a_folder_for_each_class(tmp_path):
     write_images(tmp_path, ("b", "a", "10"))
     (tmp_path / "a" / ".hidden.png").write_text("")
     (tmp_path / ".git").mkdir()
+    (tmp_path / "a" / "notes.txt").write_text("")
+    Image.new("L", (4, 4)).save(write_images(tmp_path / "b" / "more", "") / "2.webp")
     images = labeled.from_folder(tmp_path)
-    assert images.classes == ("10", "a", "b") and images.count == 6 and not images.numbered
+    assert images.classes == ("10", "a", "b") and images.count == 7 and not images.numbered
     first = next(images.examples())
     assert (first.name, first.label, first.image) == ("10/0.png", "10", tmp_path / "10" / "0.png")
 
@@ -51,12 +54,14 @@ def test_a_folder_that_cannot_be_evaluated_costs_one_line(make, tmp_path):
 
 def test_test_and_val_are_looked_for_in_the_folder_or_around_it(tmp_path):
     test, val = write_images(tmp_path / "test", "ab"), write_images(tmp_path / "val", "ab")
-    assert data.split_folders(tmp_path) == (test, val)
-    assert data.split_folders(test) == (test, val)
-    assert data.split_folders(val) == (val, None)
+    (tmp_path / "train").mkdir()
+    assert data.split_folders(tmp_path, "ab") == (test, val)
+    assert data.split_folders(test, "ab") == (test, val)
+    assert data.split_folders(val, "ab") == (val, None)
     assert data.folder_label(test) == f"{tmp_path.name}-test"
     plain = write_images(tmp_path / "other", ("test", "val"))  # classes that are called so
-    assert data.split_folders(plain) == (plain, None) and data.folder_label(plain) == "other"
+    (plain / "test" / "nested").mkdir()
+    assert data.split_folders(plain, ("test", "val")) == (plain, None) and data.folder_label(plain) == "other"
 
 
 def test_a_split_of_the_digits_is_read_by_number():
