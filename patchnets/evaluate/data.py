@@ -128,7 +128,7 @@ class RunData:
             raise self._error(str(error)) from error
 
     def is_at_hand(self) -> bool:
-        """Whether opening the data set downloads nothing."""
+        """Return whether opening the data set downloads nothing."""
         name, _, data_dir = self._recorded
         if name in ("digits", "folder"):
             return True
@@ -148,7 +148,7 @@ class RunData:
         return labeled.from_source(self.source, text, f"{self.name} {text}")
 
     def shares_val(self, name: str, text: str) -> bool:
-        """Whether a split of the data set called `name` has images of the run's validation split."""
+        """Return whether a split of the data set called `name` has images of the run's validation split."""
         try:
             if name != self._spec.dataset.get("name"):
                 return False
@@ -217,7 +217,7 @@ def _validation(run: RunData, folder: pathlib.Path | None) -> tuple[LabeledImage
 
 
 def differs_from_run(spec: ModelSpec, role: str, labels: np.ndarray) -> bool:
-    """Whether the labels of a split, all of them and in order, are others than those a run recorded."""
+    """Return whether the labels of a split, all of them and in order, are others than those a run recorded."""
     fingerprint: Mapping[str, Any] = spec.dataset.get("fingerprint") or {}
     examples, checksums = fingerprint.get("examples") or {}, fingerprint.get("labels_crc32") or {}
     checksum = zlib.crc32(np.asarray(labels, np.int32).tobytes())

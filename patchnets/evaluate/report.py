@@ -138,7 +138,7 @@ def make_figures(evaluation: Evaluation, title: str) -> dict[str, Any]:
     made = functools.partial(
         Predictions, outputs.labels, evaluation.predicted, mistaken=np.array(chosen, int), images=shown
     )
-    plain = made(confidence=evaluation.confidence, split=title)
+    plain = made(confidence=evaluation.confidence, split=_short(title))
     drawn = {
         "confusion": predictions.confusion(plain, evaluation.classes),
         "class_accuracy": predictions.per_class(plain, evaluation.classes),
@@ -146,7 +146,7 @@ def make_figures(evaluation: Evaluation, title: str) -> dict[str, Any]:
         "mistakes": predictions.mistakes(plain, evaluation.classes),
     }
     if evaluation.scaled_confidence is not None:
-        scaled = made(confidence=evaluation.scaled_confidence, split=title)
+        scaled = made(confidence=evaluation.scaled_confidence, split=_short(title))
         note = f"temperature {evaluation.calibration.temperature:.3g}"
         drawn["calibration_scaled"] = predictions.calibration(scaled, note)
     return {name: figure for name, figure in drawn.items() if figure is not None}

@@ -38,7 +38,7 @@ def fit_temperature(
 ) -> float:
     """Return the temperature by which to divide logits so that the loss on validation examples is lowest (section 4.2).
 
-    It lies between `LOWEST` and `HIGHEST`; a validation split without a mistake is fitted best by `LOWEST`.
+    It lies between `LOWEST` and `HIGHEST`; a validation split without a mistake pulls it down.
 
     Args:
       loss: softmax, or sigmoid, whose loss is the sum over classes of the cross-entropy of each.

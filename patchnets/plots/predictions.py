@@ -146,8 +146,8 @@ def calibration(predictions: Predictions, note: str = "") -> Any:
     below.bar(middles, [row[0] for row in rows], width=0.94 * width, color="tab:gray")
     below.set(xlabel="confidence: probability of the predicted class", ylabel="images")
     figure.suptitle(
-        f"Calibration on {len(predictions.labels):,} {predictions.split} images: ECE {error:.2%}, {BINS} bins"
-        + (f", {note}" if note else ""),
+        f"Calibration on {len(predictions.labels):,} {predictions.split} images\n"
+        + ", ".join(filter(None, [f"ECE {error:.2%} ({BINS} bins)", note])),
         fontsize=10,
     )
     return figure

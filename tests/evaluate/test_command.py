@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -176,6 +178,29 @@ def test_classes_that_either_side_lacks_are_named_and_broken_images_make_status_
     }
     for row in rows:  # the digits of the test split again
         assert row["label"] == row["filename"].split("/")[0]
+
+
+@pytest.mark.slow
+def test_a_folder_is_evaluated_without_tensorflow_tfds_and_the_configuration(digits_run, photos, tmp_path):
+    """By a model that was trained on a TFDS data set, as far as its model.json tells."""
+    copied = shutil.copytree(digits_run, tmp_path / "copy", ignore=shutil.ignore_patterns("config.json", "evaluation"))
+    content = json.loads((copied / "model.json").read_text())
+    content["classes"] = [f"digit {name}" for name in content["classes"]]
+    content["dataset"]["name"] = "cifar10"
+    (copied / "model.json").write_text(json.dumps(content))
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(['tensorflow', 'tensorflow_datasets', 'grain'])); "
+        "from patchnets.evaluate.__main__ import main; sys.exit(main(sys.argv))"
+    )
+    command = [sys.executable, "-c", code, copied, f"--data={photos / 'val'}", f"--output={tmp_path / 'out'}"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "these are validation images themselves" in done.stdout
+    assert figures_of(tmp_path / "out")["images"] == 80
+    command[-2] = f"--data={shutil.copytree(photos / 'test', tmp_path / 'images')}"
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "no temperature was fitted: data set 'cifar10' is read through tensorflow-datasets" in done.stdout
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Figures of an evaluation, against scikit-learn, training's own metrics and NumPy."""
 
+import io
 import itertools
 import types
 
@@ -206,6 +207,21 @@ def test_unreadable_images_are_named_and_the_others_evaluated(tmp_path):
     assert result.outputs.names == ("bee/0.png", "bee/2.png", "cat/0.png", "cat/1.png") and result.accuracy == 1.0
     assert len(result.unreadable) == 2
     assert "bee/1.png cannot be decoded" in result.unreadable[0] and "cat/2.png" in result.unreadable[1]
+
+
+def test_encoded_images_are_decoded_and_errors_of_reading_are_kept():
+    buffer = io.BytesIO()
+    Image.fromarray(image_of(1)[..., 0]).save(buffer, "PNG")
+    examples = [
+        labeled.Example("0", buffer.getvalue(), "bee"),
+        labeled.Example("1", b"broken", "bee"),
+        labeled.Example("2", RunError("record 2 cannot be read"), None),
+        labeled.Example("3", buffer.getvalue(), "bee"),
+    ]
+    result = evaluation.evaluate(PixelClassifier(), labeled.LabeledImages("x", ("bee",), 4, lambda: iter(examples)))
+    assert result.accuracy == 1.0 and result.outputs.names == ("0", "3")
+    assert "image 1 of x cannot be decoded" in result.unreadable[0]
+    assert result.unreadable[1] == "record 2 cannot be read"
 
 
 def test_if_no_image_can_be_read_the_first_is_named(tmp_path):
