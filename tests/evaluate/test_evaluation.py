@@ -10,6 +10,7 @@ import scipy.special
 from PIL import Image
 from sklearn import metrics
 
+from patchnets.data.decode import DEFAULT_RULES
 from patchnets.errors import RunError, UserError
 from patchnets.inference import calibration, evaluation, labeled
 from patchnets.inference.evaluation import Outputs
@@ -26,6 +27,7 @@ class PixelClassifier:
         self.spec = types.SimpleNamespace(
             classes=classes, loss=loss, channels=1, decoded_size=4, decoded_crop_pct=1.0, image_size=4
         )
+        self.spec.rules = DEFAULT_RULES
 
     def logits_of_decoded(self, decoded, batch_size):
         assert len(decoded) <= batch_size
