@@ -19,6 +19,12 @@ from patchnets.inference import labeled
 from patchnets.inference.labeled import LabeledImages
 from patchnets.run.model_spec import ModelSpec
 
+# What errors of data sets say of a configuration, and what this command has for it.
+OPTIONS = {
+    "train on a folder of images: --config.dataset.name=folder --config.dataset.path=...": "give --data=FOLDER",
+    "config.dataset.name": "--dataset",
+    "config.dataset.data_dir": "--data_dir",
+}
 ADVICE = "give others with --data=FOLDER, or with --dataset=NAME --split=SPLIT"
 
 
@@ -200,8 +206,10 @@ def open_source(name: str, path: str | None, data_dir: str | None, channels: int
     try:
         return sources.open_source(name, path, data_dir, channels if name == "folder" else None)
     except UserError as error:
-        text = str(error) if path is not None else str(error).replace("config.dataset.name", "--dataset")
-        raise UserError(text.replace("config.dataset.data_dir", "--data_dir")) from error
+        text = str(error)
+        for key, option in OPTIONS.items() if path is None else ():
+            text = text.replace(key, option)
+        raise UserError(text) from error
 
 
 def _validation(run: RunData, folder: pathlib.Path | None) -> tuple[LabeledImages | None, str]:

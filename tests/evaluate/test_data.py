@@ -1,5 +1,6 @@
 """Which images are evaluated: folders, data sets, and the splits of a run."""
 
+import inspect
 import json
 import types
 
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 from patchnets.data import sources
+from patchnets.data.sources import tfds
 from patchnets.errors import RunError, UserError
 from patchnets.evaluate import data
 from patchnets.inference import labeled
@@ -158,6 +160,16 @@ def test_mistakes_are_named_in_the_terms_of_the_command(options, words, tmp_path
     with pytest.raises(UserError) as error:
         data.select(spec_of(), tmp_path, **options)
     assert words in str(error.value) and "config." not in str(error.value)
+
+
+def test_a_data_set_that_cannot_be_had_is_explained_in_the_same_terms(monkeypatch):
+    def fail(*arguments):
+        raise UserError(f"x could not be downloaded; put it there, or {next(iter(data.OPTIONS))}")
+
+    monkeypatch.setattr(data.sources, "open_source", fail)
+    with pytest.raises(UserError, match=r"x could not be downloaded; put it there, or give --data=FOLDER$"):
+        data.open_source("x", None, None)
+    assert next(iter(data.OPTIONS)) in inspect.getsource(tfds)
 
 
 def test_a_run_without_a_test_split_says_so(tmp_path):
