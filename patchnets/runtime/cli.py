@@ -113,6 +113,15 @@ def file_of_type(suffix: str) -> Callable[[str], pathlib.Path]:
     return parse
 
 
+def checkpoint(value: str) -> str | int:
+    """Which checkpoint of a run: best, latest, or a step."""
+    if value in ("best", "latest"):
+        return value
+    if re.fullmatch(r"\d[\d,]{0,19}", value, re.ASCII):
+        return int(value.replace(",", ""))
+    raise argparse.ArgumentTypeError(f"expected best, latest or a step, got {value[:40]!r}")
+
+
 def words(known: Collection[str], noun: str) -> Callable[[str], tuple[str, ...]]:
     """Return the option type of comma-separated lists of `known` items; duplicates are dropped."""
 
