@@ -105,6 +105,7 @@ def _train(
         runtime.enable_compilation_cache()
         from patchnets import train
         from patchnets.experiment import use_cpu_cores
+        from patchnets.parallel import backend
 
         if process is None:
             use_cpu_cores(config)
@@ -112,6 +113,7 @@ def _train(
             use_cpu_cores(config, process.count or 1, process.processes_on_host)
             with preemption.exit_immediately(name) if preemption else contextlib.nullcontext():
                 distributed.initialize(process)
+        backend.check_jax_settings()
         train.train(config, workdir, began=STARTED, preemption=preemption)
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -338,3 +339,21 @@ def test_a_json_file_that_is_no_configuration_is_one_line(one_line, tmp_path_fac
     file = tmp_path_factory.mktemp("configs") / "config.json"
     file.write_text(content)
     assert words in one_line(f"--config={file}")
+
+
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("JAX_PLATFORMS", "cuda", "JAX_PLATFORMS=cuda: JAX cannot use that"),
+        ("JAX_PLATFORMS", "tpu", "JAX_PLATFORMS=tpu: JAX cannot use that"),
+        ("JAX_ENABLE_X64", "1", "JAX_ENABLE_X64 is set, but training state is counted in 32 bits; unset it"),
+    ],
+)
+def test_a_setting_of_jax_that_cannot_work_is_one_line(tmp_path, name, value, words):
+    if value == "cuda" and shutil.which("nvidia-smi"):
+        pytest.skip("there is such a device")
+    environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")} | {name: value}
+    command = [sys.executable, "-m", "patchnets.main", DIGITS, f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert words in done.stderr and not (tmp_path / "run").exists()
