@@ -27,6 +27,7 @@ from patchnets import STARTED, runtime
 from patchnets.errors import Preempted, RunError, UserError, first_line, report_error
 from patchnets.parallel import distributed
 from patchnets.parallel.preemption import PreemptionHandler
+from patchnets.runtime.disconnect import stop_when_disconnected
 
 
 def main(argv: list[str]) -> int:
@@ -134,4 +135,5 @@ def _train(
 
 if __name__ == "__main__":
     runtime.reexec_with_huge_pages()
+    stop_when_disconnected()
     sys.exit(main(sys.argv))
