@@ -72,6 +72,8 @@ def train(
     with multihost.errors_on_all():
         run_dir.acquire(experiment.data.fingerprint)
         run_dir.write_json(model_spec.FILE_NAME, ModelSpec.of_experiment(experiment).to_json())
+    if run_dir.grown_from:
+        console.print_growth(run_dir.grown_from, experiment)
     checkpoints = Checkpoints(
         run_dir.checkpoints, max_to_keep=config.checkpoint.max_to_keep, best_metric=config.checkpoint.best_metric
     )

@@ -372,3 +372,44 @@ def test_metrics_of_the_same_split_do_not_depend_on_the_batch_size(tiny_config):
 
 def _like(state):
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("finished_first", [True, False])
+def test_a_run_grows_and_with_a_constant_rate_is_one_that_was_as_long_from_the_start(
+    tiny_config, tmp_path, capsys, monkeypatch, finished_first
+):
+    tiny_config.schedule.name = "constant"
+    train.train(tiny_config, tmp_path / "straight")
+    short = tiny_config.copy_and_resolve_references()
+    short.total_epochs = 2.0
+    train.train(short, tmp_path / "grown")
+    if not finished_first:
+        (tmp_path / "grown" / "summary.json").unlink()
+    capsys.readouterr()
+    train.train(tiny_config, tmp_path / "grown")
+    out = capsys.readouterr().out
+    assert "the run grows from 2 epochs to 44 steps" in out and "schedule is that of the longer run" not in out
+    rows = [
+        [{k: v for k, v in json.loads(line).items() if k != "images_per_second"} for line in path.open()]
+        for path in (tmp_path / "grown" / "metrics.jsonl", tmp_path / "straight" / "metrics.jsonl")
+    ]
+    assert rows[0] == rows[1]
+    assert (tmp_path / "grown" / "summary-1.json").exists() == finished_first
+    assert json.loads((tmp_path / "grown" / "config.json").read_text())["total_epochs"] == 4.0
+    with pytest.raises(UserError, match=r"total_epochs: 4\.0 there, 2\.0 here.*and only grow"):
+        train.train(short, tmp_path / "grown")
+
+
+def test_growth_with_a_schedule_that_depends_on_the_length_says_so(tiny_config, tmp_path, capsys):
+    tiny_config.schedule.name, tiny_config.total_epochs, tiny_config.total_steps = "cosine", None, 4
+    train.train(tiny_config, tmp_path / "run")
+    tiny_config.total_steps = 6
+    train.train(tiny_config, tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "the run grows from 4 steps to 6 steps" in out and "the cosine schedule is that of the longer run" in out
+    assert "resuming from the checkpoint of step 4" in out
+    tiny_config.seed = 9
+    tiny_config.total_steps = 8
+    with pytest.raises(UserError, match=r"seed: 0 there, 9 here"):
+        train.train(tiny_config, tmp_path / "run")

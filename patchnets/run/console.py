@@ -135,6 +135,18 @@ def print_header(experiment: Experiment, workdir: os.PathLike[str], params: int,
     print(f"  workdir  {workdir}", flush=True)
 
 
+def print_growth(former: str, experiment: Experiment) -> None:
+    """Print that a run became longer than `former`, and what that means for its schedule."""
+    schedule = experiment.config.schedule
+    print(f"the run grows from {former} to {experiment.total_steps:,} steps", flush=True)
+    if schedule.name not in ("constant", "step") or schedule.cooldown_epochs or schedule.cooldown_steps:
+        print(
+            f"  the {schedule.name} schedule is that of the longer run from here on: the steps before followed that of the "
+            "shorter one, so the figures are not those of a run that was as long from the start",
+            flush=True,
+        )
+
+
 class ProgressBar:
     """Progress bar on a terminal, plain lines elsewhere. `write` prints a line without breaking the bar."""
 

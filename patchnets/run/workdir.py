@@ -25,6 +25,7 @@ from patchnets.parallel import multihost
 from patchnets.runtime.files import lock_file, write_atomically
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # Lustre, NFS
+LENGTHS = ("total_epochs", "total_steps")  # keys by which a run may grow
 SHOWS_SECONDS = 10.0  # within which a file written by one machine must be visible on the others
 
 
@@ -37,6 +38,7 @@ class Workdir:
         self.path = pathlib.Path(path).expanduser()
         self._config = dict(config)
         self._lock: IO[str] | None = None
+        self.grown_from: str | None = None  # the run's former length, if this configuration asks for a longer one
 
     @property
     def checkpoints(self) -> pathlib.Path:
@@ -59,6 +61,8 @@ class Workdir:
         if (self.path / ".lock").exists():
             self._take_lock()
             self.release()
+        if self.grown_from:
+            return None
         try:
             return json.loads((self.path / "summary.json").read_text())
         except (FileNotFoundError, ValueError):
@@ -86,7 +90,9 @@ class Workdir:
                 f"the data have changed since {self.path} was created ({', '.join(changed)} differ from its data.json)"
                 "; give another --workdir, or restore the data"
             )
-        if not (self.path / "config.json").exists():
+        if self.grown_from and (self.path / "summary.json").exists():
+            (self.path / "summary.json").rename(self._unused_name("summary", ".json"))
+        if self.grown_from or not (self.path / "config.json").exists():
             self.write_json("config.json", config_lib.unflatten(self._config))
 
     def check_shared(self) -> None:
@@ -139,12 +145,22 @@ class Workdir:
         stored = self._read_json("config.json")
         if stored is None:
             return
-        changed = config_lib.diff(config_lib.flatten(stored), self._config)
-        if changed:
-            raise UserError(
-                f"{self.path} belongs to a run with another configuration ({'; '.join(changed)}); "
-                "give another --workdir"
-            )
+        flat = config_lib.flatten(stored)
+        changed = config_lib.diff(flat, self._config)
+        if not changed:
+            return
+        for key in LENGTHS:
+            if (
+                len(changed) == 1
+                and changed[0].startswith(f"{key}: ")
+                and flat.get(key, math.inf) < self._config.get(key, 0)
+            ):
+                self.grown_from = f"{flat[key]:g} {key.removeprefix('total_')}"
+                return
+        raise UserError(
+            f"{self.path} belongs to a run with another configuration ({'; '.join(changed)}); give another --workdir. "
+            "Only config.total_epochs or total_steps may change, and only grow"
+        )
 
     def _read_json(self, name: str) -> dict[str, Any] | None:
         return read_json(self.path / name) if (self.path / name).exists() else None
@@ -188,7 +204,7 @@ class Workdir:
             return
         rows = _parse_rows(lines)
         if step == 0 and rows:
-            before = next(path for i in itertools.count(1) if not (path := self.path / f"metrics-{i}.jsonl").exists())
+            before = self._unused_name("metrics", ".jsonl")
             (self.path / "metrics.jsonl").rename(before)
             last = max(row.get("step", 0) for _, row in rows)
             print(
@@ -199,6 +215,10 @@ class Workdir:
             return
         kept = [f"{line}\n" for line, row in rows if row.get("step", math.inf) <= step and "test_loss" not in row]
         self.write_text("metrics.jsonl", "".join(kept))
+
+    def _unused_name(self, stem: str, suffix: str) -> pathlib.Path:
+        """Return the first of stem-1, stem-2, ... that does not exist yet."""
+        return next(path for i in itertools.count(1) if not (path := self.path / f"{stem}-{i}{suffix}").exists())
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         if not self.writes:
