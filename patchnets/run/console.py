@@ -141,7 +141,7 @@ def print_growth(former: str, experiment: Experiment) -> None:
     print(f"the run grows from {former} to {experiment.total_steps:,} steps", flush=True)
     if schedule.name not in ("constant", "step") or schedule.cooldown_epochs or schedule.cooldown_steps:
         print(
-            f"  the {schedule.name} schedule is that of the longer run from here on: the steps before followed that of the "
+            f"  the {schedule.name} schedule is that of the longer run from here on; the steps before followed the "
             "shorter one, so the figures are not those of a run that was as long from the start",
             flush=True,
         )
