@@ -20,7 +20,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: setup train test test-all smoke newest oldest parity aot cluster lint clean
 
 train: setup
-	$(RUN) -m patchnets.main --config=configs/mixer_digits.py
+	$(RUN) -m patchnets.main --config=mixer_digits
 
 WORKERS ?= auto
 PYTEST = $(RUN) -m pytest -n $(WORKERS) --maxprocesses 8 --dist worksteal

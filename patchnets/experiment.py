@@ -1,7 +1,7 @@
-"""The one place that turns a configuration into the parts of a run: `build_experiment`.
+"""Build the parts of a run from a configuration: `build_experiment`. No other module does.
 
-What these parts are made by takes plain arguments, and knows no configuration. `python -m patchnets.estimate` builds
-the same parts, of data and devices that need not be at hand.
+The functions that make these parts take plain arguments, not a configuration. `python -m patchnets.estimate` builds the
+same parts for data and devices that need not be present.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from patchnets.step.train_step import Erase, LogitsFn, Mix, Task
 
 
 class DataSummary(Protocol):
-    """What the parts of a run need to know of its data, before any image is decoded."""
+    """Properties of the data that the parts of a run need, before any image is decoded."""
 
     @property
     def num_classes(self) -> int: ...
@@ -48,7 +48,7 @@ class DataSummary(Protocol):
 
 
 class AbstractDataset(DataSummary, Protocol):
-    """A data set that is at hand, or of which only the sizes are known."""
+    """A data set that is present, or of which only the sizes are known."""
 
     @property
     def preprocess(self) -> Preprocess: ...
@@ -63,7 +63,7 @@ class Experiment:
       params: tree of shapes.
       schedule: step -> learning rate, before `reduce_on_plateau` scales it.
       early_stopping, reduce_on_plateau: as at step 0; a run works on copies.
-      num_microbatches: that a CPU splits a training batch into.
+      num_microbatches: number of parts into which a CPU splits a training batch.
     """
 
     config: ml_collections.ConfigDict
@@ -90,7 +90,7 @@ class Experiment:
         return self.config.checkpoint.save_interval_steps or self.total_steps
 
     def init_state(self, seed: int | None = None) -> TrainState:
-        """Return the state at step 0, on the devices; `seed` in place of the configuration's."""
+        """Return the state at step 0, on the devices; `seed` overrides the configuration's."""
         return create_train_state(
             seed=self.config.seed if seed is None else seed,
             init_head_bias=self.config.init_head_bias,
@@ -98,7 +98,7 @@ class Experiment:
         )
 
     def abstract_state(self) -> TrainState:
-        """Return shape, type and sharding of every array of a state (`jax.ShapeDtypeStruct`), without making them."""
+        """Return shape, type and sharding of every array of a state (`jax.ShapeDtypeStruct`), computing none."""
         return abstract_train_state(**self._state_options())
 
     def _state_options(self) -> dict[str, Any]:
@@ -123,11 +123,11 @@ def build_experiment(
     data: AbstractDataset | None = None,
     devices: Sequence[jax.Device] | None = None,
 ) -> Experiment:
-    """Build everything that `config` describes.
+    """Build the parts of the run that `config` describes.
 
     Args:
-      data: a data set to use in place of `config.dataset`.
-      devices: those to use, which need not be at hand; None for all there are.
+      data: a data set to use instead of `config.dataset`.
+      devices: those to use, which need not be present; None for all of this machine.
 
     Raises:
       UserError: something cannot be built as configured.
@@ -169,7 +169,7 @@ def build_experiment(
     in_train = count(config.batch_size, mesh.size) if config.grad_accum_steps == 1 else 1
     in_eval = count(eval_batch_size, mesh.size, train=False)
 
-    if opened is not None:  # last, for it may take minutes, and what is wrong should be told at once
+    if opened is not None:  # last, because decoding may take minutes and errors should come first
         data = load_opened(opened, mesh)
     assert data is not None
     augment, loss = Augment(**config.augment.to_dict()), LOSSES[config.loss]
@@ -212,7 +212,7 @@ def build_experiment(
 
 
 def data_options(config: ml_collections.ConfigDict) -> DataOptions:
-    """Return which examples a run takes, and how they are fed."""
+    """Return the options of the data set and its loaders."""
     return DataOptions(
         **config.dataset.to_dict(),
         image_size=config.image_size,
@@ -238,13 +238,13 @@ def use_cpu_cores(config: ml_collections.ConfigDict, processes: int = 1, process
 
 
 def optimizer_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `make_optimizer` among the keys below `optimizer.`: the schedule has the learning rate,
-    and the gradient the radius of sharpness-aware minimization."""
+    """Return the arguments of `make_optimizer` among the keys below `optimizer.`: all but the learning rate, which the
+    schedule takes, and the radius of sharpness-aware minimization, which the gradient takes."""
     return {name: value for name, value in values.items() if name not in ("learning_rate", "sam_rho")}
 
 
 def build_schedule(config: ml_collections.ConfigDict, total_steps: int, steps_per_epoch: int) -> optax.Schedule:
-    """Return the schedule of `config.schedule`. Raises UserError for what does not fit together, or into the run."""
+    """Return the schedule of `config.schedule`. Raise UserError for keys that conflict or do not fit the run."""
     schedule = config.schedule
 
     def steps(name: str) -> int | None:
@@ -277,7 +277,7 @@ def wrap_grad_fn(
     frozen: Any = None,
     sam_rho: float | None = None,
 ) -> GradFn:
-    """Wraps a training step's grad_fn in what the devices and the recipe ask for."""
+    """Wrap a training step's grad_fn for microbatches, accumulation, frozen parameters and SAM."""
     if mesh is not None and num_microbatches > 1:
         grad_fn = cpu.per_device_microbatch_grads(grad_fn, num_microbatches, mesh)
     else:
@@ -288,7 +288,7 @@ def wrap_grad_fn(
 
 
 def wrap_logits_fn(logits_fn: LogitsFn, *, mesh: Mesh | None, num_microbatches: int) -> LogitsFn:
-    """Wraps an evaluation step's logits_fn in what the devices ask for."""
+    """Wrap an evaluation step's logits_fn for microbatches and sharding."""
     if mesh is None:
         return logits_fn
     if num_microbatches > 1:
@@ -297,7 +297,7 @@ def wrap_logits_fn(logits_fn: LogitsFn, *, mesh: Mesh | None, num_microbatches: 
 
 
 def make_mix(augment: Augment) -> Mix | None:
-    """Return mixup and CutMix; None for neither."""
+    """Return the function that applies mixup and CutMix; None for neither."""
     if not augment.mixup and not augment.cutmix:
         return None
     return functools.partial(
@@ -311,6 +311,6 @@ def make_mix(augment: Augment) -> Mix | None:
 
 
 def make_erase(augment: Augment) -> Erase | None:
-    """Return random erasing; None for none."""
+    """Return the function that applies random erasing; None without it."""
     probability, mode = augment.random_erasing_prob, augment.random_erasing_mode
     return functools.partial(random_erasing.random_erasing, probability=probability, mode=mode) if probability else None

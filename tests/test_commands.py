@@ -1,4 +1,4 @@
-"""Which modules may import which, read from the sources."""
+"""Allowed imports between modules, read from the sources."""
 
 import ast
 import pathlib

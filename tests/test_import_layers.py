@@ -1,4 +1,4 @@
-"""Imports point down: from the programs through what a run is made of to what knows nothing of the others."""
+"""Imports point one way: from the commands down through the parts of a run to independent modules."""
 
 import ast
 import pathlib

@@ -1,4 +1,4 @@
-"""Real processes, stopped and killed at several points, end with the very bits of a process that was left alone."""
+"""Real processes that are stopped or killed and resumed end bit-identical to an uninterrupted one."""
 
 import json
 import os

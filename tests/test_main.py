@@ -1,4 +1,4 @@
-"""The command line: what is wrong with a request is told in one line, before anything is written or compiled."""
+"""The command line: errors are reported in one line, before anything is written or compiled."""
 
 import json
 import os
@@ -22,8 +22,8 @@ SMALL = [  # of which a run takes a second
 
 
 @pytest.fixture
-def one_line(capsys, monkeypatch, tmp_path):
-    """Runs a command line that must fail with status 2 before data is opened, and returns the one line it prints."""
+def cli_error(capsys, monkeypatch, tmp_path):
+    """Return a function that runs a command line, which must fail with status 2, and returns its error line."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runtime, "enable_compilation_cache", lambda: None)
 
@@ -93,12 +93,12 @@ def one_line(capsys, monkeypatch, tmp_path):
         ([DIGITS, "extra"], ["extra"]),
     ],
 )
-def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(one_line, arguments, words):
-    message = one_line(*arguments)
+def test_what_is_wrong_is_told_in_one_line_and_nothing_is_written(cli_error, arguments, words):
+    message = cli_error(*arguments)
     assert all(word in message for word in words), message
 
 
-def test_errors_in_a_config_file_are_told_with_their_kind(one_line, tmp_path_factory):
+def test_errors_in_a_config_file_are_told_with_their_kind(cli_error, tmp_path_factory):
     path = tmp_path_factory.mktemp("configs")
     (path / "unknown.py").write_text(
         "from patchnets.config import common\ndef get_config():\n    return common.base(bacth_size=3)\n"
@@ -109,14 +109,14 @@ def test_errors_in_a_config_file_are_told_with_their_kind(one_line, tmp_path_fac
     (path / "syntax.py").write_text("def get_config(:\n")
     (path / "missing.py").write_text("import no_such_module\n")
     (path / "empty.py").write_text("x = 1\n")
-    assert "unknown key config.bacth_size; did you mean config.batch_size?" in one_line(
+    assert "unknown key config.bacth_size; did you mean config.batch_size?" in cli_error(
         f"--config={path / 'unknown.py'}"
     )
-    assert "wrong.py cannot be loaded: TypeError" in (message := one_line(f"--config={path / 'wrong.py'}"))
+    assert "wrong.py cannot be loaded: TypeError" in (message := cli_error(f"--config={path / 'wrong.py'}"))
     assert "batch_size" in message
-    assert "SyntaxError" in one_line(f"--config={path / 'syntax.py'}")
-    assert "no_such_module" in one_line(f"--config={path / 'missing.py'}")
-    assert "get_config" in one_line(f"--config={path / 'empty.py'}")
+    assert "SyntaxError" in cli_error(f"--config={path / 'syntax.py'}")
+    assert "no_such_module" in cli_error(f"--config={path / 'missing.py'}")
+    assert "get_config" in cli_error(f"--config={path / 'empty.py'}")
 
 
 @pytest.fixture
@@ -297,10 +297,10 @@ def test_a_config_file_that_changes_is_read_again(parsed, tmp_path):
     assert parsed("--config", str(file), "--config.seed=3")[0].seed == 3
 
 
-def test_a_config_file_whose_function_returns_no_configuration_is_refused(one_line, tmp_path_factory):
+def test_a_config_file_whose_function_returns_no_configuration_is_refused(cli_error, tmp_path_factory):
     file = tmp_path_factory.mktemp("configs") / "none.py"
     file.write_text("def get_config():\n    return ['batch_size', 3]\n")
-    assert "get_config() returns a list; expected a ConfigDict" in one_line(f"--config={file}")
+    assert "get_config() returns a list; expected a ConfigDict" in cli_error(f"--config={file}")
 
 
 @pytest.mark.parametrize("value", ["{VALUES}", "ml_collections.ConfigDict({VALUES})"])
@@ -335,10 +335,10 @@ def test_the_config_json_of_a_work_directory_is_a_configuration(parsed, tmp_path
         ('{"batch_size": {"a": 1}}', "config.batch_size"),
     ],
 )
-def test_a_json_file_that_is_no_configuration_is_one_line(one_line, tmp_path_factory, content, words):
+def test_a_json_file_that_is_no_configuration_is_one_line(cli_error, tmp_path_factory, content, words):
     file = tmp_path_factory.mktemp("configs") / "config.json"
     file.write_text(content)
-    assert words in one_line(f"--config={file}")
+    assert words in cli_error(f"--config={file}")
 
 
 @pytest.mark.parametrize(

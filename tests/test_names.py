@@ -1,4 +1,4 @@
-"""Words that say nothing about what they name are no names."""
+"""Names that say nothing are refused."""
 
 import ast
 import pathlib

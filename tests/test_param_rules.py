@@ -1,4 +1,4 @@
-"""Which rule decides about which parameter, and which rules are refused."""
+"""Rules by parameter name: which one applies, and which are refused."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Of libraries only what they promise is used: no private module, no name that begins with an underscore."""
+"""Only public interfaces of libraries are used: no private module, no name that begins with an underscore."""
 
 import ast
 import functools

@@ -1,4 +1,4 @@
-"""Whole runs with all that a recipe may ask for, resident and streaming, cut and continued; and unreadable records."""
+"""Complete runs with every option of a recipe, on-device and streaming, interrupted and resumed; unreadable records."""
 
 import json
 import shutil

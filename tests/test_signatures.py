@@ -1,4 +1,4 @@
-"""The configuration ends at experiment.py: which functions have a ConfigDict in their signature, and how many."""
+"""Only experiment.py and few others take a configuration: functions with a ConfigDict in their signature."""
 
 import ast
 import json

@@ -1,4 +1,4 @@
-"""Whole runs in one process: what they leave behind, how they continue, and how they fail."""
+"""Complete runs in one process: outputs, resuming and failures."""
 
 import dataclasses
 import json
@@ -246,7 +246,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named_kept_and_passed_over(tiny_con
         file.write_bytes(file.read_bytes()[:100])
     again = train.train(tiny_config, path)
     message = capsys.readouterr().err
-    assert f"checkpoint {latest} cannot be read" in message and "going on without it" in message
+    assert f"checkpoint {latest} cannot be read" in message and "skipped and moved to" in message
     assert "Traceback" not in message
     assert (path / "checkpoints" / "unreadable" / "44").is_dir()
     assert again["test_loss"] == straight["test_loss"]

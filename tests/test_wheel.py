@@ -1,4 +1,4 @@
-"""What is installed from a wheel works by itself, from any folder."""
+"""An installed wheel works from any folder."""
 
 import os
 import pathlib

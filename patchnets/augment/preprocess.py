@@ -176,10 +176,10 @@ class Preprocess:
             x = color.color_jitter(jax.random.fold_in(key, JITTER), x, **jitter)
         if augment.grayscale > 0:
             x = color.grayscale(jax.random.fold_in(key, GRAYSCALE), x, probability=augment.grayscale)
-        at = jax.random.fold_in(key, POLICY)
+        policy_key = jax.random.fold_in(key, POLICY)
         if augment.policy == "randaugment":
             return policies.rand_augment(
-                at,
+                policy_key,
                 x,
                 num_ops=augment.randaugment_num_ops,
                 magnitude=augment.magnitude,
@@ -188,9 +188,9 @@ class Preprocess:
                 variant=augment.randaugment_variant,
             )
         if augment.policy == "trivialaugment":
-            return policies.trivial_augment(at, x)
+            return policies.trivial_augment(policy_key, x)
         if augment.policy != "none":
-            return policies.auto_augment(at, x, policy=augment.policy.removeprefix("autoaugment_"))
+            return policies.auto_augment(policy_key, x, policy=augment.policy.removeprefix("autoaugment_"))
         return x
 
 

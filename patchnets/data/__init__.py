@@ -1,4 +1,4 @@
-"""From a data set's name and options to the three loaders of a run."""
+"""Open a data set and make the loaders of its training, validation and test splits."""
 
 import contextlib
 import dataclasses
@@ -23,18 +23,18 @@ from patchnets.runtime.format import format_bytes
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """What a run trains, validates and tests on. `val` and `test` are None where the data set has no such split."""
+    """The loaders of a run. `val` and `test` are None if the data set has no such split."""
 
     name: str
     class_names: tuple[str, ...]
     channels: int
     loader: str  # on_device or streaming
-    stored_size: int  # side in pixels of the images that the step gets; it resizes them
+    stored_size: int  # side in pixels of the images before the step resizes them
     train: Loader
     val: Loader | None
     test: Loader | None
     split_specs: dict[str, str | None]
-    fingerprint: dict[str, Any]  # what must be the same when a run continues
+    fingerprint: dict[str, Any]  # must be the same when a run resumes
     preprocess: Preprocess
 
     @property
@@ -55,7 +55,7 @@ class Dataset:
 
     @property
     def unreadable(self) -> set[str]:
-        """What was skipped so far because it could not be read."""
+        """Names of the records skipped so far because they could not be read."""
         return set().union(*(loader.unreadable for loader in self.loaders))
 
     def close(self) -> None:
@@ -65,7 +65,7 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class OpenedDataset:
-    """A data set whose splits are known, before any image is decoded."""
+    """An open data set with its splits, before any image is decoded."""
 
     options: DataOptions
     source: base.Source
@@ -95,11 +95,10 @@ class OpenedDataset:
 
 
 def open_dataset(options: DataOptions, devices: int) -> OpenedDataset:
-    """Opens the data set and decides how it is fed to so many devices: from images decoded once and kept on them where
-    these fit, or else from files that are read while training.
+    """Open the data set and choose its loader: on the device if the decoded images fit, else streaming.
 
     Raises:
-      UserError: the data set or a split cannot be had, or cannot be fed or augmented as configured.
+      UserError: the data set or a split is not available, or cannot be loaded or augmented as configured.
     """
     source = options.open_source()
     check_channels(options.augment, source.channels)
@@ -111,62 +110,62 @@ def open_dataset(options: DataOptions, devices: int) -> OpenedDataset:
         loader = "on_device" if fits or not source.encoded else "streaming"
     if loader == "streaming" and importlib.util.find_spec("grain") is None:
         raise UserError(
-            "these images are read while training, through Grain, which is not installed; pip install grain, or raise "
+            "streaming these images needs Grain, which is not installed; pip install grain, or raise "
             "config.dataset.max_on_device_gib if their decoded size fits into memory"
         )
     if loader == "streaming" and options.normalize == "dataset":
         raise UserError(
-            "config.normalize='dataset' is fitted on all training images, and these are read while training; use "
-            "imagenet, symmetric or unit, or config.dataset.loader=on_device"
+            "config.normalize='dataset' needs all training images, and these are streamed; use imagenet, symmetric or "
+            "unit, or config.dataset.loader=on_device"
         )
     if loader == "streaming" and options.augment.crop_padding:
         raise UserError(
-            f"config.augment.crop_padding={options.augment.crop_padding} pads images that are kept as they are, and "
-            "these are cropped while being read; use config.augment.crop_scale_min, or config.dataset.loader=on_device"
+            f"config.augment.crop_padding={options.augment.crop_padding} pads stored images, and these are "
+            "cropped while streaming; use config.augment.crop_scale_min, or config.dataset.loader=on_device"
         )
     return OpenedDataset(options, source, split_specs, parts, loader)
 
 
 def load_dataset(options: DataOptions, mesh: Mesh) -> Dataset:
-    """Return the loaders of a data set, and all about it; images that are kept on the devices are decoded.
+    """Open a data set and return its loaders; images for the devices are decoded.
 
     Raises:
-      UserError: the data set or a split cannot be had as configured.
+      UserError: the data set or a split is not available as configured.
       RunError: an image cannot be decoded.
     """
     return load_opened(open_dataset(options, mesh.size), mesh)
 
 
 def load_opened(opened: OpenedDataset, mesh: Mesh) -> Dataset:
-    """Return what `load_dataset` does, of a data set that is open.
+    """Return the loaders of an open data set, as `load_dataset`.
 
     Raises:
-      UserError: the data set or a split cannot be had as configured.
+      UserError: the data set or a split is not available as configured.
       RunError: an image cannot be decoded.
     """
     options, source, on_device = opened.options, opened.source, opened.loader == "on_device"
     for note in source.notes:
         print(note, flush=True)
-    made = (_on_device if on_device else _streaming)(opened, mesh)
-    mean, std = made.normalization
+    split_loaders = (_on_device if on_device else _streaming)(opened, mesh)
+    mean, std = split_loaders.normalization
     return Dataset(
         name=source.name,
         class_names=source.class_names,
         channels=source.channels,
         loader=opened.loader,
-        stored_size=made.stored_size,
-        train=made.loaders["train"],
-        val=made.loaders.get("val"),
-        test=made.loaders.get("test"),
+        stored_size=split_loaders.stored_size,
+        train=split_loaders.loaders["train"],
+        val=split_loaders.loaders.get("val"),
+        test=split_loaders.loaders.get("test"),
         split_specs=opened.split_specs,
-        fingerprint={"name": source.name, "classes": list(source.class_names)} | made.fingerprint,
+        fingerprint={"name": source.name, "classes": list(source.class_names)} | split_loaders.fingerprint,
         preprocess=Preprocess(options.image_size, mean, std, options.augment, options.crop_pct, cropped=not on_device),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitLoaders:
-    """What the two ways of feeding a run give alike."""
+    """Loaders and what else both kinds return."""
 
     loaders: dict[str, Loader]
     stored_size: int
@@ -174,42 +173,43 @@ class SplitLoaders:
     fingerprint: dict[str, Any]
 
 
-def names(parts: Mapping[str, list[splits.Part]]) -> list[str]:
-    """The splits that are read, each once."""
+def split_names(parts: Mapping[str, list[splits.Part]]) -> list[str]:
+    """Return the names of the source's splits in use, each once."""
     return list(dict.fromkeys(name for slices in parts.values() for name, _, _ in slices))
 
 
 def decoded_bytes(source: base.Source, parts: Mapping[str, list[splits.Part]], largest: int) -> int:
-    """The memory that on-device images of at most this side take, as far as one can tell without reading them all."""
-    return sum(source.sizes[name] * side(source, name, largest) ** 2 * source.channels for name in names(parts))
+    """Estimate the memory of on-device images of at most this side, without reading them all."""
+    pixels = (source.sizes[name] * stored_side(source, name, largest) ** 2 for name in split_names(parts))
+    return sum(pixels) * source.channels
 
 
-def side(source: base.Source, split: str, largest: int) -> int:
-    """At which side in pixels on-device images of a split are kept, `largest` at most; by the first image."""
+def stored_side(source: base.Source, split: str, largest: int) -> int:
+    """Return the side in pixels of a split's on-device images, at most `largest`, judged by the first image."""
     native = None
-    with contextlib.suppress(RunError):  # the first image is broken, which shows when its turn comes
+    with contextlib.suppress(RunError):  # a broken first image is an error only when it is decoded
         native = source.records(split).native_size()
     return min(native or largest, largest)
 
 
 def _on_device(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:
-    """Decodes what is not in the cache, tells how much memory is taken, and takes it."""
+    """Decode what is not cached, print the memory needed, and place it on the devices."""
     options, source, parts = opened.options, opened.source, opened.parts
     root, max_bytes = runtime.cache_root(options.cache_dir), options.allowed_bytes(mesh.size)
     sharded = options.on_device_sharding == "sharded"
 
-    def load_whole(keep_native: bool) -> dict[str, decoded_cache.Decoded]:
+    def decode_all(keep_native: bool) -> dict[str, decoded_cache.Decoded]:
         decoded: dict[str, decoded_cache.Decoded] = {}
-        for name in names(parts):
-            held = sum(images.nbytes for images, _ in decoded.values())
+        for name in split_names(parts):
+            bytes_so_far = sum(images.nbytes for images, _ in decoded.values())
             decoded[name] = decoded_cache.load_or_decode(
-                source, name, options.stored_size, root, max_bytes, held, keep_native
+                source, name, options.stored_size, root, max_bytes, bytes_so_far, keep_native
             )
         return decoded
 
-    decoded = load_whole(keep_native=True)
-    if len({images.shape[1] for images, _ in decoded.values()}) > 1:  # each split of one size, but not of the same
-        decoded = load_whole(keep_native=False)
+    decoded = decode_all(keep_native=True)
+    if len({images.shape[1] for images, _ in decoded.values()}) > 1:  # the splits have different sizes
+        decoded = decode_all(keep_native=False)
 
     def gather(role: str) -> tuple[np.ndarray, np.ndarray]:
         pieces = [(decoded[name][0][low:high], decoded[name][1][low:high]) for name, low, high in parts[role]]
@@ -224,7 +224,7 @@ def _on_device(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:
                 f"{len(source.class_names)} classes; choose another config.dataset.{role}_split, or none"
             )
     total = sum(images.nbytes for images, _ in arrays.values())
-    # Told before it is taken, for it may be too much.
+    # Printed first, because placing it may run out of memory.
     share = f"{format_bytes(total / mesh.size)} of {format_bytes(total)}" if sharded else format_bytes(total)
     print(f"placing {share} of images on {'each of ' if mesh.size > 1 else ''}{mesh.size} device(s)", flush=True)
     loaders: dict[str, Loader] = {
@@ -249,7 +249,7 @@ def _on_device(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:
 
 
 def _streaming(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:
-    from patchnets.data.streaming import StreamingLoader  # Grain is needed here alone
+    from patchnets.data.streaming import StreamingLoader  # needs Grain
 
     options, source, parts = opened.options, opened.source, opened.parts
     augment = options.augment
@@ -276,6 +276,6 @@ def _streaming(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:
         normalization=normalization(options.normalize, np.empty((0, 1, 1, source.channels), np.uint8)),
         fingerprint={
             "examples": {role: loader.num_examples for role, loader in loaders.items()},
-            "records_crc32": {name: source.records(name).fingerprint() for name in names(parts)},
+            "records_crc32": {name: source.records(name).fingerprint() for name in split_names(parts)},
         },
     )

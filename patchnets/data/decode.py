@@ -1,13 +1,13 @@
-"""Encoded images to pixels.
+"""Decode images to pixels.
 
-Images that are kept, and those of an evaluation, are decoded and resized by Pillow: bicubic, antialiased, whatever is
-installed. Random crops of training images take a faster way where they are JPEGs: simplejpeg (libjpeg-turbo, which
-decodes at 1/2, 1/4 or 1/8 where the crop is so much larger than what is asked for) and OpenCV's linear resizing after
-a small blur that makes it antialiased. Pillow takes their place for what is no plain JPEG or where they are missing.
+Pillow decodes and resizes cached images and those of an evaluation (bicubic, antialiased), whatever else is installed.
+Random crops of JPEGs in training are faster with simplejpeg (libjpeg-turbo, which decodes at 1/2, 1/4 or 1/8 if the
+crop is that much larger than the result) and OpenCV's linear resize after a small blur against aliasing. Pillow handles
+other formats, and all images if the two are not installed.
 
-Of the ways that were compared this is the fastest that is antialiased: `python -m experiments.micro.decoding` measures
-them, and docs/measurements.md holds the figures. PyTurboJPEG needs a libjpeg-turbo 3 of the system's; simplejpeg and
-OpenCV come in wheels for Linux, macOS and Windows.
+This is the fastest antialiased combination of those that `python -m experiments.micro.decoding` compares
+(docs/measurements.md). PyTurboJPEG needs libjpeg-turbo 3 on the system; simplejpeg and OpenCV come in wheels for Linux,
+macOS and Windows.
 """
 
 import dataclasses
@@ -25,10 +25,10 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from patchnets.errors import RunError, first_line
 
-# Large images are read up to Pillow's limit, which is an error and not a warning.
+# Silence Pillow's warning for large images; still larger ones raise its error.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-EXIF_WITHIN = 2**16  # bytes from the start of a JPEG; EXIF is its first segment or the second
-LARGEST_FILTERED = 4.0  # shrinking by more than this, Pillow resizes: a blur would need too many taps
+EXIF_WITHIN = 2**16  # bytes from the start of a JPEG; EXIF is in its first or second segment
+LARGEST_FILTERED = 4.0  # beyond this factor Pillow shrinks images: a blur would need too many taps
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 EXIF_ORIENTATION = 0x0112  # the tag; 1 is upright
 BACKGROUNDS = {"white": (255, 255, 255, 255), "black": (0, 0, 0, 255)}
@@ -36,7 +36,7 @@ BACKGROUNDS = {"white": (255, 255, 255, 255), "black": (0, 0, 0, 255)}
 
 @dataclasses.dataclass(frozen=True)
 class PixelRules:
-    """Which pixels a file stands for.
+    """Rules for turning a file into pixels.
 
     Attributes:
       exif_orientation: turn and mirror the image as its EXIF header says, as viewers do. TFDS and torchvision do not.
@@ -49,7 +49,7 @@ class PixelRules:
 
     @property
     def tag(self) -> str:
-        """A short text that tells these rules from others."""
+        """Short name that identifies these rules."""
         return f"{'exif' if self.exif_orientation else 'stored'}-{self.background}"
 
 
@@ -61,17 +61,17 @@ def _open(data: bytes | pathlib.Path) -> Image.Image:
 
 
 def _unreadable(name: str, error: Exception) -> RunError:
-    """Broken files make decoders raise nearly anything: any exception while decoding is about the image."""
+    """Return the error for an image that cannot be decoded. Broken files make decoders raise almost any exception."""
     reason = (
         first_line(error) if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: {first_line(error)}"
     )
-    if isinstance(error, UnidentifiedImageError):  # whose own text tells where in memory it is
-        reason = "it is of no format that Pillow knows"
+    if isinstance(error, UnidentifiedImageError):  # its own text is an address in memory
+        reason = "Pillow does not know its format"
     return RunError(f"{name} cannot be decoded ({reason}); repair or remove it")
 
 
 def image_size(data: bytes | pathlib.Path, name: str) -> tuple[int, int]:
-    """Height and width from the header alone. Raises RunError, which says `name`, where there is none."""
+    """Return height and width from the header alone. Raise RunError naming `name` if it cannot be read."""
     try:
         with _open(data) as file:
             return file.height, file.width
@@ -80,7 +80,7 @@ def image_size(data: bytes | pathlib.Path, name: str) -> tuple[int, int]:
 
 
 def image_mode(data: bytes | pathlib.Path) -> str:
-    """Pillow's name of the pixel format; RGB for what cannot be read, whose decoding will say so."""
+    """Return Pillow's name of the pixel format; RGB for a broken file, which decoding will report."""
     try:
         with _open(data) as file:
             return file.mode
@@ -96,13 +96,13 @@ def decode_image(
     crop_pct: float = 1.0,
     rules: PixelRules = DEFAULT_RULES,
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """Decodes one image with Pillow.
+    """Decode one image with Pillow.
 
     Args:
       data: an encoded image, or the path of one.
-      name: what to call it in an error.
+      name: its name in errors.
       channels: 1 for gray, 3 for RGB.
-      size: where given, the center square is resized to it (bicubic, antialiased).
+      size: resize the center square to this side (bicubic, antialiased); None keeps the image as it is.
       crop_pct: the side of that square as a share of the image's shorter side.
 
     Raises:
@@ -123,10 +123,10 @@ def prepare_image(
     crop_pct: float = 1.0,
     rules: PixelRules = DEFAULT_RULES,
 ) -> UInt8[np.ndarray, "height width channels"]:
-    """Return an open image as `decode_image` does the file of one."""
+    """Return the pixels of an open image, as `decode_image` does for a file."""
     try:
         return _crop_and_resize(image, channels, size, crop_pct, rules)
-    except Exception as error:  # it may not be loaded yet, and broken
+    except Exception as error:  # the image may be broken and not loaded yet
         raise _unreadable(name, error) from error
 
 
@@ -143,7 +143,7 @@ def _crop_and_resize(
 
 
 def _orientation(image: Image.Image, rules: PixelRules) -> int:
-    """Return the EXIF orientation from 1 to 8; 1 if there is none, or it is not to be applied."""
+    """Return the EXIF orientation from 1 to 8; 1 if there is none or the rules ignore it."""
     orientation = image.getexif().get(EXIF_ORIENTATION, 1) if rules.exif_orientation else 1
     return orientation if orientation in range(1, 9) else 1
 
@@ -153,7 +153,7 @@ def _upright(image: Image.Image, rules: PixelRules) -> Image.Image:
 
 
 def _with_channels(image: Image.Image, channels: int, rules: PixelRules) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits of gray, which Pillow would cut off at 255
+    if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
         image = Image.fromarray((np.asarray(image, np.float64) / 257).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -171,15 +171,15 @@ def decode_crop(
     choose: Callable[[int, int], tuple[int, int, int, int]],
     rules: PixelRules = DEFAULT_RULES,
 ) -> UInt8[np.ndarray, "size size channels"]:
-    """Decodes a part of an image, resized to `size` pixels a side (bilinear, antialiased).
+    """Decode a part of an image, resized to `size` pixels a side (bilinear, antialiased).
 
     Args:
       data: an encoded image.
-      name: what to call it in an error.
+      name: its name in errors.
       channels: 1 for gray, 3 for RGB.
       size: side of the result in pixels.
-      choose: (height, width) of the image to (top, left, height, width) of the part, the same however often asked. It
-        is rounded to whole pixels of what is decoded, which are up to eight wide where the part is large.
+      choose: a pure function from (height, width) of the image to (top, left, height, width) of the part. The part is
+        rounded to pixels of the decoded image, up to eight of the original's wide if the part is large.
 
     Raises:
       RunError: the image is broken or truncated.
@@ -193,12 +193,12 @@ def decode_crop(
 
 
 def reduction(crop: tuple[int, int, int, int], size: int) -> int:
-    """The largest of 1, 2, 4, 8 by which a crop can be divided and still have `size` pixels a side."""
+    """Return the largest of 1, 2, 4, 8 by which a crop can be divided and keep `size` pixels a side."""
     return next(by for by in (8, 4, 2, 1) if by == 1 or min(crop[2:]) >= by * size)
 
 
 def _scaled(crop: tuple[int, int, int, int], height: float, width: float) -> Box:
-    """The box of a crop in an image whose height and width are these shares of the original's."""
+    """Return the box of a crop in an image of these shares of the original's height and width."""
     top, left, rows, columns = crop
     return left * width, top * height, (left + columns) * width, (top + rows) * height
 
@@ -206,8 +206,8 @@ def _scaled(crop: tuple[int, int, int, int], height: float, width: float) -> Box
 def _decode_jpeg(
     data: bytes, channels: int, size: int, choose: Callable[..., Any], rules: PixelRules
 ) -> tuple[np.ndarray, Box] | None:
-    """Pixels, scaled down where there are more than enough, and the box of the crop in them; None for Pillow's part:
-    other formats, CMYK, whatever libjpeg-turbo complains of, and where simplejpeg is not installed."""
+    """Return the pixels, scaled down if there are more than enough, and the box of the crop in them. Return None for
+    Pillow's part: other formats, CMYK, JPEGs that libjpeg-turbo rejects, or simplejpeg not installed."""
     jpeg = _simplejpeg()
     if jpeg is None or data[:2] != b"\xff\xd8":
         return None
@@ -246,7 +246,7 @@ def _decode_with_pillow(
 def resize_box(
     pixels: UInt8[np.ndarray, "height width channels"], box: Box, size: int
 ) -> UInt8[np.ndarray, "size size channels"]:
-    """A box of an image, rounded to whole pixels, as a square of `size` pixels a side: bilinear, antialiased."""
+    """Resize a box of an image, rounded to whole pixels, to a square of side `size` (bilinear, antialiased)."""
     left, top = round(box[0]), round(box[1])
     part = pixels[top : max(round(box[3]), top + 1), left : max(round(box[2]), left + 1)]
     opencv, scales = _opencv(), (part.shape[0] / size, part.shape[1] / size)
@@ -258,15 +258,15 @@ def resize_box(
     if max(scales) > 1:
         part = opencv.sepFilter2D(part, -1, blur(scales[1]), blur(scales[0]), borderType=opencv.BORDER_REPLICATE)
     resized = opencv.resize(part, (size, size), interpolation=opencv.INTER_LINEAR)
-    return resized.reshape(size, size, -1)  # OpenCV leaves out a single channel
+    return resized.reshape(size, size, -1)  # OpenCV drops a single channel
 
 
 def blur(scale: float) -> Float32[np.ndarray, " taps"]:
-    """The filter after which linear interpolation, shrinking `scale` times, is antialiased.
+    """Return the filter that makes a linear resize to 1 / `scale` antialiased.
 
-    Antialiased bilinear resizing weighs pixels by a triangle of variance scale^2 / 6, linear interpolation by one of
-    variance 1/6. The filter has the variance that is between them: as many times [v/2, 1 - v, v/2] as it needs, v of
-    at most 1/2 each.
+    Antialiased bilinear resizing weights pixels by a triangle of variance scale^2 / 6, linear interpolation by one of
+    variance 1/6. The filter has the difference of the variances: [v/2, 1 - v, v/2], convolved as often as it takes for
+    v to be at most 1/2.
     """
     variance = max(scale**2 - 1, 0.0) / 6
     times = max(1, math.ceil(2 * variance))
@@ -289,5 +289,5 @@ def _opencv() -> Any:
         import cv2
     except ImportError:
         return None
-    cv2.setNumThreads(1)  # images are what is worked on in parallel
+    cv2.setNumThreads(1)  # images are decoded in parallel
     return cv2

@@ -1,7 +1,7 @@
-"""Decoded images on disk: each split of a data set once, as uint8, memory-mapped from then on.
+"""Cache of decoded images on disk: each split of a data set is decoded once, as uint8, and memory-mapped.
 
-An entry is a folder of images.npy, labels.npy and entry.json. It is written beside its place and renamed into it, so
-that it is either whole or absent, and its checksums are compared whenever it is opened.
+An entry is a folder of images.npy, labels.npy and entry.json. It is written to a temporary folder and renamed, so that
+it is either complete or absent. Its checksums are verified whenever it is opened.
 """
 
 import concurrent.futures
@@ -26,12 +26,12 @@ from patchnets.runtime.files import lock_file
 from patchnets.runtime.format import format_bytes
 
 STALE_SECONDS = 24 * 3600
-CHUNK = 64  # images a worker decodes at a time
+CHUNK = 64  # images that a worker decodes at a time
 Decoded = tuple[UInt8[np.ndarray, "examples height width channels"], Int32[np.ndarray, " examples"]]
 
 
 class MixedImageSizes(Exception):
-    """An image is not of the size of the first."""
+    """Error for images of different sizes."""
 
 
 def load_or_decode(
@@ -43,13 +43,13 @@ def load_or_decode(
     held_bytes: int = 0,
     keep_native: bool = True,
 ) -> Decoded:
-    """All images and labels of a split, from the cache if they are there, else decoded into it.
+    """Return all images and labels of a split from the cache, decoding them first if they are not in it.
 
     Images keep their own size if all are squares of one size no larger than `image_size`; otherwise, or without
     `keep_native`, they are stored at `image_size`.
 
     Raises:
-      UserError: with `held_bytes` of other splits they would take more than `max_bytes`, or more than the disk has.
+      UserError: they take more than `max_bytes` with `held_bytes` of other splits, or more than the disk has.
       RunError: an image cannot be decoded; nothing is left behind.
     """
     key = f"{source.name}-{source.version}-{split}-{'at-most' if keep_native else 'at'}-{image_size}px"
@@ -74,26 +74,26 @@ def load_or_decode(
             return cached
         try:
             _write_entry(records, (len(records), side, side, source.channels), None if native else side, entry)
-        except MixedImageSizes:  # only reading them all could tell
+        except MixedImageSizes:  # known only after reading them
             _refuse_too_large(source, split, image_size, max_bytes, held_bytes)
             _write_entry(records, (len(records), image_size, image_size, source.channels), image_size, entry)
     decoded = _open_entry(entry)
     if decoded is None:
-        raise RunError(f"{entry} does not read back as it was written; is the disk sound?")
+        raise RunError(f"{entry} is damaged right after it was written; check the disk")
     return decoded
 
 
 @contextlib.contextmanager
 def _one_at_a_time(entry: pathlib.Path) -> Iterator[None]:
-    """Of processes that want the same entry, on a machine or a shared disk, one decodes while the others wait.
+    """Let one process decode an entry while the others wait, on this machine or a shared disk.
 
-    Where the system or the disk has no locks, each decodes for itself.
+    If the system or the disk has no locks, each process decodes for itself.
     """
     lock = entry.with_name(f".{entry.name}.lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         held = lock_file(lock, wait=True)
-    except OSError:  # what cannot be written shows when an entry is
+    except OSError:  # a read-only disk is an error when the entry is written
         yield
         return
     with held:
@@ -106,13 +106,11 @@ def _one_at_a_time(entry: pathlib.Path) -> Iterator[None]:
 def _refuse_too_large(source: Source, split: str, side: int, max_bytes: float, held_bytes: int) -> None:
     size = source.sizes[split] * side * side * source.channels
     if held_bytes + size > max_bytes:
-        beside = f" beside {format_bytes(held_bytes)} of other splits" if held_bytes else ""
+        others = f" in addition to {format_bytes(held_bytes)} of other splits" if held_bytes else ""
         raise UserError(
             f"{source.name} {split}: {source.sizes[split]:,} images of {side} x {side} pixels take "
-            f"{format_bytes(size)} of "
-            f"memory{beside}, and {format_bytes(max_bytes)} are allowed; raise config.dataset.max_on_device_gib, or "
-            f"lower "
-            "config.image_size"
+            f"{format_bytes(size)} of memory{others}, and {format_bytes(max_bytes)} are allowed; raise "
+            "config.dataset.max_on_device_gib, or lower config.image_size"
         )
 
 
@@ -125,7 +123,7 @@ def _checksum(path: pathlib.Path) -> int:
 
 
 def _open_entry(entry: pathlib.Path) -> Decoded | None:
-    """The entry, memory-mapped; None if there is none or it is not what was written, in which case it is removed."""
+    """Return the memory-mapped entry; None if it does not exist, or is damaged and was therefore removed."""
     if not entry.is_dir():
         return None
     try:
@@ -134,13 +132,13 @@ def _open_entry(entry: pathlib.Path) -> Decoded | None:
             raise ValueError("checksum")
         return np.load(entry / "images.npy", mmap_mode="r"), np.load(entry / "labels.npy")
     except (OSError, ValueError, KeyError, TypeError):
-        print(f"{entry} is damaged; decoding anew", file=sys.stderr)
+        print(f"{entry} is damaged; decoding it again", file=sys.stderr)
         shutil.rmtree(entry, ignore_errors=True)
         return None
 
 
 def _reserve(path: pathlib.Path) -> None:
-    """Takes a sparse file's room on the disk, because writing to a mapped page there is no room for kills a process."""
+    """Reserve a sparse file's disk space: writing to a mapped page on a full disk kills the process."""
     if not hasattr(os, "posix_fallocate"):
         return
     with path.open("r+b") as file:
@@ -155,9 +153,9 @@ def _reserve(path: pathlib.Path) -> None:
 
 
 def _write_entry(records: Records, shape: tuple[int, ...], resize_to: int | None, entry: pathlib.Path) -> None:
-    """Decodes all records into a new entry, or raises MixedImageSizes and leaves nothing behind.
+    """Decode all records into a new entry. Raise MixedImageSizes, leaving no files, if sizes differ.
 
-    Where another process was faster, its entry stays and this one goes."""
+    If another process was faster, keep its entry and drop this one."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     for stale in entry.parent.glob(f".{entry.name}-*"):  # left by a process that was killed
         if time.time() - stale.stat().st_mtime > STALE_SECONDS:

@@ -1,4 +1,4 @@
-"""Batches from images that live on the devices: gathered there, inside the compiled step."""
+"""Batches from images on the devices, gathered inside the compiled step."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from patchnets.parallel import sharding
 
 
 class EpochArrays(NamedTuple):
-    """What the compiled step takes to make the batches of one epoch."""
+    """Inputs of the compiled step, from which it makes the batches of one epoch."""
 
     images: UInt8[Array, "examples height width channels"]
     labels: Int32[Array, " examples"]
@@ -21,9 +21,9 @@ class EpochArrays(NamedTuple):
 
 
 class OnDeviceLoader:
-    """A split held by the devices. The batch of any step is a pure function of (seed, step).
+    """Loader of a split on the devices. The batch of any step is a pure function of (seed, step).
 
-    Every epoch visits each example once. Its last batch is filled up with examples whose mask is 0.
+    Every epoch visits each example once. Its last batch is padded with examples of mask 0.
     """
 
     unreadable: frozenset[str] = frozenset()
@@ -38,10 +38,10 @@ class OnDeviceLoader:
         shuffle_seed: int | None = None,
         sharded: bool = False,
     ):
-        """Places the arrays on the devices; `shuffle_seed` None keeps the order, as evaluation does.
+        """Place the arrays on the devices; a `shuffle_seed` of None keeps the order, for evaluation.
 
-        Every device holds all images, or, where `sharded`, an equal share of them: less memory, for a step that sends
-        each device the images of its part of the batch.
+        Every device holds all images, or with `sharded` an equal share of them. That takes less memory, but every step
+        sends each device the images of its part of the batch.
         """
         self.num_examples, self.batch_size, self.shuffle_seed = len(labels), batch_size, shuffle_seed
         self.steps_per_epoch = -(-self.num_examples // batch_size)
@@ -53,7 +53,7 @@ class OnDeviceLoader:
         self._order: tuple[int, Array] | None = None
 
     def step_inputs(self, step: int) -> tuple[EpochArrays, int]:
-        """What `batch` needs at `step`, and for how many steps, this one included, it serves."""
+        """Return `(inputs, n)`: device arrays from which `batch` can build steps `step` to `step + n - 1`."""
         epoch, done = divmod(step, self.steps_per_epoch)
         if self.shuffle_seed is None:
             epoch = 0
@@ -66,15 +66,15 @@ class OnDeviceLoader:
         return EpochArrays(self._images, self._labels, self._order[1]), self.steps_per_epoch - done
 
     def batch(self, inputs: EpochArrays, step: Int[Array, ""]) -> Batch:
-        """The batch of one step; traced into the compiled step."""
+        """Gather the batch of one step, sharded over the mesh; traced into the compiled step."""
         return gather_batch(inputs, step, self.batch_size, self._mesh, self.sharded)
 
     def close(self) -> None:
-        """Nothing runs beside the steps."""
+        """Do nothing: there is no background work."""
 
 
 def gather_batch(inputs: EpochArrays, step: Int[Array, ""], batch_size: int, mesh: Mesh, sharded: bool) -> Batch:
-    """The batch of one step, split over the mesh, of images that are there whole on every device or `sharded`."""
+    """Gather the batch of one step, sharded over the mesh, from images replicated on all devices or `sharded`."""
     examples = inputs.labels.shape[0]
     start = (step % -(-examples // batch_size)) * batch_size
     position = start + jnp.arange(batch_size, dtype=jnp.int32)

@@ -1,4 +1,4 @@
-"""Which examples a run takes, and how they are loaded."""
+"""Options of a data set and its loaders."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,9 +1,9 @@
-"""The order in which an epoch visits its examples, the same for images on the devices and for those that are streamed.
+"""The order of the examples in an epoch, the same for on-device and streaming loaders.
 
-Computed by NumPy, so that worker processes find it without a JAX backend. It is what
-`jax.random.permutation(prng.key(seed, RngStream.ORDER, epoch), num_examples)` gives in JAX 0.10 and 0.11: Threefry-2x32
-(Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011, https://doi.org/10.1145/2063384.2063405), whose
-numbers are sorted. Unlike JAX's, it stays as it is.
+Computed by NumPy, so that worker processes need no JAX backend. It equals
+`jax.random.permutation(prng.key(seed, RngStream.ORDER, epoch), num_examples)` in JAX 0.10 and 0.11: the sort order of
+random numbers from Threefry-2x32 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011,
+https://doi.org/10.1145/2063384.2063405). Unlike JAX's, it will not change.
 """
 
 import functools
@@ -16,23 +16,23 @@ from patchnets.prng import RngStream
 
 ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 PARITY = 0x1BD11BDA
-BLOCK_SIZE = 2**15  # numbers at a time, which stay in a core's cache
+BLOCK_SIZE = 2**15  # numbers at a time, to stay in a core's cache
 
 Words = tuple[UInt32[np.ndarray, " n"], UInt32[np.ndarray, " n"]]
 
 
 @functools.lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, num_examples: int) -> Int32[np.ndarray, " examples"]:
-    """Returns the positions of all examples in the order in which an epoch visits them; read-only.
+    """Return the positions of all examples in the order of an epoch; read-only.
 
-    A pure function of its arguments. For 1.3 million examples it takes 0.2 s, once an epoch.
+    A pure function of its arguments. It takes 0.2 s for 1.3 million examples, once per epoch.
     """
     key = _fold_in(_fold_in((0, seed), RngStream.ORDER), epoch)
     order = np.arange(num_examples, dtype=np.int32)
-    # So many that two orders are as likely as each other although some of the numbers are equal.
+    # Enough rounds that ties among the random numbers do not bias the order.
     for _ in range(math.ceil(3 * math.log(num_examples) / math.log(2**32 - 1))):
         key, subkey = _fold_in(key, 0), _fold_in(key, 1)
-        # Sorts the positions by random numbers; of equal ones the first stays first.
+        # Sort the positions by random numbers; ties keep their order.
         pairs = _random_bits(subkey, num_examples).astype(np.uint64) << np.uint64(32)
         pairs |= np.arange(num_examples, dtype=np.uint64)
         pairs.sort()
@@ -42,7 +42,7 @@ def epoch_order(seed: int, epoch: int, num_examples: int) -> Int32[np.ndarray, "
 
 
 def _random_bits(key: tuple[int, int], count: int) -> UInt32[np.ndarray, " count"]:
-    """`jax.random.bits(key, (count,))`, for fewer than 2**32."""
+    """Compute `jax.random.bits(key, (count,))` for a count below 2**32."""
     bits = np.empty(count, np.uint32)
     for low in range(0, count, BLOCK_SIZE):
         counter = np.arange(low, min(low + BLOCK_SIZE, count), dtype=np.uint32)
@@ -51,13 +51,13 @@ def _random_bits(key: tuple[int, int], count: int) -> UInt32[np.ndarray, " count
 
 
 def _fold_in(key: tuple[int, int], number: int) -> tuple[int, int]:
-    """`jax.random.fold_in(key, number)`, and, for 0 and 1, the two keys of `jax.random.split(key)`."""
+    """Compute `jax.random.fold_in(key, number)`; 0 and 1 give the two keys of `jax.random.split(key)`."""
     high, low = _threefry2x32(key, (np.zeros(1, np.uint32), np.full(1, number, np.uint32)))
     return int(high[0]), int(low[0])
 
 
 def _threefry2x32(key: tuple[int, int], counter: Words) -> Words:
-    """Threefry-2x32 with 20 rounds, of many counters under one key."""
+    """Compute Threefry-2x32 with 20 rounds, of many counters under one key."""
     schedule = [np.uint32(word) for word in (*key, key[0] ^ key[1] ^ PARITY)]
     x, y = counter[0] + schedule[0], counter[1] + schedule[1]
     shifted = np.empty_like(y)

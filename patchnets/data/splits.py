@@ -1,6 +1,6 @@
-"""TFDS's slicing syntax, `train[:90%]`, `test[100:200]`, `train+test`, for data of any source.
+"""Splits in TFDS's slicing syntax (`train[:90%]`, `test[100:200]`, `train+test`) for any source.
 
-The rounding is TFDS's own default ("closest"), so that a slice names the same examples here and there:
+Rounding is TFDS's default ("closest"), so that a slice selects the same examples as in TFDS:
 https://www.tensorflow.org/datasets/splits
 """
 
@@ -18,7 +18,7 @@ ROLES = ("train", "val", "test")
 
 
 def _bound(text: str | None, default: int, size: int, spec: str) -> int:
-    """A bound as a position in [0, size]; percentages and negative bounds count as in TFDS."""
+    """Convert a bound to a position in [0, size]; percentages and negative bounds count as in TFDS."""
     if text is None:
         return default
     if text.endswith("%"):
@@ -36,7 +36,7 @@ def _bound(text: str | None, default: int, size: int, spec: str) -> int:
 
 
 def parse_split(spec: str, sizes: Mapping[str, int]) -> list[Part]:
-    """[(name, first, one past the last), ...] for a split such as "train[:90%]+test".
+    """Return [(name, first, one past the last), ...] for a split such as "train[:90%]+test".
 
     Args:
       spec: the split, in TFDS's syntax.
@@ -65,12 +65,12 @@ def parse_split(spec: str, sizes: Mapping[str, int]) -> list[Part]:
 
 
 def examples(parts: list[Part]) -> int:
-    """How many a parsed split holds."""
+    """Count the examples of a parsed split."""
     return sum(high - low for _, low, high in parts)
 
 
 def overlap(first: list[Part], second: list[Part]) -> int:
-    """How many examples two parsed splits share."""
+    """Count the examples that two parsed splits share."""
     return sum(
         max(0, min(a_high, b_high) - max(a_low, b_low))
         for a_name, a_low, a_high in first
@@ -80,8 +80,8 @@ def overlap(first: list[Part], second: list[Part]) -> int:
 
 
 def stratified(labels: np.ndarray, share: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the rest and of a held-out `share`, in which every class has its part; both shuffled by `seed`."""
-    generator = np.random.RandomState(seed)  # its stream is frozen by NumPy's own promise (NEP 19)
+    """Return the positions of the rest and of a held-out `share` of every class, both shuffled by `seed`."""
+    generator = np.random.RandomState(seed)  # NumPy guarantees that its stream does not change (NEP 19)
     rest, held = [], []
     for label in np.unique(labels):
         positions = generator.permutation(np.flatnonzero(labels == label))
@@ -122,7 +122,7 @@ def choose_splits(
 
 
 def _train_without(val: str, sizes: Mapping[str, int]) -> str:
-    """Return train without the part that the validation split takes of it."""
+    """Return train without the validation split's part of it."""
     if val == "train[90%:]":
         return "train[:90%]"
     taken = [part for part in parse_split(val, sizes) if part[0] == "train"] if val != "none" else []

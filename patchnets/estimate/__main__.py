@@ -1,11 +1,11 @@
-"""Tells what a run will take, before it is started.
+"""Estimate the cost of a run before starting it: memory, FLOPs, time and disk.
 
     python -m patchnets.estimate --config=FILE[:ARGUMENT] [--topology=v5e:4x4] [--config.KEY=VALUE ...]
 
 Takes the options of patchnets.main, and its own.
 
-The training step is compiled, and nothing is trained, downloaded or written but that file. Exit status: 0; 2 where the
-request cannot be carried out, or the run could not be.
+Compiles the training step; trains, downloads and writes nothing except `--json=FILE`. Exit status: 0, or 2 if the
+request is invalid.
 """
 
 import argparse
@@ -20,55 +20,45 @@ from patchnets.runtime.cli import ArgumentParser, path, positive_float, positive
 
 
 def parse_args(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options, and the arguments of patchnets.main. Raises UserError for what is wrong with the options."""
+    """Return the options and the arguments of patchnets.main. Raise UserError for an invalid option."""
     parser = ArgumentParser("python -m patchnets.estimate", description=__doc__)
     parser.add_argument("--config", metavar="FILE[:ARGUMENT]", help="a file of configs/, as patchnets.main takes it")
     parser.add_argument(
-        "--topology",
-        metavar="v5e:2x4",
-        help="a TPU slice that need not be there (default: the devices at hand)",
+        "--topology", metavar="v5e:2x4", help="TPU slice to compile for (default: this machine's devices)"
     )
     parser.add_argument(
-        "--memory",
-        type=positive_float,
-        metavar="GIB",
-        help="of each device, where another amount than it has is to be planned for",
+        "--memory", type=positive_float, metavar="GIB", help="memory per device in GiB, instead of the device's own"
     )
     parser.add_argument(
-        "--largest-batch", action="store_true", help="search the largest batch that fits, by compiling some"
+        "--largest-batch", action="store_true", help="find the largest batch that fits, by compiling several"
     )
     speed = parser.add_mutually_exclusive_group()
     speed.add_argument(
-        "--images-per-second",
-        type=positive_float,
-        metavar="N",
-        help="how fast training is, for the time that it takes",
+        "--images-per-second", type=positive_float, metavar="N", help="training speed, to estimate the time"
     )
     speed.add_argument(
-        "--measure",
-        action="store_true",
-        help="train some steps of random images on the devices at hand, for the same",
+        "--measure", action="store_true", help="measure the speed by training a few steps on random images"
     )
     parser.add_argument(
-        "--examples", type=positive_int, metavar="N", help="training images, where the data set is not at hand"
+        "--examples", type=positive_int, metavar="N", help="training images, if the data set is not on this machine"
     )
-    parser.add_argument("--classes", type=positive_int, metavar="K", help="goes with --examples")
-    parser.add_argument("--json", type=path, metavar="FILE", help="a file for the same figures as JSON")
+    parser.add_argument("--classes", type=positive_int, metavar="K", help="number of classes (with --examples)")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write the figures to FILE as JSON")
     options, rest = parser.parse_known_args(arguments)
     return options, rest if options.config is None else [f"--config={options.config}", *rest]
 
 
 def execute(arguments: list[str]) -> int:
-    """Plans what a command line asks for; returns the exit status."""
+    """Print the estimate that a command line asks for; return the exit status."""
     from patchnets.config import flags
     from patchnets.experiment import data_options, use_cpu_cores
 
     options, rest = parse_args(arguments)
     if (options.examples is None) != (options.classes is None):
-        raise UserError("--examples and --classes belong together; give both, or neither where the data set is at hand")
+        raise UserError("--examples and --classes belong together; give both, or neither for data on this machine")
     if options.measure and options.topology:
         raise UserError(
-            f"--measure runs on the devices at hand, and --topology={options.topology} names others; give one"
+            f"--measure runs on this machine's devices, and --topology={options.topology} names others; give one"
         )
     if options.json and not options.json.parent.is_dir():
         raise UserError(f"--json={options.json}: there is no folder {options.json.parent}; make it, or name another")
@@ -76,7 +66,7 @@ def execute(arguments: list[str]) -> int:
         raise UserError(f"--json={options.json} is a folder; give a file")
     config, _ = flags.parse_flags(["patchnets.estimate", *rest])
     if options.topology:
-        jax.config.update("jax_platforms", "cpu")  # nothing is computed, and no accelerator is to be taken for it
+        jax.config.update("jax_platforms", "cpu")  # compilation alone needs no accelerator
     else:
         use_cpu_cores(config)
     from patchnets.estimate.compile_step import make_abstract_run
@@ -104,7 +94,7 @@ def execute(arguments: list[str]) -> int:
 
 
 def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status; tells what went wrong in one line."""
+    """Run a command line and return the exit status. Errors are reported in one line."""
     from patchnets import runtime
 
     runtime.silence_logs()

@@ -1,4 +1,4 @@
-"""Which batch fits the devices' memory, and how one that does not can be made to: estimated, then compiled."""
+"""Find the largest batch that fits, and settings with which a batch that does not would; all are compiled."""
 
 import copy
 import dataclasses
@@ -8,20 +8,20 @@ from patchnets import models
 from patchnets.errors import UserError
 from patchnets.estimate.compile_step import AbstractRun, CompiledStep, DoesNotFit, make_abstract_run
 
-EIGHTHS = 8  # a batch is rounded down to so many examples for each device, which is how a TPU lays them out
-MAX_ATTEMPTS = 4  # compilations to be sure of an estimate
-OF_MEMORY = 0.97  # is aimed at: what fills it up to the last byte may not run beside what else needs some
+EXAMPLES_MULTIPLE = 8  # per device; a TPU lays out examples in groups of eight
+MAX_ATTEMPTS = 4  # compilations to refine an estimate
+MEMORY_FRACTION = 0.97  # to aim at; leaves room for other users of the memory
 
 
 @dataclasses.dataclass(frozen=True)
 class CompileResult:
-    """A configuration that was compiled, or was not because it is too large.
+    """A configuration that was compiled, or is too large to compile.
 
     Attributes:
-      needed: bytes on each device, or, of what was refused, at least so many; None where the compiler does not say.
-      refused: why there is no program, in the compiler's words.
-      compiled: None where there is no program.
-      fits: None where the devices' memory is not known.
+      needed: bytes on each device, a lower bound if the compiler refused; None if the compiler does not say.
+      refused: the compiler's reason for refusing.
+      compiled: None if the compiler refused.
+      fits: None if the devices' memory is not known.
     """
 
     abstract_run: AbstractRun
@@ -38,7 +38,7 @@ class CompileResult:
 
 
 def try_compile(abstract_run: AbstractRun) -> CompileResult:
-    """Compiles a step, and tells what it needs."""
+    """Compile a step. Return its memory needs, or the compiler's reason for refusing."""
     try:
         compiled = abstract_run.compile()
     except DoesNotFit as error:
@@ -47,34 +47,35 @@ def try_compile(abstract_run: AbstractRun) -> CompileResult:
 
 
 def with_changes(abstract_run: AbstractRun, **keys: Any) -> AbstractRun:
-    """The same run with some keys of its configuration changed; a dot in a key is written as two underscores."""
+    """Return the run with some configuration keys changed; write a dot in a key as two underscores."""
     config = copy.deepcopy(abstract_run.experiment.config)
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in keys.items()})
     return make_abstract_run(config, abstract_run.target, abstract_run.dataset)
 
 
-def largest_batch(start: CompileResult) -> CompileResult | None:
-    """The largest batch found to fit, by a few compilations; None where none does, or the memory is not known.
+def largest_batch(result: CompileResult) -> CompileResult | None:
+    """Return the largest batch found to fit by a few compilations; None if none does or the memory is not known.
 
-    Two small batches give what each further example takes, the next ones are where a straight line through the largest
-    that fit reaches the memory there is. Near it XLA may compute some activations again, so that more would fit.
+    Two small batches give the memory per example. Later ones are where a line through the two largest that fit reaches
+    the memory. Close to it XLA may recompute activations, so a larger batch might fit.
     """
-    room = start.abstract_run.target.memory
+    room = result.abstract_run.target.memory
     if room is None:
         return None
-    least = max(1, _per_device(start) // 4)
-    results = {_per_device(result): result for result in (start, _of_batch(start, least), _of_batch(start, 2 * least))}
+    least = max(1, _per_device(result) // 4)
+    first = (result, _of_batch(result, least), _of_batch(result, 2 * least))
+    results = {_per_device(compiled): compiled for compiled in first}
     for _ in range(MAX_ATTEMPTS):
-        guess = rounded(_guess(results, OF_MEMORY * room))
+        guess = round_down(_guess(results, MEMORY_FRACTION * room))
         if guess in results:
             break
-        results[guess] = _of_batch(start, guess)
-    fitting = [result for result in results.values() if result.fits]
+        results[guess] = _of_batch(result, guess)
+    fitting = [compiled for compiled in results.values() if compiled.fits]
     return max(fitting, key=_per_device, default=None)
 
 
 def _guess(results: dict[int, CompileResult], room: float) -> float:
-    """How many examples a device may have room for: more than the most that fit, less than the fewest that do not."""
+    """Estimate the examples that fit on a device, between the most that do and the fewest that do not."""
     fitting = sorted(count for count, result in results.items() if result.fits)
     too_many = min((count for count, result in results.items() if not result.fits), default=None)
     if not fitting:
@@ -88,79 +89,74 @@ def _guess(results: dict[int, CompileResult], room: float) -> float:
     return max(most, min(estimate, 8.0 * most, (most + too_many) / 2 if too_many else estimate))
 
 
-def rounded(dataset: float) -> int:
-    """Down to a multiple of eight for each device, or to a power of two below that."""
-    if dataset >= EIGHTHS:
-        return int(dataset) // EIGHTHS * EIGHTHS
-    return max(power for power in (1, 2, 4) if power <= max(dataset, 1))
+def round_down(examples: float) -> int:
+    """Round the examples per device down to a multiple of eight, or to a power of two if there are fewer."""
+    if examples >= EXAMPLES_MULTIPLE:
+        return int(examples) // EXAMPLES_MULTIPLE * EXAMPLES_MULTIPLE
+    return max(power for power in (1, 2, 4) if power <= max(examples, 1))
 
 
-def _unit(abstract_run: AbstractRun) -> int:
-    """Batches are multiples of it: with accumulation each part is split over the devices."""
+def batch_divisor(abstract_run: AbstractRun) -> int:
+    """Return what must divide the batch size: with accumulation, each part is split over the devices."""
     return abstract_run.experiment.mesh.size * abstract_run.experiment.config.grad_accum_steps
 
 
 def _per_device(result: CompileResult) -> int:
-    """Examples that a device has at a time."""
-    return result.abstract_run.experiment.config.batch_size // _unit(result.abstract_run)
+    """Return the number of examples that a device processes at a time."""
+    return result.abstract_run.experiment.config.batch_size // batch_divisor(result.abstract_run)
 
 
-def _of_batch(start: CompileResult, per_device: int) -> CompileResult:
-    config, steps = (
-        start.abstract_run.experiment.config,
-        start.abstract_run.experiment.total_steps,
-    )  # of which no schedule runs out
+def _of_batch(result: CompileResult, per_device: int) -> CompileResult:
+    abstract_run, config = result.abstract_run, result.abstract_run.experiment.config
+    steps = abstract_run.experiment.total_steps  # keep the total, so that the schedule still fits
     evaluated = config.eval_batch_size or config.batch_size
     length = {"total_epochs": None, "total_steps": steps, "eval_batch_size": evaluated}
-    return try_compile(with_changes(start.abstract_run, batch_size=per_device * _unit(start.abstract_run), **length))
+    return try_compile(with_changes(abstract_run, batch_size=per_device * batch_divisor(abstract_run), **length))
 
 
 @dataclasses.dataclass(frozen=True)
 class Suggestion:
-    """Keys with which a run fits, as they are given on the command line, and what was compiled with them."""
+    """Command-line settings with which a run fits, and the compilation that shows it."""
 
     keys: str
     attempt: CompileResult
 
 
-def suggestions(start: CompileResult) -> list[Suggestion]:
-    """What makes a run fit that does not: a batch in parts, activations computed again, or, if neither does, parameters
-    split over the devices."""
-    results = [suggestion for suggestion in (_in_parts(start), _remat(start, {})) if suggestion]
-    mesh = start.abstract_run.experiment.mesh
+def suggestions(result: CompileResult) -> list[Suggestion]:
+    """Return settings with which a run that does not fit would: gradient accumulation, rematerialization, or, if
+    neither is enough, parameters split over the devices."""
+    results = [suggestion for suggestion in (_more_accumulation(result), _remat(result, {})) if suggestion]
+    mesh = result.abstract_run.experiment.mesh
     if not results and mesh.size > 1 and mesh.shape["fsdp"] == 1:
         keys = {"mesh__data": 1, "mesh__fsdp": -1}
-        results = [suggestion for suggestion in (_try(start, keys), _remat(start, keys)) if suggestion][:1]
+        results = [suggestion for suggestion in (_try(result, keys), _remat(result, keys)) if suggestion][:1]
     return results
 
 
-def _in_parts(start: CompileResult) -> Suggestion | None:
-    """The smallest power of two of parts with which a run fits, from where the estimate has it."""
-    config, mesh, room = (
-        start.abstract_run.experiment.config,
-        start.abstract_run.experiment.mesh,
-        start.abstract_run.target.memory,
-    )
+def _more_accumulation(result: CompileResult) -> Suggestion | None:
+    """Find the smallest power of two of accumulation steps with which a run fits, starting from an estimate."""
+    experiment, room = result.abstract_run.experiment, result.abstract_run.target.memory
+    config, mesh = experiment.config, experiment.mesh
     counts = [2**i for i in range(1, 20) if config.batch_size % (config.grad_accum_steps * 2**i * mesh.size) == 0]
-    if start.needed and room:  # what a part takes shrinks with it, the state does not
-        counts = [count for count in counts if count >= start.needed / room / 2] or counts[-1:]
+    if result.needed and room:  # activations shrink with the part, the state does not
+        counts = [count for count in counts if count >= result.needed / room / 2] or counts[-1:]
     for count in counts[:MAX_ATTEMPTS]:
-        if suggestion := _try(start, {"grad_accum_steps": config.grad_accum_steps * count}):
+        if suggestion := _try(result, {"grad_accum_steps": config.grad_accum_steps * count}):
             return suggestion
     return None
 
 
-def _remat(start: CompileResult, keys: dict[str, Any]) -> Suggestion | None:
-    config = start.abstract_run.experiment.config
+def _remat(result: CompileResult, keys: dict[str, Any]) -> Suggestion | None:
+    config = result.abstract_run.experiment.config
     if "remat" not in models.config_fields(config.model.name) or models.resolve_fields(**config.model).get("remat"):
         return None
-    return _try(start, keys | {"model__remat": True})
+    return _try(result, keys | {"model__remat": True})
 
 
-def _try(start: CompileResult, keys: dict[str, Any]) -> Suggestion | None:
+def _try(result: CompileResult, keys: dict[str, Any]) -> Suggestion | None:
     try:
-        tried = try_compile(with_changes(start.abstract_run, **keys))
-    except UserError:  # a mesh or a number of parts that this run cannot have
+        changed = try_compile(with_changes(result.abstract_run, **keys))
+    except UserError:  # a mesh or a number of parts that is not possible for this run
         return None
     flags = " ".join(f"--config.{name.replace('__', '.')}={value}" for name, value in keys.items())
-    return Suggestion(flags, tried) if tried.fits else None
+    return Suggestion(flags, changed) if changed.fits else None

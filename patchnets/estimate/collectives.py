@@ -1,4 +1,4 @@
-"""What the devices send each other, read from the text of a compiled program."""
+"""Collective operations between devices, read from the text of a compiled program."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ _ARRAY = re.compile(r"\b(pred|[sufbc]\w*?(\d+)\w*)\[([\d,]*)\]")
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """All operations of a kind: how many run in a step, and the bytes of their results on one device."""
+    """All operations of one kind: their number in a step, and the bytes of their results on one device."""
 
     kind: str
     count: int
@@ -26,10 +26,10 @@ class Collective:
 
 
 def collectives(program: str) -> list[Collective]:
-    """Those of one step of a compiled training program (`compiled.as_text()`).
+    """Return the collectives in one step of a compiled training program (`compiled.as_text()`).
 
-    What stands in a loop whose length is known, such as that over the blocks of a scanned network, counts as often as
-    it runs. The loop over steps, whose length is not, counts once. A fused all-reduce of which each device keeps a part
+    Operations in a loop of known length, such as the loop over the blocks of a scanned network, count once per
+    iteration. The loop over steps, of unknown length, counts once. A fused all-reduce of which each device keeps a part
     is a reduce-scatter.
     """
     blocks, entry = _computations(program)
@@ -56,7 +56,7 @@ def collectives(program: str) -> list[Collective]:
 
 
 def _computations(program: str) -> tuple[dict[str, list[str]], str]:
-    """{name: lines} of every computation, and the name of the one that the program starts with."""
+    """Return {name: lines} of every computation, and the name of the entry computation."""
     blocks: dict[str, list[str]] = {}
     entry, inside = "", None
     for line in program.splitlines():
@@ -71,7 +71,7 @@ def _computations(program: str) -> tuple[dict[str, list[str]], str]:
 
 
 def _trips(line: str, blocks: dict[str, list[str]]) -> int:
-    """How often a loop runs: as XLA notes beside it, or, on a TPU, as its condition has it, from 0 up to a constant."""
+    """Return a loop's iterations: XLA's annotation, or on a TPU the constant in the condition, counting from 0."""
     if noted := _TRIPS.search(line):
         return int(noted[1])
     condition = _CONDITION.search(line)
@@ -87,7 +87,7 @@ def _called(line: str) -> Iterator[str]:
 
 
 def _result_bytes(result: str, kind: str, started: bool) -> int:
-    """Of an operation that is only started here the result holds its operands too, before what it will give."""
+    """Return the bytes of an operation's results. A started operation's result tuple holds its operands first."""
     arrays = [_bytes(*match) for match in _ARRAY.findall(result)]
     if started and kind != "all-reduce" and len(arrays) > 1:
         arrays = arrays[len(arrays) // 2 :] if kind == "all-gather" else arrays[1:2]

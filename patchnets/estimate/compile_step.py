@@ -1,4 +1,4 @@
-"""The training step of a configuration, compiled for the devices it shall run on, and what XLA says of it."""
+"""Compile the training step of a configuration for its devices, and read XLA's figures."""
 
 import contextlib
 import dataclasses
@@ -31,18 +31,18 @@ class Memory:
     arguments: int
     temporaries: int
     outputs: int
-    aliased: int  # of the outputs, what lies where the arguments lay
+    aliased: int  # outputs that reuse the arguments' memory
     program: int
     peak: int
 
     @property
     def needed(self) -> int:
-        """What a device must have room for."""
+        """Memory that a device must have."""
         return self.arguments + self.temporaries + self.outputs - self.aliased + self.program
 
 
 class DoesNotFit(Exception):
-    """XLA's compiler finds no room for a program on a device. Says in a few words what it would need."""
+    """Error of XLA's compiler: a program does not fit on a device. `needed` is the memory it would take."""
 
     def __init__(self, error: Exception):
         match = re.search(r"required for ([\w ]+) \((\S+)\) exceeds available HBM \((\S+)\)", str(error))
@@ -52,17 +52,17 @@ class DoesNotFit(Exception):
 
 
 def _amount(text: str) -> float:
-    """ "16.82G" in bytes."""
+    """Convert a size such as "16.82G" to bytes."""
     return float(text.rstrip("KMGT")) * 2 ** (10 * " KMGT".index(text[-1])) if text[-1] in "KMGT" else float(text)
 
 
 @dataclasses.dataclass(frozen=True)
 class AbstractRun:
-    """A run of which nothing is on any device yet.
+    """A run before anything is placed on a device.
 
     Attributes:
-      experiment: built as a run's is, of `dataset`.
-      state: of shapes with their shardings.
+      experiment: built as for a run, from `dataset`.
+      state: shapes with their shardings.
     """
 
     target: Topology
@@ -71,7 +71,7 @@ class AbstractRun:
     state: TrainState
 
     def compile(self) -> "CompiledStep":
-        """Compiles the step as a run would. Raises DoesNotFit where XLA finds no room for it."""
+        """Compile the step as a run would. Raise DoesNotFit if XLA finds no room for it."""
         task, mesh = self.experiment.task, self.experiment.mesh
         began = time.perf_counter()
         try:
@@ -101,14 +101,14 @@ def _collectives_of(program: Any) -> list[Collective] | None:
     try:
         with _silence_stderr():
             text = program.as_text()
-    except jax.errors.JaxRuntimeError:  # XLA cannot write down every program that it compiles
+    except jax.errors.JaxRuntimeError:  # XLA cannot print every program that it compiles
         return None
     return collectives(text)
 
 
 @contextlib.contextmanager
 def _silence_stderr() -> Iterator[None]:
-    """What XLA itself writes to the terminal meanwhile, such as a stack of its own, goes nowhere."""
+    """Discard what XLA writes to the terminal meanwhile, such as a stack trace."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
@@ -127,16 +127,16 @@ class CompiledStep:
     abstract_run: AbstractRun
     program: Any
     memory: Memory
-    collectives: list[Collective] | None  # None where XLA does not tell
+    collectives: list[Collective] | None  # None if XLA cannot print the program
     seconds: float
 
 
 def make_abstract_run(config: ml_collections.ConfigDict, target: Topology, dataset: DatasetSpec) -> AbstractRun:
-    """Return a run of `config` on the devices of `target`. Raises UserError for what cannot be built."""
+    """Return a run of `config` on the devices of `target`. Raise UserError if it cannot be built."""
     dataset = dataclasses.replace(dataset, options=data_options(config))
     with target.compiling():
         experiment = build_experiment(config, dataset, target.devices)
-    if not target.at_hand and experiment.mesh.size < len(target.devices):
+    if not target.present and experiment.mesh.size < len(target.devices):
         raise UserError(
             f"config.mesh asks for {experiment.mesh.size} of the {len(target.devices)} devices of the topology; use "
             "all of them, or name a smaller one"
@@ -150,7 +150,7 @@ class ArrayBytes:
 
     Attributes:
       per_device: bytes on each device.
-      total: bytes over all, each number counted once, as in a checkpoint.
+      total: bytes over all devices, each number counted once, as in a checkpoint.
     """
 
     per_device: int
@@ -158,7 +158,7 @@ class ArrayBytes:
 
 
 def state_bytes(state: TrainState) -> dict[str, ArrayBytes]:
-    """What each part of a state takes, by arithmetic: the bytes of every array over the number of its pieces."""
+    """Compute the size of each part of a state from the shapes and shardings of its arrays."""
     parts: Mapping[str, Any] = {
         "parameters": state.params,
         "optimizer": state.opt_state,
@@ -170,7 +170,7 @@ def state_bytes(state: TrainState) -> dict[str, ArrayBytes]:
 
 
 def replicated_arrays(state: TrainState) -> dict[str, int]:
-    """{name: bytes} of the arrays, largest first, of which every device holds a whole copy."""
+    """Return {name: bytes} of the fully replicated arrays, largest first."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     sizes = {name_of(path): _array_bytes(x.shape, x) for path, x in leaves if x.sharding.is_fully_replicated}
     return dict(sorted(sizes.items(), key=lambda item: -item[1]))

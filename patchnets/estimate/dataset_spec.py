@@ -1,4 +1,4 @@
-"""What planning needs to know of the data: how many examples, of which size, and in which way they are fed."""
+"""Properties of the data that an estimate needs: number and size of the examples, and the loader."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -27,15 +27,15 @@ KNOWN: dict[str, tuple[Mapping[str, int], int]] = {"imagenet2012": ({"train": 1_
 
 @dataclasses.dataclass(frozen=True)
 class DatasetSpec:
-    """A data set, as far as its images' contents do not matter.
+    """A data set without the contents of its images.
 
     Attributes:
-      options: how it is fed.
-      counts: of train, and of val and test where they are known.
+      options: how it is loaded.
+      counts: examples of train, and of val and test if known.
       has_val: whether there is a validation split.
-      stored: images of the splits that these are taken from, which is what is kept on the host.
-      side: of stored images in pixels, as the step gets them.
-      source: where the numbers come from, in words.
+      stored: images of the source's splits in use, all of which are kept on the host.
+      side: side in pixels of the images that the step gets.
+      source: origin of these numbers, as printed.
     """
 
     options: DataOptions
@@ -59,28 +59,28 @@ class DatasetSpec:
 
     @property
     def preprocess(self) -> Preprocess:
-        """That of a run; where it would fit means and deviations to the images, some stand in for them."""
+        """Preprocessing of the run; `unit` stands in for normalization fitted to the data set."""
         options, on_device = self.options, self.loader == "on_device"
         name = "unit" if options.normalize == "dataset" else options.normalize
         mean, std = normalization(name, np.empty((0, 1, 1, self.channels), np.uint8))
         return Preprocess(options.image_size, mean, std, options.augment, options.crop_pct, cropped=not on_device)
 
     def step_inputs(self, mesh: Mesh) -> Any:
-        """Shape, type and place of what the step takes to make its batches: what a feed's `inputs` gives."""
+        """Return shape, type and sharding of what a loader's `step_inputs` returns."""
         replicated, parts = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec(mesh_lib.BATCH_AXES))
         if self.loader == "streaming":
             of = lambda kind, *shape: jax.ShapeDtypeStruct((self.options.batch_size, *shape), kind, sharding=parts)
             image = of(jnp.uint8, self.side, self.side, self.channels)
             return {"image": image, "label": of(jnp.int32), "mask": of(jnp.float32)}
         count, sharded = self.counts["train"], self._sharded(mesh)
-        held = -(-count // mesh.size) * mesh.size if sharded else count
-        shape = (held, self.side, self.side, self.channels)
+        padded = -(-count // mesh.size) * mesh.size if sharded else count
+        shape = (padded, self.side, self.side, self.channels)
         numbers: Any = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=replicated)
         images: Any = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=parts if sharded else replicated)
         return EpochArrays(images, numbers, numbers)
 
     def batch_fn(self, mesh: Mesh) -> BatchFn:
-        """What makes a step's batch of these operands, as the feeds do it."""
+        """Return the function that makes a batch of the step inputs, as the loader's `batch` does."""
         if self.loader == "streaming":
             return lambda inputs, step: sharding.shard_batch(inputs, mesh)
         sharded = self._sharded(mesh)
@@ -90,10 +90,10 @@ class DatasetSpec:
         return self.options.on_device_sharding == "sharded" and mesh.size > 1
 
     def host_bytes(self) -> tuple[int, str]:
-        """The host's memory that input takes at most in one process, and of what it consists.
+        """Return the most host memory that input takes in one process, and a description of its contents.
 
-        Resident: all images, decoded. Streaming: what each worker holds of chunks that are being made, made, handed
-        over and taken; and batches that are put together or lie ready, of training and of validation at once.
+        On device: all images, decoded. Streaming: the chunks of each worker (in progress, finished, handed over and
+        taken) and the batches being assembled or ready, of training and validation at once.
         """
         if self.loader == "on_device":
             return self.stored * self.image_bytes, f"{self.stored:,} decoded images"
@@ -107,32 +107,33 @@ class DatasetSpec:
 def find_dataset_spec(
     options: DataOptions, devices: int, count: int | None = None, classes: int | None = None
 ) -> DatasetSpec:
-    """Return the data set of `options`: as it was told, as it lies here, or as it is known. Nothing is downloaded.
+    """Return the data set of `options`: from the command line, from disk, or from published sizes. Download nothing.
 
     Args:
-      count, classes: training examples and classes, where they are told.
+      count, classes: training examples and classes, if given on the command line.
 
     Raises:
-      UserError: the data are not at hand and neither told nor known, or cannot be used as configured.
+      UserError: the data are not on this machine and their sizes not known, or cannot be used as configured.
     """
     name = options.name
     if count is not None and classes is not None:
         return _assumed(options, devices, {"train": count}, count, classes, "as given on the command line")
-    if _at_hand(options):
+    if _on_disk(options):
         return _opened(options, devices)
     if name in KNOWN:
         sizes, known = KNOWN[name]
         specs = options.choose_splits(sizes)
         parts = {role: splits.parse_split(spec, sizes) for role, spec in specs.items() if spec}
         counts = {role: splits.examples(slices) for role, slices in parts.items()}
-        return _assumed(options, devices, counts, sum(sizes.values()), known, "as published; the data are not at hand")
+        source = "as published; the data are not on this machine"
+        return _assumed(options, devices, counts, sum(sizes.values()), known, source)
     raise UserError(
-        f"config.dataset.name={name!r} is not at hand, and planning downloads nothing; give --examples=N, its training "
-        "images, and --classes=K"
+        f"config.dataset.name={name!r} is not on this machine, and an estimate downloads nothing; give "
+        "--examples=N (training images) and --classes=K"
     )
 
 
-def _at_hand(options: DataOptions) -> bool:
+def _on_disk(options: DataOptions) -> bool:
     if options.name in ("digits", "folder"):
         return True
     from patchnets.data.sources import tfds
@@ -149,19 +150,19 @@ def _opened(options: DataOptions, devices: int) -> DatasetSpec:
         source.name,
         {role: splits.examples(slices) for role, slices in opened.parts.items()},
         "val" in opened.parts,
-        sum(source.sizes[name] for name in data_lib.names(opened.parts)),
+        sum(source.sizes[name] for name in data_lib.split_names(opened.parts)),
         len(source.class_names),
         source.channels,
-        data_lib.side(source, first, options.stored_size) if on_device else options.image_size,
+        data_lib.stored_side(source, first, options.stored_size) if on_device else options.image_size,
         opened.loader,
-        "as they lie here",
+        "read from disk",
     )
 
 
 def _assumed(
     options: DataOptions, devices: int, counts: Mapping[str, int], stored: int, classes: int, source: str
 ) -> DatasetSpec:
-    """A data set that is not here: images of three colors, stored encoded, at least as large as is kept of them."""
+    """Return a data set that is not on this machine: encoded RGB images, at least as large as they are stored."""
     largest, loader = options.stored_size, options.loader
     if loader == "auto":
         fits = stored * largest**2 * 3 <= options.allowed_bytes(devices)

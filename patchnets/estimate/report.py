@@ -1,4 +1,4 @@
-"""What a run will take, put together as plain figures: of the network, of each device, of the host, and in time."""
+"""Figures of an estimate: the network, the devices, the host, the time and the disk."""
 
 import dataclasses
 from typing import Any
@@ -8,15 +8,15 @@ import jax
 from patchnets import config as config_lib
 from patchnets.estimate.batch_search import CompileResult, largest_batch, suggestions, try_compile
 from patchnets.estimate.compile_step import AbstractRun, replicated_arrays, state_bytes
-from patchnets.estimate.throughput import measure_images_per_second as measured_images_per_second
+from patchnets.estimate.throughput import measure_images_per_second
 from patchnets.models.flops import cost
 
-PASSES = 3  # of training, counted in forward passes: the gradient by the activations and that by the weights are two
+PASSES = 3  # training in forward passes: one forward, and the gradients by activations and by weights
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What is asked for beyond what is always told."""
+    """Optional parts of an estimate."""
 
     topology: str | None = None
     images_per_second: float | None = None
@@ -25,38 +25,43 @@ class Options:
 
 
 def estimate(abstract_run: AbstractRun, options: Options) -> dict[str, Any]:
-    """Every figure, as JSON holds it; bytes and FLOPs as whole numbers, times in seconds."""
-    tried = try_compile(abstract_run)
+    """Return all figures, ready for JSON; bytes and FLOPs as integers, times in seconds."""
+    result = try_compile(abstract_run)
     figures = {
         "config": config_lib.config_hash(config_lib.flatten(abstract_run.experiment.config)),
-        "network": network(abstract_run),
-        "devices": devices(abstract_run, options.topology),
-        "data": data(abstract_run),
-        "memory": memory(tried),
-        "collectives": collectives(tried),
-        "suggestions": [describe_suggestion(suggestion.keys, suggestion.attempt) for suggestion in suggestions(tried)]
-        if tried.fits is False
-        else [],
+        "network": network_figures(abstract_run),
+        "devices": device_figures(abstract_run, options.topology),
+        "data": data_figures(abstract_run),
+        "memory": memory_figures(result),
+        "collectives": collective_figures(result),
+        "suggestions": [
+            {"keys": suggestion.keys, "needed": suggestion.attempt.needed}
+            for suggestion in (suggestions(result) if result.fits is False else ())
+        ],
         "largest_batch": None,
     }
-    if options.largest_batch and (largest := largest_batch(tried)):
+    if options.largest_batch and (largest := largest_batch(result)):
         figures["largest_batch"] = {
             "batch_size": largest.abstract_run.experiment.config.batch_size,
             "needed": largest.needed,
         }
     rate, source = options.images_per_second, "as given"
-    if options.measure and tried.compiled and tried.fits is not False:
-        rate, source = measured_images_per_second(tried.compiled), "measured here, of random images that lay ready"
-    return figures | {"run": run(abstract_run, rate, source), "checkpoints": checkpoints(abstract_run)}
+    if options.measure and result.compiled and result.fits is not False:
+        rate, source = measure_images_per_second(result.compiled), "measured here on random images"
+    return figures | {
+        "run": run_figures(abstract_run, rate, source),
+        "checkpoints": checkpoint_figures(abstract_run),
+    }
 
 
-def collectives(tried: CompileResult) -> list[dict[str, Any]] | None:
-    """None where there is no program, or XLA does not tell."""
-    sent = tried.compiled.collectives if tried.compiled else None
+def collective_figures(result: CompileResult) -> list[dict[str, Any]] | None:
+    """Return the collectives of a step; None without a program, or if XLA cannot print it."""
+    sent = result.compiled.collectives if result.compiled else None
     return None if sent is None else [dataclasses.asdict(collective) for collective in sent]
 
 
-def network(abstract_run: AbstractRun) -> dict[str, Any]:
+def network_figures(abstract_run: AbstractRun) -> dict[str, Any]:
+    """Return the size of the network, and its multiply-accumulates and FLOPs per image and step."""
     config = abstract_run.experiment.config
     model_cost = cost(abstract_run.experiment.model, config.image_size, abstract_run.dataset.channels)
     passes = PASSES * (1 if config.optimizer.sam_rho is None else 2)
@@ -75,7 +80,8 @@ def network(abstract_run: AbstractRun) -> dict[str, Any]:
     }
 
 
-def devices(abstract_run: AbstractRun, topology: str | None) -> dict[str, Any]:
+def device_figures(abstract_run: AbstractRun, topology: str | None) -> dict[str, Any]:
+    """Return the kind, number, mesh and memory of the devices."""
     return {
         "topology": topology,
         "kind": abstract_run.target.kind,
@@ -86,9 +92,10 @@ def devices(abstract_run: AbstractRun, topology: str | None) -> dict[str, Any]:
     }
 
 
-def data(abstract_run: AbstractRun) -> dict[str, Any]:
+def data_figures(abstract_run: AbstractRun) -> dict[str, Any]:
+    """Return the size of the data set, its loader, and its memory on the host and on each device."""
     dataset = abstract_run.dataset
-    taken, what = dataset.host_bytes()
+    host_bytes, contents = dataset.host_bytes()
     return {
         "name": dataset.name,
         "source": dataset.source,
@@ -96,14 +103,14 @@ def data(abstract_run: AbstractRun) -> dict[str, Any]:
         "classes": dataset.num_classes,
         "loader": dataset.loader,
         "side": dataset.side,
-        "host_bytes": taken,
-        "host_holds": what,
+        "host_bytes": host_bytes,
+        "host_holds": contents,
         "input_bytes": _on_device(dataset.step_inputs(abstract_run.experiment.mesh)),
     }
 
 
 def _on_device(inputs: Any) -> int:
-    """Bytes of images, labels and the like on each device, before a step."""
+    """Return the bytes of a step's inputs on each device."""
     return sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(inputs))
 
 
@@ -114,26 +121,23 @@ def _shard_bytes(leaf: Any) -> int:
     return size
 
 
-def memory(tried: CompileResult) -> dict[str, Any]:
-    replicated = (
-        replicated_arrays(tried.abstract_run.state) if tried.abstract_run.experiment.mesh.shape["fsdp"] > 1 else {}
-    )
+def memory_figures(result: CompileResult) -> dict[str, Any]:
+    """Return the memory of a device: by the compiler, and of each part of the state."""
+    compiled, state, mesh = result.compiled, result.abstract_run.state, result.abstract_run.experiment.mesh
+    replicated = replicated_arrays(state) if mesh.shape["fsdp"] > 1 else {}
     return {
-        "compiled": dataclasses.asdict(tried.compiled.memory) if tried.compiled else None,
-        "compile_seconds": tried.compiled and round(tried.compiled.seconds, 1),
-        "needed": tried.needed,
-        "fits": tried.fits,
-        "refused": tried.refused,
-        "state": {name: dataclasses.asdict(part) for name, part in state_bytes(tried.abstract_run.state).items()},
+        "compiled": dataclasses.asdict(compiled.memory) if compiled else None,
+        "compile_seconds": compiled and round(compiled.seconds, 1),
+        "needed": result.needed,
+        "fits": result.fits,
+        "refused": result.refused,
+        "state": {name: dataclasses.asdict(part) for name, part in state_bytes(state).items()},
         "replicated_arrays": {"arrays": len(replicated), "bytes": sum(replicated.values())},
     }
 
 
-def describe_suggestion(keys: str, tried: CompileResult) -> dict[str, Any]:
-    return {"keys": keys, "needed": tried.needed}
-
-
-def run(abstract_run: AbstractRun, rate: float | None, source: str) -> dict[str, Any]:
+def run_figures(abstract_run: AbstractRun, rate: float | None, source: str) -> dict[str, Any]:
+    """Return the length of the run in steps, images and, at `rate` images per second, time."""
     config, experiment = abstract_run.experiment.config, abstract_run.experiment
     images = experiment.total_steps * config.batch_size
     return {
@@ -148,7 +152,8 @@ def run(abstract_run: AbstractRun, rate: float | None, source: str) -> dict[str,
     }
 
 
-def checkpoints(abstract_run: AbstractRun) -> dict[str, Any]:
+def checkpoint_figures(abstract_run: AbstractRun) -> dict[str, Any]:
+    """Return the number and size of the checkpoints."""
     size = sum(part.total for part in state_bytes(abstract_run.state).values())
     kept = abstract_run.experiment.config.checkpoint.max_to_keep + 1
     return {"bytes": size, "kept": kept, "total_bytes": size * kept}

@@ -1,4 +1,4 @@
-"""What a person sees of a plan: the figures of `estimate`, in lines of at most 100 characters."""
+"""Print the figures of an estimate in lines of at most 100 characters."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ WIDTH = 100
 
 
 def format_report(figures: Mapping[str, Any]) -> str:
-    """The whole screen."""
+    """Return the report as text."""
     parts = (_title, _network, _memory, _collectives, _batch, _run, _host)
     return "\n".join(line for part in parts for line in part(figures))
 
@@ -63,13 +63,13 @@ def _memory(figures: Mapping[str, Any]) -> Iterator[str]:
         temporaries, aliased = format_bytes(compiled["temporaries"]), format_bytes(compiled["aliased"])
         yield f"  temporaries  {temporaries:>11}  activations, gradients and the like, during a step"
         yield f"  outputs      {format_bytes(compiled['outputs']):>11}  the state after a step"
-        yield f"  aliased      {aliased:>11}  of the outputs, what lies where the arguments lay"
+        yield f"  aliased      {aliased:>11}  outputs that reuse the arguments' memory"
         if compiled["program"]:
             yield f"  program      {format_bytes(compiled['program']):>11}  its instructions"
         yield f"  needed       {format_bytes(memory['needed']):>11}  arguments, temporaries, outputs less aliased" + (
             ", program" if compiled["program"] else ""
         )
-        if devices["kind"] != "cpu":  # where XLA leaves temporaries out of it
+        if devices["kind"] != "cpu":  # on the CPU XLA leaves out temporaries
             yield f"  peak         {format_bytes(compiled['peak']):>11}  by XLA's own count, for comparison"
     else:
         yield f"  refused      {memory['refused']}"
@@ -77,14 +77,13 @@ def _memory(figures: Mapping[str, Any]) -> Iterator[str]:
     if replicated := memory["replicated_arrays"]["arrays"]:
         yield (
             f"  {replicated} arrays, {format_bytes(memory['replicated_arrays']['bytes'])}, have no dimension that "
-            f"divides: "
-            f"whole on each"
+            "divides: whole on each"
         )
 
 
 def _verdict(memory: Mapping[str, Any], devices: Mapping[str, Any]) -> str:
     if devices["memory"] is None:
-        return "whether it fits is not known: the device does not tell its memory; give --memory=GIB"
+        return "unknown whether it fits: the device does not report its memory; give --memory=GIB"
     there = f"{format_bytes(devices['memory'])} ({devices['memory_source']})"
     return f"fits into {there}" if memory["fits"] else f"DOES NOT FIT into {there}"
 
@@ -94,9 +93,9 @@ def _collectives(figures: Mapping[str, Any]) -> Iterator[str]:
     if figures["devices"]["count"] == 1 or figures["memory"]["compiled"] is None:
         return
     yield ""
-    yield "what devices send each other in a step: how often, and bytes of the results on each"
+    yield "communication in a step: number of operations, and bytes of the results on each device"
     if sent is None:
-        yield "  not known: XLA does not write this program down"
+        yield "  not known: XLA cannot print this program"
         return
     for collective in sent:
         yield f"  {collective['kind']:<19}{collective['count']:>8,}  {format_bytes(collective['bytes']):>11}"

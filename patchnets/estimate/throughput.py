@@ -1,4 +1,4 @@
-"""How fast a compiled step is: a few real ones, of random images that lie ready, on the devices at hand."""
+"""Measure the speed of a compiled step on random images."""
 
 import time
 from typing import Any
@@ -15,7 +15,7 @@ MOST_STEPS = 1000
 
 
 def measure_images_per_second(compiled: CompiledStep) -> float:
-    """Of training, over some seconds after a first dispatch that is not counted."""
+    """Return training images per second, not counting the first dispatch."""
     abstract_run = compiled.abstract_run
     config, mesh = abstract_run.experiment.config, abstract_run.experiment.mesh
     state = abstract_run.experiment.init_state()
@@ -31,7 +31,7 @@ def measure_images_per_second(compiled: CompiledStep) -> float:
 
 
 def _filled(like: Any) -> jax.Array:
-    """Random images, labels and places of 0, and a mask that lets all count."""
+    """Return random images, labels and positions of 0, and a mask of 1."""
 
     def make() -> jax.Array:
         if like.dtype == jnp.uint8:

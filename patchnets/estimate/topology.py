@@ -1,4 +1,4 @@
-"""Devices to plan for: those at hand, or those of a TPU slice that need not be there, and the memory of each."""
+"""Devices to compile for: this machine's, or those of a TPU slice."""
 
 import contextlib
 import dataclasses
@@ -14,16 +14,15 @@ from patchnets.errors import UserError, first_line
 from patchnets.parallel.backend import target_backend
 
 GIB = 2**30
-# GiB of memory for each device of a kind, as Google Cloud's pages on TPU versions give them for a chip.
+# GiB of memory per chip, from Google Cloud's pages on TPU versions.
 MEMORY_GIB = {"TPU v4": 32, "TPU v5 lite": 16, "TPU v5": 95, "TPU v6 lite": 32}
 WORKING = ("v4:2x2x1", "v4:2x2x4", "v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:16x16", "v5p:2x2x1", "v6e:2x4", "v6e:16x16")
-# Of slices of a kind: along how many dimensions chips lie, and how many at most along each. Of two-dimensional kinds no
-# slice is larger, and libtpu plans what does not exist, or aborts this program; of the others libtpu knows so many.
+# Dimensions of a slice, and the largest length of each. libtpu aborts on larger ones.
 SHAPES = {"v4": (3, 32), "v5e": (2, 16), "v5p": (3, 32), "v6e": (2, 16)}
 OTHERS = (None, 32)
-# A chip of v4 has two cores, which JAX takes for one device only if it is told so; so they are used.
+# JAX uses the two cores of a v4 chip as one device only with this setting.
 CHIPS = {"v4": "megacore"}
-# What libtpu would else ask a metadata server for, and complain of on the terminal where there is none.
+# Values that libtpu would otherwise request from a metadata server.
 ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
@@ -36,17 +35,17 @@ ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """Where a run shall take place.
+    """The devices of an estimate.
 
     Attributes:
-      devices: all of them, as `sharding.arrange_devices` takes them.
-      at_hand: whether something can be computed on them; else programs are compiled for them ahead of time.
-      memory: bytes of each; None where that is not known.
-      memory_source: whose figure `memory` is.
+      devices: all of them, as `mesh.arrange_devices` takes them.
+      present: whether they are this machine's; otherwise programs are only compiled for them.
+      memory: bytes of each; None if not known.
+      memory_source: origin of `memory`, as printed.
     """
 
     devices: list[jax.Device]
-    at_hand: bool
+    present: bool
     memory: float | None
     memory_source: str
 
@@ -56,13 +55,13 @@ class Topology:
 
     @contextlib.contextmanager
     def compiling(self) -> Iterator[None]:
-        """What is traced inside takes the forms that are chosen for these devices."""
-        with contextlib.nullcontext() if self.at_hand else target_backend(self.devices[0].platform):
+        """Trace for these devices' backend."""
+        with contextlib.nullcontext() if self.present else target_backend(self.devices[0].platform):
             yield
 
 
 def find_topology(topology: str | None, memory_gib: float | None) -> Topology:
-    """The devices of a topology such as "v5e:2x4", or those at hand for None.
+    """Return the devices of a topology such as "v5e:2x4"; this machine's for None.
 
     Raises:
       UserError: libtpu is not installed, or it does not know the topology.
@@ -75,10 +74,10 @@ def find_topology(topology: str | None, memory_gib: float | None) -> Topology:
 
 
 def topology_devices(name: str) -> list[jax.Device]:
-    """The devices of a TPU slice, to compile for. Raises UserError as `find_topology`."""
+    """Return the devices of a TPU slice, to compile for. Raise UserError as `find_topology`."""
     if not has_libtpu():
         raise UserError(
-            f"--topology={name} is compiled for by libtpu, which is not installed; pip install 'patchnets[tpu-aot]' "
+            f"--topology={name} needs libtpu, which is not installed; pip install 'patchnets[tpu-aot]' "
             "(no TPU is needed)"
         )
     _check(name)
@@ -91,16 +90,15 @@ def topology_devices(name: str) -> list[jax.Device]:
         described = topologies.get_topology_desc(
             platform="tpu", topology_name=name, **{} if chips is None else {"chip_config_name": chips}
         )
-    except Exception as error:  # of kinds that are JAX's own
+    except Exception as error:  # JAX documents no type for it
         raise UserError(
-            f"--topology={name} is none that libtpu knows ({first_line(error, 120)}); known to work: "
-            f"{', '.join(WORKING)}"
+            f"--topology={name} is not known to libtpu ({first_line(error, 120)}); known to work: {', '.join(WORKING)}"
         ) from error
     return list(described.devices)
 
 
 def _check(name: str) -> None:
-    """Raises UserError for what libtpu must not be asked."""
+    """Raise UserError for a topology on which libtpu would abort."""
     if not re.fullmatch(r"\w+:\d{1,9}(x\d{1,9}){1,2}", name, re.ASCII):
         raise UserError(f"--topology={name[:60]!r} is not understood; known to work: {', '.join(WORKING)}")
     kind, _, shape = name.partition(":")
@@ -124,11 +122,11 @@ def _published(device: jax.Device) -> float | None:
 
 
 def _memory(devices: list[jax.Device]) -> tuple[float | None, str]:
-    """Bytes for each of the devices at hand, and whose figure that is."""
+    """Return the bytes of each of this machine's devices, and the origin of that figure."""
     if devices[0].platform == "cpu":
         free = runtime.available_memory()
         return free and free / len(devices), "free memory of this machine, shared by its devices"
-    with contextlib.suppress(Exception):  # devices that do not tell
+    with contextlib.suppress(Exception):  # not all devices report it
         if limit := (devices[0].memory_stats() or {}).get("bytes_limit"):
-            return float(limit), "what the device allows"
+            return float(limit), "the device's limit"
     return _published(devices[0]), "of this kind of device"

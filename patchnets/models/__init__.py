@@ -1,4 +1,4 @@
-"""The architectures, by the name they have in a configuration, and how one is made from it."""
+"""Architectures by their names in a configuration; `create_model` makes a network."""
 
 import dataclasses
 from typing import Any, cast
@@ -27,7 +27,7 @@ MODELS: dict[str, tuple[type[nn.Module], dict[str, dict[str, Any]]]] = {
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-# What every field means, whichever architecture has it. `dtype` is a name here and a type in the module.
+# Meaning of every field, in any architecture. `dtype` is a name here and a type in the module.
 FIELD_HELP = {
     "patch_size": "side of a square patch, in pixels",
     "depth": "number of blocks",
@@ -36,13 +36,13 @@ FIELD_HELP = {
     "channels_mlp_dim": "hidden units of the channel-mixing MLP (D_C)",
     "dropout_rate": "share of units dropped, where the source of the network has dropout",
     "drop_path_rate": "probability of dropping the last block's branches",
-    "drop_path_schedule": "how that probability goes over the blocks: linear from 0, or constant",
+    "drop_path_schedule": "that probability over the blocks: linear from 0, or constant",
     "drop_path_scale_by_keep": "whether a branch that is kept is divided by the probability of keeping it",
     "norm_epsilon": "added to the variance in every LayerNorm",
     "mlp_dim": "hidden units of a block's MLP",
     "embedding_norm": "whether a LayerNorm follows the position embedding",
     "fourier_impl": (
-        "how FNet computes its transform: fft, matrix (real matrix products), or auto, the platform's faster"
+        "how FNet computes its transform: fft, matrix (real matrix products), or auto (the faster on this backend)"
     ),
     "ffn_dim": "hidden units of a gMLP block, before they are split in halves (d_ffn)",
     "survival_probability": "probability of keeping the last block's branch",
@@ -50,20 +50,20 @@ FIELD_HELP = {
     "activation": "ConvMixer's activation: gelu or relu",
     "batch_norm_epsilon": "added to the variance in every BatchNorm",
     "batch_norm_momentum": "share of BatchNorm's running statistics that stays at each step",
-    "depthwise_impl": "how depthwise convolutions are computed: conv, shifts, or auto, the platform's faster",
+    "depthwise_impl": "how depthwise convolutions are computed: conv, shifts, or auto (the faster on this backend)",
     "num_heads": "heads of attention; divides hidden_dim",
-    "pool_type": "what the head sees: cls (a class token), gap (the mean of the patches) or map (attention pooling)",
+    "pool_type": "input of the head: cls (a class token), gap (the mean of the patches) or map (attention pooling)",
     "posemb": "position embedding: learned, sincos2d (fixed) or none",
     "rep_size": "units of a dense layer with tanh before the head; 0 for none",
     "norm_after_pooling": "whether the last LayerNorm comes after the pooling, not before it",
     "attention_dropout_rate": "share of attention weights dropped",
     "head_dropout_rate": "share of units dropped before and within the head of the tutorial's ViT",
-    "layer_scale": "what the learned factors of every branch start at; 0 for no such factors",
-    "attention_impl": "how attention is computed: plain, fused, or auto, the platform's faster",
+    "layer_scale": "initial value of the learned factors of every branch; 0 for no factors",
+    "attention_impl": "how attention is computed: plain, fused, or auto (the faster on this backend)",
     "gelu": "form of GELU: tanh or exact",
-    "remat": "compute a block's activations again in the backward pass, instead of keeping them",
+    "remat": "recompute a block's activations in the backward pass, instead of keeping them",
     "scan": "compile one block and loop over it, with the parameters of all blocks stacked",
-    "dtype": "what activations are computed in: float32 or bfloat16",
+    "dtype": "type of the activations: float32 or bfloat16",
 }
 CHOICES: dict[str, Any] = {
     "gelu": tuple(layers.GELU),
@@ -84,12 +84,12 @@ NON_CONFIG_FIELDS = ("parent", "name", "num_classes", "param_init", "head_init")
 
 
 def config_fields(name: str) -> dict[str, dataclasses.Field]:
-    """The fields of an architecture that a configuration may set."""
+    """Return the fields of an architecture that a configuration may set."""
     return {f.name: f for f in dataclasses.fields(MODELS[name][0]) if f.name not in NON_CONFIG_FIELDS}
 
 
 def all_config_fields() -> dict[str, tuple[type, str]]:
-    """{field: (type in a configuration, meaning)} over all architectures."""
+    """Return {field: (type in a configuration, meaning)} over all architectures."""
     types: dict[str, tuple[type, str]] = {}
     for name in MODELS:
         for field in config_fields(name).values():
@@ -132,7 +132,7 @@ def variant_fields(name: str, variant: str | None) -> list[str]:
 
 
 def validate(image_size: int, name: str, variant: str | None = None, **fields: Any) -> None:
-    """Raises UserError where these are no network that takes images of `image_size` pixels a side."""
+    """Raise UserError unless these fields make a network for images of `image_size` pixels a side."""
     chosen = resolve_fields(name, variant, **fields)
     for field, value in chosen.items():
         if field in CHOICES and value not in CHOICES[field]:
@@ -140,7 +140,7 @@ def validate(image_size: int, name: str, variant: str | None = None, **fields: A
         if expected := out_of_range(field, value):
             raise UserError(f"config.model.{field}={value} is out of range; expected {expected}")
         if field == "ffn_dim" and value % 2:
-            raise UserError(f"config.model.{field}={value} is odd; expected an even number, for it is split in halves")
+            raise UserError(f"config.model.{field}={value} is odd; expected an even number, to split in halves")
     width, heads = chosen["hidden_dim"], chosen.get("num_heads", 1)
     if name == "vit" and width % heads:
         raise UserError(f"config.model.hidden_dim={width} does not divide into config.model.num_heads={heads} heads")
@@ -155,7 +155,7 @@ def validate(image_size: int, name: str, variant: str | None = None, **fields: A
 
 
 def out_of_range(name: str, value: Any) -> str | None:
-    """What is expected of a field in place of `value`; None where that is usable."""
+    """Return the range expected of a field, or None if `value` is in it."""
     if (name.endswith("_rate") or name == "batch_norm_momentum") and not 0 <= value < 1:
         return "from 0 up to, not including, 1"
     if name == "survival_probability" and not 0 < value <= 1:
@@ -173,7 +173,7 @@ def out_of_range(name: str, value: Any) -> str | None:
 def create_model(name: str, variant: str | None = None, *, num_classes: int, **fields: Any) -> nn.Module:
     """Return a network; `model.apply(variables, images, train=...)` gives its logits.
 
-    create_model("vit", "S/16", num_classes=10, patch_size=4). Raises UserError as `resolve_fields`.
+    create_model("vit", "S/16", num_classes=10, patch_size=4). Raise UserError as `resolve_fields`.
     """
     chosen = resolve_fields(name, variant, **fields)
     if "dtype" in chosen:

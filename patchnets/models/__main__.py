@@ -2,7 +2,7 @@
 
     python -m patchnets.models [NAME ...]
 
-Exit status: 0, or 2 for a name that is not known.
+Exit status: 0, or 2 for an unknown name.
 """
 
 import sys
@@ -59,14 +59,14 @@ def line(cells: tuple[str, ...], widths: list[int]) -> str:
 
 
 def model_name(value: str) -> str:
-    """The type of NAME."""
+    """Return NAME if there is such a model, or else raise UserError."""
     if value not in models.MODELS:
         raise UserError(f"unknown model {value!r}; known models: {', '.join(models.MODELS)}")
     return value
 
 
 def execute(arguments: list[str]) -> int:
-    """Prints the table; returns the exit status."""
+    """Print the table; return the exit status."""
     parser = ArgumentParser("python -m patchnets.models", description=__doc__)
     parser.add_argument(
         "names", nargs="*", type=model_name, metavar="NAME", help="a model, such as mlp_mixer (default: all)"
@@ -80,14 +80,14 @@ def execute(arguments: list[str]) -> int:
             print()
         print(line(row, widths))
     print(
-        "\nGMACs: billions of multiply-accumulates of matrix products, convolutions and Fourier transforms, an image."
-        "\nA dash: nothing is published, because the sizes are this project's own or the source gives no figure."
+        "\nGMACs: billions of multiply-accumulates of matrix products, convolutions and Fourier transforms, per image."
+        "\nA dash: no published figure; the sizes are this project's own, or the source gives none."
     )
     return 0
 
 
 def main(argv: list[str]) -> int:
-    """Carries out a command line and returns the exit status."""
+    """Run a command line and return the exit status."""
     return run_cli(argv, execute)
 
 

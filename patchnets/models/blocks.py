@@ -36,7 +36,6 @@ def apply_blocks(
     compilation time does not grow with depth. It computes the same function of the same parameters; only initial
     values and dropout are drawn from other keys. Each block's output is sown as `block_i`.
 
-
     Args:
       network: a module with the fields `depth`, `remat` and `scan`.
       block: builds a block from its name, which starts with the name of its class. The block is called as
@@ -83,7 +82,6 @@ def apply_blocks(
 
 def stack_blocks(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Convert the variables of a network without `scan` to those of the same network with `scan`.
-
 
     Args:
       variables: {collection: {"MixerBlock_0": ..., "MixerBlock_1": ..., other: ...}}.

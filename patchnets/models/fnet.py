@@ -27,7 +27,7 @@ EPSILON = 1e-12  # of every LayerNorm, as in BERT, whose encoder the paper keeps
 
 
 def fourier_fft(x: Float[Array, "batch patches channels"]) -> Float[Array, "batch patches channels"]:
-    """Real part of the discrete Fourier transform over patches and channels (equation 3), by FFT."""
+    """Compute the real part of the discrete Fourier transform over patches and channels (equation 3), by FFT."""
     return jnp.fft.fft2(x.astype(jnp.float32), axes=(1, 2)).real.astype(x.dtype)
 
 

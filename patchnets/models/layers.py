@@ -40,7 +40,7 @@ ZERO = Init(nn.initializers.zeros_init())
 
 @jax.custom_vjp
 def gelu_exact(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Exact GELU: x P(X <= x) for a standard normal X (arXiv 1606.08415, section 2), computed in float32.
+    """Compute exact GELU: x P(X <= x) for a standard normal X (arXiv 1606.08415, section 2), in float32.
 
     Uses the error function and a custom gradient; jax.nn.gelu uses the complementary error function, with branches.
     On a CPU this takes half the time in training and a quarter in evaluation (docs/benchmarks.md), and agrees to 5e-7.
@@ -67,7 +67,7 @@ GELU: dict[str, Callable[[Array], Array]] = {"tanh": lambda x: nn.gelu(x, approx
 
 
 class PatchEmbed(nn.Module):
-    """Cut images into non-overlapping patches and project each one linearly (ViT, arXiv 2010.11929, equation 1).
+    """Linear projection of non-overlapping image patches (ViT, arXiv 2010.11929, equation 1).
 
     Computes the same as a convolution whose stride equals its kernel size, and keeps the kernel in that layout,
     (height, width, channels, features). It is written as one matrix product, which is several times faster on a CPU.
@@ -197,12 +197,12 @@ class MlpBlock(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Drops a residual branch for whole examples with probability `rate` in training (stochastic depth, arXiv
-    1603.09382). A rate of None is none at all.
+    """Stochastic depth (arXiv 1603.09382).
 
-    With `scale_by_keep` what is kept is divided by 1 - rate, so that its expectation is the branch itself, as in
-    evaluation (timm's rule). Without, it is added as it is, in training and in evaluation: the rule of the Mixer
-    authors' own code (google-research/big_vision, models/mlp_mixer.py).
+    Drop a residual branch for whole examples with probability `rate` in training; a rate of None disables it. With
+    `scale_by_keep` (timm's rule) a branch that is kept is divided by 1 - rate, so that its expectation is the branch,
+    as in evaluation. Without it the branch is not scaled, as in the Mixer authors' code (google-research/big_vision,
+    models/mlp_mixer.py).
     """
 
     scale_by_keep: bool = True

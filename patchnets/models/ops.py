@@ -15,10 +15,7 @@ from jaxtyping import Array, Float
 
 from patchnets.parallel.backend import backend
 
-MIN_CHANNELS, MAX_CHANNELS = (
-    32,
-    128,
-)  # channels computed at a time, if the number divides all channels (docs/benchmarks.md)
+MIN_CHANNELS, MAX_CHANNELS = 32, 128  # of a block, if a divisor of all channels is between (docs/benchmarks.md)
 
 
 def depthwise_conv(
@@ -43,8 +40,8 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
 
 
 def _backward(saved: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
-    """Gradient for the images: the same convolution with the flipped kernel. Gradient for the kernel: the product of
-    gradient and shifted image, summed over examples and positions."""
+    """Return the gradients. For the images: the same convolution with the flipped kernel. For the kernel: the product
+    of gradient and shifted image, summed over examples and positions."""
     x, kernel = saved
     image_grad = _shifted_sum(grad, kernel[::-1, ::-1], flipped=True)
     return image_grad, _kernel_gradient(x, grad, kernel.shape).astype(kernel.dtype)

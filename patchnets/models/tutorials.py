@@ -42,7 +42,7 @@ gelu = GELU["exact"]
 
 
 def glorot_flat(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """glorot_uniform of a dense layer on flattened patches, as in the examples; a convolution's would be smaller."""
+    """Draw glorot_uniform for a dense layer on flattened patches, as in the examples; a convolution's is smaller."""
     return glorot(key, (math.prod(shape[:-1]), shape[-1]), dtype).reshape(shape)
 
 

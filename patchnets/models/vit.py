@@ -32,7 +32,7 @@ EPSILON = 1e-6  # of every LayerNorm
 def attention_weights(
     query: Float[Array, "batch queries heads width"], key: Float[Array, "batch tokens heads width"]
 ) -> Float[Array, "batch heads queries tokens"]:
-    """softmax(q k' / sqrt(width)) (appendix A, equation 6), the softmax in float32."""
+    """Compute softmax(q k' / sqrt(width)) (appendix A, equation 6), the softmax in float32."""
     scores = swap_heads_tokens(query * query.shape[-1] ** -0.5) @ swap_heads_tokens(key).swapaxes(2, 3)
     return nn.softmax(scores.astype(jnp.float32)).astype(query.dtype)
 

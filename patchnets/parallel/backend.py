@@ -8,7 +8,7 @@ import jax
 
 from patchnets.errors import UserError, first_line
 
-_target: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+_target: contextvars.ContextVar[str | None] = contextvars.ContextVar("backend", default=None)
 
 
 def backend() -> str:

@@ -1,4 +1,4 @@
-"""Saving and restoring with orbax: the latest checkpoints, and the best one by a validation metric."""
+"""Save and restore checkpoints with orbax: the latest ones, and the best one by a validation metric."""
 
 import contextlib
 import json
@@ -7,7 +7,7 @@ import math
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -21,10 +21,10 @@ LOWER_IS_BETTER = ("loss",)
 
 
 class Checkpoints:
-    """The checkpoints of one work directory. Saving returns at once and is finished in the background.
+    """Checkpoints of one work directory. Saving returns at once and finishes in the background.
 
-    A checkpoint is written under another name and renamed when it is whole, so a process killed inside a save leaves
-    the ones before as they were.
+    A checkpoint is written under another name and renamed when complete, so that a process killed while saving leaves
+    the earlier ones intact.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class Checkpoints:
         best_metric: str = "accuracy",
         read_only: bool = False,
     ):
-        """Open `directory`, where the latest `max_to_keep` checkpoints stay, and the best by a validation metric.
+        """Open `directory`, which keeps the latest `max_to_keep` checkpoints and the best by `best_metric`.
 
-        `read_only` leaves the directory as it is, for a run may be writing there."""
+        `read_only` changes nothing in the directory, because a run may be writing to it."""
         self.directory, self._read_only = directory.absolute(), read_only
-        with multihost.errors_on_all():  # nobody looks before that
+        with multihost.errors_on_all():  # before any process opens the directory
             if multihost.is_first_process():
                 self._move_aside_unranked()
         sign = -1.0 if best_metric in LOWER_IS_BETTER else 1.0
@@ -67,46 +67,45 @@ class Checkpoints:
     def save(
         self, step: int, state: TrainState, progress: Mapping[str, Any], val_metrics: Mapping[str, float] | None
     ) -> None:
-        """Saves `state` under `step`, with `progress` (anything JSON holds) beside it.
+        """Save `state` and `progress` (JSON) under `step`.
 
-        `val_metrics` ranks it; without them it is only kept as long as it is among the latest. A step that is already
-        saved is left alone.
+        `val_metrics` ranks it; without them it is kept only while it is among the latest. A step that is already saved
+        is not saved again.
 
         Raises:
-          RunError: this save, or the one before it in the background, could not be written.
+          RunError: this save, or the previous one in the background, could not be written.
         """
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(dict(progress)))
-        with self._telling_failures():
+        with self._raise_run_error():
             self._manager.save(step, args=items, metrics=None if val_metrics is None else dict(val_metrics))
 
     def wait(self) -> None:
-        """Returns when everything is on disk. Raises RunError where something could not be written."""
-        with self._telling_failures():
+        """Wait until all saves are on disk. Raise RunError if one could not be written."""
+        with self._raise_run_error():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
     @contextlib.contextmanager
-    def _telling_failures(self) -> Iterator[None]:
+    def _raise_run_error(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # orbax and tensorstore raise many kinds for a full or lost disk
             raise RunError(f"a checkpoint could not be written to {self.directory}: {_reason(error)}") from error
 
     def close(self) -> None:
-        with contextlib.suppress(Exception):  # what matters was raised by wait()
+        with contextlib.suppress(Exception):  # wait() has raised the errors of saves
             self._manager.close()
 
     def restore_latest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest checkpoint that can be read, and its progress; None where there are none.
+        """Return the newest checkpoint that can be read, and its progress; None if there are none.
 
-        `like` holds the shape, dtype and sharding of every array (`jax.ShapeDtypeStruct`).
-
-        One that cannot be read is named on the terminal and moved aside, to unreadable/ beside the others.
+        `like` has the shape, dtype and sharding of every array (`jax.ShapeDtypeStruct`). Checkpoints that cannot be
+        read are reported and moved to unreadable/.
 
         Raises:
-          RunError: there are checkpoints, and none can be read.
+          RunError: there are checkpoints, but none can be read.
         """
         _silence_asyncio()
         steps = sorted(self._manager.all_steps(), reverse=True)
@@ -123,42 +122,43 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def restore_best(self, like: TrainState) -> tuple[int, TrainState, dict[str, float]]:
-        """(step, state, validation metrics) of the checkpoint whose metrics are best, of the later one of two equals;
-        the latest where none has metrics. One that cannot be read is named and moved aside, as by `restore_latest`.
+        """Return (step, state, validation metrics) of the best checkpoint that can be read: the later of equal ones, or
+        the latest if none has metrics. Others are reported and moved, as by `restore_latest`.
 
         Raises:
           RunError: none can be read.
         """
         _silence_asyncio()
-        ranked = [(step, dict(self._manager.metrics(step) or {})) for step in self._manager.all_steps()]
-        ranked.sort(key=lambda row: (self._score(row[1]) if row[1] else -math.inf, row[0]), reverse=True)
         broken: list[int] = []
-        for step, metrics in ranked:
+        for step, metrics in self._rank(self._manager.all_steps()):
             if restored := self._try_restore(step, like, broken):
                 self._quarantine(broken)
                 return step, restored[0], metrics
         raise self._none_readable()
 
+    def _rank(self, steps: Iterable[int]) -> list[tuple[int, dict[str, float]]]:
+        """Return (step, validation metrics), best first; of equal ones the later first, those without metrics last."""
+        ranked = [(step, dict(self._manager.metrics(step) or {})) for step in steps]
+        return sorted(ranked, key=lambda row: (self._score(row[1]) if row[1] else -math.inf, row[0]), reverse=True)
+
     def restore_variables(self, like: Any, which: str | int, *, ema: bool) -> Any:
-        """Return the variables by which the network of a checkpoint is evaluated.
+        """Return the variables with which to evaluate the network of a checkpoint.
 
         Args:
           like: shape, dtype and sharding of {"params", "batch_stats"}.
-          which: "best" by validation, the latest of equal ones; "latest"; or a step.
-          ema: whether they are the running mean that the checkpoint holds.
+          which: "best" by `best_metric` (the latest of equal ones), "latest", or a step.
+          ema: whether to return the running mean of the parameters.
 
         Raises:
           UserError: there is no checkpoint of that step.
-          RunError: there is none, or the one asked for cannot be read.
+          RunError: there are no checkpoints, or this one cannot be read.
         """
         steps = self._manager.all_steps()
         if not steps:
             raise RunError(f"there is no checkpoint in {self.directory} yet")
-        if which == "best":
-            ranked = [(step, dict(self._manager.metrics(step) or {})) for step in steps]
-            step = max(ranked, key=lambda row: (self._score(row[1]) if row[1] else -math.inf, row[0]))[0]
-        else:
-            step = max(steps) if which == "latest" else which
+        step: Any = which
+        if which in ("best", "latest"):
+            step = self._rank(steps)[0][0] if which == "best" else max(steps)
         if step not in steps:
             kept = ", ".join(f"{step:,}" for step in sorted(steps))
             raise UserError(f"there is no checkpoint of step {which} in {self.directory}; kept are those of {kept}")
@@ -174,7 +174,7 @@ class Checkpoints:
         return restored["ema"] if ema else restored
 
     def _try_restore(self, step: int, like: TrainState, broken: list[int]) -> tuple[TrainState, dict[str, Any]] | None:
-        """A checkpoint; or, with a word on the terminal and its step added to `broken`, None if it cannot be read."""
+        """Restore a step, or print why it cannot be read, add it to `broken` and return None."""
         restored = None
         try:
             restored = self._restore(step, like)
@@ -191,7 +191,7 @@ class Checkpoints:
         return restored.state, restored.progress
 
     def _move_aside_unranked(self) -> None:
-        """Orbax reads the metrics of every checkpoint when it opens a directory, and opens none where one is broken."""
+        """Move checkpoints with unreadable metrics aside: orbax cannot open a directory that has one."""
         steps = [int(path.name) for path in self.directory.glob("[0-9]*") if path.name.isdigit()]
         broken = []
         for step in steps:
@@ -207,7 +207,7 @@ class Checkpoints:
         self._move_aside(broken)
 
     def _none_readable(self) -> RunError:
-        return RunError(f"no checkpoint in {self.directory} can be read; to start anew, give another --workdir")
+        return RunError(f"no checkpoint in {self.directory} can be read; to start over, use another --workdir")
 
     def _quarantine(self, steps: list[int]) -> None:
         if steps:
@@ -217,9 +217,9 @@ class Checkpoints:
             self._manager.reload()
 
     def _move_aside(self, steps: list[int]) -> None:
-        """Move checkpoints to unreadable/, so that nothing is deleted and their steps can be saved again.
+        """Move checkpoints to unreadable/: none is deleted, and their steps can be saved again.
 
-        Orbax's option todelete_subdir would do so with every checkpoint that is no longer kept.
+        Orbax's option todelete_subdir would also move every checkpoint that is no longer kept.
         """
         if self._read_only:
             return
@@ -232,13 +232,13 @@ class Checkpoints:
                 number += 1
                 target = aside / f"{step}-{number}"
             (self.directory / str(step)).rename(target)
-            print(f"going on without it; moved to {target}", file=sys.stderr)
+            print(f"skipped and moved to {target}", file=sys.stderr)
 
 
 def _silence_asyncio() -> None:
-    """Keeps threads from printing a traceback for every array once one of a checkpoint could not be read.
+    """Silence tracebacks for every other array after one array of a checkpoint could not be read.
 
-    Orbax then closes its event loop under the reads of all the others. The failure itself is raised; these add nothing.
+    Orbax then closes its event loop while the others are being read. The first error itself is raised.
     """
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     before = sys.unraisablehook
@@ -252,7 +252,7 @@ def _silence_asyncio() -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """The operating system's reason where there is one, else the beginning of what was said."""
+    """Return the operating system's reason, if any, or else the beginning of the message."""
     text = first_line(error, limit=200)
     reason = re.search(r": ([^:\[\]]+) \[[^\]]*os_error_code", " ".join(str(error).split()))
     return reason[1].strip() if reason else text

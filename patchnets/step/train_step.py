@@ -49,8 +49,8 @@ class Task:
     wrap_grad_fn: Callable[[GradFn], GradFn] | None = None
     wrap_logits_fn: Callable[[LogitsFn], LogitsFn] | None = None
 
-    def key(self, purpose: prng.RngStream, step: Array) -> Array:
-        return prng.key(self.seed, purpose, step)
+    def key(self, stream: prng.RngStream, step: Array) -> Array:
+        return prng.key(self.seed, stream, step)
 
     def inputs(self, batch: Batch, step: Array) -> Inputs:
         """Return the augmented images and soft targets of a training step."""

@@ -1,4 +1,4 @@
-"""Where libtpu has to be there, a compilation that was skipped is a failure."""
+"""If libtpu is required, a skipped compilation is a failure."""
 
 import os
 

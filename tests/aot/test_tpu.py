@@ -1,4 +1,4 @@
-"""The training step of every family, compiled for a slice of eight TPU v5e chips that need not be there: make aot."""
+"""The training step of every family, compiled for a slice of eight TPU v5e chips without a TPU: make aot."""
 
 import jax
 import pytest

@@ -1,4 +1,4 @@
-"""Configurations: what is refused and in which words, and the names that a configuration gets."""
+"""Configurations: errors and their messages, and the names of configurations."""
 
 import json
 
@@ -36,7 +36,7 @@ def usable(**values) -> ConfigDict:
     return config
 
 
-def complaint(config: ConfigDict) -> str:
+def error_of(config: ConfigDict) -> str:
     """What `check` has against a configuration: a UserError of one line."""
     with pytest.raises(UserError) as caught:
         config_lib.validate(config)
@@ -65,7 +65,7 @@ def test_defaults_with_a_length_and_a_network_pass():
 def test_unknown_key_is_refused_and_the_nearest_one_suggested(name, nearest):
     config = usable()
     assign(config, name, 1)
-    assert complaint(config) == f"unknown key config.{name}; did you mean config.{nearest}?"
+    assert error_of(config) == f"unknown key config.{name}; did you mean config.{nearest}?"
 
 
 @pytest.mark.parametrize(
@@ -74,11 +74,11 @@ def test_unknown_key_is_refused_and_the_nearest_one_suggested(name, nearest):
 def test_key_in_a_wrong_group_is_suggested_in_its_own(name, meant):
     config = usable()
     assign(config, name, 1)
-    assert complaint(config) == f"unknown key config.{name}; did you mean config.{meant}?"
+    assert error_of(config) == f"unknown key config.{name}; did you mean config.{meant}?"
 
 
 def test_unknown_key_like_no_other_points_to_help():
-    assert "unknown key config.xyzzy" in complaint(usable(xyzzy=1)) and "--help" in complaint(usable(xyzzy=1))
+    assert "unknown key config.xyzzy" in error_of(usable(xyzzy=1)) and "--help" in error_of(usable(xyzzy=1))
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_unknown_key_like_no_other_points_to_help():
 def test_value_of_a_wrong_type_is_refused_with_its_value_type_and_what_is_expected(name, value, expected):
     config = usable()
     assign(config, name, value)
-    text = complaint(config)
+    text = error_of(config)
     assert text.startswith(f"config.{name}={value!r} ")
     assert type(value).__name__ in text and expected in text.split("expected")[1]
 
@@ -153,7 +153,7 @@ def test_value_of_a_wrong_type_is_refused_with_its_value_type_and_what_is_expect
 def test_value_out_of_range_is_refused_with_its_value_and_what_is_expected(name, value, expected):
     config = usable()
     assign(config, name, value)
-    text = complaint(config)
+    text = error_of(config)
     assert text.startswith(f"config.{name}={value!r} ") and expected in text.split("expected")[1]
 
 
@@ -180,7 +180,7 @@ def test_value_at_the_edge_of_its_range_is_taken(name, value):
 
 @pytest.mark.parametrize("seed", [2**31, 2**40, 10**400], ids=["2**31", "2**40", "10**400"])
 def test_seed_that_no_run_can_use_is_refused(seed):
-    assert "config.seed" in complaint(usable(seed=seed))
+    assert "config.seed" in error_of(usable(seed=seed))
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: pair[0])
@@ -193,14 +193,14 @@ def test_duration_in_both_units_is_refused_with_both_values(pair):
             assign(config, name, value)
         return config
 
-    text = complaint(configuration(**{single: first, other: second}))
+    text = error_of(configuration(**{single: first, other: second}))
     assert f"config.{single}={first}" in text and f"config.{other}={second}" in text
     assert config_lib.validate(configuration(**{single: first, other: None})) is None
     assert config_lib.validate(configuration(**{single: None, other: second})) is None
 
 
 def test_run_without_a_length_is_refused_with_both_ways_to_give_one():
-    text = complaint(usable(total_epochs=None))
+    text = error_of(usable(total_epochs=None))
     assert "config.total_epochs" in text and "config.total_steps" in text
 
 
@@ -208,11 +208,11 @@ def test_key_that_was_deleted_is_named():
     config = usable()
     with config.unlocked():
         del config.optimizer.beta1
-    assert "config.optimizer.beta1 is missing" in complaint(config)
+    assert "config.optimizer.beta1 is missing" in error_of(config)
 
 
 def test_batch_that_cannot_be_worked_through_in_equal_parts_is_refused():
-    assert complaint(usable(batch_size=128, grad_accum_steps=3)).startswith(
+    assert error_of(usable(batch_size=128, grad_accum_steps=3)).startswith(
         "config.grad_accum_steps=3 does not divide config.batch_size=128"
     )
 
@@ -223,11 +223,11 @@ def test_rules_are_the_same_as_tuples_and_as_a_file_gives_them_back():
     assert config_lib.validate(settings) is None
     saved = json.loads(json.dumps(config_lib.flatten(settings)))
     assert config_lib.diff(saved, config_lib.flatten(settings)) == []
-    assert complaint(usable(optimizer__lr_mults="head/.*")).startswith("config.optimizer.lr_mults='head/.*' is of type")
+    assert error_of(usable(optimizer__lr_mults="head/.*")).startswith("config.optimizer.lr_mults='head/.*' is of type")
 
 
 def test_network_that_does_not_fit_the_image_is_refused():
-    assert complaint(usable(image_size=65, model__patch_size=8)) == (
+    assert error_of(usable(image_size=65, model__patch_size=8)) == (
         "image_size 65 is not divisible by patch_size 8; use 64 or 72"
     )
 

@@ -1,4 +1,4 @@
-"""Published figures beside measured ones: the verdict, and when a run is not held to them."""
+"""Comparison of a run with published figures, and when a run is not compared."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""A configuration becomes the three feeds that it describes, with defaults that keep what is tested apart."""
+"""A configuration gives the three loaders that it describes; by default test examples are not trained on."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""Decoded images are kept once, whole or not at all, and are decoded anew where they are damaged or out of date."""
+"""Decoded images are cached once, completely or not at all, and decoded again if damaged or outdated."""
 
 import collections
 import concurrent.futures
@@ -290,7 +290,7 @@ def test_a_damaged_entry_is_decoded_anew_with_a_word_about_it(source, tmp_path, 
     assert_is_what_was_decoded(load(source, tmp_path), source.fake)
     message = capsys.readouterr().err
     assert f"{entry} is damaged" in message
-    assert "decoding anew" in message
+    assert "decoding it again" in message
     assert set(source.fake.decoded.values()) == {2}
     assert entries(tmp_path) == [entry]
     assert_is_what_was_decoded(load(source, tmp_path), source.fake)

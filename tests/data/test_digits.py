@@ -1,4 +1,4 @@
-"""The bundled digits are exactly scikit-learn's, split once and for all into fair train and test parts."""
+"""The bundled digits are exactly scikit-learn's, with a fixed, stratified split into train and test."""
 
 import collections
 import zlib

@@ -240,7 +240,7 @@ def test_the_channels_can_be_set(tmp_path, channels):
     source = sources.open_source("folder", str(tmp_path), channels=channels)
     assert source.channels == channels and {image.shape for image, _ in read(source)} == {(4, 4, channels)}
     assert source.version != folder.Folder(str(tmp_path)).version
-    with pytest.raises(UserError, match=r"config\.dataset\.channels=1 is for dataset\.name=folder; digits states"):
+    with pytest.raises(UserError, match=r"config\.dataset\.channels=1 applies only to dataset\.name=folder, not"):
         sources.open_source("digits", channels=1)
 
 

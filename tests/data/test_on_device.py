@@ -1,4 +1,4 @@
-"""A resident feed shows every example once an epoch, in an order fixed by the seed, whatever the devices."""
+"""An on-device loader serves every example once per epoch, in an order fixed by the seed, on any devices."""
 
 import math
 import re

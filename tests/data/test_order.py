@@ -1,4 +1,4 @@
-"""The order of an epoch is JAX's own permutation, found without JAX, and stays as it is."""
+"""The order of an epoch equals JAX's permutation, is computed without JAX, and does not change."""
 
 import subprocess
 import sys

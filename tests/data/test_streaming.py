@@ -1,4 +1,4 @@
-"""A streaming feed shows every example once an epoch, in an order that hangs on the seed alone, and fails by name."""
+"""A streaming loader serves every example once per epoch, in an order set by the seed; errors name the record."""
 
 import collections
 import gc

@@ -1,4 +1,4 @@
-"""A whole run whose images are read by worker processes ends without a trace of them."""
+"""A run whose images are read by worker processes leaves no processes or shared memory."""
 
 import os
 import pathlib

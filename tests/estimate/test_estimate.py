@@ -1,4 +1,4 @@
-"""Planning: the figures of the screen against arrays, files and arithmetic; what is refused, and in which words."""
+"""Estimates: the printed figures against arrays, files and arithmetic; invalid requests and their messages."""
 
 import dataclasses
 import json
@@ -67,7 +67,7 @@ def shard_bytes(tree):
 @pytest.mark.parametrize(("name", "variant"), [("vit", "S/16"), ("mlp_mixer", "B/32"), ("convmixer", "512/16")])
 def test_a_network_costs_what_was_published(name, variant):
     config = common.imagenet(augment={}, model=dict(name=name, variant=variant), batch_size=64, total_epochs=1.0)
-    actual = report.network(blueprint_of(config, count=1000, classes=1000))
+    actual = report.network_figures(blueprint_of(config, count=1000, classes=1000))
     published = PUBLISHED[name, variant]
     assert actual["parameters"] == published.params
     assert actual["macs"] == pytest.approx(published.gmacs * 1e9, rel=0.02)
@@ -105,10 +105,10 @@ def test_arguments_of_the_compiled_step_are_state_and_images(data, fsdp, placeme
 
 
 def test_steps_images_and_time_follow_from_the_split_and_the_rate(tiny_config):
-    figures = report.run(blueprint_of(tiny_config), 100.0, "as given")
+    figures = report.run_figures(blueprint_of(tiny_config), 100.0, "as given")
     assert figures["steps_per_epoch"] == 11 and figures["steps"] == 44  # 700 images in batches of 64, four times
     assert figures["images"] == 44 * 64 and figures["seconds"] == pytest.approx(28.16)
-    assert report.run(blueprint_of(tiny_config), None, "")["seconds"] is None
+    assert report.run_figures(blueprint_of(tiny_config), None, "")["seconds"] is None
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ def test_a_checkpoint_takes_what_is_told(tiny_config, tmp_path):
     saved.wait()
     saved.close()
     written = sum(file.stat().st_size for file in (tmp_path / "checkpoints" / "1").rglob("*") if file.is_file())
-    options = report.checkpoints(abstract_run)
+    options = report.checkpoint_figures(abstract_run)
     assert options["bytes"] == pytest.approx(written, rel=0.1)
     assert options["kept"] == 4 and options["total_bytes"] == 4 * options["bytes"]
 
@@ -264,7 +264,7 @@ def test_the_largest_batch_is_found_in_a_few_steps(needed, room, expected, tiny_
 
 @pytest.mark.parametrize(("examples", "expected"), [(1, 1), (3.9, 2), (7, 4), (8.2, 8), (100, 96)])
 def test_batches_are_rounded_down_to_what_a_device_likes(examples, expected):
-    assert batch_search.rounded(examples) == expected
+    assert batch_search.round_down(examples) == expected
 
 
 def test_what_xla_says_of_too_little_memory_is_kept_short():
@@ -327,7 +327,10 @@ def test_numbers_are_told_with_units():
         ([DIGITS, "--config.mesh.data=9"], ["config.mesh.data=9", "8 devices"]),
         ([DIGITS, "--config.mesh.fsdp=3"], ["config.mesh.fsdp=3", "8 devices"]),
         ([DIGITS, "--config.mesh.data=1", "--config.mesh.fsdp=7", "--config.batch_size=56"], ["would shard nothing"]),
-        ([DIGITS, "--config.dataset.name=cifar100"], ["'cifar100' is not at hand", "--examples=N", "--classes=K"]),
+        (
+            [DIGITS, "--config.dataset.name=cifar100"],
+            ["'cifar100' is not on this machine", "--examples=N", "--classes=K"],
+        ),
         ([DIGITS, "--json=nowhere/plan.json"], ["--json=nowhere/plan.json", "no folder nowhere"]),
         ([DIGITS, "--json=."], ["--json=. is a folder", "give a file"]),
         ([DIGITS, "--topology=v5e"], ["'v5e' is not understood", "v5e:2x4"]),

@@ -1,4 +1,4 @@
-"""A stand-in for the training program, for the programs that start it many times."""
+"""A stand-in for the training program, for programs that start it many times."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""In place of patchnets.main: writes what a run leaves behind, less the arrays.
+"""Stand-in for patchnets.main: writes the files of a run, without the arrays.
 
 What it is told goes to the file NOTES. The seed that FAIL names fails; with SLOW it waits to be stopped; WORK is how
 many seconds it takes.

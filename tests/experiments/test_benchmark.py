@@ -1,4 +1,4 @@
-"""The benchmark: whose turn it is, what is made of their answers, and what happens to those that fail."""
+"""The benchmark: the order of turns, the figures, and failing candidates."""
 
 import json
 import os

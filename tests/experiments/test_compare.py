@@ -1,4 +1,4 @@
-"""Families at equal cost: which networks are chosen, how they are trained, and what is told of them."""
+"""Families at equal cost: the choice of networks, their training, and the report."""
 
 import json
 import math

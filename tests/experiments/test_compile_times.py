@@ -1,4 +1,4 @@
-"""The program that times compilation, on the smallest networks; what it finds is in docs/measurements.md."""
+"""The program that times compilation, on the smallest networks; its results are in docs/measurements.md."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The program that compares what a CPU's devices and groups give."""
+"""The program that compares devices and microbatches of a CPU."""
 
 import pytest
 

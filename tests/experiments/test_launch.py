@@ -1,4 +1,4 @@
-"""Jobs for clusters: what is written, and, with stand-ins for the engines' programs, what it does."""
+"""Jobs for clusters: the files, and, with stand-ins for the launchers' programs, their behavior."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""The comparison of prediction with timm's: what a turn counts, and what it refuses."""
+"""The comparison of prediction with timm's: what a turn counts, and errors."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The program that trains tables: which runs are carried out, what becomes of their figures, and what is written."""
+"""The program that trains tables: its runs, their figures, and the reports."""
 
 import base64
 import html.parser

@@ -1,4 +1,4 @@
-"""What the program that trains tables finds in its folder: earlier rows, processes at work, damaged files."""
+"""The program that trains tables, in a folder with earlier rows, running processes or damaged files."""
 
 import fcntl
 import io

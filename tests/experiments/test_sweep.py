@@ -1,4 +1,4 @@
-"""Sweeps: which runs there are, and what is told of them."""
+"""Sweeps: their runs and the report."""
 
 import json
 

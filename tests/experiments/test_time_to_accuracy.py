@@ -1,4 +1,4 @@
-"""The program that trains within a wall-time limit: how many steps fit, what it tells, and one run of patchnets."""
+"""The program that trains within a wall-time limit: steps that fit, the report, and one run of patchnets."""
 
 import json
 import pathlib

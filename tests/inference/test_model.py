@@ -1,4 +1,4 @@
-"""A work directory as a model: the figures of its run again, on images of any kind."""
+"""A work directory as a model: it reproduces the run's figures, on images of any kind."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Blocks computed anew (`remat`) or in a loop (`scan`) against plain ones, and what `look` finds, for every network."""
+"""Blocks with `remat` and `scan` against plain ones, and captured intermediate values, for every network."""
 
 import functools
 import itertools

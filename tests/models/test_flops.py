@@ -1,4 +1,4 @@
-"""What networks cost, against what was published and against counts made by hand; and the table that shows it."""
+"""Costs of networks against published figures and counts by hand, and the table of models."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""FNet against a NumPy forward pass written from the paper, and its two ways of transforming against each other."""
+"""FNet against a NumPy forward pass written from the paper, and its two Fourier implementations against each other."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""Choosing an architecture from a configuration: what is taken from where, and what is said when it cannot be made."""
+"""Networks from a configuration: where fields come from, and errors for invalid ones."""
 
 import re
 
@@ -22,7 +22,7 @@ def model_config(**values) -> ml_collections.ConfigDict:
     return config
 
 
-def complaint(image_size: int = 64, **values) -> str:
+def error_of(image_size: int = 64, **values) -> str:
     """What `models.validate` has against these values: a UserError of one line."""
     with pytest.raises(UserError) as caught:
         models.validate(image_size, **model_config(**values))
@@ -31,26 +31,26 @@ def complaint(image_size: int = 64, **values) -> str:
 
 
 def test_unknown_architecture_lists_the_known_ones():
-    text = complaint(name="mlp_mixxer")
+    text = error_of(name="mlp_mixxer")
     assert "config.model.name='mlp_mixxer'" in text
     assert all(name in text.split("known:")[1] for name in models.MODELS)
 
 
 def test_unknown_variant_lists_the_known_ones():
-    text = complaint(variant="Q/99")
+    text = error_of(variant="Q/99")
     assert "config.model.variant='Q/99'" in text and "mlp_mixer" in text
     assert all(name in text.split("known:")[1] for name in VARIANTS)
 
 
 def test_field_that_the_architecture_does_not_have_is_refused_and_its_own_are_listed():
-    text = complaint(**SIZES, num_heads=3)
+    text = error_of(**SIZES, num_heads=3)
     assert "config.model.num_heads=3" in text and "mlp_mixer" in text
     assert all(name in text.split("it has")[1] for name in SIZES)
 
 
 @pytest.mark.parametrize("field", list(SIZES))
 def test_field_that_nothing_gives_is_named_with_the_way_out(field):
-    text = complaint(**{k: v for k, v in SIZES.items() if k != field})
+    text = error_of(**{k: v for k, v in SIZES.items() if k != field})
     assert f"config.model.{field} is not set" in text
     assert "config.model.variant" in text and "B/16" in text
 
@@ -72,7 +72,7 @@ def test_model_is_made_with_the_fields_given_and_the_defaults_of_the_rest():
 
 @pytest.mark.parametrize(("image_size", "patch_size"), [(65, 8), (5, 8), (224, 32 - 1), (23, 12)])
 def test_image_that_does_not_divide_names_both_sizes_and_suggests_ones_that_work(image_size, patch_size):
-    text = complaint(image_size, **SIZES | dict(patch_size=patch_size))
+    text = error_of(image_size, **SIZES | dict(patch_size=patch_size))
     assert f"image_size {image_size} " in text and f"patch_size {patch_size};" in text
     suggested = [int(number) for number in re.findall(r"\d+", text.split("use ")[1])]
     assert suggested and 0 not in suggested
@@ -82,7 +82,7 @@ def test_image_that_does_not_divide_names_both_sizes_and_suggests_ones_that_work
 
 
 def test_patch_size_of_a_variant_is_held_against_the_image_too():
-    assert complaint(100, variant="S/16") == "image_size 100 is not divisible by patch_size 16; use 96 or 112"
+    assert error_of(100, variant="S/16") == "image_size 100 is not divisible by patch_size 16; use 96 or 112"
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_patch_size_of_a_variant_is_held_against_the_image_too():
     ],
 )
 def test_value_out_of_range_is_named_with_what_is_expected(field, value, expected):
-    text = complaint(**SIZES | {field: value})
+    text = error_of(**SIZES | {field: value})
     assert text.startswith(f"config.model.{field}={value!r}")
     assert all(word in text.split("expected")[1] for word in expected)
 
@@ -134,7 +134,7 @@ VIT = dict(name="vit", patch_size=8, depth=2, hidden_dim=18, mlp_dim=32, num_hea
     ],
 )
 def test_what_a_transformer_cannot_be_is_told(values, words):
-    assert words in complaint(**VIT | values)
+    assert words in error_of(**VIT | values)
 
 
 def test_a_transformer_without_representation_and_layer_scale_passes():

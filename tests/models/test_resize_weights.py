@@ -1,4 +1,4 @@
-"""Weights carried to another image size: values that interpolation must give, and outputs that must not change."""
+"""Weights adapted to another image size: expected interpolated values, and outputs that must not change."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""The tutorials' networks against NumPy forward passes written from their descriptions, published counts and starts."""
+"""The tutorials' networks against NumPy forward passes of their descriptions, published counts and initial values."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""A CPU's devices and groups: what is chosen, and that a batch in groups has the gradient of the batch."""
+"""CPU tuning: devices and microbatches, and equal gradients with and without microbatches."""
 
 import functools
 import os

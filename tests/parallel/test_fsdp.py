@@ -1,4 +1,4 @@
-"""Parameters split over devices: what lies where, the same figures on every mesh, and checkpoints that fit any."""
+"""Parameters split over devices: their sharding, equal results on every mesh, and checkpoints that fit any mesh."""
 
 import json
 import math

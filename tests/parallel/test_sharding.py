@@ -1,4 +1,4 @@
-"""Meshes of the asked size, what is said when there can be none, and where arrays lie on them."""
+"""Meshes: their sizes, errors, and the sharding of arrays."""
 
 import re
 
@@ -15,7 +15,7 @@ def mesh_of(data: int, batch_sizes: tuple[int, ...] = ()) -> jax.sharding.Mesh:
     return mesh_lib.make_mesh(data, batch_sizes=batch_sizes)
 
 
-def complaint(data: int, batch_sizes: tuple[int, ...] = ()) -> str:
+def error_of(data: int, batch_sizes: tuple[int, ...] = ()) -> str:
     with pytest.raises(UserError) as caught:
         mesh_of(data, batch_sizes)
     assert "\n" not in str(caught.value)
@@ -33,7 +33,7 @@ def test_mesh_takes_all_devices_with_minus_one():
 
 
 def test_more_devices_than_there_are_is_refused_with_both_numbers():
-    text = complaint(9)
+    text = error_of(9)
     assert "config.mesh.data=9" in text and "8 devices" in text and "-1" in text
 
 
@@ -41,7 +41,7 @@ def test_more_devices_than_there_are_is_refused_with_both_numbers():
     ("data", "batches", "at_fault"), [(8, (12,), 12), (3, (8,), 8), (8, (4,), 4), (4, (8, 6), 6), (-1, (16, 20), 20)]
 )
 def test_batch_that_does_not_divide_names_the_values_and_suggests_ones_that_work(data, batches, at_fault):
-    text = complaint(data, batches)
+    text = error_of(data, batches)
     size = 8 if data == -1 else data
     assert f"batch of {at_fault} " in text and f"{size} devices" in text and "config.mesh.data" in text
     suggested = [int(number) for number in re.findall(r"\d+", text.split("use ")[1].split("config")[0])]

@@ -1,4 +1,4 @@
-"""Where the other implementations have to be there, a comparison that was skipped is a failure."""
+"""If the other implementations are required, a skipped comparison is a failure."""
 
 import os
 

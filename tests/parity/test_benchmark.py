@@ -1,4 +1,4 @@
-"""What the benchmark measures beside ours is the same network: as many parameters, as many multiply-accumulates."""
+"""The benchmark's Keras and timm networks equal ours in parameters and multiply-accumulates."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""The sheet of augmentation: what its rows show, that it is a picture, and what is said of mistakes."""
+"""The augmentation sheet: its rows, the image file, and errors."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What the pictures of predictions show, against counts by hand and scikit-learn."""
+"""Plots of predictions against counts by hand and scikit-learn."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The pictures of a run: which there are for each family, what they are made of, and what is said when they fail."""
+"""Plots of a run: those of each family, their contents, and errors."""
 
 import json
 import shutil

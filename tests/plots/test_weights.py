@@ -1,4 +1,4 @@
-"""The matrices and maps by which networks are shown to mix patches, against the networks themselves."""
+"""Matrices and maps in plots of token mixing, against the networks themselves."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""The lines of the first screen."""
+"""The first lines of output."""
 
 import jax
 import pytest

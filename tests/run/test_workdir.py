@@ -1,4 +1,4 @@
-"""A work directory is written whole or not at all, belongs to one run at a time, and goes back to its checkpoint."""
+"""A work directory is written completely or not at all, is locked by one run, and is cut back to its checkpoint."""
 
 import json
 import os

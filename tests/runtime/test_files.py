@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and locks that another process sees."""
+"""Atomic writes, and locks that other processes see."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Durations, sizes and counts as people read them."""
+"""Durations, sizes and counts as text."""
 
 from patchnets.runtime.format import format_duration
 

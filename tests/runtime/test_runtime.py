@@ -1,4 +1,4 @@
-"""The start in huge pages, by programs that are started anew, and where it is left alone."""
+"""Restarting a program with huge pages, and when it is not restarted."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The data sets; `open_source` opens one by its name."""
+"""Sources of images; `open_source` opens one by name."""
 
 from patchnets.data.decode import DEFAULT_RULES, PixelRules
 from patchnets.data.sources.base import Source
@@ -14,20 +14,20 @@ def open_source(
 ) -> Source:
     """Return the data set called `name`: digits, folder (at `path`), or one of TFDS (prepared in `data_dir`).
 
-    `channels` (1 or 3) is for a folder: instead of those that its images have.
+    `channels` (1 or 3) overrides those of a folder's images.
 
     Raises:
-      UserError: it does not exist, is no image classification data set, or cannot be had.
+      UserError: it does not exist, is not for image classification, or is not available.
     """
     if name == "folder":
         from patchnets.data.sources import folder
 
         if not path:
-            raise UserError("config.dataset.path is not set; it names the folder that holds train/CLASS/")
+            raise UserError("config.dataset.path is not set; set it to the folder that contains train/CLASS/")
         return folder.Folder(path, channels, rules)
     if channels is not None:
         raise UserError(
-            f"config.dataset.channels={channels} is for dataset.name=folder; {name} states its own; unset it"
+            f"config.dataset.channels={channels} applies only to dataset.name=folder, not to {name}; unset it"
         )
     if name == "digits":
         from patchnets.data.sources import digits

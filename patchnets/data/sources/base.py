@@ -1,7 +1,6 @@
-"""Where images come from: a source has named splits, and a split gives its examples by position.
+"""Interface of sources: named splits, whose examples are read by position.
 
-A source knows nothing of batches. `data/on_device.py` and, for what does not fit in memory, `data/streaming` make
-them.
+Batches are made by `data/on_device.py` or, for data that do not fit in memory, by `data/streaming`.
 """
 
 from __future__ import annotations
@@ -20,28 +19,28 @@ Example = tuple[UInt8[np.ndarray, "height width channels"], int]
 class Records(Protocol):
     """The examples of one split, in a fixed order that is the same on every machine.
 
-    Records can be pickled, and read, in a process that has neither JAX nor TensorFlow.
+    Records can be pickled, and be read in a process without JAX and TensorFlow.
     """
 
-    rules: PixelRules  # by which encoded images are decoded
+    rules: PixelRules  # for decoding encoded images
 
     def __len__(self) -> int: ...
 
     def fingerprint(self) -> int:
-        """A crc32 that changes with which examples there are and their order; wherever they lie, reading none."""
+        """Return a CRC-32 of the examples and their order, without reading images or depending on their location."""
 
     def examples(self, positions: Sequence[int], size: int | None = None) -> list[Example]:
-        """Some images and their labels; cropped and resized to `size` pixels a side where that is given.
+        """Return images and their labels, cropped and resized to `size` pixels a side unless it is None.
 
         Raises:
-          RunError: one cannot be decoded; the message names the file or record.
+          RunError: an image cannot be decoded; the message names the file or record.
         """
 
     def native_size(self) -> int | None:
-        """The side in pixels if images are squares of one size, as far as one can tell without reading them all."""
+        """Return the side in pixels if all images seem to be squares of one size, without reading them all."""
 
     def encoded(self, position: int) -> tuple[bytes, int]:
-        """One image as it is stored, and its label.
+        """Return one image as it is stored, and its label.
 
         Raises:
           RunError: it cannot be read; the message names the file or record.
@@ -49,22 +48,22 @@ class Records(Protocol):
         """
 
     def name_of(self, position: int) -> str:
-        """What to call an example in an error: its file, or its record and split."""
+        """Return an example's name for errors: its file, or its record and split."""
 
 
 class Source(Protocol):
-    """A data set."""
+    """A data set with named splits."""
 
     name: str
-    version: str  # changes when the images do: part of the key under which decoded images are cached
+    version: str  # changes with the images; part of the key of the cache of decoded images
     class_names: tuple[str, ...]
     channels: int
     sizes: Mapping[str, int]  # split name -> number of examples
-    encoded: bool  # whether images are stored encoded, so that they can be read while training
+    encoded: bool  # whether images are stored encoded, as streaming needs
 
     @property
     def notes(self) -> Sequence[str]:
-        """Lines about what lies there and is not used."""
+        """Lines to print about files that are ignored."""
 
     def records(self, split: str) -> Records:
-        """The examples of a whole split, named as in `sizes`."""
+        """Return the examples of a whole split, named as in `sizes`."""

@@ -1,4 +1,4 @@
-"""The handwritten digits that come with scikit-learn: 1,797 real images of 8 x 8 pixels, nothing to download.
+"""Handwritten digits that come with scikit-learn: 1,797 images of 8 x 8 pixels, without a download.
 
 E. Alpaydin and C. Kaynak, "Optical Recognition of Handwritten Digits", UCI repository, 1998 (its test set).
 """
@@ -23,9 +23,9 @@ TEST_SHARE = 0.2
 
 @functools.cache
 def _load() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{split: (images, labels)}."""
+    """Return {split: (images, labels)}."""
     rows = _table()
-    # Counts of ink from 0 to 16, spread over the range of a byte: 0, 16, ..., 240, 255.
+    # Scale counts of ink from 0 to 16 to a byte: 0, 16, ..., 240, 255.
     images = np.minimum(rows[:, :-1] * 16, 255).astype(np.uint8).reshape(-1, 8, 8, 1)
     labels = rows[:, -1].astype(np.int32)
     train, test = splits.stratified(labels, TEST_SHARE)
@@ -33,18 +33,20 @@ def _load() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def _table() -> Int[np.ndarray, "images pixels_and_label"]:
-    """scikit-learn's table, read where it lies: importing scikit-learn, and SciPy with it, takes seconds."""
+    """Read scikit-learn's CSV directly: importing scikit-learn takes seconds."""
     for location in getattr(importlib.util.find_spec("sklearn"), "submodule_search_locations", None) or ():
         table = pathlib.Path(location) / "datasets" / "data" / "digits.csv.gz"
         if table.is_file():
             return np.loadtxt(table, delimiter=",", dtype=np.int32)
-    from sklearn import datasets  # a release that keeps it elsewhere
+    from sklearn import datasets  # for a release that stores it elsewhere
 
     bunch = datasets.load_digits()
     return np.column_stack([bunch.data, bunch.target]).astype(np.int32)
 
 
 class DigitRecords:
+    """Examples of one split of the digits, all in memory."""
+
     rules = DEFAULT_RULES
 
     def __init__(self, split: str, count: int):
@@ -71,7 +73,7 @@ class DigitRecords:
 
 
 class Digits:
-    """A fixed, stratified fifth is the test split; the rest is train, shuffled."""
+    """Source of the digits: a fixed, stratified fifth is test, and the rest, shuffled, is train."""
 
     name = "digits"
     version = "1"

@@ -1,6 +1,6 @@
-"""A folder of images, as anybody has for their own data: train/CLASS/..., optionally val/CLASS/ and test/CLASS/.
+"""Source for a folder of your own images: train/CLASS/..., optionally val/CLASS/ and test/CLASS/.
 
-Every format that Pillow decodes by itself counts, in nested folders too. Whatever is passed over is named in `notes`.
+Reads every format that Pillow itself decodes, in nested folders too. `notes` names the files that are ignored.
 """
 
 import collections
@@ -20,20 +20,20 @@ from patchnets.data.decode import DEFAULT_RULES, PixelRules
 from patchnets.data.sources.base import Example
 from patchnets.errors import RunError, UserError, first_line
 
-# The usual names of each split's folder, in any case.
+# Usual names of each split's folder, in upper or lower case.
 SPLIT_NAMES = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
 EXPECTED = "CLASS/*.jpg, *.png or another format that Pillow reads"
-# Formats that Pillow hands to another program, or that hold no single image.
+# Formats that Pillow passes to another program, or that are not a single image.
 NOT_DECODED = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF"}
 GRAY_MODES = {"1", "L", "LA", "I", "I;16"}
 
 
 class File(NamedTuple):
-    """One image: its place in the split's order, its name in its class's folder, its label, what tells of a change."""
+    """An image: its sort key, its name in its class's folder, its label, and a stamp that changes with the file."""
 
     order: bytes
     name: str
@@ -42,7 +42,7 @@ class File(NamedTuple):
 
 
 class FolderRecords:
-    """The images of one split. Names are kept in one array, because there may be millions, and workers get a copy."""
+    """Images of one split. Names are one array, because there may be millions and workers get a copy."""
 
     def __init__(
         self,
@@ -96,21 +96,21 @@ def image_suffixes() -> frozenset[str]:
 
 
 class Folder:
-    """A class is a folder in train/, in alphabetical order; images are gray if all of train are.
+    """A folder as a source. Classes are the folders in train/, sorted; images are gray if all of train are.
 
     Files are ordered by a hash of their path below the root, so that the last 10% is a fair sample of all classes, the
-    same on every machine, and a new file moves no other. A problem of val/ or test/ is an error once that split is
-    read, so that val_split=none or test_split=none leaves it aside.
+    order is the same on every machine, and a new file does not move the others. Problems in val/ or test/ are errors
+    only if that split is read, so that val_split=none or test_split=none avoids them.
 
     Attributes:
-      notes: lines about what lies in the folder and is not used.
+      notes: lines to print about files that are ignored.
     """
 
     name = "folder"
     encoded = True
 
     def __init__(self, path: str, channels: int | None = None, rules: PixelRules = DEFAULT_RULES):
-        """Open the folder; `channels` (1 or 3) instead of those that the images have."""
+        """Open the folder; `channels` (1 or 3) overrides those of the images."""
         self.root = pathlib.Path(path).expanduser().resolve()
         self.notes: list[str] = []
         directories = self._split_directories(path)
@@ -131,7 +131,7 @@ class Folder:
             split: FolderRecords(directories[split], self.class_names, files, self.channels, rules)
             for split, files in files_of.items()
         }
-        # A split with an error counts as one example, so that asking for it gets the error and not "empty".
+        # A split with an error counts as one example, so that using it raises that error and not "empty".
         self.sizes: Mapping[str, int] = {split: len(files) or 1 for split, files in files_of.items()}
         stamps = [str(self.root), rules.tag] + [file.stamp for files in files_of.values() for file in files]
         stamps += [] if channels is None else [f"{channels} channels"]
@@ -191,7 +191,7 @@ class Folder:
         return sorted(files, key=lambda file: file.order)
 
     def _is_gray(self, root: pathlib.Path, files: Sequence[File]) -> bool:
-        """Return whether all images are gray; of a colored set, few headers are read."""
+        """Return whether all images are gray. Reads few headers if the images are in color."""
         paths = (root / self.class_names[file.label] / file.name for file in files)
         return all(decode.image_mode(path) in GRAY_MODES for path in paths)
 
@@ -207,14 +207,14 @@ def list_folders(directory: pathlib.Path) -> tuple[str, ...]:
 
 
 def walk_files(directory: pathlib.Path, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield (path below the first folder, entry) of every file in a folder and those within, hidden ones left out."""
+    """Yield (path below the first folder, entry) of every file in a folder and those within, skipping hidden ones."""
     for entry in os.scandir(directory):
         if entry.name.startswith("."):
             continue
         if entry.is_dir():
             here, target = pathlib.Path(directory).resolve(), pathlib.Path(entry.path).resolve()
             if entry.is_symlink() and (target == here or target in here.parents):
-                continue  # a link to a folder around it
+                continue  # a link to an enclosing folder
             yield from walk_files(pathlib.Path(entry.path), f"{prefix}{entry.name}/")
         else:
             yield prefix + entry.name, entry

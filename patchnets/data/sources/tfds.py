@@ -1,6 +1,6 @@
-"""Any image classification data set of TensorFlow Datasets, by its TFDS name.
+"""Source for any image classification data set of TensorFlow Datasets, by its TFDS name.
 
-Prepared once as array_record files, which needs TensorFlow; from then on read by position through TFDS, which does not.
+Preparing it once, as array_record files, needs TensorFlow; reading it by position through TFDS does not.
 """
 
 import contextlib
@@ -26,9 +26,9 @@ CONNECT_SECONDS = 10.0
 
 
 class TfdsRecords:
-    """One split of a prepared data set; images are kept encoded until they are asked for.
+    """Examples of one split of a prepared data set; images are decoded when they are read.
 
-    Reading takes TFDS and array_record, and no TensorFlow, so that workers start quickly.
+    Reading needs TFDS and array_record but not TensorFlow, so that workers start quickly.
     """
 
     def __init__(self, builder: Any, split: str, channels: int, rules: PixelRules = DEFAULT_RULES):
@@ -47,11 +47,11 @@ class TfdsRecords:
         return zlib.crc32(f"{self.name} {self.shard_lengths}".encode())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_rows"}  # open files stay here
+        return {name: value for name, value in self.__dict__.items() if name != "_rows"}  # open files cannot be pickled
 
     @functools.cached_property
     def _rows(self) -> Any:
-        """The split by position: dictionaries in which the image is encoded still."""
+        """Records of the split by position: dictionaries with an encoded image."""
         import tensorflow_datasets as tfds
 
         allow_open_files(len(self.shard_lengths))
@@ -69,13 +69,13 @@ class TfdsRecords:
             first, last = positions[0], positions[-1]
             span = self.name_of(first) if first == last else f"records {first} to {last} of {self.name}"
             raise RunError(
-                f"{span} cannot be read ({first_line(error)}); delete the prepared data set and prepare it anew"
+                f"{span} cannot be read ({first_line(error)}); delete the prepared data set and prepare it again"
             ) from error
 
     def _pair(self, row: Mapping[str, Any]) -> tuple[bytes, int]:
         for key in (self.image_key, self.label_key):
-            if row.get(key) is None:  # what TFDS makes of an empty record, or of one of another kind
-                raise KeyError(f"it holds no {key}")
+            if row.get(key) is None:  # for TFDS, an empty record or one of another kind
+                raise KeyError(f"it has no {key}")
         return row[self.image_key], int(row[self.label_key])
 
     def examples(self, positions: Sequence[int], size: int | None = None) -> list[Example]:
@@ -98,7 +98,7 @@ class TfdsRecords:
 
 
 def allow_open_files(count: int) -> None:
-    """Raises this process's limit of open files, where it may, for that many more: each shard stays open once read."""
+    """Raise the limit of open files, if allowed, to have room for `count` shards, which stay open once read."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -109,6 +109,8 @@ def allow_open_files(count: int) -> None:
 
 
 class TfdsSource:
+    """A prepared TFDS data set as a source."""
+
     encoded = True
     notes = ()
 
@@ -127,7 +129,7 @@ class TfdsSource:
 
 
 def open_tfds(name: str, data_dir: str | None, rules: PixelRules = DEFAULT_RULES) -> TfdsSource:
-    """The data set `name`, prepared first if it is not yet.
+    """Open the data set `name`, preparing it first if necessary.
 
     Raises:
       UserError: TFDS has no such data set, it is not for image classification, or it cannot be downloaded.
@@ -140,27 +142,27 @@ def open_tfds(name: str, data_dir: str | None, rules: PixelRules = DEFAULT_RULES
         _check_kind(builder, name)
     if "array_record" not in {form.value for form in builder.info.available_file_formats()}:
         raise UserError(
-            f"{name} lies in {builder.data_dir} as {builder.info.file_format.value} files, and training reads "
-            "array_record; choose another config.dataset.data_dir, and it is prepared there"
+            f"{name} in {builder.data_dir} has {builder.info.file_format.value} files, and training reads "
+            "array_record; choose another config.dataset.data_dir to prepare it there"
         )
     return TfdsSource(builder, rules)
 
 
 def is_prepared(name: str, data_dir: str | None) -> bool:
-    """Whether opening the data set downloads and prepares nothing. Raises UserError where TFDS has no such data set."""
+    """Return whether the data set is already prepared. Raise UserError if TFDS has no such data set."""
     return bool(_builder(name, data_dir).info.splits)
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
-    """TFDS's own object for a data set, prepared or not. Raises UserError where there is none."""
+    """Return TFDS's builder of a data set, prepared or not. Raise UserError if there is none."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise UserError(
-            f"data set {name!r} is read through tensorflow-datasets; pip install tensorflow-datasets array-record"
+            f"data set {name!r} needs tensorflow-datasets; pip install tensorflow-datasets array-record"
         ) from error
-    logging.getLogger("absl").setLevel(logging.ERROR)  # TFDS's advice to its own developers
-    known = tfds.list_builders(with_community_datasets=False)  # those of others would be looked up on the network
+    logging.getLogger("absl").setLevel(logging.ERROR)  # hide TFDS's advice to its developers
+    known = tfds.list_builders(with_community_datasets=False)  # community data sets would need the network
     if name.split(":")[0].split("/")[0] not in known:
         near = difflib.get_close_matches(name, ["digits", "folder", *known], n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else "expected digits, folder, or a TFDS name"
@@ -183,7 +185,7 @@ def _check_kind(builder: Any, name: str) -> None:
 
 
 def _prepare(builder: Any, name: str) -> None:
-    """Downloads and writes array_record files; either succeeds or raises UserError, in one line."""
+    """Download the data set and write array_record files. Raise UserError if that fails."""
     import tensorflow_datasets as tfds
 
     if importlib.util.find_spec("tensorflow") is None:
@@ -202,18 +204,18 @@ def _prepare(builder: Any, name: str) -> None:
             builder.download_and_prepare(download_dir=str(downloads))
     except tfds.download.download_manager.NonMatchingChecksumError as error:
         raise UserError(
-            f"{name}: an archive is not the one TFDS knows, perhaps cut short; remove it: {first_line(error)}"
+            f"{name}: an archive is incomplete or not the one that TFDS expects; remove it: {first_line(error)}"
         ) from error
-    except AssertionError as error:  # TFDS's way of asking for an archive that must be fetched by hand
+    except AssertionError as error:  # TFDS asks for an archive to be downloaded by hand
         raise UserError(f"{name} must be downloaded by hand, to {downloads / 'manual'}: {first_line(error)}") from error
     except Exception as error:
         if isinstance(error, OSError) and error.errno is not None and not hasattr(error, "request"):
-            raise  # a full disk, no permission: not the network's fault
+            raise  # a full disk or no permission, not the network
         raise _not_downloaded(name, wanted, downloads, first_line(error)) from error
 
 
 def _check_reachable(name: str, wanted: dict[str, str], downloads: pathlib.Path) -> None:
-    """Asks once whether the servers answer, because TFDS would try for minutes."""
+    """Raise UserError if the server does not answer, because TFDS would retry for minutes."""
     if not wanted:
         return
     placed = [(downloads / "manual" / filename).exists() for filename in wanted.values()]

@@ -1,4 +1,4 @@
-"""Batches of images that are read, decoded and cropped while the steps run, each process its own rows of them."""
+"""Loader that reads, decodes and crops images during training; each process loads its own rows of a batch."""
 
 import contextlib
 import sys
@@ -19,14 +19,14 @@ from patchnets.errors import RunError
 from patchnets.parallel import mesh as mesh_lib
 from patchnets.parallel import sharding
 
-MAX_CONSECUTIVE_FAILURES = 64  # records; where so many in a row cannot be read, it is not the records
+MAX_CONSECUTIVE_FAILURES = 64  # records; more in a row point to another cause than the records
 
 
 class StreamingLoader:
-    """A split that is read from disk, each process its own rows of every batch.
+    """Loader of a split that is read from disk. Each process loads its own rows of every batch.
 
-    The batch of any step is a pure function of (seed, step), however many processes and workers share the work. Asking
-    for a step that does not follow the one before starts the workers anew there.
+    The batch of any step is a pure function of (seed, step), whatever the number of processes and workers. If a step
+    does not follow the previous one, `step_inputs` restarts them there.
     """
 
     def __init__(
@@ -45,19 +45,19 @@ class StreamingLoader:
         num_workers: int | None = None,
         on_corrupt: str = "stop",
     ):
-        """Starts nothing yet.
+        """Set up the loader; workers start at the first `step_inputs`.
 
         Args:
           parts: (records, first, one past the last) of each part of the split.
           batch_size: examples in a step, over all devices.
-          mesh: the devices, over whose batch axes every batch is split.
+          mesh: the devices; every batch is split over its batch axes.
           size: side of the images in pixels.
           channels: 1 for gray, 3 for RGB.
-          num_classes: labels are below it.
-          seed: of the order and the crops; None for evaluation: in order, each example once, the center.
+          num_classes: labels must be below it.
+          seed: for the order and the crops; None for evaluation: each example once, in order, center crop.
           crop_scale_min, crop_ratio_max, crop_pct: as in `BatchReader`.
-          num_workers: processes; 0 for threads of this one, None for as many processes as there are cores.
-          on_corrupt: "stop" or "skip": what becomes of a record that cannot be read.
+          num_workers: processes; 0 for threads of this one, None for one process per core.
+          on_corrupt: "stop" or "skip", for a record that cannot be read.
 
         Raises:
           UserError: the split's images are not stored encoded, or its first one has no label.
@@ -81,18 +81,18 @@ class StreamingLoader:
         self.steps_per_epoch = self._reader.steps_per_epoch
         self.num_workers = runtime.cores() if num_workers is None else num_workers
         self.unreadable: set[str] = set()  # names of records that were skipped
-        self._in_a_row: dict[str, str] = {}  # names of those since the last that could be read, and what is wrong
+        self._in_a_row: dict[str, str] = {}  # name and error of each since the last that could be read
         self._prefetcher: Prefetcher | None = None
         self._next = 0
         for part in range(len(parts)):
-            with contextlib.suppress(RunError):  # whether one image is broken shows when its turn comes
+            with contextlib.suppress(RunError):  # a broken image is an error only in its own step
                 self._reader.read(0, sum(high - low for _, low, high in parts[:part]))
 
     def step_inputs(self, step: int) -> tuple[Batch, int]:
-        """The batch of `step`, on the devices; it serves one step.
+        """Return `(inputs, n)`: device arrays from which `batch` can build steps `step` to `step + n - 1` (n is 1).
 
         Raises:
-          RunError: a record cannot be read, and is not to be skipped, or none of many can, or a worker failed.
+          RunError: a record cannot be read and on_corrupt is "stop", too many in a row cannot, or a worker failed.
           UserError: a label is outside the classes.
         """
         if self._prefetcher is None or step != self._next:
@@ -111,18 +111,18 @@ class StreamingLoader:
         return batch, 1
 
     def batch(self, inputs: Batch, step: Int[Array, ""]) -> Batch:
-        """The batch of one step; traced into the compiled step."""
+        """Return the batch of one step, sharded over the mesh; traced into the compiled step."""
         return sharding.shard_batch(inputs, self._mesh)
 
     def close(self) -> None:
-        """Ends the workers; `inputs` starts them again."""
+        """Stop the workers; `step_inputs` restarts them."""
         if self._prefetcher is not None:
             self._prefetcher.close()
             self._forgotten.detach()
             self._prefetcher = None
 
     def _skip(self, unreadable: Unreadable) -> None:
-        """Tells of each record once. Raises RunError where, since the last that could be read, there are too many."""
+        """Report each skipped record once. Raise RunError for too many since the last that could be read."""
         row = 0
         for position, name, why in unreadable:
             if position != row:
@@ -146,7 +146,7 @@ class StreamingLoader:
 
     @property
     def _put(self) -> Callable[[dict[str, np.ndarray]], Batch]:
-        batch_sharding, batch_size = self._sharding, self.batch_size  # and not self, which a loader must not keep alive
+        batch_sharding, batch_size = self._sharding, self.batch_size  # not self, which the thread would keep alive
 
         def put(local: dict[str, np.ndarray]) -> Batch:
             return jax.block_until_ready(
@@ -160,7 +160,7 @@ class StreamingLoader:
 
 
 def local_rows(batch_sharding: NamedSharding, batch_size: int) -> np.ndarray:
-    """The places in a batch that the devices of this process hold, in ascending order."""
+    """Return the rows of a batch that the devices of this process hold, in ascending order."""
     slices = batch_sharding.addressable_devices_indices_map((batch_size,)).values()
     spans = sorted({index[0].indices(batch_size)[:2] for index in slices if index})
     return np.concatenate([np.arange(low, high, dtype=np.int32) for low, high in spans])

@@ -1,7 +1,7 @@
-"""What a worker makes: the images of a chunk, up to 32 neighbors in a batch, read, decoded and cropped.
+"""Read, decode and crop the images of a chunk, up to 32 neighbors in a batch, in a worker.
 
-Order and crops are functions of (seed, epoch, example), drawn by NumPy: a worker imports JAX, because Grain does, but
-never initializes a backend, which would take a device from the program that trains, nor imports TensorFlow.
+Order and crops are functions of (seed, epoch, example), drawn by NumPy. A worker imports JAX, because Grain does, but
+never initializes a backend, which would take a device from the training process, nor imports TensorFlow.
 """
 
 import dataclasses
@@ -25,10 +25,10 @@ MAX_ATTEMPTS = 10
 def random_crop(
     height: int, width: int, key: tuple[int, ...], least_area: float, aspect: float
 ) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random part of an image, as torchvision's RandomResizedCrop chooses it.
+    """Draw (top, left, height, width) of a random part of an image, as torchvision's RandomResizedCrop does.
 
-    Its area is uniform in [least_area, 1] of the image's, the logarithm of width / height uniform in
-    [-log(aspect), log(aspect)]. Where ten such parts do not fit, it is the center, as much of it as `aspect` allows.
+    Its area is uniform in [least_area, 1] of the image's, and log(width / height) uniform in
+    [-log(aspect), log(aspect)]. If ten draws do not fit, return the largest center crop that `aspect` allows.
     """
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
     for area, shape, down, right in generator.random((MAX_ATTEMPTS, 4)):
@@ -43,20 +43,20 @@ def random_crop(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BatchReader:
-    """A function from the number of a chunk to its arrays, counted through all steps of a run.
+    """Reader of chunks by their number, counted through all steps of a run.
 
     Attributes:
       parts: (records, first, one past the last) of each part of the split.
       size: side of the images in pixels.
       channels: 1 for gray, 3 for RGB.
-      num_classes: labels are below it.
+      num_classes: labels must be below it.
       batch_size: examples in a step, over all processes.
-      rows: the places in a batch that this process fills.
-      seed: of order and crops; None keeps the order.
-      crop_scale_min: below 1, images are cropped at random from this share of their area up.
-      crop_ratio_max: how many times as wide as high, or the reverse, such a crop is at most.
+      rows: the rows of a batch that this process fills.
+      seed: for order and crops; None keeps the order.
+      crop_scale_min: smallest share of an image's area in a random crop; 1 for no random crops.
+      crop_ratio_max: largest ratio of width to height, or of height to width, of a random crop.
       crop_pct: without random crops, the side of the center square as a share of the shorter side.
-      skip: an image that cannot be read gets mask 0, where else it is an error.
+      skip: give an image that cannot be read mask 0, instead of raising its error.
     """
 
     parts: tuple[tuple[Records, int, int], ...]
@@ -84,7 +84,7 @@ class BatchReader:
         return -(-len(self.rows) // CHUNK_SIZE)
 
     def __call__(self, number: int) -> dict[str, Any]:
-        """The arrays of a chunk, or {"error": RunError or UserError}, which Grain would not pass on as it is."""
+        """Return the arrays of a chunk, or {"error": RunError or UserError}: Grain would change a raised error."""
         try:
             return self.read_chunk(int(number))
         except (RunError, UserError) as error:
@@ -93,16 +93,17 @@ class BatchReader:
             return {"error": RunError(f"reading images failed ({type(error).__name__}: {first_line(error)})")}
 
     def before(self, stop: int, number: int) -> dict[str, Any]:
-        """A chunk, or nothing from number `stop` on."""
+        """Return a chunk; an empty dictionary from number `stop` on."""
         return self(number) if number < stop else {}
 
     def read_chunk(self, number: int) -> dict[str, Any]:
-        """{"image": uint8 [n, size, size, channels], "label": int32 [n], "mask": float32 [n], "unreadable": list}
+        """Return the arrays of a chunk: images, labels, mask and list of unreadable images.
 
-        Unreadable are (place in the chunk, name, what is wrong); these are black, of label 0 and mask 0.
+        {"image": uint8 [n, size, size, channels], "label": int32 [n], "mask": float32 [n], "unreadable": list}
+        "unreadable" lists (row of the chunk, name, error) of images that are black, with label 0 and mask 0.
 
         Raises:
-          RunError: an image cannot be read or decoded, and is not to be skipped; the message names it.
+          RunError: an image cannot be read or decoded, and `skip` is false; the message names it.
           UserError: a label is outside the classes.
         """
         step, chunk = divmod(number, self.chunks_per_step)
@@ -128,7 +129,7 @@ class BatchReader:
         return {"image": images, "label": labels, "mask": mask, "unreadable": unreadable}
 
     def read(self, epoch: int, example: int) -> tuple[np.ndarray, int]:
-        """One example of the split, as an epoch shows it."""
+        """Return the image and label of an example of the split in an epoch."""
         records, position = self.find_record(example)
         name = records.name_of(position)
         data, label = records.encoded(position)
@@ -143,7 +144,7 @@ class BatchReader:
         return decode.decode_image(data, name, self.channels, self.size, self.crop_pct, records.rules), label
 
     def find_record(self, example: int) -> tuple[Records, int]:
-        """The records that hold an example of the split, and its position there."""
+        """Return the records with an example of the split, and its position in them."""
         for records, low, high in self.parts:
             if example < high - low:
                 return records, low + example

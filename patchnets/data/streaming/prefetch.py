@@ -1,4 +1,4 @@
-"""The thread that has batches made ahead of their use, by worker processes, through Grain."""
+"""Make batches ahead of their use, in a thread with Grain's worker processes."""
 
 import atexit
 import contextlib
@@ -25,16 +25,16 @@ from patchnets.data.loader import Batch
 from patchnets.data.streaming.batch_reader import BatchReader
 from patchnets.errors import RunError, UserError, first_line
 
-PREFETCH_BATCHES = 2  # batches that lie ready on the devices
-THREADS_PER_WORKER = 2  # of a worker: one waits for the disk while the other decodes
-CLOSE_SECONDS = 30.0  # to wait for workers that wait for a disk
-UNLINK_SECONDS = 1.0  # to wait for shared memory to be unlinked
+PREFETCH_BATCHES = 2  # batches ready on the devices
+THREADS_PER_WORKER = 2  # one reads while the other decodes
+CLOSE_SECONDS = 30.0  # limit, for workers blocked on a disk
+UNLINK_SECONDS = 1.0  # limit, for shared memory to be unlinked
 ENDLESS = 2**40  # steps, more than any run has
-Unreadable = list[tuple[int, str, str]]  # rows of a batch, names of their records, and what is wrong with them
+Unreadable = list[tuple[int, str, str]]  # row of the batch, name of the record, error
 
 
 class Prefetcher:
-    """A thread that puts together the batches from a step on, and places them on the devices ahead of their use."""
+    """Thread that assembles the batches from a step on and places them on the devices ahead of their use."""
 
     def __init__(self, reader: BatchReader, first: int, steps: int, workers: int, put: Callable[[Any], Batch]):
         self._ready: queue.Queue[tuple[Batch, Unreadable] | BaseException] = queue.Queue(PREFETCH_BATCHES)
@@ -42,7 +42,7 @@ class Prefetcher:
         self._thread = threading.Thread(
             target=self._run, args=(reader, first, steps, workers, put), name="patchnets-loader", daemon=True
         )
-        # At exit in good order: what is registered later runs earlier, and Grain's import registers its own end.
+        # Exit handlers run in reverse order, and importing Grain registers its own; ours must run first.
         import grain  # noqa: F401
 
         wait_for_unlinking_at_exit()
@@ -50,13 +50,15 @@ class Prefetcher:
         self._thread.start()
 
     def take(self) -> tuple[Batch, Unreadable]:
-        """The next batch, and what could not be read of it. Raises what went wrong instead."""
+        """Return the next batch and its unreadable records. Raise the thread's error, if any."""
         while True:
             try:
                 item = self._ready.get(timeout=1.0)
             except queue.Empty:
                 if not self._thread.is_alive() and self._ready.empty():
-                    raise RunError("the thread that reads images ended without a word") from None
+                    raise RunError(
+                        "the thread that reads images died; rerun with config.dataset.num_workers=0 to see the error"
+                    ) from None
                 continue
             if isinstance(item, RunError | UserError):
                 raise item
@@ -65,13 +67,13 @@ class Prefetcher:
             return item
 
     def close(self) -> None:
-        """Ends the thread and what it started. A keyboard interrupt meanwhile is raised when that is done: at the end
-        of the program Grain would close the same things from another thread."""
+        """Stop the thread and its workers. A keyboard interrupt is raised only afterwards: otherwise Grain would close
+        the same objects from another thread at exit."""
         self._closing.set()
         interrupt, deadline = None, time.monotonic() + CLOSE_SECONDS
-        while threading.current_thread() is not self._thread:  # which collects garbage too
+        while threading.current_thread() is not self._thread:  # garbage collection may call this in the thread itself
             try:
-                self._ended.wait(max(deadline - time.monotonic(), 0.0))  # join takes it for ended once interrupted
+                self._ended.wait(max(deadline - time.monotonic(), 0.0))  # join would return at once after an interrupt
                 break
             except KeyboardInterrupt as error:
                 interrupt = error
@@ -80,7 +82,7 @@ class Prefetcher:
             raise interrupt
 
     def _close_at_exit(self) -> None:
-        with contextlib.suppress(KeyboardInterrupt):  # there is nothing left to interrupt
+        with contextlib.suppress(KeyboardInterrupt):  # the program is exiting already
             self.close()
 
     def _offer(self, item: tuple[Batch, Unreadable] | BaseException) -> None:
@@ -107,17 +109,17 @@ class Prefetcher:
                         for start, chunk in zip(starts, step_chunks)
                         for i, *why in chunk["unreadable"]
                     ]
-                    del step_chunks, lengths, starts  # the workers' memory
+                    del step_chunks, lengths, starts  # free the workers' memory
                     self._offer((put(arrays), unreadable))
         except BaseException as error:
-            traceback.clear_frames(error.__traceback__)  # of Grain's iterators, which hold the workers' memory
+            traceback.clear_frames(error.__traceback__)  # drop Grain's iterators, which hold the workers' memory
             gc.collect()
             self._offer(error)
         finally:
             self._ended.set()
 
     def _gather(self, reader: BatchReader, made: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The chunks of the next step; none after the last, or when closing."""
+        """Return the chunks of the next step; none after the last, or when closing."""
         step_chunks = []
         for chunk in made:
             if "error" in chunk:
@@ -131,7 +133,7 @@ class Prefetcher:
 
 
 def _failure(error: BaseException) -> RunError:
-    """What Grain tells of a worker, with the likely cause where the system ended it."""
+    """Return the error for a failed worker, with its likely cause."""
     ended = re.search(r"process was terminated unexpectedly with exit code (-?\d+)", str(error))
     if ended is None:
         return RunError(f"reading images failed ({type(error).__name__}: {first_line(error)})")
@@ -144,23 +146,23 @@ def _failure(error: BaseException) -> RunError:
         cause = "; memory may be short: set fewer config.dataset.num_workers"
     elif code == -getattr(signal, "SIGBUS", 0):
         cause = "; shared memory is full: give /dev/shm more, or set fewer config.dataset.num_workers"
-    elif code == 1:  # Python's status after an exception, which the worker has printed
-        cause = '; a program of your own that starts workers needs `if __name__ == "__main__":` round what it does'
+    elif code == 1:  # Python's status after an exception; the worker has printed it
+        cause = '; a program that starts workers needs `if __name__ == "__main__":` around its main code'
     return RunError(f"reading images failed: {reason}{cause}")
 
 
 def read(reader: BatchReader, numbers: range, workers: int) -> Generator[dict[str, Any], None, None]:
-    """The chunks of these numbers, in order, made by worker processes, or, where there are 0, by threads."""
+    """Yield the chunks of these numbers in order, made by worker processes, or by threads if `workers` is 0."""
     import grain
     from absl import flags
 
-    if not flags.FLAGS.is_parsed():  # Grain reads flags of its own, which have their defaults here
+    if not flags.FLAGS.is_parsed():  # Grain reads its absl flags; keep their defaults
         flags.FLAGS.mark_as_parsed()
     workers = min(workers, len(numbers))
     threads = THREADS_PER_WORKER if workers else runtime.cores()
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    # Grain never comes to its end, where its iterators would leave each other, and the last arrays, to Python's garbage
-    # collection, which may not come to them before the program ends.
+    # Keep Grain from reaching its end: its iterators would then leave the last arrays to Python's garbage collection,
+    # which may not run before the program exits.
     data = grain.MapDataset.range(numbers.start, numbers.stop + ENDLESS).map(
         functools.partial(reader.before, numbers.stop)
     )
@@ -177,7 +179,7 @@ def read(reader: BatchReader, numbers: range, workers: int) -> Generator[dict[st
 
 
 def init_worker(index: int, count: int) -> None:
-    """Prepares a worker process; Grain calls it there, before the first image is read."""
+    """Prepare a worker process. Grain calls this in it before the first image is read."""
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
@@ -185,9 +187,9 @@ def init_worker(index: int, count: int) -> None:
 
 
 def exit_with_parent() -> None:
-    """Ends this worker process once the program that started it has ended, however that came about.
+    """Exit this worker process when its parent has exited for any reason.
 
-    Grain's workers wait for that program's word to stop, which never comes where it was killed.
+    Grain's workers wait for a request of the parent to stop, which never comes if the parent was killed.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None, "this is not a worker process"
@@ -197,7 +199,7 @@ def exit_with_parent() -> None:
 
 @functools.cache
 def wait_for_unlinking_at_exit() -> None:
-    """Has the end of the program wait for the thread in which Grain unlinks shared memory, whose work would be lost."""
+    """Make the program wait at exit for the thread in which Grain unlinks shared memory, which else would leak."""
 
     def wait() -> None:
         until = time.monotonic() + UNLINK_SECONDS
@@ -209,8 +211,9 @@ def wait_for_unlinking_at_exit() -> None:
 
 
 def leave_signals_to_the_main_thread() -> None:
-    """Processes that are started from this thread inherit it: a signal to all of a program's processes is for the
-    program, which still needs its data to stop in good order."""
+    """Block SIGINT and SIGTERM in this thread and in the workers it starts; the main thread handles them.
+
+    A signal may go to all processes, and the main one still needs data to stop cleanly."""
     if hasattr(signal, "pthread_sigmask"):
-        resource_tracker.ensure_running()  # which, the first time, lets signals through again
+        resource_tracker.ensure_running()  # its first start would unblock signals
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
