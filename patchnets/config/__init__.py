@@ -45,30 +45,22 @@ def default_config(**values: Any) -> ml_collections.ConfigDict:
     for name in flatten(values):
         if name not in known_keys():
             raise unknown_key(name)
-    config.update(values)
+    config.update(_lists_to_tuples(values))
     return config
 
 
 def from_saved(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """Return the configuration saved in a work directory's config.json; raise UserError if it is invalid."""
-    config = complete(values)
+    config = default_config(**values)
     validate(config)
     return config
 
 
-def complete(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """Return a configuration of nested values, from JSON for example, with the defaults of all keys that they lack.
-
-    Raises:
-      UserError: a key does not exist.
-    """
-
-    def hashable(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: hashable(item) for name, item in value.items()}
-        return tuple(map(hashable, value)) if isinstance(value, list) else value
-
-    return default_config(**hashable(values))
+def _lists_to_tuples(value: Any) -> Any:
+    """Return nested values with tuples for the lists of JSON."""
+    if isinstance(value, Mapping):
+        return {name: _lists_to_tuples(item) for name, item in value.items()}
+    return tuple(map(_lists_to_tuples, value)) if isinstance(value, list) else value
 
 
 def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:

@@ -127,7 +127,7 @@ def load_config(path: str) -> ml_collections.ConfigDict:
     if isinstance(config, ml_collections.ConfigDict) and groups <= set(config):
         return config
     try:
-        return config_lib.complete(config_lib.unflatten(config_lib.flatten(config)))
+        return config_lib.default_config(**config_lib.unflatten(config_lib.flatten(config)))
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise UserError(f"--config={path} cannot be loaded: {_tidy(error)}") from error
 
