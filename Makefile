@@ -6,6 +6,7 @@
 # make oldest    make smoke with the oldest releases that pyproject.toml allows
 # make parity    compare the networks with Keras's and timm's; adds PyTorch and timm to .venv
 # make aot       compile the training steps for TPUs, without a TPU; adds libtpu in a separate folder
+# make onnx      export every network as ONNX and run it in onnxruntime; adds jax2onnx in a separate folder
 # make cluster   train on a SLURM cluster set up on this machine, as root with slurm-wlm and munge installed
 # make lint      style and types
 
@@ -17,7 +18,7 @@ RUN = $(VENV)/bin/python
 # Else each of the many processes that tests start would compile the sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup train test test-all smoke newest oldest parity aot cluster lint clean
+.PHONY: setup train test test-all smoke newest oldest parity aot onnx cluster lint clean
 
 train: setup
 	$(RUN) -m patchnets.main --config=mixer_digits
@@ -58,6 +59,16 @@ aot: setup $(VENV)/aot/.installed
 $(VENV)/aot/.installed: requirements-tpu.lock | setup
 	rm -rf $(VENV)/aot
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/aot --requirement $<
+	touch $@
+
+# A separate folder and --no-deps: jax2onnx pins an older orbax-checkpoint than ours, and never imports it.
+# To export: PYTHONPATH=.venv/onnx .venv/bin/python -m patchnets.export MODEL --to=onnx
+onnx: setup $(VENV)/onnx/.installed
+	PATCHNETS_ONNX=required PYTHONPATH=$(abspath $(VENV))/onnx $(RUN) -m pytest tests/onnx_export
+
+$(VENV)/onnx/.installed: requirements-onnx.lock | setup
+	rm -rf $(VENV)/onnx
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/onnx --requirement $<
 	touch $@
 
 lint: setup

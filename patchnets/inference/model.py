@@ -1,5 +1,6 @@
 """A trained network with its classes and preprocessing."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float, Float32, UInt8
 from patchnets import config as config_lib
 from patchnets.errors import RunError, UserError
 from patchnets.experiment import build_experiment, wrap_logits_fn
+from patchnets.inference import export
 from patchnets.inference import images as images_lib
 from patchnets.models.intermediates import capture_intermediates
 from patchnets.parallel import cpu, sharding
@@ -25,6 +27,7 @@ from patchnets.parallel import mesh as mesh_lib
 from patchnets.run.checkpoints import Checkpoints
 from patchnets.run.model_spec import FILE_NAME, ModelSpec, read_model_spec
 from patchnets.step.train_state import init_variables
+from patchnets.weights import folders
 
 if TYPE_CHECKING:
     from patchnets.inference.evaluation import Evaluation
@@ -200,6 +203,36 @@ class Model:
         """Return the variables on all devices of a mesh."""
         return jax.device_put(self.variables, sharding.replicated(mesh))
 
+    def with_variables(self, variables: Any) -> "Model":
+        """Return a model with other variables of the same network."""
+        return Model(self.spec, variables, self.source)
+
+    def export(
+        self,
+        directory: str | os.PathLike[str],
+        to: str,
+        *,
+        inputs: str = "float",
+        outputs: str = "logits",
+        verified: bool = True,
+    ) -> export.Report:
+        """Write the model for other programs, and compare what they compute with what this model does.
+
+        Args:
+          directory: a folder to make; it may exist if it is empty.
+          to: timm, npz, onnx or stablehlo.
+          inputs: of onnx and stablehlo: float, normalized inputs of the network; or uint8, decoded images.
+          outputs: of onnx and stablehlo: logits or probabilities.
+          verified: whether to compare.
+
+        Raises:
+          UserError: the network cannot be written so, or something that is needed is not installed.
+          RunError: what was written gives other outputs; nothing is left of it.
+        """
+        fields = self.spec.fields | {"dtype": "float32"}
+        model = Model(dataclasses.replace(self.spec, fields=fields), self.variables, self.source)
+        return export.export(model, directory, to, inputs=inputs, outputs=outputs, verified=verified)
+
 
 def top_classes(row: Float32[np.ndarray, " classes"], topk: int) -> list[int]:
     """Return the indices of the largest values, largest first; of equal ones the earlier first."""
@@ -207,21 +240,26 @@ def top_classes(row: Float32[np.ndarray, " classes"], topk: int) -> list[int]:
 
 
 def load(source: str | os.PathLike[str], checkpoint: str | int = "best") -> Model:
-    """Return the trained model in a work directory.
+    """Return the trained model in a work directory, or in an export of one for timm or as .npz.
 
     Args:
-      source: a work directory. Of one with model.json, neither data set nor configuration file is needed.
+      source: a work directory, or an exported folder. Of one with model.json, neither data set nor configuration file
+        is needed.
       checkpoint: "best" by validation, "latest", or the step of one that was kept.
 
     Raises:
-      UserError: it is no work directory, or there is no such checkpoint.
-      RunError: no checkpoint can be read.
+      UserError: it is no such folder, or there is no such checkpoint.
+      RunError: no checkpoint can be read, or the file of weights is broken.
     """
     directory = pathlib.Path(source).expanduser()
     try:
         spec = read_model_spec(directory)
     except FileNotFoundError:
         spec = _spec_of_older_run(directory)
+    if folders.is_export(directory):
+        if checkpoint != "best":
+            raise UserError(f"{directory} holds one set of weights; leave out checkpoint={checkpoint}")
+        return Model(spec, folders.read_variables(directory, spec), str(source))
     return Model(spec, _restore_variables(directory, spec, checkpoint), str(source))
 
 

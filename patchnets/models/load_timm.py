@@ -47,6 +47,11 @@ class ParamSource(NamedTuple):
         values = np.split(entry, self.parts)[self.part].reshape(self.ordered(shape))
         return np.array(values.transpose(np.argsort(self.axes)) if self.axes else values, np.float32, order="C")
 
+    def write(self, parameter: np.ndarray) -> np.ndarray:
+        """Return the part of timm's entry that holds a parameter of ours: the inverse of `read`."""
+        ordered = parameter.transpose(self.axes) if self.axes else parameter
+        return ordered.reshape(self.merge(ordered.shape))
+
 
 def _heads(part: int = 0, parts: int = 1) -> dict[str, ParamSource]:
     """Map a projection to heads: our (channels, heads, width) is one part of (heads * width, channels)."""
@@ -188,7 +193,7 @@ def from_timm(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]
             f"the state dict has {has} ('head.weight'), but this {name} has num_classes={network.num_classes}"
         )
     shapes = _shapes(network, entries)
-    sources = _sources(network)
+    sources = param_sources(network)
     wanted = {path: sources[path.split("/", 1)[1]] for path in shapes}
 
     # Report unused entries first, then missing ones, then shapes: one wrong field may cause all three.
@@ -219,7 +224,7 @@ def _as_array(name: str, value: Any) -> np.ndarray:
         ) from error
 
 
-def _sources(model: Any) -> dict[str, tuple[str, ParamSource]]:
+def param_sources(model: Any) -> dict[str, tuple[str, ParamSource]]:
     """Return {our parameter: (timm's entry, its location)} for all parameters that networks of this family may have."""
     layers = FAMILIES[type(model)]
     if getattr(model, "norm_after_pooling", False):

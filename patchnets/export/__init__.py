@@ -1,0 +1,1 @@
+"""python -m patchnets.export: a trained model in the formats of other programs."""

@@ -1,0 +1,212 @@
+"""Write a trained model as others read it: timm, the authors' .npz, ONNX, jax.export."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float32, UInt8
+
+from patchnets.errors import RunError, UserError, first_line
+from patchnets.inference import model_card, programs, verify
+from patchnets.inference.verify import Comparison
+from patchnets.run.model_spec import FILE_NAME, ModelSpec
+from patchnets.runtime.files import write_atomically
+from patchnets.weights import FORMATS, INPUTS, OUTPUTS, files, folders, official_npz, timm
+
+UNVERIFIED = "Nothing was compared: it was exported with --verify=off."
+
+
+class ExportedModel(Protocol):
+    """What is used of a `patchnets.inference.model.Model`."""
+
+    spec: ModelSpec
+    variables: Any
+    source: str
+
+    def logits_of_decoded(
+        self, decoded: UInt8[np.ndarray, "images size size channels"]
+    ) -> Float32[np.ndarray, "images classes"]: ...
+
+    def to_probabilities(
+        self, logits: Float32[np.ndarray, "images classes"]
+    ) -> Float32[np.ndarray, "images classes"]: ...
+
+    def with_variables(self, variables: Any) -> "ExportedModel": ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """An exported folder: its files, the comparison with the model, and what else there is to say."""
+
+    directory: pathlib.Path
+    files: tuple[str, ...]
+    comparison: Comparison | None
+    notes: str = ""
+
+    def __str__(self) -> str:
+        check = UNVERIFIED if self.comparison is None else f"checked by {self.comparison}"
+        return "\n".join(filter(None, [f"{self.directory}: {', '.join(self.files)}", check, self.notes]))
+
+
+def export(
+    model: ExportedModel,
+    directory: str | os.PathLike[str],
+    to: str,
+    *,
+    inputs: str = "float",
+    outputs: str = "logits",
+    verified: bool = True,
+) -> Report:
+    """Write a folder, compare what was written with the model, and only then give it its name.
+
+    Args:
+      model: its network computes in float32.
+      directory: which must not exist, or be empty.
+      to: among FORMATS.
+      inputs: of onnx and stablehlo: float, normalized inputs; or uint8, decoded images.
+      outputs: of onnx and stablehlo: logits or probabilities.
+      verified: whether to compare.
+
+    Raises:
+      UserError: the network cannot be written so, or something that is needed is not installed.
+      RunError: what was written gives other outputs than the model; nothing is left of it.
+    """
+    check_options(to, inputs, outputs)
+    target = pathlib.Path(directory).expanduser().absolute()
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target} exists and is not an empty folder; remove it, or name another")
+    job = _Export(model, inputs, outputs, verified)
+    write = {"timm": job.to_timm, "npz": job.to_npz, "onnx": job.to_onnx, "stablehlo": job.to_stablehlo}[to]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = pathlib.Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+    try:
+        write_atomically(partial / FILE_NAME, json.dumps(model.spec.to_json(), indent=2) + "\n")
+        comparison, notes = write(partial)
+        partial.chmod(0o755)
+        if target.exists():
+            target.rmdir()
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Report(target, tuple(sorted(path.name for path in target.iterdir())), comparison, notes)
+
+
+def check_options(to: str, inputs: str, outputs: str) -> None:
+    """Raise UserError for options that do not exist or do not go together."""
+    for name, value, known in (
+        ("to", to, FORMATS),
+        ("input", inputs, INPUTS),
+        ("output_type", outputs, OUTPUTS),
+    ):
+        if value not in known:
+            raise UserError(f"--{name}={value} is unknown; expected {', '.join(known)}")
+    if to in ("timm", "npz") and (inputs, outputs) != ("float", "logits"):
+        raise UserError(
+            f"--to={to} writes weights, whose code takes float inputs and returns logits; leave out --input and "
+            "--output_type, or use --to=onnx or --to=stablehlo"
+        )
+
+
+class _Export:
+    """Writes one format into a folder, and compares. Every `to_` returns the comparison, None for none, and notes."""
+
+    def __init__(self, model: ExportedModel, inputs: str, outputs: str, verified: bool):
+        self.model, self.inputs, self.outputs, self.verified = model, inputs, outputs, verified
+        self.spec, self.network = model.spec, model.spec.create_model()
+
+    def to_timm(self, folder: pathlib.Path) -> tuple[Comparison | None, str]:
+        described = timm.describe(self.spec)
+        entries = timm.to_entries(self.network, self.model.variables, self.spec.image_size)
+        files.write_safetensors(folder / folders.SAFETENSORS, entries)
+        config = model_card.timm_config(self.spec, described)
+        write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
+        comparison = None
+        if self.verified:
+            again = self.read_again(folder)
+            try:
+                run, by = verify.run_timm(folder, described)
+            except ImportError as error:
+                by = f"patchnets reading it again (timm cannot be imported: {first_line(error, 80)})"
+                comparison = self.compare(again.logits_of_decoded, by, decoded=True)
+            else:
+                comparison = self.compare(run, by)
+        notes = "" if described.entry_point else "timm has no name for this size; README.md has the code that loads it."
+        self.write_readme(folder, "timm", comparison, network=described)
+        return comparison, notes
+
+    def to_npz(self, folder: pathlib.Path) -> tuple[Comparison | None, str]:
+        owner = official_npz.project(self.network)
+        files.write_npz(folder / folders.NPZ, official_npz.to_arrays(self.network, self.model.variables))
+        comparison = None
+        if self.verified:
+            again = self.read_again(folder)
+            comparison = self.compare(again.logits_of_decoded, "patchnets reading it again", decoded=True)
+        notes = f"Names and shapes are those of google-research/{owner}."
+        if self.spec.fields["gelu"] != "tanh":
+            notes += f" This network has gelu={self.spec.fields['gelu']}; that project's code computes tanh."
+        self.write_readme(folder, "npz", comparison, notes=notes)
+        return comparison, notes
+
+    def to_onnx(self, folder: pathlib.Path) -> tuple[Comparison | None, str]:
+        programs.check_size(self.model.variables)
+        metadata = model_card.program_metadata(self.spec, self.inputs, self.outputs)
+        program = programs.to_onnx(self.spec, self.model.variables, self.inputs, self.outputs, metadata)
+        write_atomically(folder / folders.ONNX, program)
+        comparison = None
+        if self.verified:
+            comparison = self.compare(*verify.run_onnx(folder / folders.ONNX), decoded=self.inputs == "uint8")
+        self.write_readme(folder, "onnx", comparison)
+        return comparison, ""
+
+    def to_stablehlo(self, folder: pathlib.Path) -> tuple[Comparison | None, str]:
+        programs.check_size(self.model.variables)
+        program = programs.to_jax_export(self.spec, self.model.variables, self.inputs, self.outputs)
+        write_atomically(folder / folders.JAX_EXPORT, program)
+        comparison = None
+        if self.verified:
+            run, by = verify.run_jax_export(folder / folders.JAX_EXPORT)
+            comparison = self.compare(run, by, decoded=self.inputs == "uint8")
+        self.write_readme(folder, "stablehlo", comparison)
+        return comparison, "JAX loads it for six months from today (README.md)."
+
+    def read_again(self, folder: pathlib.Path) -> ExportedModel:
+        """Return the model with the weights of the folder. Raise RunError if they are others, by a bit."""
+        variables = folders.read_variables(folder, self.spec)
+        if not verify.same_variables(variables, self.model.variables):
+            raise RunError("the weights that were written are others when read again; nothing is kept of the export")
+        return self.model.with_variables(variables)
+
+    def compare(self, run: verify.Run, by: str, decoded: bool = False) -> Comparison:
+        """Return the outputs of `run`, of decoded images or else of inputs of the network, beside the model's.
+
+        Raises:
+          RunError: they differ by more than the tolerance.
+        """
+        images, description = verify.verification_images(self.model.source, self.spec)
+        logits = verify.in_batches(self.model.logits_of_decoded, images)
+        expected = logits if self.outputs == "logits" else self.model.to_probabilities(logits)
+        if not decoded:
+            images = verify.in_batches(lambda part: np.asarray(self.spec.preprocess(jnp.asarray(part))), images)
+        comparison = verify.compare(expected, verify.in_batches(run, images), by, description)
+        if not comparison.holds:
+            raise RunError(f"the export does not agree with the model, and nothing is kept of it: {comparison}")
+        return comparison
+
+    def write_readme(self, folder: pathlib.Path, to: str, comparison: Comparison | None, **details: Any) -> None:
+        text = model_card.write_readme(
+            self.spec,
+            to,
+            model_card.read_summary(self.model.source),
+            UNVERIFIED if comparison is None else f"Compared with the model by {comparison}.",
+            inputs=self.inputs,
+            outputs=self.outputs,
+            **details,
+        )
+        write_atomically(folder / "README.md", text)

@@ -1,0 +1,56 @@
+"""Folders of exported models: what they are called, and the variables in those that hold weights."""
+
+import pathlib
+from typing import Any
+
+from patchnets import models
+from patchnets.errors import RunError, UserError
+from patchnets.run.model_spec import ModelSpec
+from patchnets.weights import files, official_npz, timm
+
+SAFETENSORS, NPZ, ONNX, JAX_EXPORT = "model.safetensors", "model.npz", "model.onnx", "model.jax_export"
+LOADED_BY = {
+    ONNX: "onnxruntime.InferenceSession({path!r})",
+    JAX_EXPORT: "jax.export.deserialize(bytearray(pathlib.Path({path!r}).read_bytes())).call(images)",
+}
+
+
+def is_export(directory: pathlib.Path) -> bool:
+    """Return whether a folder holds a file that `patchnets.export` writes."""
+    return any((directory / name).is_file() for name in (SAFETENSORS, NPZ, ONNX, JAX_EXPORT))
+
+
+def read_variables(directory: pathlib.Path, spec: ModelSpec) -> dict[str, Any]:
+    """Return the variables in the folder of an export for timm or of an .npz export.
+
+    Raises:
+      UserError: it holds a compiled program in place of weights, or weights of another network than `spec`.
+      RunError: its file is broken, or not what its header declares.
+    """
+    for name, call in LOADED_BY.items():
+        if (directory / name).is_file():
+            what = call.format(path=str(directory / name))
+            raise UserError(f"{directory} holds a program and no weights; load it by {what} (its README.md shows how)")
+    models.validate(spec.image_size, spec.network, **spec.fields)
+    path = directory / (SAFETENSORS if (directory / SAFETENSORS).is_file() else NPZ)
+    network = spec.create_model()
+
+    def check(header: files.Header) -> None:
+        """Compare shapes and types with the network's, after two checks that cost nothing if its sizes are absurd."""
+        width, depth = spec.fields["hidden_dim"], spec.fields["depth"]
+        if len(header) < depth or width > max((size for shape, _ in header.values() for size in shape), default=0):
+            raise RunError(f"{path} is too small for the network of model.json, depth={depth} and hidden_dim={width}")
+        shapes = (timm if path.name == SAFETENSORS else official_npz).expected_shapes(
+            network, spec.image_size, spec.channels
+        )
+        for name in sorted(shapes.keys() ^ header.keys()):
+            raise RunError(f"{path}: {name!r} is {'missing' if name in shapes else 'no array of this network'}")
+        for name, (shape, kind) in header.items():
+            if (shape, kind) != (shapes[name], "float32"):
+                raise RunError(f"{path}: {name!r} is {kind} of shape {shape}; expected float32 of {shapes[name]}")
+
+    if path.name == SAFETENSORS:
+        variables = timm.from_entries(network, files.read_safetensors(path, check), spec.image_size)
+    else:
+        variables = official_npz.from_arrays(network, files.read_npz(path, check), spec.image_size, spec.channels)
+    return {"batch_stats": {}} | variables
