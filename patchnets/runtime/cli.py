@@ -86,6 +86,26 @@ def positive_float(value: str) -> float:
     return number
 
 
+def share(value: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {value[:40]!r}")
+    return number
+
+
+def checkpoint(value: str) -> str | int:
+    """The choice of a checkpoint: best, latest, or a step."""
+    if value in ("best", "latest"):
+        return value
+    if not re.fullmatch(r"\d{1,15}", value, re.ASCII):
+        raise argparse.ArgumentTypeError(f"expected best, latest or a step, got {value[:40]!r}")
+    return int(value)
+
+
 def path(value: str) -> pathlib.Path:
     """Parse a path and expand ~."""
     try:
