@@ -6,6 +6,7 @@
 # make oldest    make smoke with the oldest releases that pyproject.toml allows
 # make parity    compare the networks with Keras's and timm's; adds PyTorch and timm to .venv
 # make aot       compile the training steps for TPUs, without a TPU; adds libtpu in a separate folder
+# make demo      test the page of patchnets.demo; adds Gradio in a separate folder
 # make cluster   train on a SLURM cluster set up on this machine, as root with slurm-wlm and munge installed
 # make lint      style and types
 
@@ -17,7 +18,7 @@ RUN = $(VENV)/bin/python
 # Else each of the many processes that tests start would compile the sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup train test test-all smoke newest oldest parity aot cluster lint clean
+.PHONY: setup train test test-all smoke newest oldest parity aot demo cluster lint clean
 
 train: setup
 	$(RUN) -m patchnets.main --config=configs/mixer_digits.py
@@ -58,6 +59,15 @@ aot: setup $(VENV)/aot/.installed
 $(VENV)/aot/.installed: requirements-tpu.lock | setup
 	rm -rf $(VENV)/aot
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/aot --requirement $<
+	touch $@
+
+# Gradio gets a separate folder too, for its forty packages; patchnets runs without any of them.
+demo: setup $(VENV)/demo/.installed
+	PATCHNETS_DEMO=required PYTHONPATH=$(abspath $(VENV))/demo $(RUN) -m pytest tests/demo
+
+$(VENV)/demo/.installed: requirements-demo.lock | setup
+	rm -rf $(VENV)/demo
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/demo --requirement $<
 	touch $@
 
 lint: setup
