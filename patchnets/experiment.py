@@ -15,6 +15,7 @@ import ml_collections
 import optax
 from jax.sharding import Mesh
 
+from patchnets import config as config_lib
 from patchnets import models
 from patchnets.augment import mixup, random_erasing
 from patchnets.augment.preprocess import Augment, Preprocess
@@ -26,7 +27,7 @@ from patchnets.optim.plateau import EarlyStopping, ReduceLROnPlateau
 from patchnets.optim.schedules import in_steps, make_schedule
 from patchnets.parallel import cpu, sharding
 from patchnets.parallel import mesh as mesh_lib
-from patchnets.parallel.microbatches import GradFn
+from patchnets.parallel.grad_fn import GradFn
 from patchnets.step.gradients import accumulate_grads, sharpness_aware, zero_frozen_grads
 from patchnets.step.losses import LOSSES
 from patchnets.step.train_state import TrainState, abstract_params, abstract_train_state, create_train_state
@@ -132,6 +133,7 @@ def build_experiment(
       UserError: something cannot be built as configured.
       RunError: an image cannot be decoded.
     """
+    config_lib.validate(config)
     eval_batch_size = config.eval_batch_size or config.batch_size
     fsdp_rules = config.mesh.fsdp_rules or ()
     mesh = mesh_lib.make_mesh(

@@ -144,6 +144,7 @@ class Run:
         self.timer = StepTimer(experiment.config.steps_per_call, self.restored.images, self.restored.seconds)
         self.bar = console.ProgressBar(experiment.total_steps, self.step, experiment.config.batch_size)
         workdir.rewind_metrics(self.resumed_at)
+        board.resume_from(self.resumed_at)
 
     def complete(self) -> dict[str, Any]:
         """Train to the end, test the best checkpoint, write the summary and plot."""

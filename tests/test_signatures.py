@@ -6,10 +6,16 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import pytest
 
+from patchnets.augment.preprocess import normalization
+from patchnets.config import default_config
 from patchnets.data import DataOptions, load_dataset
+from patchnets.errors import UserError
+from patchnets.experiment import build_experiment
 from patchnets.models import create_model
-from patchnets.optim.optimizers import make_optimizer
+from patchnets.optim.optimizers import make_optimizer, weight_decay_mults
 from patchnets.optim.schedules import make_schedule
 from patchnets.parallel.mesh import make_mesh
 from patchnets.run.checkpoints import Checkpoints
@@ -79,3 +85,43 @@ def test_the_parts_of_a_run_are_made_without_a_configuration(tmp_path):
     checkpoints = Checkpoints(workdir.checkpoints, max_to_keep=1, best_metric="loss")
     assert checkpoints.latest_step() is None
     checkpoints.close()
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (
+            lambda: make_schedule("cosin", learning_rate=0.1, total_steps=10),
+            "schedule.name=cosin is unknown; use one of",
+        ),
+        (
+            lambda: weight_decay_mults({"kernel": 1.0}, wd_mask="kernel"),
+            "wd_mask=kernel is unknown; use kernels or all",
+        ),
+        (lambda: normalization("imgnet", np.zeros((1, 2, 2, 3), np.uint8)), "normalize=imgnet is unknown; use"),
+        (lambda: make_mesh(data=0), "mesh.data=0 is no number of devices; use at least 1"),
+        (lambda: make_mesh(fsdp=-2), "mesh.fsdp=-2 is no number of devices"),
+        (lambda: DataOptions(batch_size=0), "batch_size=0 is too small; use at least 1"),
+        (
+            lambda: DataOptions(loader="on-device"),
+            "loader='on-device' is unknown; use one of auto, on_device, streaming",
+        ),
+        (lambda: DataOptions(normalize="imgnet"), "normalize='imgnet' is unknown"),
+        (lambda: build_experiment(wrong_config()), "config.optimizer.wd_mask='kernel' is out of range"),
+    ],
+)
+def test_a_wrong_argument_is_an_error_that_names_it(make, words):
+    with pytest.raises(UserError) as error:
+        make()
+    assert words in str(error.value)
+
+
+def wrong_config():
+    config = default_config(total_steps=1)
+    config.optimizer.wd_mask = "kernel"
+    return config
+
+
+def test_lists_of_parameters_have_names_too():
+    mults = weight_decay_mults([{"kernel": 1.0}, {"bias": 1.0}])
+    assert mults == [{"kernel": 1.0}, {"bias": 0.0}]

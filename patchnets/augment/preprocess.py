@@ -216,6 +216,8 @@ def normalization(name: str, images: UInt8[np.ndarray, "examples h w channels"])
         return (0.0,) * channels, (255.0,) * channels
     if name == "symmetric":
         return (127.5,) * channels, (127.5,) * channels
+    if name != "dataset":
+        raise UserError(f"config.normalize={name} is unknown; use symmetric, unit, imagenet or dataset")
     levels = np.arange(256)
     means, stds = [], []
     for c in range(channels):

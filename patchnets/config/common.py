@@ -294,7 +294,13 @@ def imagenet(augment: Mapping, **values) -> ConfigDict:
     of train is for validation; ImageNet's validation images are the test split.
     """
     return base(
-        dataset=dict(name="imagenet2012", train_split="train[:99%]", val_split="train[99%:]", test_split="validation"),
+        dataset=dict(
+            name="imagenet2012",
+            train_split="train[:99%]",
+            val_split="train[99%:]",
+            test_split="validation",
+            exif_orientation=False,  # the published pipelines read the stored pixels
+        ),
         image_size=224,
         **{"crop_pct": 0.875} | values,
         augment={"flip": True, "crop_scale_min": 0.05} | dict(augment),

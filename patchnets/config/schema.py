@@ -9,6 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from patchnets.augment.preprocess import Augment
+from patchnets.data import options
+from patchnets.optim import schedules
 
 LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 3.4e38  # what 32 bits hold
 Rule = tuple[str, Callable[[Any], bool]]  # (description of the expected value, predicate)
@@ -39,6 +41,10 @@ def inside(low: float, high: float) -> Rule:
 
 def one_of(*names: str) -> Rule:
     return "one of " + ", ".join(names), lambda v: v in names
+
+
+def one_of_numbers(*numbers: int) -> Rule:
+    return "one of " + ", ".join(map(str, numbers)), lambda v: v in numbers
 
 
 FINITE: Rule = ("a finite number", lambda v: abs(v) <= LARGEST_FLOAT)
@@ -78,9 +84,20 @@ def augment_key(field: dataclasses.Field) -> Key:
 KEYS: dict[str, Key] = {
     "seed": Key(0, "seed of initial parameters, data order, augmentation and dropout", within(0, 2**31)),
     "dataset.name": Key("digits", "digits, folder, or the name of a TFDS image classification data set"),
-    "dataset.path": Key(str, "folder: a path with train/CLASS/*.jpg|png and optionally val/ and test/"),
+    "dataset.path": Key(str, "folder: a path with images in train/CLASS/ and optionally val/CLASS/ and test/CLASS/"),
     "dataset.data_dir": Key(
         str, "TFDS: folder of prepared data sets (default: TFDS_DATA_DIR or ~/tensorflow_datasets)"
+    ),
+    "dataset.channels": Key(
+        int, "folder: 1 for gray or 3 for RGB images (default: gray if all of train are)", one_of_numbers(1, 3)
+    ),
+    "dataset.exif_orientation": Key(
+        True, "turn images as their EXIF header says, as viewers do; false: the stored pixels, as TFDS and torchvision"
+    ),
+    "dataset.background": Key(
+        "white",
+        "color behind transparent pixels; none: the color stored under them",
+        one_of(*options.CHOICES["background"]),
     ),
     "dataset.train_split": Key(str, "split to train on (default: train, less the validation split)"),
     "dataset.val_split": Key(str, "split to validate on, or none (default: the data set's own, else train[90%:])"),
@@ -88,9 +105,9 @@ KEYS: dict[str, Key] = {
     "dataset.cache_dir": Key(str, "folder for decoded images (default: PATCHNETS_CACHE or ~/.cache/patchnets)"),
     "dataset.loader": Key(
         "auto",
-        "on_device: all images decoded once and kept on the devices; streaming: read during training;  "
+        "on_device: all images decoded once and kept on the devices; streaming: read during training; "
         "auto: on_device if the decoded images take at most max_on_device_gib",
-        one_of("auto", "on_device", "streaming"),
+        one_of(*options.CHOICES["loader"]),
     ),
     "dataset.max_on_device_gib": Key(
         8.0, "largest size of decoded images, in GiB, for loader=auto to choose on_device", above(0)
@@ -98,19 +115,19 @@ KEYS: dict[str, Key] = {
     "dataset.on_device_sharding": Key(
         "replicated",
         "on_device: every device holds all images (replicated) or its share (sharded)",
-        one_of("replicated", "sharded"),
+        one_of(*options.CHOICES["on_device_sharding"]),
     ),
     "dataset.num_workers": Key(
         int, "streaming: worker processes that decode; 0: this process (default: cores)", at_least(0)
     ),
     "dataset.on_corrupt": Key(
-        "stop", "streaming: stop at a record that cannot be decoded, or skip it", one_of("stop", "skip")
+        "stop", "streaming: stop at a record that cannot be decoded, or skip it", one_of(*options.CHOICES["on_corrupt"])
     ),
     "image_size": Key(224, "height and width of model inputs in pixels; images are resized to it", between(1, 16_384)),
     "normalize": Key(
         "symmetric",
         "symmetric: pixels to [-1, 1]; unit: to [0, 1]; imagenet: its mean and deviation; dataset: those of train",
-        one_of("symmetric", "unit", "imagenet", "dataset"),
+        one_of(*options.CHOICES["normalize"]),
     ),
     "crop_pct": Key(1.0, "share of the side of evaluation images kept by the center crop", RATIO),
     **{f"augment.{field.name}": augment_key(field) for field in dataclasses.fields(Augment)},
@@ -152,7 +169,7 @@ KEYS: dict[str, Key] = {
     "schedule.name": Key(
         "cosine",
         "learning rate after the warm-up",
-        one_of("constant", "cosine", "linear", "one_cycle", "step", "rsqrt"),
+        one_of(*schedules.NAMES),
     ),
     "schedule.warmup_epochs": Key(float, "length of the linear warm-up from zero; or warmup_steps", at_least(0)),
     "schedule.warmup_steps": Key(int, "the same, in steps", at_least(0)),

@@ -145,6 +145,8 @@ def load_opened(opened: OpenedDataset, mesh: Mesh) -> Dataset:
       RunError: an image cannot be decoded.
     """
     options, source, on_device = opened.options, opened.source, opened.loader == "on_device"
+    for note in source.notes:
+        print(note, flush=True)
     made = (_on_device if on_device else _streaming)(opened, mesh)
     mean, std = made.normalization
     return Dataset(

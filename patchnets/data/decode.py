@@ -10,6 +10,7 @@ them, and docs/measurements.md holds the figures. PyTurboJPEG needs a libjpeg-tu
 OpenCV come in wheels for Linux, macOS and Windows.
 """
 
+import dataclasses
 import functools
 import io
 import math
@@ -20,14 +21,39 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from patchnets.errors import RunError, first_line
 
 # Large images are read up to Pillow's limit, which is an error and not a warning.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+EXIF_WITHIN = 2**16  # bytes from the start of a JPEG; EXIF is its first segment or the second
 LARGEST_FILTERED = 4.0  # shrinking by more than this, Pillow resizes: a blur would need too many taps
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
+EXIF_ORIENTATION = 0x0112  # the tag; 1 is upright
+BACKGROUNDS = {"white": (255, 255, 255, 255), "black": (0, 0, 0, 255)}
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelRules:
+    """Which pixels a file stands for.
+
+    Attributes:
+      exif_orientation: turn and mirror the image as its EXIF header says, as viewers do. TFDS and torchvision do not.
+      background: white or black, the color behind transparent pixels; or none, to drop transparency and take the color
+        stored under it.
+    """
+
+    exif_orientation: bool = True
+    background: str = "white"
+
+    @property
+    def tag(self) -> str:
+        """A short text that tells these rules from others."""
+        return f"{'exif' if self.exif_orientation else 'stored'}-{self.background}"
+
+
+DEFAULT_RULES = PixelRules()
 
 
 def _open(data: bytes | pathlib.Path) -> Image.Image:
@@ -63,7 +89,12 @@ def image_mode(data: bytes | pathlib.Path) -> str:
 
 
 def decode_image(
-    data: bytes | pathlib.Path, name: str, channels: int, size: int | None = None, crop_pct: float = 1.0
+    data: bytes | pathlib.Path,
+    name: str,
+    channels: int,
+    size: int | None = None,
+    crop_pct: float = 1.0,
+    rules: PixelRules = DEFAULT_RULES,
 ) -> UInt8[np.ndarray, "height width channels"]:
     """Decodes one image with Pillow.
 
@@ -79,23 +110,30 @@ def decode_image(
     """
     try:
         with _open(data) as file:
-            return _crop_and_resize(file, channels, size, crop_pct)
+            return _crop_and_resize(file, channels, size, crop_pct, rules)
     except Exception as error:
         raise _unreadable(name, error) from error
 
 
 def prepare_image(
-    image: Image.Image, name: str, channels: int, size: int | None = None, crop_pct: float = 1.0
+    image: Image.Image,
+    name: str,
+    channels: int,
+    size: int | None = None,
+    crop_pct: float = 1.0,
+    rules: PixelRules = DEFAULT_RULES,
 ) -> UInt8[np.ndarray, "height width channels"]:
     """Return an open image as `decode_image` does the file of one."""
     try:
-        return _crop_and_resize(image, channels, size, crop_pct)
+        return _crop_and_resize(image, channels, size, crop_pct, rules)
     except Exception as error:  # it may not be loaded yet, and broken
         raise _unreadable(name, error) from error
 
 
-def _crop_and_resize(image: Image.Image, channels: int, size: int | None, crop_pct: float) -> np.ndarray:
-    image = _with_channels(image, channels)
+def _crop_and_resize(
+    image: Image.Image, channels: int, size: int | None, crop_pct: float, rules: PixelRules
+) -> np.ndarray:
+    image = _with_channels(_upright(image, rules), channels, rules)
     if size is not None:
         side = min(image.size) * crop_pct
         left, top = (image.width - side) / 2, (image.height - side) / 2
@@ -104,16 +142,34 @@ def _crop_and_resize(image: Image.Image, channels: int, size: int | None, crop_p
     return np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
 
 
-def _with_channels(image: Image.Image, channels: int) -> Image.Image:
+def _orientation(image: Image.Image, rules: PixelRules) -> int:
+    """Return the EXIF orientation from 1 to 8; 1 if there is none, or it is not to be applied."""
+    orientation = image.getexif().get(EXIF_ORIENTATION, 1) if rules.exif_orientation else 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _upright(image: Image.Image, rules: PixelRules) -> Image.Image:
+    return image if _orientation(image, rules) == 1 else ImageOps.exif_transpose(image)
+
+
+def _with_channels(image: Image.Image, channels: int, rules: PixelRules) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of gray, which Pillow would cut off at 255
         image = Image.fromarray((np.asarray(image, np.float64) / 257).round().astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
+        if rules.background != "none":
+            canvas = Image.new("RGBA", image.size, BACKGROUNDS[rules.background])
+            image = Image.alpha_composite(canvas, image)
     return image.convert("RGB" if channels == 3 else "L")
 
 
 def decode_crop(
-    data: bytes, name: str, channels: int, size: int, choose: Callable[[int, int], tuple[int, int, int, int]]
+    data: bytes,
+    name: str,
+    channels: int,
+    size: int,
+    choose: Callable[[int, int], tuple[int, int, int, int]],
+    rules: PixelRules = DEFAULT_RULES,
 ) -> UInt8[np.ndarray, "size size channels"]:
     """Decodes a part of an image, resized to `size` pixels a side (bilinear, antialiased).
 
@@ -128,9 +184,9 @@ def decode_crop(
     Raises:
       RunError: the image is broken or truncated.
     """
-    decoded = _decode_jpeg(data, channels, size, choose)
+    decoded = _decode_jpeg(data, channels, size, choose, rules)
     try:
-        pixels, box = decoded or _decode_with_pillow(data, channels, size, choose)
+        pixels, box = decoded or _decode_with_pillow(data, channels, size, choose, rules)
         return resize_box(pixels, box, size)
     except Exception as error:
         raise _unreadable(name, error) from error
@@ -147,13 +203,19 @@ def _scaled(crop: tuple[int, int, int, int], height: float, width: float) -> Box
     return left * width, top * height, (left + columns) * width, (top + rows) * height
 
 
-def _decode_jpeg(data: bytes, channels: int, size: int, choose: Callable[..., Any]) -> tuple[np.ndarray, Box] | None:
+def _decode_jpeg(
+    data: bytes, channels: int, size: int, choose: Callable[..., Any], rules: PixelRules
+) -> tuple[np.ndarray, Box] | None:
     """Pixels, scaled down where there are more than enough, and the box of the crop in them; None for Pillow's part:
     other formats, CMYK, whatever libjpeg-turbo complains of, and where simplejpeg is not installed."""
     jpeg = _simplejpeg()
     if jpeg is None or data[:2] != b"\xff\xd8":
         return None
     try:
+        if rules.exif_orientation and b"Exif\0\0" in data[:EXIF_WITHIN]:
+            with _open(data) as file:
+                if _orientation(file, rules) != 1:
+                    return None
         height, width, colors, _ = jpeg.decode_jpeg_header(data)
         if colors not in ("YCbCr", "Gray", "RGB") or height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
             return None
@@ -166,14 +228,17 @@ def _decode_jpeg(data: bytes, channels: int, size: int, choose: Callable[..., An
     return pixels, _scaled(crop, pixels.shape[0] / height, pixels.shape[1] / width)
 
 
-def _decode_with_pillow(data: bytes, channels: int, size: int, choose: Callable[..., Any]) -> tuple[np.ndarray, Box]:
+def _decode_with_pillow(
+    data: bytes, channels: int, size: int, choose: Callable[..., Any], rules: PixelRules
+) -> tuple[np.ndarray, Box]:
     with _open(data) as file:
-        width, height = file.size
+        on_its_side = _orientation(file, rules) > 4
+        width, height = reversed(file.size) if on_its_side else file.size
         crop = choose(height, width)
         by = reduction(crop, size)
         if by > 1 and file.format == "JPEG":
-            file.draft(None, (width // by, height // by))
-        image = _with_channels(file, channels)
+            file.draft(None, (file.width // by, file.height // by))
+        image = _with_channels(_upright(file, rules), channels, rules)
         pixels = np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
     return pixels, _scaled(crop, pixels.shape[0] / height, pixels.shape[1] / width)
 

@@ -7,9 +7,18 @@ import jax
 
 from patchnets.augment.preprocess import Augment
 from patchnets.data import sources, splits
+from patchnets.data.decode import PixelRules
 from patchnets.data.sources import base
+from patchnets.errors import UserError
 
 NO_AUGMENT = Augment()
+CHOICES = {
+    "loader": ("auto", "on_device", "streaming"),
+    "on_device_sharding": ("replicated", "sharded"),
+    "on_corrupt": ("stop", "skip"),
+    "normalize": ("symmetric", "unit", "imagenet", "dataset"),
+    "background": ("white", "black", "none"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +29,8 @@ class DataOptions:
       name: digits, folder, or the name of a TFDS image classification data set.
       path: of folder, where train/CLASS/*.jpg|png lie.
       data_dir: of TFDS, where data sets lie.
+      channels: of folder, 1 for gray or 3 for RGB; None for what the images are.
+      exif_orientation, background: as in `decode.PixelRules`.
       train_split, val_split, test_split: in TFDS's syntax, or none; `choose_splits` fills in the defaults.
       cache_dir: where decoded images are kept.
       loader: on_device, streaming, or auto: on_device where the decoded images fit.
@@ -37,6 +48,9 @@ class DataOptions:
     name: str = "digits"
     path: str | None = None
     data_dir: str | None = None
+    channels: int | None = None
+    exif_orientation: bool = True
+    background: str = "white"
     train_split: str | None = None
     val_split: str | None = None
     test_split: str | None = None
@@ -54,9 +68,22 @@ class DataOptions:
     eval_batch_size: int | None = None
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        """Raise UserError for a value that cannot be used."""
+        for name, values in CHOICES.items():
+            if getattr(self, name) not in values:
+                raise UserError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(values)}")
+        for name in ("image_size", "batch_size", "eval_batch_size"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"{name}={value} is too small; use at least 1")
+
     def open_source(self) -> base.Source:
         """Open the data set. Raises UserError as `sources.open_source`."""
-        return sources.open_source(self.name, self.path, self.data_dir)
+        return sources.open_source(self.name, self.path, self.data_dir, self.channels, self.rules)
+
+    @property
+    def rules(self) -> PixelRules:
+        return PixelRules(self.exif_orientation, self.background)
 
     def choose_splits(self, sizes: Mapping[str, int]) -> dict[str, str | None]:
         """Return each split's specification. Raises UserError as `splits.choose_splits`."""

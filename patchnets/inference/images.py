@@ -40,9 +40,9 @@ def decode_one(image: AnyImage, spec: ModelSpec, name: str = "the image") -> Dec
             return image
         image = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
     if isinstance(image, Image.Image):
-        return decode.prepare_image(image, name, spec.channels, size, crop_pct)
+        return decode.prepare_image(image, name, spec.channels, size, crop_pct, spec.rules)
     if isinstance(image, str | os.PathLike):
-        return decode.decode_image(pathlib.Path(image), str(image), spec.channels, size, crop_pct)
+        return decode.decode_image(pathlib.Path(image), str(image), spec.channels, size, crop_pct, spec.rules)
     raise TypeError(f"{name} is a {type(image).__name__}; give a path, a Pillow image or a uint8 array")
 
 

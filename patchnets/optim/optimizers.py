@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from patchnets.errors import UserError
-from patchnets.param_rules import Rules, match_rules
+from patchnets.param_rules import Rules, match_rules, name_of
 
 
 def make_optimizer(
@@ -104,12 +104,14 @@ def weight_decay_mults(params: Any, wd_mults: Rules = (), wd_mask: str = "kernel
         return match_rules(wd_mults, params, "optimizer.wd_mults")
     if wd_mask == "all":
         return jax.tree.map(lambda _: 1.0, params)
+    if wd_mask != "kernels":
+        raise UserError(f"config.optimizer.wd_mask={wd_mask} is unknown; use kernels or all")
     return jax.tree.map(float, weight_decay_mask(params))
 
 
 def weight_decay_mask(params: Any) -> Any:
     """Return a tree like `params` with True for kernels: biases, normalization scales and embeddings do not decay."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: str(path[-1].key).endswith("kernel"), params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: name_of(path).endswith("kernel"), params)
 
 
 def _trust_ratio(params: Any, decays: Any) -> optax.GradientTransformation:

@@ -5,6 +5,7 @@ import optax
 
 from patchnets.errors import UserError
 
+NAMES = ("constant", "cosine", "linear", "one_cycle", "step", "rsqrt")
 LARGEST_INT = 2**31 - 1  # steps are counted in 32 bits
 
 
@@ -48,7 +49,8 @@ def make_schedule(
     schedule reaches its end value after the last step: the last step uses the value one step before the end.
 
     Raises:
-      UserError: arguments that the schedule does not use, or warmup and cooldown that do not fit into the run.
+      UserError: an unknown name, arguments that the schedule does not use, or warmup and cooldown that do not fit into
+        the run.
     """
     peak, warmup, cooldown = learning_rate, warmup_steps, cooldown_steps
     _check(name, total_steps, warmup, cooldown, step_every_steps)
@@ -68,7 +70,9 @@ def make_schedule(
 
 
 def _check(name: str, total: int, warmup: int, cooldown: int, step_every: int | None) -> None:
-    """Raise UserError for durations that the schedule does not use, or that do not fit into the run."""
+    """Raise UserError for an unknown name, or durations that it does not use or that do not fit into the run."""
+    if name not in NAMES:
+        raise UserError(f"config.schedule.name={name} is unknown; use one of {', '.join(NAMES)}")
     if name == "one_cycle" and warmup:
         raise UserError("config.schedule.name=one_cycle has its own warmup; unset warmup_epochs and warmup_steps")
     if cooldown and name not in ("constant", "rsqrt"):

@@ -21,8 +21,8 @@ from jaxtyping import Array
 from patchnets import runtime
 from patchnets.errors import UserError
 from patchnets.parallel.backend import backend
+from patchnets.parallel.grad_fn import Aux, GradFn, Inputs, count_valid, mean_loss, scan_microbatches
 from patchnets.parallel.mesh import BATCH_AXES
-from patchnets.parallel.microbatches import Aux, GradFn, Inputs, count_valid, mean_loss, scan_microbatches
 
 # Keeps each device on one thread. XLA reads it when JAX initializes its backends.
 XLA_OPTIONS = "--xla_cpu_multi_thread_eigen=false"

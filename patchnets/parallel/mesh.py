@@ -56,6 +56,9 @@ def mesh_shape(data: int, fsdp: int, devices: int) -> tuple[int, int]:
     """Return (data, fsdp) with -1 resolved. Raises UserError if there are too few devices, or they do not divide."""
     if data == fsdp == -1:
         raise UserError("config.mesh.data=-1 and config.mesh.fsdp=-1 both take the rest of the devices; set one")
+    for name, size in (("data", data), ("fsdp", fsdp)):
+        if size != -1 and size < 1:
+            raise UserError(f"config.mesh.{name}={size} is no number of devices; use at least 1, or -1 for the rest")
     for name, size, other in (("data", data, fsdp), ("fsdp", fsdp, data)):
         if size == -1 and devices % other:
             another = "fsdp" if name == "data" else "data"

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from patchnets import __version__, models
 from patchnets.augment.preprocess import Preprocess
 from patchnets.config.schema import KEYS
+from patchnets.data.decode import BACKGROUNDS, PixelRules
 from patchnets.errors import UserError
 from patchnets.experiment import Experiment
 
@@ -42,6 +43,7 @@ class ModelSpec:
       image_size: side in pixels of the network's inputs.
       crop_pct: share of the decoded side kept by the center crop before resizing to `image_size`.
       mean, std: per channel, on the scale 0 to 255.
+      exif_orientation, background: as in `patchnets.data.decode.PixelRules`.
       ema: whether checkpoints hold a running mean of the variables, by which the network is evaluated.
       best_metric: validation metric that selects the best checkpoint.
       dataset: name, split_specs and fingerprint of the training data.
@@ -60,6 +62,8 @@ class ModelSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bicubic"
+    exif_orientation: bool = True
+    background: str = "white"
     ema: bool = False
     best_metric: str = "accuracy"
     dataset: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -82,6 +86,8 @@ class ModelSpec:
             crop_pct=1.0 if streaming else config.crop_pct,
             mean=data.preprocess.mean,
             std=data.preprocess.std,
+            exif_orientation=config.dataset.exif_orientation,
+            background=config.dataset.background,
             ema=config.ema_decay is not None,
             best_metric=config.checkpoint.best_metric,
             dataset={"name": data.name, "splits": data.split_specs, "fingerprint": data.fingerprint},
@@ -99,6 +105,11 @@ class ModelSpec:
                 raise UserError(f"{name}={value!r} is no {kind.__name__}, which this field of {self.network} is")
         models.validate(self.image_size, self.network, **self.fields)
         return models.create_model(self.network, **self.fields, num_classes=len(self.classes))
+
+    @property
+    def rules(self) -> PixelRules:
+        """Which pixels a file stands for."""
+        return PixelRules(self.exif_orientation, self.background)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -162,6 +173,8 @@ class ModelSpec:
             ("mean", per_channel(self.mean, -math.inf), "a number for each channel"),
             ("std", per_channel(self.std, 0.0), "a number above 0 for each channel"),
             ("interpolation", self.interpolation == "bicubic", "bicubic"),
+            ("exif_orientation", isinstance(self.exif_orientation, bool), "true or false"),
+            ("background", self.background in (*BACKGROUNDS, "none"), "white, black or none"),
             ("ema", isinstance(self.ema, bool), "true or false"),
             ("best_metric", self.best_metric in ("accuracy", "top5_accuracy", "loss"), "a validation metric"),
             ("dataset", isinstance(self.dataset, Mapping), "an object"),

@@ -17,7 +17,12 @@ class TensorBoard:
 
     def __init__(self, directory: pathlib.Path, enabled: bool):
         self._directory, self._enabled = directory, enabled
+        self._resumed_at = 0
         self._records: Any = None
+
+    def resume_from(self, step: int) -> None:
+        """Continue after `step`: readers drop what an interrupted process wrote of later steps."""
+        self._resumed_at = step
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Write and flush one event with all `scalars` of a step."""
@@ -29,9 +34,12 @@ class TensorBoard:
 
             if self._records is None:
                 self._records = self._open()
-                self._records.write(
-                    event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString()
-                )
+                start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+                for event in (
+                    event_pb2.Event(wall_time=time.time(), file_version="brain.Event:2"),
+                    event_pb2.Event(wall_time=time.time(), step=self._resumed_at + 1, session_log=start),
+                ):
+                    self._records.write(event.SerializeToString())
             values = [summary_pb2.Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()]
             event = event_pb2.Event(wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values))
             self._records.write(event.SerializeToString())

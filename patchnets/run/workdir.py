@@ -5,11 +5,13 @@ It holds config.json (the configuration), data.json (which examples), metrics.js
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
 import pathlib
 import secrets
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from typing import IO, Any
@@ -167,21 +169,29 @@ class Workdir:
             write_atomically(self.path / name, text)
 
     def rewind_metrics(self, step: int) -> None:
-        """Drop the lines of metrics.jsonl after `step`, which a resumed run writes again, and a truncated last line."""
+        """Drop the lines of metrics.jsonl after `step`, which a resumed run writes again, and truncated lines.
+
+        A run that starts at step 0, because its checkpoints are gone or there were none yet, keeps the lines of before
+        in another file, and says so.
+        """
         if not self.writes:
             return
         try:
             lines = (self.path / "metrics.jsonl").read_text(errors="replace").splitlines()
         except FileNotFoundError:
             return
-        kept = []
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict) and row.get("step", math.inf) <= step and "test_loss" not in row:
-                kept.append(line + "\n")
+        rows = _parse_rows(lines)
+        if step == 0 and rows:
+            before = next(path for i in itertools.count(1) if not (path := self.path / f"metrics-{i}.jsonl").exists())
+            (self.path / "metrics.jsonl").rename(before)
+            last = max(row.get("step", 0) for _, row in rows)
+            print(
+                f"{self.path} has metrics up to step {last:,} but no checkpoint; starting at step 0, and keeping these "
+                f"metrics in {before.name}",
+                file=sys.stderr,
+            )
+            return
+        kept = [f"{line}\n" for line, row in rows if row.get("step", math.inf) <= step and "test_loss" not in row]
         self.write_text("metrics.jsonl", "".join(kept))
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
@@ -199,14 +209,32 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error}); give another --workdir") from error
 
 
+def _parse_rows(lines: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Return (line, its object) of all lines that hold a JSON object."""
+    rows = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            if isinstance(row := json.loads(line), dict):
+                rows.append((line, row))
+    return rows
+
+
 def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Return the rows of a work directory's metrics.jsonl. Raises UserError if it is missing or cannot be read."""
+    """Return the rows of a work directory's metrics.jsonl; damaged lines are counted on stderr and left out.
+
+    Raises:
+      UserError: there is no such file, or it cannot be read.
+    """
     try:
-        return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        lines = (path / "metrics.jsonl").read_text(errors="replace").splitlines()
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UserError(f"{path} is not a work directory: it has no metrics.jsonl") from error
-    except ValueError as error:
+    except OSError as error:
         raise UserError(f"{path / 'metrics.jsonl'} cannot be read ({error})") from error
+    rows = [row for _, row in _parse_rows(lines)]
+    if damaged := len(lines) - len(rows):
+        print(f"{path / 'metrics.jsonl'}: left out {damaged:,} damaged of {len(lines):,} lines", file=sys.stderr)
+    return rows
 
 
 def _without_none(content: Mapping[str, Any]) -> dict[str, Any]:

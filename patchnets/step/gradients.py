@@ -1,6 +1,6 @@
 """Wrappers of a grad_fn: gradient accumulation, sharpness-aware minimization, frozen parameters.
 
-A grad_fn is `jax.value_and_grad(loss_fn, has_aux=True)` of the training step (parallel/microbatches.py). Each wrapper
+A grad_fn is `jax.value_and_grad(loss_fn, has_aux=True)` of the training step (parallel/grad_fn.py). Each wrapper
 returns a function of the same signature, so that they compose.
 """
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from patchnets.parallel.microbatches import Aux, GradFn, Inputs, count_valid, mean_loss, scan_microbatches
+from patchnets.parallel.grad_fn import Aux, GradFn, Inputs, count_valid, mean_loss, scan_microbatches
 
 
 def accumulate_grads(grad_fn: GradFn, n: int) -> GradFn:

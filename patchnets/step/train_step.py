@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from patchnets import prng
 from patchnets.data.loader import Batch
-from patchnets.parallel.microbatches import Aux, GradFn, Inputs, count_valid, mean_loss
+from patchnets.parallel.grad_fn import Aux, GradFn, Inputs, count_valid, mean_loss
 from patchnets.step.losses import smooth_one_hot, softmax_cross_entropy
 from patchnets.step.metrics import EvalMetrics, TrainMetrics, top_k_correct
 from patchnets.step.train_state import TrainState

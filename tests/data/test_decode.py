@@ -12,6 +12,7 @@ from PIL import Image, PngImagePlugin
 from sklearn import datasets
 
 from patchnets.data import decode
+from patchnets.data.decode import PixelRules
 from patchnets.errors import RunError
 
 REPOSITORY = pathlib.Path(decode.__file__).parents[2]
@@ -115,12 +116,104 @@ def test_a_large_photograph_is_read_at_a_fraction_of_its_size(installed, photo):
         assert_alike(got(data, crop), expected(Image.open(io.BytesIO(data)), crop, SIZE), **REDUCED)
 
 
-def test_an_orientation_in_the_header_changes_nothing(installed, photo):
+# What viewers make of the stored pixels, by the EXIF standard: 2 to 4 mirror or turn, 5 to 8 exchange the axes too.
+UPRIGHT = {
+    1: lambda x: x,
+    2: lambda x: x[:, ::-1],
+    3: lambda x: x[::-1, ::-1],
+    4: lambda x: x[::-1],
+    5: lambda x: x.swapaxes(0, 1),
+    6: lambda x: np.rot90(x, -1),
+    7: lambda x: x[::-1, ::-1].swapaxes(0, 1),
+    8: lambda x: np.rot90(x),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_images_are_turned_as_their_header_says(photo, installed, kind, orientation):
     header = Image.Exif()
-    header[0x0112] = 6  # to be turned when shown
-    crop = (10, 20, 200, 250)
-    plain, turned = encode(photo), encode(photo, exif=header.tobytes())
-    np.testing.assert_array_equal(got(turned, crop), got(plain, crop))
+    header[0x0112] = orientation
+    options = dict(lossless=True) if kind == "WEBP" else {}
+    data = encode(photo, kind, exif=header.tobytes(), **options)
+    stored = np.asarray(Image.open(io.BytesIO(encode(photo, kind, **options))).convert("RGB"))
+    upright = np.ascontiguousarray(UPRIGHT[orientation](stored))
+    np.testing.assert_array_equal(decode.decode_image(data, "it", 3), upright)
+    as_stored = PixelRules(exif_orientation=False)
+    np.testing.assert_array_equal(decode.decode_image(data, "it", 3, rules=as_stored), stored)
+
+    height, width = upright.shape[:2]
+    shapes, crop = [], (10, 20, SIZE, SIZE)
+    choose = lambda *shape: shapes.append(shape) or crop
+    assert_alike(decode.decode_crop(data, "it", 3, SIZE, choose), expected(Image.fromarray(upright), crop, SIZE))
+    assert set(shapes) == {(height, width)}
+    assert_alike(
+        decode.decode_crop(data, "it", 3, SIZE, lambda *_: crop, as_stored),
+        expected(Image.fromarray(stored), crop, SIZE),
+    )
+
+
+def test_a_large_turned_photograph_is_read_at_a_fraction_of_its_size(photo, installed):
+    header = Image.Exif()
+    header[0x0112] = 6
+    large = photo.resize((1904, 1264), Image.Resampling.BICUBIC)  # of whole blocks, from either side
+    data = encode(large, exif=header.tobytes())
+    upright = Image.fromarray(np.rot90(np.asarray(Image.open(io.BytesIO(encode(large)))), -1))
+    for crop in ((0, 0, 1896, 1264), (200, 104, 432, 504)):
+        assert_alike(got(data, crop), expected(upright, crop, SIZE), **REDUCED)
+
+
+@pytest.mark.parametrize("value", [0, 9, 300])
+def test_an_orientation_that_is_none_changes_nothing(photo, value):
+    header = Image.Exif()
+    header[0x0112] = value
+    data = encode(photo, exif=header.tobytes())
+    np.testing.assert_array_equal(decode.decode_image(data, "it", 3), decode.decode_image(encode(photo), "it", 3))
+
+
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def transparent_files():
+    """{kind: (image, its colors, its opacity from 0 to 1)}, each with transparent pixels over hidden colors."""
+    colors, alpha = np.stack([RAMP, RAMP.T, 255 - RAMP], -1), RAMP.T
+    palette = Image.fromarray(RAMP, "P")
+    palette.putpalette(np.stack([np.arange(256)] * 2 + [np.full(256, 9)], -1).astype(np.uint8).tobytes())
+    palette.info["transparency"] = bytes(range(256))
+    of_palette = np.stack([RAMP, RAMP, np.full_like(RAMP, 9)], -1)
+    gray = np.repeat(RAMP[..., None], 3, -1)
+    keyed = Image.fromarray(RAMP)
+    keyed.info["transparency"] = 7
+    return {
+        "RGBA": (Image.fromarray(np.dstack([colors, alpha])), colors, alpha / 255),
+        "LA": (Image.fromarray(np.dstack([RAMP, alpha])), gray, alpha / 255),
+        "palette": (palette, of_palette, RAMP / 255),
+        "gray with a transparent level": (keyed, gray, (RAMP != 7) * 1.0),
+    }
+
+
+@pytest.mark.parametrize("background, level", [("white", 255), ("black", 0), ("none", None)])
+@pytest.mark.parametrize("kind", transparent_files())
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transparent_pixels_show_the_background(kind, background, level, channels):
+    image, colors, opacity = transparent_files()[kind]
+    data = encode(image, "PNG")
+    shown = colors.astype(float)
+    if level is not None:
+        shown = shown * opacity[..., None] + level * (1 - opacity[..., None])
+    if channels == 1:
+        shown = (shown @ [0.299, 0.587, 0.114])[..., None]
+    rules = PixelRules(background=background)
+    assert_alike(decode.decode_image(data, "it", channels, rules=rules), shown, mean=1.0, worst=2)
+    actual = decode.decode_crop(data, "it", channels, 8, lambda *_: (4, 5, 8, 8), rules)
+    assert_alike(actual, shown[4:12, 5:13], mean=1.0, worst=2)
+
+
+def test_a_black_icon_on_transparent_black_is_no_empty_image():
+    icon = np.zeros((8, 8, 4), np.uint8)
+    icon[2:6, 3:5, 3] = 255
+    pixels = decode.decode_image(encode(Image.fromarray(icon), "PNG"), "it", 3)
+    assert set(pixels[2:6, 3:5].ravel()) == {0} and (pixels == 255).sum() == 3 * (64 - 8)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.3, 1.99, 2.6, 4.0])

@@ -12,9 +12,12 @@ import pytest
 from PIL import Image
 from sklearn import datasets
 
+from patchnets import data
 from patchnets.data import decoded_cache, sources
+from patchnets.data.options import DataOptions
 from patchnets.data.sources import folder
 from patchnets.errors import RunError, UserError
+from patchnets.parallel import mesh as mesh_lib
 
 GIB = 2.0**30
 
@@ -99,10 +102,56 @@ def test_labels_are_the_alphabetical_places_of_the_class_folders(plain):
     ]
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a.jpeg", "a.png", "a.JPG", "a.Jpeg", "a.PNG"])
-def test_suffixes_count_in_upper_and_lower_case(tmp_path, name):
-    save(tmp_path / "train/only" / name, solid(200))
-    assert values(folder.Folder(str(tmp_path))) == [200]
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff", "gif", "ppm"])
+def test_every_format_that_pillow_decodes_counts_in_upper_and_lower_case(tmp_path, suffix):
+    save(tmp_path / "train/only" / f"a.{suffix}", solid(200))
+    save(tmp_path / "train/only" / f"B.{suffix.upper()}", solid(200))
+    assert values(folder.Folder(str(tmp_path))) == [200, 200]
+
+
+def test_images_in_nested_folders_are_of_the_class_around_them(plain):
+    make(plain, {"train/ant/more/30.png": solid(30), "train/ant/more/.hidden/40.png": solid(40)})
+    make(plain, {"train/ant/even/more/31.webp": solid(31), "train/ant/10.png": solid(10)})
+    source = folder.Folder(str(plain))
+    pixels = {int(image.flat[0]): label for image, label in read(source)}
+    assert pixels == {10: 0, 11: 0, 12: 0, 30: 0, 31: 0, 20: 1, 21: 1, 22: 1}
+    names = {source.records("train").name_of(i).removeprefix(str(plain)) for i in range(8)}
+    assert "/train/ant/even/more/31.webp" in names
+    records = pickle.loads(pickle.dumps(source.records("train")))
+    assert records.fingerprint() == source.records("train").fingerprint()
+
+
+def test_a_link_to_a_folder_around_it_does_not_go_round(plain):
+    (plain / "train/ant/again").symlink_to(plain / "train/ant")
+    (plain / "train/ant/more").mkdir()
+    (plain / "train/ant/more/up").symlink_to(plain / "train")
+    assert folder.Folder(str(plain)).sizes == {"train": 6}
+
+
+@pytest.mark.parametrize("names", [("validation", "Test"), ("valid", "testing"), ("Val", "TEST"), ("dev", "test")])
+def test_the_usual_names_of_splits_are_taken_in_any_case(plain, names):
+    make(plain, {f"{names[0]}/bee/x.png": solid(30), f"{names[1]}/ant/y.png": solid(40)})
+    plain.joinpath("train").rename(plain / "Training")
+    source = folder.Folder(str(plain))
+    assert source.sizes == {"train": 6, "val": 1, "test": 1} and source.notes == []
+    assert values(source, "val") == [30] and values(source, "test") == [40]
+
+
+def test_what_is_not_used_is_named(plain, capsys):
+    make(plain, {"extra/ant/1.png": solid(1), "holdout/ant/1.png": solid(1)})
+    for name in ("a.txt", "b.TXT", "c.json", "Thumbs.db", ".DS_Store", "README"):
+        (plain / "train/ant" / name).write_text("no image")
+    expected = [
+        f"{plain}: not used: extra/, holdout/",
+        f"{plain}/train: 5 files are no images that Pillow reads (.txt 2, .json 1, .db 1, no suffix 1)",
+    ]
+    source = folder.Folder(str(plain))
+    assert [sorted(note.replace(")", ",").split()) for note in source.notes] == [
+        sorted(note.replace(")", ",").split()) for note in expected
+    ]
+    options = DataOptions("folder", str(plain), image_size=4, cache_dir=str(plain / "cache"), batch_size=2)
+    data.load_dataset(options, mesh_lib.make_mesh(data=1)).close()
+    assert set(source.notes) <= set(capsys.readouterr().out.splitlines())
 
 
 def test_other_files_are_left_alone(plain):
@@ -177,13 +226,31 @@ def test_file_names_that_are_not_unicode_are_read(plain):
 # Pixels.
 
 
-def test_images_are_rgb_where_the_first_ones_are(plain):
+def test_one_colored_image_makes_all_rgb_however_many_gray_ones_there_are(tmp_path):
+    make(tmp_path, {f"train/{name}/{i}.png": solid(7, channels=1) for name in "ab" for i in range(20)})
+    save(tmp_path / "train/b/colored.png", solid(9))
+    assert folder.Folder(str(tmp_path)).channels == 3
+    (tmp_path / "train/b/colored.png").unlink()
+    assert folder.Folder(str(tmp_path)).channels == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_channels_can_be_set(tmp_path, channels):
+    make(tmp_path, {"train/a/1.png": solid(7, channels=1), "train/b/1.png": solid(9)})
+    source = sources.open_source("folder", str(tmp_path), channels=channels)
+    assert source.channels == channels and {image.shape for image, _ in read(source)} == {(4, 4, channels)}
+    assert source.version != folder.Folder(str(tmp_path)).version
+    with pytest.raises(UserError, match=r"config\.dataset\.channels=1 is for dataset\.name=folder; digits states"):
+        sources.open_source("digits", channels=1)
+
+
+def test_images_are_rgb_where_they_are_colored(plain):
     source = folder.Folder(str(plain))
     assert source.channels == 3
     assert all(image.shape == (4, 4, 3) and image.dtype == np.uint8 for image, _ in read(source))
 
 
-def test_images_are_gray_where_every_class_begins_with_gray(tmp_path):
+def test_images_are_gray_where_all_of_train_are(tmp_path):
     make(tmp_path, {"train/a/1.png": solid(7, channels=1), "train/b/1.jpg": solid(9, channels=1)})
     source = folder.Folder(str(tmp_path))
     assert source.channels == 1
@@ -220,13 +287,19 @@ def odd_files():
     palette.putpalette(np.stack([np.arange(256), np.arange(256)[::-1], np.full(256, 9)], -1).astype(np.uint8).tobytes())
     palette.info["transparency"] = 3
     through_palette = np.stack([RAMP, 255 - RAMP, np.full_like(RAMP, 9)], -1)
+    through_palette[RAMP == 3] = 255  # the transparent one shows the background
     bits = (RAMP % 3 == 0).astype(np.uint8) * 255
     inks = np.stack([COLORS[..., 0], COLORS[..., 1], np.full_like(RAMP, 60), np.full_like(RAMP, 30)], -1)
     mixed = (255 - inks[..., :3].astype(float)) * (255 - 30) / 255
     return {
-        "rgba": (Image.fromarray(np.dstack([COLORS, RAMP]), "RGBA"), "x.png", COLORS, 0),
+        "rgba": (Image.fromarray(np.dstack([COLORS, np.full_like(RAMP, 255)]), "RGBA"), "x.png", COLORS, 0),
         "palette": (palette, "x.png", through_palette, 0),
-        "gray and alpha": (Image.fromarray(np.dstack([RAMP, RAMP.T]), "LA"), "x.png", RAMP[..., None], 0),
+        "gray and alpha": (
+            Image.fromarray(np.dstack([RAMP, np.full_like(RAMP, 255)]), "LA"),
+            "x.png",
+            RAMP[..., None],
+            0,
+        ),
         "one bit": (Image.fromarray(bits).convert("1"), "x.png", bits[..., None], 0),
         "cmyk": (Image.fromarray(inks, "CMYK"), "x.jpg", mixed, 12),
     }
@@ -467,7 +540,9 @@ def test_the_path_may_be_relative_or_begin_with_a_tilde(plain, monkeypatch):
 
 def expect_user_error(root, *words):
     with pytest.raises(UserError) as error:
-        folder.Folder(str(root))
+        source = folder.Folder(str(root))
+        for split in source.sizes:
+            source.records(split)
     message = str(error.value)
     assert "\n" not in message
     assert all(str(word) in message for word in words), message
@@ -494,9 +569,34 @@ def test_an_empty_class_folder_is_an_error(plain, path):
     expect_user_error(plain, plain / path, "no images")
 
 
-def test_images_in_folders_within_a_class_are_not_found_and_that_is_said(plain):
-    save(plain / "train/cat/more/1.png", solid(1))
-    expect_user_error(plain, plain / "train/cat", "no images")
+@pytest.mark.parametrize("names", [("val", "Validation"), ("TEST", "testing"), ("train", "Train")])
+def test_two_folders_of_one_split_are_refused(plain, names):
+    for name in names:
+        save(plain / name / "ant/1.png", solid(1))
+    expect_user_error(plain, *(f"{name}/" for name in names), "both mean")
+
+
+@pytest.mark.parametrize(
+    "problem, words",
+    [
+        ("test/1.png", "holds no class folders"),
+        ("test/wasp/1.png", "is a class that train/ does not have"),
+        ("test/ant/notes.txt", "holds no images"),
+    ],
+)
+def test_a_test_split_that_cannot_be_used_is_no_error_until_it_is_read(plain, problem, words):
+    save(plain / "test/1.png", solid(1))
+    (plain / problem).parent.mkdir(parents=True, exist_ok=True)
+    if problem.endswith("txt"):
+        (plain / problem).write_text("an ant")
+    else:
+        save(plain / problem, solid(1))
+    source = folder.Folder(str(plain))
+    assert len(source.records("train")) == 6
+    opened = data.open_dataset(DataOptions("folder", str(plain), image_size=4, test_split="none"), 1)
+    assert opened.split_specs["test"] is None
+    with pytest.raises(UserError, match=rf"{words}.*or set config\.dataset\.test_split=none"):
+        data.open_dataset(DataOptions("folder", str(plain), image_size=4), 1)
 
 
 @pytest.mark.parametrize("split", ["val", "test"])

@@ -38,6 +38,8 @@ FIRST, SECOND = (3, 33), (0, 15)  # the parts of the two splits that are read: 3
 class Numbered:
     """Images of one color that tells their place, as does their label."""
 
+    rules = decode.DEFAULT_RULES
+
     def __init__(self, low, count, broken=()):
         self.low, self.count, self.broken = low, count, broken
 

@@ -46,14 +46,14 @@ def model(workdir):
 
 
 @pytest.fixture(scope="module")
-def test_split():
+def held_out():
     records = digits.Digits().records("test")
     images, labels = zip(*records.examples(range(len(records))))
     return np.stack(images), np.array(labels)
 
 
-def test_predictions_over_the_test_split_are_those_that_the_run_counted(workdir, model, test_split):
-    images, labels = test_split
+def test_predictions_over_the_test_split_are_those_that_the_run_counted(workdir, model, held_out):
+    images, labels = held_out
     summary = json.loads((workdir / "summary.json").read_text())
     correct = sum(row[0][0] == str(label) for row, label in zip(model.predict(images, topk=1), labels))
     assert correct == round(summary["test_accuracy"] * len(labels))
@@ -62,27 +62,27 @@ def test_predictions_over_the_test_split_are_those_that_the_run_counted(workdir,
     assert losses.mean() == pytest.approx(summary["test_loss"], rel=1e-5)
 
 
-def test_the_work_directory_is_enough_wherever_it_is(workdir, model, test_split, tmp_path, monkeypatch):
+def test_the_work_directory_is_enough_wherever_it_is(workdir, model, held_out, tmp_path, monkeypatch):
     copy = tmp_path / "elsewhere"
     shutil.copytree(workdir, copy)
     for name in ("config.json", "data.json", "summary.json", "metrics.jsonl"):
         (copy / name).unlink()
     monkeypatch.setattr(digits, "_load", lambda: pytest.fail("the data set is not needed"))
-    images = test_split[0][:9]
+    images = held_out[0][:9]
     assert np.array_equal(patchnets.load(copy).logits(images), model.logits(images))
 
 
-def test_a_run_from_before_model_json_is_loaded_by_its_data(workdir, model, test_split, tmp_path, capsys):
+def test_a_run_from_before_model_json_is_loaded_by_its_data(workdir, model, held_out, tmp_path, capsys):
     copy = tmp_path / "older"
     shutil.copytree(workdir, copy)
     (copy / "model.json").unlink()
     older = patchnets.load(copy)
     assert "has no model.json; opening its data set" in capsys.readouterr().err
-    assert older.spec == model.spec and np.array_equal(older.logits(test_split[0][:3]), model.logits(test_split[0][:3]))
+    assert older.spec == model.spec and np.array_equal(older.logits(held_out[0][:3]), model.logits(held_out[0][:3]))
 
 
-def test_images_of_every_kind_are_one_and_the_same(model, test_split, tmp_path):
-    array = test_split[0][0]
+def test_images_of_every_kind_are_one_and_the_same(model, held_out, tmp_path):
+    array = held_out[0][0]
     picture = Image.fromarray(array[..., 0])
     picture.save(tmp_path / "digit.png")
     expected = model.probabilities(array)
@@ -99,8 +99,8 @@ def test_another_size_is_cropped_and_resized_as_pillow_does(model):
     np.testing.assert_allclose(model.preprocess(image), expected, atol=1e-5)
 
 
-def test_neither_the_batch_size_nor_the_neighbors_change_a_prediction(model, test_split):
-    images = test_split[0][:70]
+def test_neither_the_batch_size_nor_the_neighbors_change_a_prediction(model, held_out):
+    images = held_out[0][:70]
     expected = model.logits(images)
     assert expected.shape == (70, 10)
     for batch_size in (1, 3, 16, 128):
@@ -132,8 +132,8 @@ def test_probabilities_of_the_sigmoid_loss_are_of_each_class_alone(model):
     np.testing.assert_allclose(sigmoid.to_probabilities(logits), [[0.5, 1 / (1 + np.e**-3), 0]], rtol=1e-5)
 
 
-def test_features_are_the_input_of_the_head_or_of_another_layer(model, test_split):
-    images = test_split[0][:5]
+def test_features_are_the_input_of_the_head_or_of_another_layer(model, held_out):
+    images = held_out[0][:5]
     features = model.features(images)
     head = model.variables["params"]["head"]
     np.testing.assert_allclose(features @ head["kernel"] + head["bias"], model.logits(images), atol=1e-5)

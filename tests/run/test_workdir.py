@@ -109,6 +109,27 @@ def test_lines_past_the_checkpoint_and_torn_or_strange_ones_go_and_the_others_st
     assert [row["step"] for row in read_metrics(tmp_path)] == [10, 20, 25]
 
 
+def test_a_start_at_step_0_keeps_the_metrics_of_before_and_says_so(tiny_config, tmp_path, capsys):
+    path = Workdir(tmp_path, flatten(tiny_config))
+    for count in (1, 2):
+        text = json.dumps({"step": 10 * count, "train_loss": 0.5}) + "\n"
+        (tmp_path / "metrics.jsonl").write_text(text)
+        path.rewind_metrics(0)
+        assert (tmp_path / f"metrics-{count}.jsonl").read_text() == text and not (tmp_path / "metrics.jsonl").exists()
+        error = capsys.readouterr().err
+        assert f"metrics up to step {10 * count} but no checkpoint; starting at step 0" in error
+        assert error.count("\n") == 1 and f"metrics-{count}.jsonl" in error
+    path.rewind_metrics(0)
+    assert capsys.readouterr().err == "" and not (tmp_path / "metrics-3.jsonl").exists()
+
+
+def test_damaged_lines_of_metrics_cost_no_others(tmp_path, capsys):
+    rows = [json.dumps({"step": step}) for step in (1, 2, 3)]
+    (tmp_path / "metrics.jsonl").write_bytes("\n".join([rows[0], '{"step": ', rows[1], "\0", rows[2]]).encode())
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2, 3]
+    assert capsys.readouterr().err.endswith("metrics.jsonl: left out 2 damaged of 5 lines\n")
+
+
 def test_a_file_that_cannot_be_replaced_is_left_as_it_was(tiny_config, tmp_path, monkeypatch):
     path = Workdir(tmp_path, flatten(tiny_config))
     path.write_text("note", "before")

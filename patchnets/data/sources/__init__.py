@@ -1,25 +1,38 @@
 """The data sets; `open_source` opens one by its name."""
 
+from patchnets.data.decode import DEFAULT_RULES, PixelRules
 from patchnets.data.sources.base import Source
 from patchnets.errors import UserError
 
 
-def open_source(name: str, path: str | None = None, data_dir: str | None = None) -> Source:
+def open_source(
+    name: str,
+    path: str | None = None,
+    data_dir: str | None = None,
+    channels: int | None = None,
+    rules: PixelRules = DEFAULT_RULES,
+) -> Source:
     """Return the data set called `name`: digits, folder (at `path`), or one of TFDS (prepared in `data_dir`).
+
+    `channels` (1 or 3) is for a folder: instead of those that its images have.
 
     Raises:
       UserError: it does not exist, is no image classification data set, or cannot be had.
     """
-    if name == "digits":
-        from patchnets.data.sources import digits
-
-        return digits.Digits()
     if name == "folder":
         from patchnets.data.sources import folder
 
         if not path:
-            raise UserError("config.dataset.path is not set; for folder it names where train/CLASS/*.jpg|png lie")
-        return folder.Folder(path)
+            raise UserError("config.dataset.path is not set; it names the folder that holds train/CLASS/")
+        return folder.Folder(path, channels, rules)
+    if channels is not None:
+        raise UserError(
+            f"config.dataset.channels={channels} is for dataset.name=folder; {name} states its own; unset it"
+        )
+    if name == "digits":
+        from patchnets.data.sources import digits
+
+        return digits.Digits()
     from patchnets.data.sources import tfds
 
-    return tfds.open_tfds(name, data_dir)
+    return tfds.open_tfds(name, data_dir, rules)

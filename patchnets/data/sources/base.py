@@ -7,13 +7,12 @@ them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import UInt8
 
-if TYPE_CHECKING:
-    pass
+from patchnets.data.decode import PixelRules
 
 Example = tuple[UInt8[np.ndarray, "height width channels"], int]
 
@@ -23,6 +22,8 @@ class Records(Protocol):
 
     Records can be pickled, and read, in a process that has neither JAX nor TensorFlow.
     """
+
+    rules: PixelRules  # by which encoded images are decoded
 
     def __len__(self) -> int: ...
 
@@ -60,6 +61,10 @@ class Source(Protocol):
     channels: int
     sizes: Mapping[str, int]  # split name -> number of examples
     encoded: bool  # whether images are stored encoded, so that they can be read while training
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Lines about what lies there and is not used."""
 
     def records(self, split: str) -> Records:
         """The examples of a whole split, named as in `sizes`."""

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int
 
 from patchnets.data import splits
+from patchnets.data.decode import DEFAULT_RULES
 from patchnets.data.sources.base import Example
 from patchnets.errors import UserError
 
@@ -44,6 +45,8 @@ def _table() -> Int[np.ndarray, "images pixels_and_label"]:
 
 
 class DigitRecords:
+    rules = DEFAULT_RULES
+
     def __init__(self, split: str, count: int):
         self.split, self.count = split, count
 
@@ -75,6 +78,7 @@ class Digits:
     class_names = tuple("0123456789")
     channels = 1
     encoded = False
+    notes = ()
     sizes: Mapping[str, int] = types.MappingProxyType({"train": 1438, "test": 359})
 
     def records(self, split: str) -> DigitRecords:

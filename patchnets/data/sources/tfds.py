@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from patchnets.data import decode
+from patchnets.data.decode import DEFAULT_RULES, PixelRules
 from patchnets.data.sources.base import Example
 from patchnets.errors import RunError, UserError, first_line
 
@@ -30,12 +31,13 @@ class TfdsRecords:
     Reading takes TFDS and array_record, and no TensorFlow, so that workers start quickly.
     """
 
-    def __init__(self, builder: Any, split: str, channels: int):
+    def __init__(self, builder: Any, split: str, channels: int, rules: PixelRules = DEFAULT_RULES):
         info = builder.info.splits[split]
         self.data_dir, self.split = str(builder.data_dir), split
         self.shard_lengths = [file.take for file in info.file_instructions]
         self.image_key, self.label_key = builder.info.supervised_keys
         self.name, self.channels = f"{builder.info.full_name} {split}", channels
+        self.rules = rules
         self.shape = builder.info.features[self.image_key].shape
 
     def __len__(self) -> int:
@@ -80,7 +82,7 @@ class TfdsRecords:
         if not positions:
             return []
         return [
-            (decode.decode_image(data, self.name_of(i), self.channels, size), label)
+            (decode.decode_image(data, self.name_of(i), self.channels, size, rules=self.rules), label)
             for i, (data, label) in zip(positions, self._read(positions))
         ]
 
@@ -108,22 +110,23 @@ def allow_open_files(count: int) -> None:
 
 class TfdsSource:
     encoded = True
+    notes = ()
 
-    def __init__(self, builder: Any):
-        self.builder = builder
+    def __init__(self, builder: Any, rules: PixelRules = DEFAULT_RULES):
+        self.builder, self.rules = builder, rules
         self.name = builder.info.full_name.rsplit("/", 1)[0].replace("/", "-")
         directory_hash = hashlib.sha256(str(builder.data_dir).encode()).hexdigest()[:8]
-        self.version = f"{builder.info.version}-{directory_hash}"
+        self.version = f"{builder.info.version}-{directory_hash}-{rules.tag}"
         image_key, label_key = builder.info.supervised_keys
         self.class_names = tuple(builder.info.features[label_key].names)
         self.channels = builder.info.features[image_key].shape[-1] or 3
         self.sizes: Mapping[str, int] = {name: info.num_examples for name, info in builder.info.splits.items()}
 
     def records(self, split: str) -> TfdsRecords:
-        return TfdsRecords(self.builder, split, self.channels)
+        return TfdsRecords(self.builder, split, self.channels, self.rules)
 
 
-def open_tfds(name: str, data_dir: str | None) -> TfdsSource:
+def open_tfds(name: str, data_dir: str | None, rules: PixelRules = DEFAULT_RULES) -> TfdsSource:
     """The data set `name`, prepared first if it is not yet.
 
     Raises:
@@ -140,7 +143,7 @@ def open_tfds(name: str, data_dir: str | None) -> TfdsSource:
             f"{name} lies in {builder.data_dir} as {builder.info.file_format.value} files, and training reads "
             "array_record; choose another config.dataset.data_dir, and it is prepared there"
         )
-    return TfdsSource(builder)
+    return TfdsSource(builder, rules)
 
 
 def is_prepared(name: str, data_dir: str | None) -> bool:

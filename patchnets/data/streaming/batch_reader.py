@@ -139,8 +139,8 @@ class BatchReader:
         if self.crop_scale_min < 1 and self.seed is not None:
             key = (RngStream.CROP, self.seed, epoch, example)
             choose = functools.partial(random_crop, key=key, least_area=self.crop_scale_min, aspect=self.crop_ratio_max)
-            return decode.decode_crop(data, name, self.channels, self.size, choose), label
-        return decode.decode_image(data, name, self.channels, self.size, self.crop_pct), label
+            return decode.decode_crop(data, name, self.channels, self.size, choose, records.rules), label
+        return decode.decode_image(data, name, self.channels, self.size, self.crop_pct, records.rules), label
 
     def find_record(self, example: int) -> tuple[Records, int]:
         """The records that hold an example of the split, and its position there."""
