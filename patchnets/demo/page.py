@@ -79,7 +79,7 @@ def build(model: Model) -> gr.Blocks:
         side = spec.image_size
         gr.Markdown(f"# {spec.network}\n{len(model.classes):,} classes, images of {side} x {side} pixels")
         with gr.Row():
-            # The file itself: Gradio's own images are turned by their EXIF data, which training does not do.
+            # The file itself, so that it is decoded as in training and not by Gradio.
             file = gr.File(label="Image", file_count="single", type="filepath", height=160)
             label = gr.Label(label="Most probable classes", num_top_classes=TOPK)
         message = gr.Textbox(show_label=False, container=False, interactive=False, visible=False)

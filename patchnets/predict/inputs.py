@@ -1,27 +1,15 @@
 """Which image files the arguments of a command line name: files, folders, patterns, and a list on standard input."""
 
-import functools
 import glob
 import os
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from PIL import Image
-
+from patchnets.data.sources.folder import image_suffixes
 from patchnets.errors import UserError
 
 STANDARD_INPUT = "-"
-# Formats whose files Pillow recognizes but does not decode, or only by another program (EPS: Ghostscript).
-NOT_DECODED = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-
-
-@functools.cache
-def suffixes() -> frozenset[str]:
-    """Return the endings of the names of files that Pillow decodes, in lower case: ".jpg", ".png", ".webp", ..."""
-    Image.init()
-    readable = set(Image.OPEN) - NOT_DECODED
-    return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in readable)
 
 
 def image_paths(
@@ -87,5 +75,5 @@ def _files(path: str, exclude: pathlib.Path | None) -> Iterator[str]:
             if not name.startswith(".") and os.path.realpath(os.path.join(directory, name)) != excluded
         )
         for name in sorted(files):
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in suffixes():
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in image_suffixes():
                 yield os.path.join(directory, name)

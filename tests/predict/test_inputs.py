@@ -2,12 +2,8 @@
 
 import pathlib
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from patchnets.data import decode
-from patchnets.data.sources import folder
 from patchnets.errors import UserError
 from patchnets.predict import inputs
 
@@ -83,22 +79,3 @@ def test_what_is_not_there_is_named(photos, arguments, words):
     with pytest.raises(UserError) as error:
         inputs.count_images(arguments)
     assert words in str(error.value)
-
-
-def test_every_format_that_pillow_writes_and_reads_is_among_them(tmp_path):
-    """Which can be both, for a test writes what it reads."""
-    assert set(folder.SUFFIXES) < inputs.suffixes()
-    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
-    checked = set()
-    for suffix in inputs.suffixes():
-        kind = Image.registered_extensions()[suffix]
-        if kind not in Image.SAVE or kind in checked:
-            continue
-        path = tmp_path / f"image{suffix}"
-        try:
-            Image.fromarray(pixels).save(path, format=kind)
-        except (OSError, ValueError):  # not of RGB, not of this size, or this build of Pillow cannot write it
-            continue
-        assert decode.decode_image(path, path.name, 3, 8).shape == (8, 8, 3)
-        checked.add(kind)
-    assert {"JPEG", "PNG", "GIF", "BMP", "TIFF", "PPM", "WEBP"} <= checked
