@@ -27,6 +27,7 @@ from patchnets import STARTED, runtime
 from patchnets.errors import Preempted, RunError, UserError, first_line, report_error
 from patchnets.parallel import distributed
 from patchnets.parallel.preemption import PreemptionHandler
+from patchnets.runtime.disconnect import stop_when_disconnected
 
 
 def main(argv: list[str]) -> int:
@@ -105,6 +106,7 @@ def _train(
         runtime.enable_compilation_cache()
         from patchnets import train
         from patchnets.experiment import use_cpu_cores
+        from patchnets.parallel import backend
 
         if process is None:
             use_cpu_cores(config)
@@ -112,6 +114,7 @@ def _train(
             use_cpu_cores(config, process.count or 1, process.processes_on_host)
             with preemption.exit_immediately(name) if preemption else contextlib.nullcontext():
                 distributed.initialize(process)
+        backend.check_jax_settings()
         train.train(config, workdir, began=STARTED, preemption=preemption)
     except KeyboardInterrupt:
         print(f"{name}: interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
@@ -132,4 +135,5 @@ def _train(
 
 if __name__ == "__main__":
     runtime.reexec_with_huge_pages()
+    stop_when_disconnected()
     sys.exit(main(sys.argv))

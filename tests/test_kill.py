@@ -162,3 +162,21 @@ def test_a_second_process_in_the_same_work_directory_stops_at_once(tmp_path):
         first.send_signal(signal.SIGINT)
         output, _ = first.communicate(timeout=TIMEOUT)
     assert first.returncode == 128 + signal.SIGINT, output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["SIGHUP", "| head"])
+def test_a_terminal_that_closes_or_a_pipe_that_nobody_reads_saves_and_stops(tmp_path, how):
+    workdir = tmp_path / "run"
+    longer = ("--config.total_steps=100_000", "--config.checkpoint.save_interval_steps=50_000")
+    process = program(dict(os.environ), *SMALL, *longer, f"--workdir={workdir}")
+    while "first step after" not in process.stdout.readline():
+        assert process.poll() is None
+    if how == "SIGHUP":
+        process.send_signal(signal.SIGHUP)
+        output, _ = process.communicate(timeout=TIMEOUT)
+        assert "SIGTERM: saving and stopping" in output and "stopped by signal 15 at step" in output
+    else:
+        process.stdout.close()
+    assert process.wait(timeout=TIMEOUT) == 128 + signal.SIGTERM
+    assert len(checkpoints(workdir)) == 1

@@ -1,7 +1,9 @@
 """The command line: what is wrong with a request is told in one line, before anything is written or compiled."""
 
+import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -297,5 +299,61 @@ def test_a_config_file_that_changes_is_read_again(parsed, tmp_path):
 
 def test_a_config_file_whose_function_returns_no_configuration_is_refused(one_line, tmp_path_factory):
     file = tmp_path_factory.mktemp("configs") / "none.py"
-    file.write_text("def get_config():\n    return {'batch_size': 3}\n")
-    assert "get_config() returns a dict; expected a ConfigDict" in one_line(f"--config={file}")
+    file.write_text("def get_config():\n    return ['batch_size', 3]\n")
+    assert "get_config() returns a list; expected a ConfigDict" in one_line(f"--config={file}")
+
+
+@pytest.mark.parametrize("value", ["{VALUES}", "ml_collections.ConfigDict({VALUES})"])
+def test_a_config_file_may_return_a_dictionary_of_what_differs_from_the_defaults(parsed, tmp_path, value):
+    file = tmp_path / "mine.py"
+    values = "{'batch_size': 3, 'total_steps': 5, 'model': {'variant': 'S/16'}, 'optimizer': {'name': 'sgd'}}"
+    file.write_text(f"import ml_collections\ndef get_config():\n    return {value.format(VALUES=values)}\n")
+    config, workdir = parsed(f"--config={file}", "--config.optimizer.momentum=0.5")
+    assert (config.batch_size, config.model.variant, config.optimizer.name) == (3, "S/16", "sgd")
+    assert (config.optimizer.momentum, config.seed, config.augment.flip) == (0.5, 0, False)
+    assert workdir == os.path.join("runs", "mine")
+
+
+def test_the_config_json_of_a_work_directory_is_a_configuration(parsed, tmp_path):
+    from patchnets import config as config_lib
+
+    config, _ = parsed(DIGITS, "--config.seed=5", "--config.optimizer.lr_mults=((('head/.*', 2.0),))")
+    saved = tmp_path / "config.json"
+    saved.write_text(json.dumps(config_lib.unflatten(config_lib.flatten(config))))
+    again, _ = parsed(f"--config={saved}")
+    assert config_lib.flatten(again) == config_lib.flatten(config)
+    assert parsed(f"--config={saved}", "--config.seed=6")[0].seed == 6
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("", "cannot be read"),
+        ("[1]", "holds a list; expected a configuration"),
+        ('{"batch_size": "three"}', "cannot be loaded"),
+        ('{"batchsize": 3}', "unknown key config.batchsize; did you mean config.batch_size?"),
+        ('{"batch_size": {"a": 1}}', "config.batch_size"),
+    ],
+)
+def test_a_json_file_that_is_no_configuration_is_one_line(one_line, tmp_path_factory, content, words):
+    file = tmp_path_factory.mktemp("configs") / "config.json"
+    file.write_text(content)
+    assert words in one_line(f"--config={file}")
+
+
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("JAX_PLATFORMS", "cuda", "JAX_PLATFORMS=cuda: JAX cannot use that"),
+        ("JAX_PLATFORMS", "tpu", "JAX_PLATFORMS=tpu: JAX cannot use that"),
+        ("JAX_ENABLE_X64", "1", "JAX_ENABLE_X64 is set, but training state is counted in 32 bits; unset it"),
+    ],
+)
+def test_a_setting_of_jax_that_cannot_work_is_one_line(tmp_path, name, value, words):
+    if value == "cuda" and shutil.which("nvidia-smi"):
+        pytest.skip("there is such a device")
+    environment = {k: v for k, v in os.environ.items() if k not in ("JAX_PLATFORMS", "XLA_FLAGS")} | {name: value}
+    command = [sys.executable, "-m", "patchnets.main", DIGITS, f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert words in done.stderr and not (tmp_path / "run").exists()

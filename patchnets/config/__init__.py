@@ -51,15 +51,24 @@ def default_config(**values: Any) -> ml_collections.ConfigDict:
 
 def from_saved(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """Return the configuration saved in a work directory's config.json; raise UserError if it is invalid."""
+    config = complete(values)
+    validate(config)
+    return config
+
+
+def complete(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """Return a configuration of nested values, from JSON for example, with the defaults of all keys that they lack.
+
+    Raises:
+      UserError: a key does not exist.
+    """
 
     def hashable(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: hashable(item) for name, item in value.items()}
         return tuple(map(hashable, value)) if isinstance(value, list) else value
 
-    config = default_config(**hashable(values))
-    validate(config)
-    return config
+    return default_config(**hashable(values))
 
 
 def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:

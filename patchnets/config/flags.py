@@ -1,6 +1,7 @@
 """Parse the training command line into a configuration and a work directory; print --help."""
 
 import difflib
+import json
 import os
 import pathlib
 import re
@@ -109,12 +110,37 @@ def _unset(argv: list[str], keys: Mapping[str, Any]) -> tuple[list[str], list[st
 
 
 def load_config(path: str) -> ml_collections.ConfigDict:
-    """Return the configuration that FILE[:ARGUMENT] defines; raise UserError if it cannot be loaded."""
+    """Return the configuration that FILE[:ARGUMENT] defines, or a work directory's config.json holds.
+
+    Keys that it does not set have their defaults. Raise UserError if it cannot be loaded.
+    """
+    from patchnets import config as config_lib
+
     file, *argument = path.split(":", 1)
-    config = from_file("config", path, file, lambda names: names["get_config"](*argument))
-    if not isinstance(config, ml_collections.ConfigDict):
+    if file.endswith(".json") and not argument:
+        config = from_json(path)
+    else:
+        config = from_file("config", path, file, lambda names: names["get_config"](*argument))
+    if not isinstance(config, ml_collections.ConfigDict | Mapping):
         raise UserError(f"--config={path}: get_config() returns a {type(config).__name__}; expected a ConfigDict")
-    return config
+    groups = {name.partition(".")[0] for name in config_lib.known_keys()}
+    if isinstance(config, ml_collections.ConfigDict) and groups <= set(config):
+        return config
+    try:
+        return config_lib.complete(config_lib.unflatten(config_lib.flatten(config)))
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"--config={path} cannot be loaded: {_tidy(error)}") from error
+
+
+def from_json(path: str) -> dict[str, Any]:
+    """Return the object in a JSON file. Raise UserError if it holds none."""
+    try:
+        values = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"--config={path} cannot be read ({first_line(error)})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"--config={path} holds a {type(values).__name__}; expected a configuration, {{...}}")
+    return values
 
 
 def from_file(option: str, value: str, file: str, read: Callable[[dict[str, Any]], Any]) -> Any:

@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from patchnets.data import decode
 from patchnets.errors import RunError
 from patchnets.run.model_spec import ModelSpec
 
-AnyImage = str | os.PathLike[str] | Image.Image | np.ndarray
+AnyImage = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 Decoded = UInt8[np.ndarray, "size size channels"]
 READ_AHEAD = 64  # images that are decoded before they are asked for, for each thread
 
@@ -25,7 +25,8 @@ def decode_one(image: AnyImage, spec: ModelSpec, name: str = "the image") -> Dec
     """Return an image as `spec` has it decoded: uint8, (decoded_size, decoded_size, channels).
 
     Args:
-      image: a path, a Pillow image, or a uint8 array (height, width) or (height, width, channels).
+      image: a path, the bytes of an encoded image, a Pillow image, or a uint8 array (height, width) or
+        (height, width, channels).
       name: what to call it in an error, if it is no path.
 
     Raises:
@@ -41,6 +42,8 @@ def decode_one(image: AnyImage, spec: ModelSpec, name: str = "the image") -> Dec
         image = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
     if isinstance(image, Image.Image):
         return decode.prepare_image(image, name, spec.channels, size, crop_pct, spec.rules)
+    if isinstance(image, bytes):
+        return decode.decode_image(image, name, spec.channels, size, crop_pct, spec.rules)
     if isinstance(image, str | os.PathLike):
         return decode.decode_image(pathlib.Path(image), str(image), spec.channels, size, crop_pct, spec.rules)
     raise TypeError(f"{name} is a {type(image).__name__}; give a path, a Pillow image or a uint8 array")
@@ -58,19 +61,26 @@ def _checked(image: np.ndarray, name: str) -> np.ndarray:
 
 def as_list(images: Any) -> list[AnyImage]:
     """Return one image or many as a list; an array of four axes is many images."""
-    if isinstance(images, str | os.PathLike | Image.Image):
+    if isinstance(images, str | os.PathLike | bytes | Image.Image):
         return [images]
     if isinstance(images, np.ndarray):
         return list(images) if images.ndim == 4 else [images]
     return list(images)
 
 
-def decode_many(images: Iterable[AnyImage], spec: ModelSpec) -> Iterator[Decoded | RunError]:
-    """Yield each image decoded, in order and by all cores; in place of a broken file the error that names it."""
+def decode_many(
+    images: Iterable[AnyImage | RunError], spec: ModelSpec, name_of: Callable[[int], str] = "image {}".format
+) -> Iterator[Decoded | RunError]:
+    """Yield each image decoded, in order and by all cores; in place of a broken file the error that names it.
 
-    def attempt(number: int, image: AnyImage) -> Decoded | RunError:
+    Args:
+      images: an error among them is yielded as it is.
+      name_of: from an image's number to what to call it in an error, if it is no path.
+    """
+
+    def attempt(number: int, image: AnyImage | RunError) -> Decoded | RunError:
         try:
-            return decode_one(image, spec, f"image {number}")
+            return image if isinstance(image, RunError) else decode_one(image, spec, name_of(number))
         except RunError as error:
             return error
 

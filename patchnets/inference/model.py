@@ -6,7 +6,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -26,6 +26,9 @@ from patchnets.parallel import mesh as mesh_lib
 from patchnets.run.checkpoints import Checkpoints
 from patchnets.run.model_spec import FILE_NAME, ModelSpec, read_model_spec
 from patchnets.step.train_state import init_variables
+
+if TYPE_CHECKING:
+    from patchnets.inference.evaluation import Evaluation
 
 BATCH_SIZE = 64
 EXPLAINED = 8  # images that are explained at a time: SmoothGrad keeps the activations of all of them
@@ -184,6 +187,29 @@ class Model:
         """Return decoded images as the network gets them, but for the normalization: cropped and resized."""
         levels = self.spec.preprocess.resize(jnp.asarray(decoded), self.spec.crop_pct)
         return np.asarray(jnp.clip(jnp.round(levels), 0, 255).astype(jnp.uint8))
+
+    def evaluate(self, data: Any, val: Any = None, batch_size: int = BATCH_SIZE) -> "Evaluation":
+        """Return accuracy, loss, metrics by class, confusion and calibration on labeled images.
+
+        Classes are matched by name. Images that cannot be read, or whose class the model does not have, are left out
+        and named in the result (`unreadable`, `unknown_classes`).
+
+        Args:
+          data: a folder with a folder of images for each class; or (images, labels), images as for `probabilities`,
+            labels the names or the indices of their classes.
+          val: validation images of the same kind, on which to fit a temperature.
+          batch_size: the most images that go through the network at a time.
+
+        Raises:
+          UserError: there are no images, or none of a class of the model.
+          RunError: no image can be read, or the outputs are not finite.
+          ValueError: not as many labels as images, or an index outside the classes.
+        """
+        from patchnets.inference import evaluation  # scikit-learn takes a second to import
+
+        labeled = evaluation.as_labeled(data, self.classes)
+        val_labeled = None if val is None else evaluation.as_labeled(val, self.classes)
+        return evaluation.evaluate(self, labeled, val_labeled, batch_size)
 
     def _batches(self, images: Any, fn_of_size: Any, batch_size: int) -> Iterator[np.ndarray]:
         """Apply a function to images in padded batches; yield its results, one array a batch."""

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import jax
 
+from patchnets.errors import UserError, first_line
+
 _target: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
 
 
@@ -22,3 +24,20 @@ def target_backend(name: str) -> Iterator[None]:
         yield
     finally:
         _target.reset(token)
+
+
+def check_jax_settings() -> None:
+    """Raise UserError, in one line, for settings of JAX with which nothing here can run. Looks for the devices."""
+    if jax.config.values["jax_enable_x64"]:
+        raise UserError("JAX_ENABLE_X64 is set, but training state is counted in 32 bits; unset it")
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        platforms = jax.config.values["jax_platforms"]
+        if not platforms:
+            raise
+        reason = first_line(error, 160) if str(error) else "it is not there"
+        raise UserError(
+            f"JAX_PLATFORMS={platforms}: JAX cannot use that ({reason}); unset it, or install JAX for it "
+            "(jax[cuda13], jax[tpu])"
+        ) from error

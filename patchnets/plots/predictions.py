@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
+from patchnets.inference import calibration as calibration_lib
 from patchnets.plots.figures import bare, pyplot, to_rgb
 
 NAMED = 25  # largest number of classes whose names fit next to a matrix
-BINS = 15
+BINS = calibration_lib.BINS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,18 +54,7 @@ def class_accuracy(counts: Int[np.ndarray, "true predicted"]) -> Float[np.ndarra
 def calibration_error(predictions: Predictions, bins: int = BINS) -> tuple[float, list[tuple[int, float, float]]]:
     """Return the expected calibration error (Guo et al. 2017, arXiv 1706.04599, equation 3), and (examples, mean
     confidence, accuracy) of each of `bins` equal bins of confidence."""
-    bin_of = np.minimum((predictions.confidence * bins).astype(int), bins - 1)
-    correct = predictions.labels == predictions.predicted
-    rows, error = [], 0.0
-    for i in range(bins):
-        in_bin = bin_of == i
-        if count := int(in_bin.sum()):
-            confidence, accuracy = float(predictions.confidence[in_bin].mean()), float(correct[in_bin].mean())
-            rows.append((count, confidence, accuracy))
-            error += count / len(bin_of) * abs(confidence - accuracy)
-        else:
-            rows.append((0, (i + 0.5) / bins, float("nan")))
-    return error, rows
+    return calibration_lib.calibration_error(predictions.confidence, predictions.labels == predictions.predicted, bins)
 
 
 def confusion(predictions: Predictions, names: Sequence[str]) -> Any:
@@ -136,8 +126,12 @@ def mistakes(predictions: Predictions, names: Sequence[str]) -> Any:
     return figure
 
 
-def calibration(predictions: Predictions) -> Any:
-    """Plot accuracy and number of examples against confidence, with the expected calibration error."""
+def calibration(predictions: Predictions, note: str = "") -> Any:
+    """Plot accuracy and number of examples against confidence, with the expected calibration error.
+
+    Args:
+      note: to add to the title.
+    """
     error, rows = calibration_error(predictions)
     plt = pyplot()
     figure, (above, below) = plt.subplots(
@@ -152,7 +146,8 @@ def calibration(predictions: Predictions) -> Any:
     below.bar(middles, [row[0] for row in rows], width=0.94 * width, color="tab:gray")
     below.set(xlabel="confidence: probability of the predicted class", ylabel="images")
     figure.suptitle(
-        f"Calibration on {len(predictions.labels):,} {predictions.split} images: ECE {error:.2%}, {BINS} bins",
+        f"Calibration on {len(predictions.labels):,} {predictions.split} images\n"
+        + ", ".join(filter(None, [f"ECE {error:.2%} ({BINS} bins)", note])),
         fontsize=10,
     )
     return figure

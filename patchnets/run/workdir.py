@@ -5,6 +5,7 @@ It holds config.json (the configuration), data.json (which examples), metrics.js
 """
 
 import contextlib
+import errno
 import itertools
 import json
 import math
@@ -23,6 +24,7 @@ from patchnets.errors import UserError
 from patchnets.parallel import multihost
 from patchnets.runtime.files import lock_file, write_atomically
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # Lustre, NFS
 SHOWS_SECONDS = 10.0  # within which a file written by one machine must be visible on the others
 
 
@@ -154,6 +156,10 @@ class Workdir:
             raise UserError(
                 f"another process is running in {self.path}; wait for it, or give another --workdir"
             ) from error
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            print(f"{self.path}: this file system has no locks; start no second run there", file=sys.stderr)
 
     def release(self) -> None:
         if self._lock is not None:

@@ -1,9 +1,11 @@
 """The process and its machine: cores, memory, huge pages, compilation cache, log levels."""
 
 import contextlib
+import functools
 import os
 import pathlib
 import sys
+import tempfile
 import warnings
 
 from absl import logging
@@ -62,11 +64,37 @@ def reexec_with_huge_pages() -> None:
 
 
 def cache_root(configured: str | None = None) -> pathlib.Path:
-    """Return the cache directory: `configured`, $PATCHNETS_CACHE, $XDG_CACHE_HOME/patchnets or ~/.cache/patchnets."""
-    root = configured or os.environ.get("PATCHNETS_CACHE")
-    if root:
-        return pathlib.Path(root).expanduser()
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "patchnets"
+    """Return the cache directory: `configured`, $PATCHNETS_CACHE, $XDG_CACHE_HOME/patchnets or ~/.cache/patchnets.
+
+    If nothing can be written there, as in containers without a home: a folder for temporary files, named in one line.
+    """
+    name = configured or os.environ.get("PATCHNETS_CACHE")
+    root = pathlib.Path(name or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "patchnets")
+    try:
+        root = root.expanduser()
+        existing = next(path for path in (root, *root.absolute().parents) if path.exists())
+        if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+            return root
+        reason = f"{existing} is not a folder that can be written"
+    except (RuntimeError, OSError):  # there is no home, or it cannot be looked at
+        reason = f"{root} is not available"
+    return _temporary_cache(reason)
+
+
+@functools.cache
+def _temporary_cache(reason: str) -> pathlib.Path:
+    """Return this user's own cache folder among temporary files, and print that it is used."""
+    user = os.getuid() if hasattr(os, "getuid") else 0
+    root = pathlib.Path(tempfile.gettempdir()) / f"patchnets-{user}"
+    try:
+        root.mkdir(mode=0o700, exist_ok=True)
+        mine = not root.is_symlink() and root.stat().st_uid == user and os.access(root, os.W_OK)
+    except OSError:
+        mine = False
+    if not mine:  # another user could put programs there
+        root = pathlib.Path(tempfile.mkdtemp(prefix="patchnets-"))
+    print(f"the cache is {root}, because {reason}; PATCHNETS_CACHE=DIR names another place", file=sys.stderr)
+    return root
 
 
 def enable_compilation_cache() -> None:

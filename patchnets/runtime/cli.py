@@ -97,15 +97,6 @@ def share(value: str) -> float:
     return number
 
 
-def checkpoint(value: str) -> str | int:
-    """The choice of a checkpoint: best, latest, or a step."""
-    if value in ("best", "latest"):
-        return value
-    if not re.fullmatch(r"\d{1,15}", value, re.ASCII):
-        raise argparse.ArgumentTypeError(f"expected best, latest or a step, got {value[:40]!r}")
-    return int(value)
-
-
 def path(value: str) -> pathlib.Path:
     """Parse a path and expand ~."""
     try:
@@ -131,6 +122,15 @@ def file_of_type(suffix: str) -> Callable[[str], pathlib.Path]:
         return path(value)
 
     return parse
+
+
+def checkpoint(value: str) -> str | int:
+    """Which checkpoint of a run: best, latest, or a step."""
+    if value in ("best", "latest"):
+        return value
+    if re.fullmatch(r"\d[\d,]{0,19}", value, re.ASCII):
+        return int(value.replace(",", ""))
+    raise argparse.ArgumentTypeError(f"expected best, latest or a step, got {value[:40]!r}")
 
 
 def words(known: Collection[str], noun: str) -> Callable[[str], tuple[str, ...]]:

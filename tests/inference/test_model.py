@@ -222,7 +222,7 @@ def test_what_is_no_work_directory_is_one_line(tmp_path, workdir):
         patchnets.load(tmp_path)
 
 
-@pytest.mark.parametrize("image", [np.zeros((8, 8), np.float32), np.zeros((2, 8, 8, 3, 1), np.uint8), 5, b"bytes"])
+@pytest.mark.parametrize("image", [np.zeros((8, 8), np.float32), np.zeros((2, 8, 8, 3, 1), np.uint8), 5])
 def test_what_is_no_image_is_refused(model, image):
     with pytest.raises((ValueError, TypeError), match=r"expected|give a path|not iterable|is a int"):
         model.predict([image])
@@ -232,6 +232,14 @@ def test_a_broken_file_is_named(model, tmp_path):
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no image")
     with pytest.raises(RunError, match=r"broken\.jpg cannot be decoded"):
         model.predict(tmp_path / "broken.jpg")
+    with pytest.raises(RunError, match="image 0 cannot be decoded"):
+        model.predict(b"bytes")
+
+
+def test_an_encoded_image_is_read_as_its_file(model, tmp_path):
+    Image.fromarray(np.arange(144, dtype=np.uint8).reshape(12, 12)).save(tmp_path / "image.png")
+    encoded = (tmp_path / "image.png").read_bytes()
+    assert model.predict(encoded) == model.predict([encoded]) == model.predict(tmp_path / "image.png")
 
 
 def test_the_interface_imports_nothing_until_it_is_used():

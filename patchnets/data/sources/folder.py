@@ -114,7 +114,7 @@ class Folder:
         self.root = pathlib.Path(path).expanduser().resolve()
         self.notes: list[str] = []
         directories = self._split_directories(path)
-        self.class_names = _folders(directories["train"])
+        self.class_names = list_folders(directories["train"])
         if not self.class_names:
             raise UserError(f"{directories['train']} holds no class folders; expected train/{EXPECTED}")
         self._errors: dict[str, UserError] = {}
@@ -142,7 +142,7 @@ class Folder:
         split_of = {name: split for split, names in SPLIT_NAMES.items() for name in names}
         directories: dict[str, pathlib.Path] = {}
         unused = []
-        for name in _folders(self.root) if self.root.is_dir() else ():
+        for name in list_folders(self.root) if self.root.is_dir() else ():
             split = split_of.get(name.lower())
             if split is None:
                 unused.append(f"{name}/")
@@ -164,14 +164,14 @@ class Folder:
         files: list[File] = []
         passed_over: collections.Counter[str] = collections.Counter()
         none = f"; or set config.dataset.{split}_split=none" if split != "train" else ""
-        for class_name in _folders(root):
+        for class_name in list_folders(root):
             directory = root / class_name
             if class_name not in self.class_names:
                 raise UserError(
                     f"{directory} is a class that train/ does not have; add it there or remove it here{none}"
                 )
             label, before = self.class_names.index(class_name), len(files)
-            for name, entry in _walk(directory):
+            for name, entry in walk_files(directory):
                 suffix = os.path.splitext(name)[1].lower()
                 if suffix not in image_suffixes():
                     passed_over[suffix or "no suffix"] += 1
@@ -201,11 +201,12 @@ class Folder:
         return self._records[split]
 
 
-def _folders(directory: pathlib.Path) -> tuple[str, ...]:
+def list_folders(directory: pathlib.Path) -> tuple[str, ...]:
+    """Return the names of the folders in a folder, in alphabetical order, hidden ones left out."""
     return tuple(sorted(e.name for e in os.scandir(directory) if e.is_dir() and not e.name.startswith(".")))
 
 
-def _walk(directory: pathlib.Path, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
+def walk_files(directory: pathlib.Path, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield (path below the first folder, entry) of every file in a folder and those within, hidden ones left out."""
     for entry in os.scandir(directory):
         if entry.name.startswith("."):
@@ -214,7 +215,7 @@ def _walk(directory: pathlib.Path, prefix: str = "") -> Iterator[tuple[str, os.D
             here, target = pathlib.Path(directory).resolve(), pathlib.Path(entry.path).resolve()
             if entry.is_symlink() and (target == here or target in here.parents):
                 continue  # a link to a folder around it
-            yield from _walk(pathlib.Path(entry.path), f"{prefix}{entry.name}/")
+            yield from walk_files(pathlib.Path(entry.path), f"{prefix}{entry.name}/")
         else:
             yield prefix + entry.name, entry
 

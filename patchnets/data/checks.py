@@ -1,0 +1,57 @@
+"""Properties of a data set that make its figures mean less than they seem to: one line for each."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+MAX_HASHED_BYTES = 2**30  # larger splits are not searched for duplicates: about a second a GiB
+IMBALANCE = 3.0  # largest class over smallest, from which on it is named
+MAX_NAMES = 5
+
+
+def check_classes(class_names: Sequence[str], train_labels: Int[np.ndarray, " examples"]) -> list[str]:
+    """Return lines about a single class, classes with at most one training image, and imbalance."""
+    counts = np.bincount(train_labels, minlength=len(class_names))
+    lines = []
+    if len(class_names) == 1:
+        lines.append(f"WARNING: there is one class only, {class_names[0]}: every prediction will be right")
+    for count, words in ((0, "no training image"), (1, "a single training image")):
+        if names := [name for name, number in zip(class_names, counts) if number == count]:
+            lines.append(f"WARNING: {words} of {_enumerate(names)}")
+    if len(class_names) > 1 and counts.min() > 1 and counts.max() >= IMBALANCE * counts.min():
+        low, high = int(counts.argmin()), int(counts.argmax())
+        lines.append(
+            f"classes are imbalanced: {counts[low]:,} training images of {class_names[low]}, {counts[high]:,} of "
+            f"{class_names[high]}; accuracy weighs them by their number"
+        )
+    return lines
+
+
+def check_duplicates(images_of: Mapping[str, UInt8[np.ndarray, "examples height width channels"]]) -> list[str]:
+    """Return lines about images of a later split, by their pixels, that an earlier one has too.
+
+    Args:
+      images_of: decoded images of train, val and test, as far as there are such.
+    """
+    if sum(images.nbytes for images in images_of.values()) > MAX_HASHED_BYTES:
+        return []
+    hashes = {role: {_hash(image) for image in images} for role, images in images_of.items()}
+    lines, roles = [], list(images_of)
+    for i, first in enumerate(roles):
+        for other in roles[i + 1 :]:
+            shared = hashes[first] & hashes[other]
+            if count := sum(_hash(image) in shared for image in images_of[other]) if shared else 0:
+                total = len(images_of[other])
+                lines.append(f"WARNING: {count:,} of {total:,} {other} images are in {first} too, pixel for pixel")
+    return lines
+
+
+def _hash(image: UInt8[np.ndarray, "height width channels"]) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES:,} more classes" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more

@@ -1,0 +1,1 @@
+"""Evaluation of a trained model on labeled images: `python -m patchnets.evaluate MODEL`."""

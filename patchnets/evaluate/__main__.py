@@ -1,0 +1,118 @@
+"""Evaluate a trained model on labeled images.
+
+    python -m patchnets.evaluate MODEL
+    python -m patchnets.evaluate MODEL --data=FOLDER
+    python -m patchnets.evaluate MODEL --dataset=NAME --split=test [--data_dir=DIR]
+
+MODEL is a work directory. The first evaluates on the test split of its own data set; the second on a folder that has
+a folder of images for each class, or folders test/ and val/ that have these; the third on a split of the digits or of
+a TFDS data set. Classes are matched by name.
+
+Accuracy, top-5 accuracy, loss, precision, recall and F1 by class, confusion and calibration are printed and written to
+MODEL/evaluation/DATA/, as evaluation.json, CSV files and pictures. Exit status: 0; 1 if some images could not be read,
+the others being evaluated; 2 if the request cannot be carried out.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from patchnets import runtime
+from patchnets.errors import RunError, UserError, first_line
+from patchnets.runtime.cli import ArgumentParser, checkpoint, out_folder, path, positive_int, run_cli
+
+
+def make_parser() -> ArgumentParser:
+    """Return the options of this command."""
+    parser = ArgumentParser("python -m patchnets.evaluate", description=__doc__)
+    parser.add_argument("model", type=path, metavar="MODEL", help="a work directory")
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--data", type=path, metavar="FOLDER", help="a folder of class folders, or of test/ and val/")
+    data.add_argument("--dataset", metavar="NAME", help="digits, or a name of TFDS")
+    parser.add_argument(
+        "--split", help="in TFDS's syntax; without --dataset also train, val and test of the run (default: test)"
+    )
+    parser.add_argument("--data_dir", metavar="DIR", help="where TFDS's data sets are")
+    parser.add_argument("--output", type=out_folder, metavar="DIR", help="default: MODEL/evaluation/DATA")
+    parser.add_argument(
+        "--checkpoint",
+        type=checkpoint,
+        default="best",
+        metavar="best|latest|STEP",
+        help="best by validation, latest, or of a step (default: %(default)s)",
+    )
+    parser.add_argument("--batch_size", type=positive_int, default=64, metavar="N", help="default: %(default)s")
+    return parser
+
+
+def execute(arguments: list[str]) -> int:
+    """Evaluate as a command line says; return the exit status."""
+    options = make_parser().parse_args(arguments)
+    if options.split and options.data:
+        raise UserError(f"--split={options.split} goes with --dataset or the run's own data; --data names one split")
+    runtime.silence_logs()
+    runtime.enable_compilation_cache()
+    from patchnets.evaluate import data, report
+    from patchnets.inference import evaluation
+    from patchnets.inference.model import load
+
+    model = load(options.model, options.checkpoint)
+    selection = data.select(
+        model.spec,
+        options.model,
+        folder=options.data,
+        dataset=options.dataset,
+        split=options.split,
+        data_dir=options.data_dir,
+    )
+    label = selection.label if options.checkpoint == "best" else f"{selection.label}-{options.checkpoint}"
+    directory = options.output or options.model / "evaluation" / label
+    with report.output_folder(directory) as partial:
+        outputs = evaluation.compute_outputs(model, with_progress(selection.data), options.batch_size)
+        val, val_name = None, selection.val_name
+        if selection.val is not None:
+            try:
+                val = evaluation.compute_outputs(model, with_progress(selection.val), options.batch_size)
+            except (UserError, RunError) as error:
+                val_name = first_line(error)
+        result = evaluation.compute_metrics(model, selection.data.name, outputs, val)
+        about = {
+            "model": str(options.model),
+            "network": model.spec.network,
+            "checkpoint": options.checkpoint,
+            "loss_function": model.spec.loss,
+            "temperature_fitted_on" if val else "no_temperature_because": val_name,
+        }
+        files = report.write_files(result, about, partial, title=selection.label, numbered=selection.data.numbered)
+    print(report.format_table(result, val_name))
+    print(f"  {directory}: {', '.join(files)}", flush=True)
+    notes = report.format_notes(result)
+    complete = not result.unreadable and not any(result.unknown_classes.values())
+    if selection.role and complete and data.differs_from_run(model.spec, selection.role, outputs.labels):
+        notes.insert(0, f"these are not the images of the run's {selection.role} split: their labels differ")
+    if val is not None and val.unreadable:
+        notes += [*val.unreadable[:1], f"{len(val.unreadable):,} validation images could not be read"]
+    for note in notes:
+        print(f"patchnets.evaluate: {note}", file=sys.stderr)
+    return 1 if result.unreadable or (val is not None and val.unreadable) else 0
+
+
+def with_progress(images: Any) -> Any:
+    """Return labeled images that show on a terminal how many of them have been read."""
+    from tqdm import tqdm
+
+    def examples() -> Iterator[Any]:
+        yield from tqdm(images.examples(), images.name, images.count, unit=" images", disable=None, leave=False)
+
+    return dataclasses.replace(images, examples=examples)
+
+
+def main(argv: list[str]) -> int:
+    """Carry out a command line and return the exit status."""
+    return run_cli(argv, execute, "patchnets.evaluate")
+
+
+if __name__ == "__main__":
+    runtime.reexec_with_huge_pages()
+    sys.exit(main(sys.argv))
