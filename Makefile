@@ -7,6 +7,7 @@
 # make parity    compare the networks with Keras's and timm's; adds PyTorch and timm to .venv
 # make aot       compile the training steps for TPUs, without a TPU; adds libtpu in a separate folder
 # make onnx      export every network as ONNX and run it in onnxruntime; adds jax2onnx in a separate folder
+# make demo      test the page of patchnets.demo; adds Gradio in a separate folder
 # make cluster   train on a SLURM cluster set up on this machine, as root with slurm-wlm and munge installed
 # make lint      style and types
 
@@ -18,7 +19,7 @@ RUN = $(VENV)/bin/python
 # Else each of the many processes that tests start would compile the sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup train test test-all smoke newest oldest parity aot onnx cluster lint clean
+.PHONY: setup train test test-all smoke newest oldest parity aot onnx demo cluster lint clean
 
 train: setup
 	$(RUN) -m patchnets.main --config=mixer_digits
@@ -69,6 +70,15 @@ onnx: setup $(VENV)/onnx/.installed
 $(VENV)/onnx/.installed: requirements-onnx.lock | setup
 	rm -rf $(VENV)/onnx
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/onnx --requirement $<
+	touch $@
+
+# Gradio gets a separate folder too, for its forty packages; patchnets runs without any of them.
+demo: setup $(VENV)/demo/.installed
+	PATCHNETS_DEMO=required PYTHONPATH=$(abspath $(VENV))/demo $(RUN) -m pytest tests/demo
+
+$(VENV)/demo/.installed: requirements-demo.lock | setup
+	rm -rf $(VENV)/demo
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/demo --requirement $<
 	touch $@
 
 lint: setup

@@ -19,6 +19,7 @@ class RngStream(enum.IntEnum):
     MIX = 4
     ERASE = 5
     CROP = 6
+    EXPLAIN = 7
 
 
 def key(seed: Any, stream: RngStream, *counters: Any) -> Array:

@@ -13,13 +13,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, UInt8
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Float32, Int, UInt8
 
 from patchnets import config as config_lib
 from patchnets.errors import RunError, UserError
 from patchnets.experiment import build_experiment, wrap_logits_fn
-from patchnets.inference import export
+from patchnets.inference import explain, export
 from patchnets.inference import images as images_lib
 from patchnets.models.intermediates import capture_intermediates
 from patchnets.parallel import cpu, sharding
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from patchnets.inference.evaluation import Evaluation
 
 BATCH_SIZE = 64
+EXPLAINED = 8  # images that are explained at a time: SmoothGrad keeps the activations of all of them
 SMALL_BATCHES = (1, 8)  # batches are padded to one of these or to the full size, so that at most three are compiled
 
 
@@ -118,6 +119,77 @@ class Model:
             raise UserError("there are no images to compute features of")
         return np.concatenate(outputs)
 
+    def explain(
+        self, image: images_lib.AnyImage, class_: str | int | None = None, method: str = "auto"
+    ) -> Float32[np.ndarray, "size size"]:
+        """Return what the prediction of an image rests on: a map from 0 to 1 over the pixels of the network's input.
+
+        Args:
+          image: a path, a Pillow image or a uint8 array, of any size.
+          class_: the class to explain, by its name or index; None for the most probable one.
+          method: "rollout" (attention rollout: a ViT only, and the same for every class), "smoothgrad", or "auto":
+            rollout for a ViT if `class_` is None, else SmoothGrad (`patchnets.inference.explain`).
+
+        Raises:
+          UserError: there is no such class or method, or the network has no attention.
+          RunError, ValueError: as of `probabilities`.
+        """
+        if class_ is None:
+            index = None
+        elif class_ in self.classes:
+            index = self.classes.index(str(class_))
+        elif isinstance(class_, int) and 0 <= class_ < len(self.classes):
+            index = class_
+        else:
+            raise UserError(f"there is no class {class_!r}; known: {', '.join(self.classes[:20])}")
+        if method == "rollout" and class_ is not None:
+            raise UserError("attention rollout is the same for every class; leave the class out, or use smoothgrad")
+        if method == "auto" and class_ is not None:
+            method = "smoothgrad"
+        decoded = images_lib.decode_one(image, self.spec)[None]
+        index = int(self.logits_of_decoded(decoded).argmax()) if index is None else index
+        return self.explain_decoded(decoded, np.array([index]), method)[0]
+
+    def explain_decoded(
+        self,
+        decoded: UInt8[np.ndarray, "images size size channels"],
+        classes: Int[np.ndarray, " images"],
+        method: str = "auto",
+    ) -> Float32[np.ndarray, "images size size"]:
+        """Return the maps of images that are decoded already, each for a class; see `explain`."""
+        attention = hasattr(self.network, "num_heads")
+        method = ("rollout" if attention else "smoothgrad") if method == "auto" else method
+        if method not in explain.METHODS:
+            raise UserError(f"there is no method {method!r}; known: auto, {', '.join(explain.METHODS)}")
+        if method == "rollout" and not attention:
+            raise UserError(f"{self.spec.network} has no attention to roll out; use smoothgrad")
+        maps = functools.partial(self._explain_fn, method)
+        parts = [slice(i, i + EXPLAINED) for i in range(0, len(decoded), EXPLAINED)]
+        return np.concatenate([self.apply_padded(maps, decoded[p], EXPLAINED, classes[p]) for p in parts])
+
+    @functools.cache  # noqa: B019
+    def _explain_fn(self, method: str, size: int) -> Any:
+        """Return the compiled function (uint8 images, classes) -> maps of `size` images."""
+        mesh, explain_fn = self._mesh_of(size), explain.METHODS[method]
+        per_image, replicated = PartitionSpec(mesh_lib.BATCH_AXES), PartitionSpec()
+        maps = jax.shard_map(
+            lambda variables, images, classes: explain_fn(
+                self.network, variables, self.spec.preprocess(images), classes
+            ),
+            mesh=mesh,
+            in_specs=(replicated, per_image, per_image),
+            out_specs=per_image,
+            check_vma=False,
+        )
+        return functools.partial(jax.jit(maps), self._on_mesh(mesh))
+
+    def displayed(
+        self, decoded: UInt8[np.ndarray, "images size size channels"]
+    ) -> UInt8[np.ndarray, "images size size channels"]:
+        """Return decoded images as the network gets them, but for the normalization: cropped and resized."""
+        levels = self.spec.preprocess.resize(jnp.asarray(decoded), self.spec.crop_pct)
+        return np.asarray(jnp.clip(jnp.round(levels), 0, 255).astype(jnp.uint8))
+
     def evaluate(self, data: Any, val: Any = None, batch_size: int = BATCH_SIZE) -> "Evaluation":
         """Return accuracy, loss, metrics by class, confusion and calibration on labeled images.
 
@@ -160,11 +232,23 @@ class Model:
         """Return the logits of at most `batch_size` images that are decoded already (`images.decode_one`)."""
         return self.apply_padded(self._logits_fn, decoded, batch_size)
 
-    def apply_padded(self, fn_of_size: Any, decoded: np.ndarray, batch_size: int) -> np.ndarray:
-        """Apply `fn_of_size(size)` to a batch padded to `size`, one of a few, and return the rows of its images."""
+    def features_of_decoded(
+        self,
+        decoded: UInt8[np.ndarray, "images size size channels"],
+        layer: str = "pre_logits",
+        batch_size: int = BATCH_SIZE,
+    ) -> np.ndarray:
+        """Return `features` of at most `batch_size` images that are decoded already."""
+        return self.apply_padded(functools.partial(self._features_fn, layer), decoded, batch_size)
+
+    def apply_padded(self, fn_of_size: Any, decoded: np.ndarray, batch_size: int, *others: np.ndarray) -> np.ndarray:
+        """Apply `fn_of_size(size)` to a batch padded to `size`, one of a few, and return the rows of its images.
+
+        `others` are further arguments of that function, with a row for each image.
+        """
         size = next(size for size in (*SMALL_BATCHES, batch_size) if size >= len(decoded) or size == batch_size)
-        padding = np.zeros((size - len(decoded), *decoded.shape[1:]), decoded.dtype)
-        return np.asarray(fn_of_size(size)(np.concatenate([decoded, padding])))[: len(decoded)]
+        filled = [np.concatenate([x, np.zeros((size - len(x), *x.shape[1:]), x.dtype)]) for x in (decoded, *others)]
+        return np.asarray(fn_of_size(size)(*filled))[: len(decoded)]
 
     @functools.cache  # noqa: B019, for a model lives as long as its programs
     def _logits_fn(self, size: int) -> Any:
@@ -172,8 +256,7 @@ class Model:
 
         A batch is split over the devices if it divides, and on a CPU into microbatches that stay in cache.
         """
-        devices = jax.local_devices()
-        mesh = mesh_lib.make_mesh(devices=devices if size % len(devices) == 0 else devices[:1])
+        mesh = self._mesh_of(size)
         count = cpu.num_microbatches(
             self.network, self.variables["params"], self.spec.image_size, size, mesh.size, train=False
         )
@@ -197,6 +280,11 @@ class Model:
             return captured[layer]
 
         return functools.partial(jax.jit(features), self._on_mesh(mesh_lib.make_mesh(devices=jax.local_devices()[:1])))
+
+    def _mesh_of(self, size: int) -> Mesh:
+        """Return the devices that share a batch: all of them if it divides, else the first."""
+        devices = jax.local_devices()
+        return mesh_lib.make_mesh(devices=devices if size % len(devices) == 0 else devices[:1])
 
     @functools.cache  # noqa: B019
     def _on_mesh(self, mesh: Mesh) -> Any:

@@ -25,6 +25,7 @@ def capture_intermediates(
         FNet: (cosines, sines) of the Fourier transform over patches, (patches, patches)
         ViT: the attention weights, (batch, heads, queries, tokens)
         ConvMixer: the depthwise kernels, (k, k, channels).
+      "pooling": for a ViT with attention pooling, its attention weights, (batch, heads, 1, tokens).
       "pre_logits": the input of the head, (batch, channels); and "logits", (batch, classes).
 
     """
@@ -39,4 +40,6 @@ def capture_intermediates(
         flat = traverse_util.flatten_dict(inside)
         captured[f"block_{i}"] = tree[f"block_{i}"]
         (captured[f"block_{i}/mixing"],) = (value for path, value in flat.items() if path[-1] == "mixing")
+    if "map_head" in tree:
+        captured["pooling"] = tree["map_head"]["attention"]["mixing"]
     return captured | {"pre_logits": tree["pre_logits"], "logits": logits}

@@ -86,6 +86,17 @@ def positive_float(value: str) -> float:
     return number
 
 
+def share(value: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        number = float(value)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {value[:40]!r}")
+    return number
+
+
 def path(value: str) -> pathlib.Path:
     """Parse a path and expand ~."""
     try:

@@ -1,0 +1,247 @@
+"""The command: predictions of images against those of the model, and what it says of images it cannot read."""
+
+import argparse
+import csv
+import io
+import itertools
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn import metrics
+
+import patchnets
+from patchnets import runtime
+from patchnets.data.sources.digits import Digits
+from patchnets.inference import images as images_lib
+from patchnets.predict import __main__ as program
+from patchnets.predict import stream
+from patchnets.predict.writers import Layout
+
+
+def predict(*arguments):
+    return program.main(["predict", *map(str, arguments)])
+
+
+def rows_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_image_is_a_line(trained, capsys):
+    paths = [trained.images / "digit_00.png", trained.images / "more" / "digit_01.png"]
+    assert predict(trained.workdir, *paths, "--topk=2") == 0
+    printed = capsys.readouterr()
+    expected = [
+        f"{path}: " + ", ".join(f"{label} {probability:.2%}" for label, probability in top)
+        for path, top in zip(paths, trained.model.predict(paths, topk=2))
+    ]
+    assert printed.out.splitlines() == expected and printed.err == ""
+
+
+def test_a_folder_into_a_table(trained, tmp_path, capsys):
+    table = tmp_path / "new" / "table.csv"
+    assert predict(trained.workdir, trained.images, f"--output={table}", "--all", "--batch_size=16") == 0
+    assert capsys.readouterr().out == f"20 images: {table}\n"
+    rows = rows_of(table)
+    files = [row["filename"] for row in rows]
+    assert sorted(files) == sorted(map(str, trained.images.rglob("*.png"))) and len(files) == 20
+    expected = trained.model.probabilities(files)
+    actual = [[float(row[f"probability_of_{name}"]) for name in trained.model.classes] for row in rows]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
+    assert [row["label"] for row in rows] == [trained.model.classes[i] for i in expected.argmax(axis=1)]
+    ranked = [[float(row[name]) for name in ("probability", "probability_2", "probability_5")] for row in rows]
+    np.testing.assert_allclose(ranked, np.sort(expected)[:, [-1, -2, -5]], rtol=1e-5)
+    assert {row["error"] for row in rows} == {""}
+
+
+def test_lines_of_json_and_arrays_agree(trained, tmp_path):
+    lines, arrays = tmp_path / "out.jsonl", tmp_path / "out.npz"
+    assert predict(trained.workdir, trained.images, f"--output={lines}", "--all", "--topk=99") == 0
+    assert predict(trained.workdir, trained.images, f"--output={arrays}", "--features") == 0
+    read = [json.loads(line) for line in lines.read_text().splitlines()]
+    with np.load(arrays, allow_pickle=False) as saved:
+        assert saved["filenames"].tolist() == [row["filename"] for row in read]
+        assert saved["classes"].tolist() == list(trained.model.classes)
+        np.testing.assert_allclose(saved["probabilities"], [list(row["probabilities"].values()) for row in read])
+        expected = trained.model.features(saved["filenames"].tolist())
+        np.testing.assert_allclose(saved["features"], expected, rtol=1e-5, atol=1e-6)
+    assert all(len(row["predictions"]) == len(trained.model.classes) for row in read)
+
+
+def test_predictions_of_the_test_split_are_those_that_training_counted(trained, tmp_path):
+    """From files, through the command, to the last example."""
+    examples = Digits().records("test").examples(range(Digits().sizes["test"]))
+    (tmp_path / "test").mkdir()
+    for number, (image, _) in enumerate(examples):
+        Image.fromarray(image[..., 0]).save(tmp_path / "test" / f"{number:04d}.png")
+    assert predict(trained.workdir, tmp_path / "test", f"--output={tmp_path / 'out.csv'}") == 0
+    predicted = [int(row["label"]) for row in rows_of(tmp_path / "out.csv")]
+    accuracy = metrics.accuracy_score([label for _, label in examples], predicted)
+    summary = json.loads((trained.workdir / "summary.json").read_text())
+    assert accuracy == pytest.approx(summary["test_accuracy"], abs=1e-6)
+
+
+@pytest.fixture
+def mixed(trained, tmp_path):
+    """A folder of two images, with a file between them that is none."""
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    shutil.copy(trained.images / "digit_00.png", folder / "a.png")
+    (folder / "b.png").write_bytes(b"no image")
+    shutil.copy(trained.images / "digit_02.png", folder / "c.png")
+    return folder
+
+
+def test_an_image_that_cannot_be_read_is_named_and_the_others_are_predicted(trained, mixed, tmp_path, capsys):
+    table = tmp_path / "table.csv"
+    assert predict(trained.workdir, mixed, f"--output={table}") == 1
+    rows, printed = rows_of(table), capsys.readouterr()
+    reason = f"{mixed / 'b.png'} cannot be decoded (it is of no format that Pillow knows); repair or remove it"
+    assert [row["error"] for row in rows] == ["", reason, ""] and rows[1]["label"] == ""
+    assert [row["label"] for row in rows][::2] == [
+        top[0][0] for top in trained.model.predict([mixed / "a.png", mixed / "c.png"])
+    ]
+    assert printed.err.splitlines() == [
+        f"patchnets.predict: {reason}",
+        "patchnets.predict: 1 of 3 images could not be read",
+    ]
+    assert predict(trained.workdir, mixed) == 1
+    assert capsys.readouterr().out.count("\n") == 2
+    assert predict(trained.workdir, mixed / "b.png", f"--output={tmp_path / 'out.npz'}") == 1
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as saved:
+        assert np.isnan(saved["probabilities"]).all() and saved["errors"].tolist() == [reason]
+
+
+def test_strict_stops_at_the_first_and_writes_nothing(trained, mixed, tmp_path, capsys):
+    table = tmp_path / "table.csv"
+    assert predict(trained.workdir, mixed, f"--output={table}", "--strict") == 1
+    printed = capsys.readouterr()
+    assert not table.exists() and printed.out == ""
+    assert printed.err.count("\n") == 1 and "b.png cannot be decoded" in printed.err
+
+
+def test_classes_above_a_threshold_are_marked(trained, tmp_path, capsys):
+    path = trained.images / "digit_00.png"
+    assert predict(trained.workdir, path, "--topk=3", "--threshold=0.2") == 0
+    (top,) = trained.model.predict(path, topk=3)
+    expected = ", ".join(f"{label}{'*' if p >= 0.2 else ''} {p:.2%}" for label, p in top)
+    assert capsys.readouterr().out == f"{path}: {expected}\n"
+
+
+def test_a_network_of_several_labels_lists_those_above_one_half(trained, tmp_path):
+    workdir, table = tmp_path / "run", tmp_path / "table.csv"
+    shutil.copytree(trained.workdir, workdir)
+    spec = json.loads((workdir / "model.json").read_text())
+    (workdir / "model.json").write_text(json.dumps(spec | {"loss": "sigmoid"}))
+    assert predict(workdir, trained.images, f"--output={table}") == 0
+    rows = rows_of(table)
+    logits = trained.model.logits([row["filename"] for row in rows])
+    for row, values in zip(rows, logits, strict=True):
+        assert set(row["labels"].split(";")) - {""} == {trained.model.classes[i] for i in np.flatnonzero(values >= 0)}
+        assert float(row["probability"]) == pytest.approx(1 / (1 + np.exp(-values.max())), rel=1e-5)
+
+
+def test_a_list_on_standard_input(trained, monkeypatch, capsys):
+    paths = [trained.images / "digit_00.png", trained.images / "gone.png"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"{path}\n" for path in paths)))
+    assert predict(trained.workdir, "-") == 1
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{paths[0]}: ") and printed.out.count("\n") == 1
+    assert f"{paths[1]} cannot be decoded" in printed.err
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert predict(trained.workdir, "-") == 2
+    assert capsys.readouterr().err == "patchnets.predict: there are no paths on standard input\n"
+
+
+def test_images_are_read_as_they_are_predicted(trained, monkeypatch):
+    """Of a list without end, only so many are read ahead as there are threads to decode them."""
+    taken = itertools.count()
+
+    class Endless:
+        def __iter__(self):
+            for number in taken:
+                yield f"{trained.images / 'digit_00.png'}\n" if number >= 0 else ""
+
+    monkeypatch.setattr(sys, "stdin", Endless())
+    options = argparse.Namespace(
+        images=["-"], batch_size=8, features=False, explain=None, strict=False, output=None, topk=5
+    )
+    listed = stream.predictions(trained.model, options, Layout(trained.model.classes))
+    assert sum(1 for _ in itertools.islice(listed, 40)) == 40
+    listed.close()
+    ahead = images_lib.READ_AHEAD * runtime.cores()
+    assert next(taken) <= 40 + ahead + 8 + 1
+
+
+def test_names_that_are_no_text_are_printed_by_their_codes(trained, tmp_path, capsys):
+    name = os.fsencode(tmp_path) + b"/\xff\n.png"
+    shutil.copy(trained.images / "digit_00.png", name)
+    assert predict(trained.workdir, tmp_path) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path}/\\udcff\\n.png: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{run}"], "the following arguments are required: IMAGES"),
+        (["{run}", "gone.png"], "gone.png is neither a file nor a folder"),
+        (["gone", "{image}"], "gone is no work directory"),
+        (["{run}", "{image}", "--output=out.txt"], "expected the name of a .csv, .jsonl or .npz file, got 'out.txt'"),
+        (["{run}", "{image}", "--features"], "--features are written to .npz files"),
+        (["{run}", "{image}", "--all", "--output=out.npz"], "--all is for .csv and .jsonl files"),
+        (["{run}", "{image}", "--checkpoint=last"], "--checkpoint: expected best, latest or a step, got 'last'"),
+        (["{run}", "{image}", "--checkpoint=7"], "there is no checkpoint of step 7"),
+        (["{run}", "{image}", "--threshold=50"], "--threshold: expected a number from 0 to 1, got '50'"),
+        (["{run}", "{image}", "--topk=0"], "--topk: expected a whole number above 0"),
+        (["{run}", "{image}", "--explain={image}"], "is a file; name a folder"),
+    ],
+)
+def test_mistakes_cost_one_line(trained, arguments, words, capsys):
+    image = trained.images / "digit_00.png"
+    assert predict(*(text.format(run=trained.workdir, image=image) for text in arguments)) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and words in printed.err
+
+
+@pytest.mark.slow
+def test_explanations_are_pictures_named_after_their_images(trained, tmp_path, capsys):
+    folder, table = tmp_path / "explained", tmp_path / "out.jsonl"
+    images = tmp_path / "images"
+    for name in ("a/digit.png", "b/digit.png", "digit-2.png"):
+        (images / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(trained.images / "digit_00.png", images / name)
+    assert predict(trained.workdir, images, f"--explain={folder}", f"--output={table}") == 0
+    assert {path.name for path in folder.iterdir()} == {"digit.png", "digit-2.png", "digit-3.png"}
+    for line in table.read_text().splitlines():
+        with Image.open(json.loads(line)["explanation"]) as picture:
+            assert picture.format == "PNG" and picture.width > 2 * 256 and picture.height > 256
+    assert predict(trained.workdir, images / "a", f"--explain={images / 'a'}") == 2
+    printed = capsys.readouterr()
+    assert "an image to explain; name another folder" in printed.err
+    assert predict(trained.workdir, images, f"--explain={images / 'a'}") == 0, "what it holds is not searched"
+
+
+@pytest.mark.slow
+def test_the_command_imports_nothing_that_it_does_not_use(trained):
+    """TensorFlow, TFDS, Grain, Matplotlib, scikit-learn and the like take seconds to import."""
+    image = trained.images / "digit_00.png"
+    code = (
+        "import sys\nfrom patchnets.predict import __main__ as program\n"
+        f"status = program.main(['predict', {str(trained.workdir)!r}, {str(image)!r}])\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules}))\nsys.exit(status)\n"
+    )
+    root = pathlib.Path(patchnets.__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": str(root), "PATCHNETS_HUGE_PAGES": "0"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    line, imported = done.stdout.splitlines()
+    assert line.startswith(f"{image}: ")
+    for name in ("tensorflow", "tensorflow_datasets", "grain", "matplotlib", "sklearn", "pandas", "cv2", "gradio"):
+        assert f"'{name}'" not in imported
