@@ -11,6 +11,7 @@ from PIL import Image
 from patchnets import config as config_lib
 from patchnets import data
 from patchnets.data import sources, splits
+from patchnets.data.decode import PixelRules
 from patchnets.data.sources import digits, folder
 from patchnets.errors import UserError
 from patchnets.experiment import data_options
@@ -145,7 +146,7 @@ def test_the_name_decides_between_digits_folder_and_tfds(tmp_path, monkeypatch):
     assert isinstance(sources.open_source("digits", **lies), digits.Digits)
     assert isinstance(sources.open_source("folder", **lies), folder.Folder)
     sources.open_source("cifar10", **lies)
-    assert requested == [("cifar10", "there")]
+    assert requested == [("cifar10", "there", PixelRules())]
 
 
 # The feeds.
