@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from patchnets import runtime
 from patchnets.augment.preprocess import Preprocess, check_channels, normalization
-from patchnets.data import decoded_cache, splits
+from patchnets.data import checks, decoded_cache, splits
 from patchnets.data.loader import Loader
 from patchnets.data.on_device import OnDeviceLoader
 from patchnets.data.options import DataOptions
@@ -223,6 +223,11 @@ def _on_device(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:
                 f"the examples of {opened.split_specs[role]!r} have no labels, or some outside the "
                 f"{len(source.class_names)} classes; choose another config.dataset.{role}_split, or none"
             )
+    for line in [
+        *checks.check_classes(source.class_names, arrays["train"][1]),
+        *checks.check_duplicates({role: images for role, (images, _) in arrays.items()}),
+    ]:
+        print(line, flush=True)
     total = sum(images.nbytes for images, _ in arrays.values())
     # Printed first, because placing it may run out of memory.
     share = f"{format_bytes(total / mesh.size)} of {format_bytes(total)}" if sharded else format_bytes(total)
@@ -244,6 +249,7 @@ def _on_device(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:
         fingerprint={
             "examples": {role: len(labels) for role, (_, labels) in arrays.items()},
             "labels_crc32": {role: zlib.crc32(labels.tobytes()) for role, (_, labels) in arrays.items()},
+            "records_crc32": {name: source.records(name).fingerprint() for name in split_names(parts)},
         },
     )
 

@@ -207,9 +207,7 @@ def load_run(directory: pathlib.Path, changes: dict[str, Any] | None = None) -> 
     use_cpu_cores(config)
     experiment = build_experiment(config)
     stored = workdir.read_json(directory / "data.json")
-    if changed := [
-        name for name in experiment.data.fingerprint if stored.get(name) != experiment.data.fingerprint[name]
-    ]:
+    if changed := workdir.changed_data(stored, experiment.data.fingerprint):
         experiment.data.close()
         raise UserError(f"the data are not those of {directory} ({', '.join(changed)} differ from its data.json)")
     if not (directory / "checkpoints").is_dir():

@@ -226,4 +226,5 @@ def print_summary(summary: Mapping[str, Any], workdir: os.PathLike[str]) -> None
     length = f"{epochs(summary['epochs'])}, {summary['steps']:,} steps"
     print(f"  took     {format_duration(summary['wall_seconds'])} for {length}{rate}")
     plots = ", plots/" if os.path.isdir(os.path.join(workdir, "plots")) else ""
-    print(f"  results  {workdir}/: summary.json, metrics.jsonl, checkpoints/{plots}", flush=True)
+    print(f"  results  {workdir}/: summary.json, metrics.jsonl, checkpoints/{plots}")
+    print(f"  use      python -m patchnets.predict {workdir} IMAGE ...", flush=True)

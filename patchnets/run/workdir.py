@@ -85,7 +85,7 @@ class Workdir:
         stored = self._read_json("data.json")
         if stored is None:
             self.write_json("data.json", data)
-        elif changed := [name for name in data if data[name] != stored.get(name)]:
+        elif changed := changed_data(stored, data):
             raise UserError(
                 f"the data have changed since {self.path} was created ({', '.join(changed)} differ from its data.json)"
                 "; give another --workdir, or restore the data"
@@ -225,6 +225,11 @@ class Workdir:
             return
         with (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def changed_data(stored: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
+    """Return the keys in which data.json and a data set differ; both loaders, and older versions, lack some."""
+    return [name for name in data if name in stored and data[name] != stored[name]]
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

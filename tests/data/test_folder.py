@@ -499,14 +499,44 @@ def fingerprint(root):
     return folder.Folder(str(root)).records("train").fingerprint()
 
 
-UNCHANGED = ("other pixels", "a later time", "a new split")
+UNCHANGED = ("a later time", "a new split")
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_the_fingerprint_changes_with_names_and_labels_alone(plain, change):
+def test_the_fingerprint_changes_with_names_labels_and_contents(plain, change):
     before = fingerprint(plain)
     CHANGES[change](plain)
     assert (fingerprint(plain) == before) == (change in UNCHANGED)
+
+
+def test_contents_count_whatever_size_and_time_say(plain, monkeypatch):
+    path = plain / "train/ant/10.png"
+    stat, before = path.stat(), folder.Folder(str(plain))
+    data = bytearray(path.read_bytes())
+    data[-20] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    after = folder.Folder(str(plain))
+    assert path.stat().st_size == stat.st_size
+    assert after.version != before.version
+    assert after.records("train").fingerprint() != before.records("train").fingerprint()
+
+
+def test_of_a_large_split_a_sample_is_read_and_all_sizes_count(plain, monkeypatch):
+    make(plain, {f"train/ant/{i}.png": solid(i) for i in range(100, 160)})
+    monkeypatch.setattr(folder, "MAX_HASHED_BYTES", 100)
+    monkeypatch.setattr(folder, "NUM_HASHED", 6)
+    records, read = folder.Folder(str(plain)).records("train"), []
+    original = pathlib.Path.read_bytes
+    monkeypatch.setattr(pathlib.Path, "read_bytes", lambda path: read.append(path) or original(path))
+    before = fingerprint(plain)
+    assert 6 <= len(read) <= 12 and before == records.fingerprint()
+    for path in (plain / "train").glob("*/*.png"):
+        save(path, solid(0))  # every image black, as the same files
+    assert fingerprint(plain) != before
+    smallest = min((plain / "train").glob("*/*.png"))
+    smallest.write_bytes(smallest.read_bytes() + b"\0")
+    assert fingerprint(plain) not in (before, records.fingerprint())
 
 
 def test_the_fingerprint_hangs_neither_on_the_place_nor_on_how_long_other_names_are(tmp_path):

@@ -103,7 +103,7 @@ def test_an_image_that_cannot_be_read_is_named_and_the_others_are_predicted(trai
     table = tmp_path / "table.csv"
     assert predict(trained.workdir, mixed, f"--output={table}") == 1
     rows, printed = rows_of(table), capsys.readouterr()
-    reason = f"{mixed / 'b.png'} cannot be decoded (it is of no format that Pillow knows); repair or remove it"
+    reason = f"{mixed / 'b.png'} cannot be decoded (Pillow does not know its format); repair or remove it"
     assert [row["error"] for row in rows] == ["", reason, ""] and rows[1]["label"] == ""
     assert [row["label"] for row in rows][::2] == [
         top[0][0] for top in trained.model.predict([mixed / "a.png", mixed / "c.png"])

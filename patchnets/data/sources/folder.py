@@ -4,6 +4,7 @@ Reads every format that Pillow itself decodes, in nested folders too. `notes` na
 """
 
 import collections
+import contextlib
 import functools
 import hashlib
 import os
@@ -29,6 +30,8 @@ SPLIT_NAMES = {
 EXPECTED = "CLASS/*.jpg, *.png or another format that Pillow reads"
 # Formats that Pillow passes to another program, or that are not a single image.
 NOT_DECODED = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF"}
+# A change of contents is noticed by all sizes, and the bytes of all files or of about as many of a larger split.
+MAX_HASHED_BYTES, NUM_HASHED = 2**26, 512
 GRAY_MODES = {"1", "L", "LA", "I", "I;16"}
 
 
@@ -39,6 +42,7 @@ class File(NamedTuple):
     name: str
     label: int
     stamp: str
+    size: int = 0  # in bytes
 
 
 class FolderRecords:
@@ -51,7 +55,10 @@ class FolderRecords:
         files: Sequence[File],
         channels: int,
         rules: PixelRules = DEFAULT_RULES,
+        content: int = 0,
     ):
+        """`content` is a checksum of the files' contents (`content_checksum`)."""
+        self.content = content
         self.directory, self.class_names, self.channels = directory, tuple(class_names), channels
         self.rules = rules
         self.file_names = np.array([os.fsencode(file.name) for file in files])
@@ -61,7 +68,8 @@ class FolderRecords:
         return len(self.labels)
 
     def fingerprint(self) -> int:
-        return zlib.crc32(self.labels.astype("<i4").tobytes(), zlib.crc32(b"/".join(self.file_names.tolist())))
+        names = zlib.crc32(b"/".join(self.file_names.tolist()))
+        return zlib.crc32(str(self.content).encode(), zlib.crc32(self.labels.astype("<i4").tobytes(), names))
 
     def path(self, position: int) -> pathlib.Path:
         return self.directory / self.class_names[self.labels[position]] / os.fsdecode(self.file_names[position])
@@ -86,6 +94,19 @@ class FolderRecords:
 
     def name_of(self, position: int) -> str:
         return str(self.path(position))
+
+
+def content_checksum(records: FolderRecords, sizes: Sequence[int]) -> int:
+    """Return a CRC-32 of the sizes of all files and the contents of all, or of evenly spaced ones of a large split.
+
+    Files that cannot be read do not count; reading them as images raises their error.
+    """
+    checksum = zlib.crc32(np.array(sizes, "<i8").tobytes())
+    step = 1 if sum(sizes) <= MAX_HASHED_BYTES else max(1, len(sizes) // NUM_HASHED)
+    for position in range(0, len(sizes), step):
+        with contextlib.suppress(OSError):
+            checksum = zlib.crc32(records.path(position).read_bytes(), checksum)
+    return checksum
 
 
 @functools.cache
@@ -127,13 +148,15 @@ class Folder:
                     raise
                 files_of[split], self._errors[split] = [], error
         self.channels = channels or (1 if self._is_gray(directories["train"], files_of["train"]) else 3)
-        self._records = {
-            split: FolderRecords(directories[split], self.class_names, files, self.channels, rules)
-            for split, files in files_of.items()
-        }
+        self._records = {}
+        for split, files in files_of.items():
+            records = FolderRecords(directories[split], self.class_names, files, self.channels, rules)
+            records.content = content_checksum(records, [file.size for file in files])
+            self._records[split] = records
         # A split with an error counts as one example, so that using it raises that error and not "empty".
         self.sizes: Mapping[str, int] = {split: len(files) or 1 for split, files in files_of.items()}
         stamps = [str(self.root), rules.tag] + [file.stamp for files in files_of.values() for file in files]
+        stamps += [str(records.content) for records in self._records.values()]
         stamps += [] if channels is None else [f"{channels} channels"]
         self.version = hashlib.sha256("\n".join(stamps).encode(errors="surrogateescape")).hexdigest()[:16]
 
@@ -178,7 +201,7 @@ class Folder:
                     continue
                 relative, stat = f"{split}/{class_name}/{name}", entry.stat()
                 order = hashlib.sha256(relative.encode(errors="surrogateescape")).digest()
-                files.append(File(order, name, label, f"{relative} {stat.st_size} {stat.st_mtime_ns}"))
+                files.append(File(order, name, label, f"{relative} {stat.st_size} {stat.st_mtime_ns}", stat.st_size))
             if len(files) == before:
                 raise UserError(
                     f"{directory} holds no images; put .jpg, .png or others there, or remove the folder{none}"
