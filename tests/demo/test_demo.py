@@ -90,7 +90,7 @@ def test_the_client_gets_what_the_model_says_and_one_line_for_what_is_no_image(a
     (tmp_path / "broken.png").write_bytes(b"no image")
     *pictures, message = client.predict(handle_file(tmp_path / "broken.png"), api_name="/classify")
     assert not any(pictures)
-    assert message["value"] == "This file cannot be decoded (it is of no format that Pillow knows)."
+    assert message["value"] == "This file cannot be decoded (Pillow does not know its format)."
 
 
 def test_the_server_contacts_no_other_host(address, contacted):
@@ -182,4 +182,4 @@ def test_in_a_browser_a_file_that_is_no_image_is_answered_in_one_line(address, t
     message = (
         "[...document.querySelectorAll('textarea, input')].map(e => e.value).find(v => /cannot be decoded/.test(v))"
     )
-    assert tab.wait_for(message) == "This file cannot be decoded (it is of no format that Pillow knows)."
+    assert tab.wait_for(message) == "This file cannot be decoded (Pillow does not know its format)."
