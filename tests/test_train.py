@@ -77,6 +77,7 @@ def test_metrics_are_written_when_due_with_train_every_epoch_and_validation_ever
     assert rows[0]["train_loss"] > rows[-2]["train_loss"]
 
 
+@pytest.mark.slow
 def test_tensorboard_events_hold_the_same_figures(finished):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -208,6 +208,7 @@ def test_jitter_without_limits_changes_nothing(colors):
     np.testing.assert_array_equal(color.color_jitter(jax.random.key(0), colors), colors)
 
 
+@pytest.mark.slow
 def test_jitter_takes_the_operations_in_every_order_by_factors_drawn_for_each_image(colors):
     key, limits = jax.random.key(4), dict(brightness=0.5, contrast=0.6, saturation=0.7)
     images = colors

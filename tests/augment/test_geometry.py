@@ -173,6 +173,7 @@ def test_zoom_looks_pixels_up_as_keras_random_zoom_does(keras, photos, sampled):
     np.testing.assert_allclose(got, expected, atol=0.05)  # the factors were read off with an error of their own
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "augment",
     [dict(zoom=0.3), dict(shift=0.3), dict(flip=True, zoom=0.2, shift=0.2), dict(flip=True, zoom=0.9, shift=0.9)],
@@ -322,6 +323,7 @@ def test_boxes_are_distributed_as_those_of_torchvision(height, width, area, aspe
     assert scipy.stats.ks_2samp(size[:, 0] / size[:, 1], expected[:, 2] / expected[:, 3]).pvalue > RARE
 
 
+@pytest.mark.slow
 def test_small_boxes_have_a_uniform_share_and_a_log_uniform_ratio():
     drawn = jax.random.uniform(jax.random.key(2), (4096, 2 * geometry.MAX_ATTEMPTS + 2))
     _, size, actual = geometry.sample_boxes(drawn, (1000, 1000), (1000, 1000), (0.1, 0.3), (0.5, 2.0))

@@ -445,6 +445,7 @@ def test_a_policy_carries_out_what_it_draws_with_a_key_for_each_image(noise, pol
     assert got.min() >= 0 and got.max() <= 255 and np.abs(got - noise).mean() > 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.uint8, jnp.bfloat16])
 def test_images_of_any_type_become_float32(noise, dtype):
     images = jnp.asarray(noise).astype(dtype)
@@ -464,6 +465,7 @@ def test_an_image_does_not_depend_on_the_rest_of_its_batch(noise):
     assert np.abs(rand_augment(jax.random.key(2), noise) - full).mean() > 5
 
 
+@pytest.mark.slow
 def test_eight_devices_make_the_images_that_one_makes_and_exchange_nothing(noise, mesh8):
     key, split = jax.random.key(1), NamedSharding(mesh8, PartitionSpec(mesh.BATCH_AXES))
     images = jax.device_put(noise, split)

@@ -71,6 +71,7 @@ def test_an_image_of_the_right_size_passes_unchanged(photos):
     np.testing.assert_array_equal(run(pixels(), photos, jax.random.key(0)), photos)
 
 
+@pytest.mark.slow
 def test_the_output_is_float32(photos, small):
     assert run(pixels(), small).dtype == np.float32
     assert run(pixels(zoom=0.1), photos, jax.random.key(0)).dtype == np.float32

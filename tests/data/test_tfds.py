@@ -25,6 +25,8 @@ from patchnets.data import decoded_cache, splits
 from patchnets.data.sources import tfds as tfds_lib
 from patchnets.errors import RunError, UserError
 
+pytestmark = pytest.mark.slow  # TensorFlow, which prepares the data set, takes seconds to import
+
 REPOSITORY = pathlib.Path(tfds_lib.__file__).parents[3]
 URL = "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz"
 ARCHIVE = "cifar-100-binary.tar.gz"
@@ -111,7 +113,6 @@ def one_line(error):
 # Reading.
 
 
-@pytest.mark.slow
 def test_what_the_source_states_is_what_the_archive_holds(source):
     assert (source.name, source.channels) == ("cifar100", 3)
     assert source.class_names == tuple(FINE)
@@ -153,7 +154,6 @@ def test_a_prepared_data_set_goes_through_the_cache_unchanged(source, tmp_path):
     np.testing.assert_array_equal(labels, expected[1])
 
 
-@pytest.mark.slow
 def test_tensorflow_is_needed_to_prepare_and_not_to_read(source, data_dir, tmp_path):
     program = """
 import importlib.machinery, json, sys, zlib
@@ -186,7 +186,6 @@ print(json.dumps([zlib.crc32(b"".join(i.tobytes() for i in images)), labels, lis
     assert "\n" not in message
 
 
-@pytest.mark.slow
 def test_runs_on_digits_folders_and_prepared_data_sets_need_no_tensorflow(data_dir, tmp_path):
     for i in range(40):
         path = tmp_path / "photos" / ("train" if i < 32 else "test") / f"class_{i % 2}" / f"{i}.png"
@@ -246,7 +245,6 @@ def test_the_fingerprint_tells_splits_and_versions_apart_wherever_they_lie(sourc
     assert len({train, test, records.fingerprint(), fewer.fingerprint()}) == 4
 
 
-@pytest.mark.slow
 def test_a_worker_reads_them_without_tensorflow(source, data_dir):
     records = source.records("train")
     records.encoded(0)  # a file is open

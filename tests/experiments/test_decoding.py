@@ -15,6 +15,7 @@ def test_photographs_are_jpegs_of_the_size_and_weight_of_imagenets():
     assert 60_000 < np.mean([len(data) for data in images]) < 160_000
 
 
+@pytest.mark.slow
 def test_every_way_is_measured_on_both_sizes(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(decoding, "tf_data", lambda antialias: None)
     out = tmp_path / "rates.json"

@@ -19,6 +19,7 @@ def test_a_method_that_leaves_images_out_is_no_method():
         predict_speed.rates({"first": lambda: [0] * 19}, 20, 1)
 
 
+@pytest.mark.slow
 def test_the_network_measured_is_the_one_described():
     model = predict_speed.make_model("mlp_mixer", 32, **predict_speed.MIXER)
     probabilities = model.probabilities(np.zeros((2, 32, 32, 3), np.uint8))

@@ -81,6 +81,7 @@ def test_what_is_done_is_not_done_again_and_what_is_missing_is(fake, tmp_path):
     assert "|not run (2/3)|" in (path / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_costs_its_row_and_no_other(fake, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FAIL", "1")
     path = tmp_path / "out"
@@ -222,6 +223,7 @@ def test_rows_are_listed_with_what_they_take(capsys):
     assert len(lines) == len(TABLES["imagenet"]) and all("epochs on a cluster" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_row_that_was_not_run_says_what_it_needs(tmp_path):
     path = tmp_path / "out"
     assert reproduce.main(["r", "--table=imagenet", f"--workdir={path}", "--report"]) == 0
@@ -298,6 +300,7 @@ class Page(html.parser.HTMLParser):
         self.texts.append(data)
 
 
+@pytest.mark.slow
 def test_the_page_is_one_file_with_its_picture_and_names_nothing_outside(fake, tmp_path):
     path = tmp_path / "out"
     assert start(path, "--rows=mixer-1,fnet-1", "--seeds=2") == 0

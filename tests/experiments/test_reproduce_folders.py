@@ -30,6 +30,7 @@ def rows_of(path):
     return {row["id"]: row for row in json.loads((path / "report.json").read_text())["rows"]}
 
 
+@pytest.mark.slow
 def test_rows_of_earlier_commands_stay_in_the_report(fake, tmp_path, monkeypatch):
     path, drawn = tmp_path / "out", []
     curves = learning_curves.curves

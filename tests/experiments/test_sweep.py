@@ -90,6 +90,7 @@ def get_sweep():
 """
 
 
+@pytest.mark.slow
 def test_numbers_of_numpy_are_numbers(fake, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(NUMPY)

@@ -191,6 +191,7 @@ def test_every_family_is_explained_and_alike_in_any_batch(name):
         np.testing.assert_array_equal(model.explain_decoded(PIXELS, np.array([0, 2, 1]), method), maps)
 
 
+@pytest.mark.slow
 def test_the_class_is_the_most_probable_one_or_the_one_that_is_named():
     model = model_of("mlp_mixer")
     first = int(model.logits(PIXELS[0]).argmax())

@@ -114,6 +114,7 @@ def test_evaluation_goes_in_groups_with_batch_norm_too(config, groups):
     assert cpu.num_microbatches(model, shapes, config.image_size, config.batch_size, 2, train=False) == groups
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups, devices", [(4, 1), (4, 2), (8, 8)])
 def test_a_batch_is_evaluated_in_groups_as_at_once(groups, devices):
     network, _ = models.MODELS["convmixer"]
@@ -158,6 +159,7 @@ def mixer():
     return model, init(jax.random.key(1), jnp.zeros((1, 12, 12, 3)))["params"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups, devices", [(4, 1), (4, 2), (8, 8)])
 def test_a_batch_in_groups_has_the_gradient_of_the_batch(mixer, groups, devices):
     model, params = mixer

@@ -24,6 +24,8 @@ from patchnets.predict import __main__ as program
 from patchnets.predict import stream
 from patchnets.predict.writers import Layout
 
+pytestmark = pytest.mark.slow  # each needs a trained run
+
 
 def predict(*arguments):
     return program.main(["predict", *map(str, arguments)])
@@ -210,7 +212,6 @@ def test_mistakes_cost_one_line(trained, arguments, words, capsys):
     assert printed.out == "" and printed.err.count("\n") == 1 and words in printed.err
 
 
-@pytest.mark.slow
 def test_explanations_are_pictures_named_after_their_images(trained, tmp_path, capsys):
     folder, table = tmp_path / "explained", tmp_path / "out.jsonl"
     images = tmp_path / "images"
@@ -228,7 +229,6 @@ def test_explanations_are_pictures_named_after_their_images(trained, tmp_path, c
     assert predict(trained.workdir, images, f"--explain={images / 'a'}") == 0, "what it holds is not searched"
 
 
-@pytest.mark.slow
 def test_the_command_imports_nothing_that_it_does_not_use(trained):
     """TensorFlow, TFDS, Grain, Matplotlib, scikit-learn and the like take seconds to import."""
     image = trained.images / "digit_00.png"

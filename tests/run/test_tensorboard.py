@@ -1,5 +1,6 @@
 """TensorBoard's own reader sees every step once, however often a run was killed."""
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from patchnets.run import tensorboard
@@ -15,6 +16,7 @@ def write(directory, monkeypatch, now, resumed_at, steps):
     board.close()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_the_place_of_the_steps_after_its_checkpoint(tmp_path, monkeypatch):
     write(tmp_path, monkeypatch, 1000, 0, range(1, 12))
     write(tmp_path, monkeypatch, 2000, 5, range(6, 9))
@@ -25,6 +27,7 @@ def test_a_resumed_run_takes_the_place_of_the_steps_after_its_checkpoint(tmp_pat
     assert [(event.step, event.value) for event in events.Scalars("loss")] == expected
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_again_takes_the_place_of_all(tmp_path, monkeypatch):
     write(tmp_path, monkeypatch, 1000, 0, range(1, 12))
     write(tmp_path, monkeypatch, 2000, 0, [1, 2])
