@@ -17,6 +17,9 @@ from patchnets import models
 from patchnets.config.schema import KEYS, KEYS_IGNORED_BY_HASH, LOGGING_KEYS, MUTUALLY_EXCLUSIVE, Key
 from patchnets.errors import UserError
 
+# What versions before a key did, if that is not its default.
+OLDER_DEFAULTS = {"dataset.exif_orientation": False, "dataset.background": "none"}
+
 
 def known_keys() -> dict[str, Key]:
     """Return KEYS and, as `model.*`, the fields of every architecture, unset so that the variant decides."""
@@ -51,9 +54,14 @@ def default_config(**values: Any) -> ml_collections.ConfigDict:
 
 def from_saved(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
     """Return the configuration saved in a work directory's config.json; raise UserError if it is invalid."""
-    config = default_config(**values)
+    config = default_config(**unflatten(OLDER_DEFAULTS | flatten(values)))
     validate(config)
     return config
+
+
+def with_defaults(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a flat configuration with what an older version of patchnets did for each key that it does not have."""
+    return flatten(default_config()) | OLDER_DEFAULTS | dict(flat)
 
 
 def _lists_to_tuples(value: Any) -> Any:

@@ -27,6 +27,8 @@ from patchnets.errors import RunError, first_line
 
 # Silence Pillow's warning for large images; still larger ones raise its error.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Formats that Pillow hands to another program, or that hold no single image.
+NOT_DECODED = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF"}
 EXIF_WITHIN = 2**16  # bytes from the start of a JPEG; EXIF is in its first or second segment
 LARGEST_FILTERED = 4.0  # beyond this factor Pillow shrinks images: a blur would need too many taps
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -56,8 +58,15 @@ class PixelRules:
 DEFAULT_RULES = PixelRules()
 
 
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Return the formats that Pillow decodes by itself. PostScript, whatever its suffix, would go to a program."""
+    Image.init()
+    return tuple(sorted(set(Image.OPEN) - NOT_DECODED))
+
+
 def _open(data: bytes | pathlib.Path) -> Image.Image:
-    return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
+    return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=formats())
 
 
 def _unreadable(name: str, error: Exception) -> RunError:
@@ -154,7 +163,7 @@ def _upright(image: Image.Image, rules: PixelRules) -> Image.Image:
 
 def _with_channels(image: Image.Image, channels: int, rules: PixelRules) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
-        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().astype(np.uint8))
+        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         if rules.background != "none":
@@ -232,7 +241,7 @@ def _decode_with_pillow(
     data: bytes, channels: int, size: int, choose: Callable[..., Any], rules: PixelRules
 ) -> tuple[np.ndarray, Box]:
     with _open(data) as file:
-        on_its_side = _orientation(file, rules) > 4
+        on_its_side = file.format != "TIFF" and _orientation(file, rules) > 4  # Pillow turns TIFFs itself
         width, height = reversed(file.size) if on_its_side else file.size
         crop = choose(height, width)
         by = reduction(crop, size)

@@ -191,7 +191,7 @@ def _find_split(folder: pathlib.Path, split: str) -> pathlib.Path | None:
 
 def folder_label(root: pathlib.Path) -> str:
     """Return a name for a folder of images: its own, after that of the folder it is in if it is called as a split."""
-    root = root.absolute()
+    root = root.resolve()  # also of ".."
     return f"{root.parent.name}-{root.name}" if split_of(root) else root.name
 
 

@@ -51,6 +51,11 @@ class Model:
     def __init__(self, spec: ModelSpec, variables: Any, source: str = ""):
         self.spec, self.variables, self.source = spec, jax.device_get(variables), source
         self.network: nn.Module = spec.create_model()
+        # Programs and copies on devices live as long as the model.
+        self._logits_fn = functools.cache(self._make_logits_fn)
+        self._features_fn = functools.cache(self._make_features_fn)
+        self._explain_fn = functools.cache(self._make_explain_fn)
+        self._on_mesh = functools.cache(self._put_on_mesh)
 
     def __repr__(self) -> str:
         return (
@@ -75,8 +80,11 @@ class Model:
 
         Args and errors: as `probabilities`.
         """
-        rows = self.probabilities(images, batch_size)
-        return [[(self.classes[i], float(row[i])) for i in top_classes(row, topk)] for row in rows]
+        logits = self.logits(images, batch_size)
+        return [
+            [(self.classes[i], float(row[i])) for i in top_classes(logits_row, topk)]
+            for logits_row, row in zip(logits, self.to_probabilities(logits))
+        ]
 
     def probabilities(self, images: Any, batch_size: int = BATCH_SIZE) -> Float32[np.ndarray, "images classes"]:
         """Return the probability of every class for each image.
@@ -94,7 +102,8 @@ class Model:
     def to_probabilities(self, logits: Float32[np.ndarray, "images classes"]) -> Float32[np.ndarray, "images classes"]:
         """Return the probabilities of logits: softmax, or sigmoid for a network trained with that loss."""
         if self.spec.loss == "sigmoid":
-            return (0.5 * (1 + np.tanh(0.5 * logits))).astype(np.float32)
+            small = np.exp(-np.abs(logits))  # of either sign without overflow, and without rounding to 0
+            return (np.where(logits >= 0, 1, small) / (1 + small)).astype(np.float32)
         shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return (shifted / shifted.sum(axis=-1, keepdims=True)).astype(np.float32)
 
@@ -138,8 +147,8 @@ class Model:
             index = None
         elif class_ in self.classes:
             index = self.classes.index(str(class_))
-        elif isinstance(class_, int) and 0 <= class_ < len(self.classes):
-            index = class_
+        elif isinstance(class_, int | np.integer) and 0 <= class_ < len(self.classes):
+            index = int(class_)
         else:
             raise UserError(f"there is no class {class_!r}; known: {', '.join(self.classes[:20])}")
         if method == "rollout" and class_ is not None:
@@ -167,8 +176,7 @@ class Model:
         parts = [slice(i, i + EXPLAINED) for i in range(0, len(decoded), EXPLAINED)]
         return np.concatenate([self.apply_padded(maps, decoded[p], EXPLAINED, classes[p]) for p in parts])
 
-    @functools.cache  # noqa: B019
-    def _explain_fn(self, method: str, size: int) -> Any:
+    def _make_explain_fn(self, method: str, size: int) -> Any:
         """Return the compiled function (uint8 images, classes) -> maps of `size` images."""
         mesh, explain_fn = self._mesh_of(size), explain.METHODS[method]
         per_image, replicated = PartitionSpec(mesh_lib.BATCH_AXES), PartitionSpec()
@@ -250,8 +258,7 @@ class Model:
         filled = [np.concatenate([x, np.zeros((size - len(x), *x.shape[1:]), x.dtype)]) for x in (decoded, *others)]
         return np.asarray(fn_of_size(size)(*filled))[: len(decoded)]
 
-    @functools.cache  # noqa: B019, for a model lives as long as its programs
-    def _logits_fn(self, size: int) -> Any:
+    def _make_logits_fn(self, size: int) -> Any:
         """Return the compiled function uint8 images -> logits of a batch of `size` images.
 
         A batch is split over the devices if it divides, and on a CPU into microbatches that stay in cache.
@@ -268,14 +275,13 @@ class Model:
         compiled = jax.jit(lambda variables, images: apply(variables, self.spec.preprocess(images)).astype(jnp.float32))
         return functools.partial(compiled, self._on_mesh(mesh))
 
-    @functools.cache  # noqa: B019
-    def _features_fn(self, layer: str, size: int) -> Any:
+    def _make_features_fn(self, layer: str, size: int) -> Any:
         del size  # a program is compiled for each
 
         def features(variables: Any, images: Array) -> Float[Array, "batch ..."]:
             captured = capture_intermediates(self.network, variables, self.spec.preprocess(images))
-            if layer not in captured or not hasattr(captured[layer], "shape") or len(captured[layer]) != len(images):
-                layers = [name for name in captured if not name.endswith("/mixing")]
+            layers = [name for name in captured if not name.endswith("/mixing") or hasattr(self.network, "num_heads")]
+            if layer not in layers:  # the mixing of other networks is the same for all images
                 raise UserError(f"the network has no features called {layer!r}; it has {', '.join(layers)}")
             return captured[layer]
 
@@ -286,8 +292,7 @@ class Model:
         devices = jax.local_devices()
         return mesh_lib.make_mesh(devices=devices if size % len(devices) == 0 else devices[:1])
 
-    @functools.cache  # noqa: B019
-    def _on_mesh(self, mesh: Mesh) -> Any:
+    def _put_on_mesh(self, mesh: Mesh) -> Any:
         """Return the variables on all devices of a mesh."""
         return jax.device_put(self.variables, sharding.replicated(mesh))
 
@@ -322,9 +327,12 @@ class Model:
         return export.export(model, directory, to, inputs=inputs, outputs=outputs, verified=verified)
 
 
-def top_classes(row: Float32[np.ndarray, " classes"], topk: int) -> list[int]:
-    """Return the indices of the largest values, largest first; of equal ones the earlier first."""
-    return np.argsort(-row, kind="stable")[:topk].tolist()
+def top_classes(logits: Float32[np.ndarray, " classes"], topk: int) -> list[int]:
+    """Return the indices of the largest logits, largest first; of equal ones the earlier first.
+
+    Probabilities would not do: in float32 many logits have the same one.
+    """
+    return np.argsort(-logits, kind="stable")[:topk].tolist()
 
 
 def load(source: str | os.PathLike[str], checkpoint: str | int = "best") -> Model:
@@ -376,6 +384,7 @@ def _spec_of_older_run(directory: pathlib.Path) -> ModelSpec:
             f"{directory} is no work directory: there is neither {FILE_NAME} nor a config.json in it that can be read"
         ) from error
     print(f"{directory} has no {FILE_NAME}; opening its data set for classes and preprocessing", file=sys.stderr)
+    config.mesh.data, config.mesh.fsdp = 1, 1  # whatever batches and devices the run had
     experiment = build_experiment(config)
     try:
         return ModelSpec.of_experiment(experiment)

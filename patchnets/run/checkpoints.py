@@ -40,7 +40,7 @@ class Checkpoints:
         `read_only` changes nothing in the directory, because a run may be writing to it."""
         self.directory, self._read_only = directory.absolute(), read_only
         with multihost.errors_on_all():  # before any process opens the directory
-            if multihost.is_first_process():
+            if multihost.is_first_process() and not read_only:
                 self._move_aside_unranked()
         sign = -1.0 if best_metric in LOWER_IS_BETTER else 1.0
         score = lambda metrics: sign * metrics[best_metric]
@@ -51,12 +51,21 @@ class Checkpoints:
             ]
         )
         self._score = score
-        self._manager = ocp.CheckpointManager(
+        try:
+            self._manager = self._open_manager(policy)
+        except ValueError as error:  # JSON of metrics
+            if not read_only:
+                raise
+            raise RunError(f"a checkpoint in {self.directory} has metrics that cannot be read ({error})") from error
+
+    def _open_manager(self, policy: Any) -> ocp.CheckpointManager:
+        read_only = self._read_only
+        return ocp.CheckpointManager(
             self.directory,
             item_names=("state", "progress"),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy,
-                best_fn=score,
+                best_fn=self._score,
                 cleanup_tmp_directories=not read_only,
                 enable_async_checkpointing=True,
                 read_only=read_only,

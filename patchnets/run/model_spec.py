@@ -163,7 +163,7 @@ class ModelSpec:
         return [
             ("network", isinstance(self.network, str), "the name of a network"),
             ("fields", isinstance(self.fields, Mapping), "the fields of a network"),
-            ("classes", of(str, self.classes) and len(self.classes) > 0, "a list of names"),
+            ("classes", of(str, self.classes) and 0 < len(set(self.classes)) == len(self.classes), "different names"),
             ("loss", self.loss in LOSSES, " or ".join(LOSSES)),
             ("channels", self.channels in (1, 3), "1 or 3"),
             ("decoded_size", size_in_pixels(self.decoded_size), KEYS["image_size"].rule[0]),

@@ -145,7 +145,7 @@ class Workdir:
         stored = self._read_json("config.json")
         if stored is None:
             return
-        flat = config_lib.flatten(stored)
+        flat = config_lib.with_defaults(config_lib.flatten(stored))
         changed = config_lib.diff(flat, self._config)
         if not changed:
             return

@@ -1,6 +1,7 @@
 """Command lines: argparse with one-line errors, option types, exit statuses."""
 
 import argparse
+import os
 import pathlib
 import re
 import sys
@@ -44,6 +45,9 @@ def run_cli(argv: Sequence[str], execute: Callable[[list[str]], int], program: s
         return execute(list(argv[1:]))
     except SystemExit as done:  # --help
         return int(done.code or 0)
+    except BrokenPipeError:  # nobody reads any more, as after `| head`; the interpreter shall not try again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # SIGPIPE
     except (UserError, RunError, OSError) as error:
         return report_error(error, program)
     except KeyboardInterrupt:

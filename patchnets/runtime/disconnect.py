@@ -27,6 +27,8 @@ class _Output:
         self._stream, self._state = stream, state
 
     def write(self, text: str) -> int:
+        if self._stream is None:  # the program was started without it
+            return len(text)
         try:
             self._stream.write(text)
             if "\n" in text:
@@ -36,6 +38,8 @@ class _Output:
         return len(text)
 
     def flush(self) -> None:
+        if self._stream is None:
+            return
         try:
             self._stream.flush()
         except (OSError, ValueError):

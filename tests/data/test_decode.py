@@ -130,7 +130,7 @@ UPRIGHT = {
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_images_are_turned_as_their_header_says(photo, installed, kind, orientation):
     header = Image.Exif()
     header[0x0112] = orientation
@@ -140,6 +140,8 @@ def test_images_are_turned_as_their_header_says(photo, installed, kind, orientat
     upright = np.ascontiguousarray(UPRIGHT[orientation](stored))
     np.testing.assert_array_equal(decode.decode_image(data, "it", 3), upright)
     as_stored = PixelRules(exif_orientation=False)
+    if kind == "TIFF":  # which Pillow turns in any case
+        as_stored, stored = PixelRules(), upright
     np.testing.assert_array_equal(decode.decode_image(data, "it", 3, rules=as_stored), stored)
 
     height, width = upright.shape[:2]
@@ -161,6 +163,13 @@ def test_a_large_turned_photograph_is_read_at_a_fraction_of_its_size(photo, inst
     upright = Image.fromarray(np.rot90(np.asarray(Image.open(io.BytesIO(encode(large)))), -1))
     for crop in ((0, 0, 1896, 1264), (200, 104, 432, 504)):
         assert_alike(got(data, crop), expected(upright, crop, SIZE), **REDUCED)
+
+
+def test_postscript_under_another_name_is_given_to_no_program(monkeypatch, tmp_path):
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program was started"))
+    (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\nshowpage\n")
+    with pytest.raises(RunError, match="Pillow does not know its format"):
+        decode.decode_image(tmp_path / "x.png", "x.png", 3)
 
 
 @pytest.mark.parametrize("value", [0, 9, 300])

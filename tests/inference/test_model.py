@@ -1,7 +1,9 @@
 """A work directory as a model: it reproduces the run's figures, on images of any kind."""
 
+import gc
 import json
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -132,6 +134,44 @@ def test_probabilities_of_the_sigmoid_loss_are_of_each_class_alone(model):
     np.testing.assert_allclose(sigmoid.to_probabilities(logits), [[0.5, 1 / (1 + np.e**-3), 0]], rtol=1e-5)
 
 
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_classes_rank_by_logits_where_probabilities_are_equal(model, monkeypatch, loss):
+    other = patchnets.Model(ModelSpec(**vars(model.spec) | {"loss": loss}), model.variables)
+    for logits in ([18, 25, 18.5], [-30, -20, -25], [0, -200, -150]):
+        row = np.array([logits + [-1000.0] * 7], np.float32)
+        monkeypatch.setattr(other, "logits", lambda images, batch_size, row=row: row)
+        expected = [str(i) for i in np.argsort([-value for value in logits])]
+        assert [name for name, _ in other.predict([], topk=3)[0]] == expected
+
+
+def test_small_probabilities_of_the_sigmoid_loss_are_not_rounded_to_nothing(model):
+    other = patchnets.Model(ModelSpec(**vars(model.spec) | {"loss": "sigmoid"}), model.variables)
+    logits = np.array([[-60.0, -17.0, 0.0, 17.0, 60.0, -1e4, 1e4]], np.float32)
+    with np.errstate(over="raise", invalid="raise"):
+        actual = other.to_probabilities(logits)
+    np.testing.assert_allclose(actual[0, :5], 1 / (1 + np.exp(-logits[0, :5].astype(float))), rtol=1e-6)
+    assert actual[0, 5] == 0 and actual[0, 6] == 1
+
+
+def test_a_model_that_is_no_longer_used_goes(workdir, held_out):
+    gone = patchnets.load(workdir)
+    gone.logits(held_out[0][:1])
+    reference = weakref.ref(gone)
+    del gone
+    gc.collect()
+    assert reference() is None
+
+
+def test_the_class_to_explain_may_be_a_number_of_numpy(model, held_out):
+    image = held_out[0][0]
+    assert np.array_equal(model.explain(image, np.int64(3)), model.explain(image, 3))
+
+
+def test_the_weights_of_a_mixing_are_no_features_of_images(model, held_out):
+    with pytest.raises(UserError, match="no features called 'block_0/mixing'"):
+        model.features(held_out[0][:8], layer="block_0/mixing")
+
+
 def test_features_are_the_input_of_the_head_or_of_another_layer(model, held_out):
     images = held_out[0][:5]
     features = model.features(images)
@@ -177,7 +217,8 @@ def test_the_spec_survives_its_file(workdir, model):
     [
         (dict(format=2), "is of format 2; this version of patchnets reads format 1"),
         (dict(colour=1), "does not have the keys of this version of patchnets: colour"),
-        (dict(classes=None), "classes=None cannot be used; expected a list of names"),
+        (dict(classes=None), "classes=None cannot be used; expected different names"),
+        (dict(classes=["a", "a"]), "classes=('a', 'a') cannot be used"),
         (dict(classes=[]), "classes=() cannot be used"),
         (dict(channels=7), "channels=7 cannot be used; expected 1 or 3"),
         (dict(image_size=10**9), "image_size=1000000000 cannot be used"),

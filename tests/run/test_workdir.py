@@ -109,6 +109,17 @@ def test_lines_past_the_checkpoint_and_torn_or_strange_ones_go_and_the_others_st
     assert [row["step"] for row in read_metrics(tmp_path)] == [10, 20, 25]
 
 
+def test_a_key_that_an_older_run_does_not_have_counts_as_what_that_version_did(tiny_config, tmp_path):
+    older = flatten(tiny_config)
+    for name in ("dataset.exif_orientation", "dataset.background", "crop_pct", "cpu.microbatch"):
+        older.pop(name, None)
+    Workdir(tmp_path / "run", older).acquire({})
+    with pytest.raises(UserError, match=r"dataset\.background: none there, white here; dataset\.exif_orientation"):
+        Workdir(tmp_path / "run", flatten(tiny_config)).load_summary()
+    tiny_config.dataset.exif_orientation, tiny_config.dataset.background = False, "none"
+    assert Workdir(tmp_path / "run", flatten(tiny_config)).load_summary() is None
+
+
 def test_a_start_at_step_0_keeps_the_metrics_of_before_and_says_so(tiny_config, tmp_path, capsys):
     path = Workdir(tmp_path, flatten(tiny_config))
     for count in (1, 2):

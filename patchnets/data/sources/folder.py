@@ -28,8 +28,6 @@ SPLIT_NAMES = {
     "test": ("test", "testing"),
 }
 EXPECTED = "CLASS/*.jpg, *.png or another format that Pillow reads"
-# Formats that Pillow passes to another program, or that are not a single image.
-NOT_DECODED = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF"}
 # A change of contents is noticed by all sizes, and the bytes of all files or of about as many of a larger split.
 MAX_HASHED_BYTES, NUM_HASHED = 2**26, 512
 GRAY_MODES = {"1", "L", "LA", "I", "I;16"}
@@ -112,8 +110,8 @@ def content_checksum(records: FolderRecords, sizes: Sequence[int]) -> int:
 @functools.cache
 def image_suffixes() -> frozenset[str]:
     """Return the suffixes, in lower case, of the formats that Pillow decodes by itself."""
-    formats = Image.registered_extensions()
-    return frozenset(suffix for suffix, name in formats.items() if name in Image.OPEN and name not in NOT_DECODED)
+    names = decode.formats()
+    return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in names)
 
 
 class Folder:
