@@ -90,7 +90,7 @@ class ModelSpec:
             background=config.dataset.background,
             ema=config.ema_decay is not None,
             best_metric=config.checkpoint.best_metric,
-            dataset={"name": data.name, "splits": data.split_specs, "fingerprint": data.fingerprint},
+            dataset={"name": config.dataset.name, "splits": data.split_specs, "fingerprint": data.fingerprint},
             versions={"patchnets": __version__, "jax": jax.__version__, "python": platform.python_version()},
         )
 
