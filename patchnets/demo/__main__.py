@@ -2,19 +2,21 @@
 
     python -m patchnets.demo MODEL [--port=7860] [--host=127.0.0.1] [--checkpoint=best]
 
-MODEL is a work directory. Whoever opens the page drops an image on it and sees its most probable classes, the image as
-the network gets it, and what the prediction rests on. The page is served to this machine only (--host=0.0.0.0: to every
-one that reaches it), and loads nothing from elsewhere. It needs Gradio: pip install 'patchnets[demo]'.
+MODEL is a work directory, or an export for timm or npz. Whoever opens the page drops an image on it and sees its most
+probable classes, the image as the network gets it, and what the prediction rests on. The page is served to this machine
+only (--host=0.0.0.0: to every one that reaches it), and loads nothing from elsewhere. It needs Gradio:
+pip install 'patchnets[demo]'.
 """
 
 import argparse
 import functools
 import os
+import socket
 import sys
 
 from patchnets import runtime
 from patchnets.demo import OFFLINE
-from patchnets.errors import UserError
+from patchnets.errors import UserError, first_line
 from patchnets.runtime.cli import ArgumentParser, checkpoint, path, positive_int, run_cli
 
 PROGRAM = "patchnets.demo"
@@ -23,7 +25,7 @@ PROGRAM = "patchnets.demo"
 def parse_args(arguments: list[str]) -> argparse.Namespace:
     """Return the options. Raise UserError for what is wrong with them."""
     parser = ArgumentParser(f"python -m {PROGRAM}", description=__doc__)
-    parser.add_argument("model", metavar="MODEL", type=path, help="the work directory of a run")
+    parser.add_argument("model", metavar="MODEL", type=path, help="a work directory, or an export for timm or npz")
     parser.add_argument(
         "--port", type=functools.partial(positive_int, limit=65_535), default=7860, help="default: 7860"
     )
@@ -43,6 +45,7 @@ def execute(arguments: list[str]) -> int:
     except ImportError as error:
         raise UserError(f"the page needs Gradio ({error}); pip install 'patchnets[demo]'") from error
     del gradio
+    check_address(options.host, options.port)
     runtime.silence_logs()
     runtime.enable_compilation_cache()
     from patchnets.demo import page
@@ -50,9 +53,32 @@ def execute(arguments: list[str]) -> int:
 
     model = load(options.model, options.checkpoint)
     page.warm_up(model)
+    blocks = page.build(model)
+    try:
+        page.serve(blocks, options.host, options.port, prevent_thread_lock=True)
+    except OSError as error:
+        raise _refusal(options.host, options.port, error) from error
     print(f"http://{options.host}:{options.port}  (Ctrl-C ends it)", flush=True)
-    page.serve(page.build(model), options.host, options.port)
+    blocks.block_thread()
     return 0
+
+
+def check_address(host: str, port: int) -> None:
+    """Listen at an address for a moment.
+
+    Raises:
+      UserError: the port is in use, or the address is none of this machine.
+    """
+    try:
+        (family, *_), *_ = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        socket.create_server((host.strip("[]"), port), family=family).close()
+    except OSError as error:
+        raise _refusal(host, port, error) from error
+
+
+def _refusal(host: str, port: int, error: OSError) -> UserError:
+    reason = (error.strerror or first_line(error)).split(" (while ")[0]  # the address follows
+    return UserError(f"cannot listen at {host}:{port} ({reason}); choose another --port or --host")
 
 
 def main(argv: list[str]) -> int:

@@ -9,13 +9,16 @@ from PIL import Image
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from patchnets.errors import RunError
+from patchnets.errors import RunError, first_line
 from patchnets.inference import images as images_lib
 from patchnets.inference import overlay
 from patchnets.inference.model import Model, top_classes
+from patchnets.runtime.format import printable
 
 TOPK = 5
 MAX_FILE_SIZE = "20mb"
+# Every ten minutes, files are deleted that were dropped on the page or drawn for it more than an hour before.
+DELETE_CACHE = (600, 3600)  # in seconds
 FONTS = ("system-ui", "sans-serif")  # of the browser's machine
 # The browser itself refuses whatever a release of Gradio would load from elsewhere: scripts, fonts, pictures.
 POLICY = "; ".join(
@@ -57,7 +60,7 @@ def classify(model: Model, path: str) -> tuple[dict[str, float], Image.Image, Im
     (row,) = model.to_probabilities(model.logits_of_decoded(decoded))
     (heat,) = model.explain_decoded(decoded, row.argmax(keepdims=True))
     (image,) = model.displayed(decoded)
-    classes = {model.classes[i]: float(row[i]) for i in top_classes(row, TOPK)}
+    classes = {printable(model.classes[i]): float(row[i]) for i in top_classes(row, TOPK)}
     return classes, overlay.enlarge(image), overlay.blend(image, heat)
 
 
@@ -69,13 +72,15 @@ def respond(model: Model, path: str | None) -> tuple[Any, ...]:
         return *classify(model, path), gr.update(visible=False)
     except RunError as error:
         reason = str(error).removeprefix(path).removesuffix("; repair or remove it").strip()
-        return None, None, None, gr.update(value=f"This file {reason}.", visible=True)
+    except Exception as error:  # whoever looks at the page can do nothing with a traceback
+        reason = f"cannot be classified ({type(error).__name__}: {first_line(error)})"
+    return None, None, None, gr.update(value=f"This file {printable(reason)}.", visible=True)
 
 
 def build(model: Model) -> gr.Blocks:
     """Return the page of a model."""
     spec = model.spec
-    with gr.Blocks(title=f"patchnets: {spec.network}", analytics_enabled=False) as page:
+    with gr.Blocks(title=f"patchnets: {spec.network}", analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         side = spec.image_size
         gr.Markdown(f"# {spec.network}\n{len(model.classes):,} classes, images of {side} x {side} pixels")
         with gr.Row():

@@ -4,9 +4,9 @@
     python -m patchnets.evaluate MODEL --data=FOLDER
     python -m patchnets.evaluate MODEL --dataset=NAME --split=test [--data_dir=DIR]
 
-MODEL is a work directory. The first evaluates on the test split of its own data set; the second on a folder that has
-a folder of images for each class, or folders test/ and val/ that have these; the third on a split of the digits or of
-a TFDS data set. Classes are matched by name.
+MODEL is a work directory, or an export for timm or npz. The first evaluates on the test split of its own data
+set; the second on a folder that has a folder of images for each class, or folders test/ and val/ that have these; the
+third on a split of the digits or of a TFDS data set. Classes are matched by name.
 
 Accuracy, top-5 accuracy, loss, precision, recall and F1 by class, confusion and calibration are printed and written to
 MODEL/evaluation/DATA/, as evaluation.json, CSV files and pictures. Exit status: 0; 1 if some images could not be read,
@@ -26,7 +26,7 @@ from patchnets.runtime.cli import ArgumentParser, checkpoint, out_folder, path, 
 def make_parser() -> ArgumentParser:
     """Return the options of this command."""
     parser = ArgumentParser("python -m patchnets.evaluate", description=__doc__)
-    parser.add_argument("model", type=path, metavar="MODEL", help="a work directory")
+    parser.add_argument("model", type=path, metavar="MODEL", help="a work directory, or an export for timm or npz")
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--data", type=path, metavar="FOLDER", help="a folder of class folders, or of test/ and val/")
     data.add_argument("--dataset", metavar="NAME", help="digits, or a name of TFDS")

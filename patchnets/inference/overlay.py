@@ -8,6 +8,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from patchnets.runtime.files import atomic_path
+from patchnets.runtime.format import printable
 
 SIDE = 256  # least side in pixels of an image in a picture
 OPACITY = 0.75  # of the color of 1
@@ -40,7 +41,7 @@ def side_by_side(
     sheet = Image.new("RGB", (left.width + GAP + right.width, LINE + left.height), "white")
     sheet.paste(left, (0, LINE))
     sheet.paste(right, (left.width + GAP, LINE))
-    draw, font = ImageDraw.Draw(sheet), _font()
+    draw, font, title = ImageDraw.Draw(sheet), _font(), printable(title)
     while draw.textlength(title, font) > sheet.width - 2 * GAP:
         title = title.removesuffix(" ...")[:-1] + " ..."
     draw.text((GAP, LINE / 2), title, "black", font, anchor="lm")

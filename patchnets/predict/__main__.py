@@ -2,9 +2,10 @@
 
     python -m patchnets.predict MODEL IMAGES... [--output=FILE.csv|.jsonl|.npz] [--topk=5] [--explain=DIR] ...
 
-MODEL is a work directory. IMAGES are files, folders (searched with the folders in them), quoted patterns such as
-'photos/**/*.jpg', or - for a list of paths on standard input, one a line. Images of any size and of every format that
-Pillow decodes are cropped and resized as in the evaluation of training.
+MODEL is a work directory, or an export for timm or npz. IMAGES are files, folders (searched with the folders in them,
+for names that end as an image's), quoted patterns such as 'photos/**/*.jpg', or - for a list of paths on standard
+input, one a line. Images of any size and of every format that Pillow decodes are cropped and resized as in the
+evaluation of training.
 
 Each image is a line on the terminal: its name and its most probable classes. With --output they go into a file:
 
@@ -12,11 +13,15 @@ Each image is a line on the terminal: its name and its most probable classes. Wi
   .jsonl  one object a line: filename, predictions (label, probability), or error
   .npz    arrays: filenames, probabilities, classes, errors, and features with --features
 
-An image that cannot be read is named, has an `error` in the file, and makes the exit status 1 at the end. Exit status:
-0; 1 an image could not be read, or the model; 2 the request cannot be carried out.
+An image that cannot be read is named, has an `error` in the file, and makes the exit status 1 at the end; so does a
+folder that cannot be searched. Exit status: 0; 1 an image could not be read, or the model; 2 the request cannot be
+carried out.
 """
 
 import argparse
+import collections
+import io
+import os
 import pathlib
 import sys
 from typing import Any
@@ -32,7 +37,7 @@ SUFFIXES = (".csv", ".jsonl", ".npz")
 def parse_args(arguments: list[str]) -> argparse.Namespace:
     """Return the options. Raise UserError for what is wrong with them."""
     parser = ArgumentParser(f"python -m {PROGRAM}", description=__doc__)
-    parser.add_argument("model", metavar="MODEL", type=path, help="the work directory of a run")
+    parser.add_argument("model", metavar="MODEL", type=path, help="a work directory, or an export for timm or npz")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, patterns, or -")
     parser.add_argument("--topk", type=count, default=5, help="how many classes of each image (default: %(default)s)")
     parser.add_argument("--output", metavar="FILE", type=_output, help="a .csv, .jsonl or .npz file to write")
@@ -53,7 +58,8 @@ def parse_args(arguments: list[str]) -> argparse.Namespace:
         "--explain",
         metavar="DIR",
         type=out_folder,
-        help="for each image, a picture of what its first class rests on (attention rollout of a ViT, else SmoothGrad)",
+        help="a folder that gets, for each image, a picture of what its first class rests on (attention rollout of a "
+        "ViT, else SmoothGrad); no file in it is overwritten",
     )
     parser.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
     options = parser.parse_args(arguments)
@@ -68,12 +74,17 @@ def parse_args(arguments: list[str]) -> argparse.Namespace:
 def _output(value: str) -> pathlib.Path:
     if not value.endswith(SUFFIXES):
         raise argparse.ArgumentTypeError(f"expected the name of a .csv, .jsonl or .npz file, got {value[:120]!r}")
-    return path(value)
+    file = path(value)
+    if file.is_dir():
+        raise argparse.ArgumentTypeError(f"{value} is a folder; name a file")
+    return file
 
 
 def execute(arguments: list[str]) -> int:
     """Carry out a command line; return the exit status."""
     options = parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names need not have an encoding on the terminal
+        sys.stdout.reconfigure(errors="backslashreplace")
     from patchnets.predict import inputs
 
     total = inputs.count_images(options.images, options.explain)
@@ -90,23 +101,28 @@ def execute(arguments: list[str]) -> int:
     layout = writers.Layout(
         model.classes, min(options.topk, len(model.classes)), options.all, threshold, options.explain is not None
     )
-    number = failed = 0
+    passed_over = collections.Counter[str]()
+    number = failed = folders = 0
     with writers.open_writer(options.output, layout) as writer, _progress(options, total) as progress:
-        for prediction in stream.predictions(model, options, layout):
+        for prediction in stream.predictions(model, options, layout, passed_over):
             if prediction.error:
                 progress.write(f"{PROGRAM}: {prediction.error}", file=sys.stderr)
                 failed += 1
+                folders += os.path.isdir(prediction.filename)
             elif options.output is None:
                 print(stream.line(prediction, layout), flush=True)
             writer.write(prediction)
             number += 1
             progress.update()
         if not number:
-            raise UserError("there are no paths on standard input")
+            raise UserError("there are no paths of images on standard input")
+    if passed_over:
+        kinds = inputs.by_suffix(passed_over)
+        print(f"{PROGRAM}: {passed_over.total():,} files are no images that Pillow reads ({kinds})", file=sys.stderr)
     if options.output is not None:
         print(f"{number:,} image{'s' * (number > 1)}: {options.output}")
     if failed:
-        raise RunError(f"{failed:,} of {number:,} images could not be read")
+        raise RunError(f"{failed:,} of {number:,} images{' and folders' * bool(folders)} could not be read")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Human-readable durations, sizes and counts."""
+"""Human-readable durations, sizes and counts, and names that can be printed."""
 
 from typing import Any
 
@@ -30,6 +30,11 @@ def format_count(count: float) -> str:
             digits = 2 if count < 10 * least else 1 if count < 100 * least else 0
             return f"{count / least:.{digits}f} {unit}"
     return f"{count:.0f} "
+
+
+def printable(text: str) -> str:
+    """Return a text as it can be printed in one line: control characters and bytes that are no text by their codes."""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def shortest_float(value: Any) -> float:

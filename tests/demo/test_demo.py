@@ -1,6 +1,7 @@
 """The page: what it answers, through its own client as a browser would ask, and that it asks nobody else."""
 
 import os
+import socket
 import sys
 import urllib.error
 import urllib.request
@@ -137,6 +138,50 @@ def test_a_file_that_is_no_image_is_answered_in_one_line(page, trained, tmp_path
     assert pictures == [None, None, None] and message["visible"] and "\n" not in message["value"]
     assert message["value"].startswith("This file cannot be decoded (")
     assert page.respond(patchnets.load(trained), None)[:3] == (None, None, None)
+
+
+def test_whatever_goes_wrong_is_answered_in_one_line(page, trained, digit, monkeypatch):
+    model = patchnets.load(trained)
+
+    def fail(self, decoded, *arguments):
+        raise RuntimeError("RESOURCE_EXHAUSTED:\n out of memory")
+
+    monkeypatch.setattr(type(model), "logits_of_decoded", fail)
+    *pictures, message = page.respond(model, str(digit))
+    assert pictures == [None, None, None] and message["visible"]
+    expected = "This file cannot be classified (RuntimeError: RESOURCE_EXHAUSTED: out of memory)."
+    assert message["value"] == expected
+
+
+def test_files_are_deleted_after_an_hour(page, trained):
+    assert page.build(patchnets.load(trained)).delete_cache == (600, 3600)
+
+
+def test_the_address_is_printed_once_the_page_is_there(page, trained, monkeypatch, capsys):
+    import gradio
+
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    answers = []
+
+    def visit(self):
+        printed = capsys.readouterr().out
+        with urllib.request.urlopen(printed.split()[0] + "/config", timeout=30) as response:
+            answers.append((printed, response.status))
+        self.close(verbose=False)
+
+    monkeypatch.setattr(gradio.Blocks, "block_thread", visit)
+    assert program.main(["demo", str(trained), f"--port={port}"]) == 0
+    assert answers == [(f"http://127.0.0.1:{port}  (Ctrl-C ends it)\n", 200)]
+
+
+def test_a_port_in_use_is_one_line(page, tmp_path, capsys):
+    with socket.create_server(("127.0.0.1", 0)) as used:
+        port = used.getsockname()[1]
+        assert program.main(["demo", str(tmp_path), f"--port={port}"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1
+    assert f"cannot listen at 127.0.0.1:{port} (Address already in use); choose another --port" in printed.err
 
 
 def test_without_gradio_one_line_says_what_to_install(tmp_path, monkeypatch, capsys):

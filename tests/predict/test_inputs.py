@@ -1,9 +1,14 @@
 """Which files the arguments of the command name."""
 
+import collections
+import io
+import os
 import pathlib
+import sys
 
 import pytest
 
+from patchnets.data.sources import folder as training
 from patchnets.errors import UserError
 from patchnets.predict import inputs
 
@@ -63,6 +68,57 @@ def test_a_list_is_read_as_it_is_used():
 
     listed = inputs.image_paths(["-"], lines=endless())
     assert [next(listed) for _ in range(3)] == ["photo.jpg"] * 3
+
+
+def test_the_files_are_those_that_training_uses(photos):
+    """Links are followed, but not to where the walk began."""
+    elsewhere = photos.parent / "elsewhere"
+    (elsewhere / "more").mkdir(parents=True)
+    (elsewhere / "more" / "f.png").write_bytes(b"")
+    (photos / "link").symlink_to(elsewhere)
+    (photos / "g.png").symlink_to(elsewhere / "more" / "f.png")
+    (photos / "deep" / "up").symlink_to(photos)
+    (photos / "deep" / "here").symlink_to(".")
+    expected = {
+        f"photos/{name}" for name, _ in training.walk_files(photos) if pathlib.Path(name).suffix.lower() != ".txt"
+    }
+    assert "photos/link/more/f.png" in expected
+    assert sorted(paths("photos")) == sorted(expected) and len(expected) == 7
+
+
+def test_other_files_are_counted_by_suffix(photos):
+    for number in range(10):
+        (photos / f"{number}.HEIC").write_bytes(b"")
+    (photos / "deep" / "README").write_bytes(b"")
+    passed_over = collections.Counter()
+    assert len(paths("photos", passed_over=passed_over)) == 5
+    assert passed_over == {".heic": 10, ".txt": 1, "no suffix": 1}
+    assert inputs.by_suffix(passed_over) == ".heic 10, .txt 1, no suffix 1"
+    pathlib.Path("phone").mkdir()
+    (photos / "0.HEIC").rename("phone/0.HEIC")
+    with pytest.raises(UserError, match=r"phone holds no images but \.heic 1; expected"):
+        inputs.count_images(["phone"])
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error_in_its_place(photos, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "er":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    *images, error = inputs.image_paths(["photos"])
+    assert images == ["photos/a.jpg", "photos/b.PNG", "photos/x[1].gif", "photos/deep/d.Tiff"]
+    assert isinstance(error, inputs.UnreadableFolder) and error.path == "photos/deep/er"
+    assert str(error) == "photos/deep/er cannot be searched (Permission denied)"
+    assert inputs.count_images(["photos"]) == 5
+
+
+def test_standard_input_need_not_be_utf8(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9.png\nb.png\n"), encoding="utf-8"))
+    assert [os.fsencode(path) for path in inputs.image_paths(["-"])] == [b"caf\xe9.png", b"b.png"]
 
 
 @pytest.mark.parametrize(

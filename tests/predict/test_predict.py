@@ -159,7 +159,7 @@ def test_a_list_on_standard_input(trained, monkeypatch, capsys):
     assert f"{paths[1]} cannot be decoded" in printed.err
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
     assert predict(trained.workdir, "-") == 2
-    assert capsys.readouterr().err == "patchnets.predict: there are no paths on standard input\n"
+    assert capsys.readouterr().err == "patchnets.predict: there are no paths of images on standard input\n"
 
 
 def test_images_are_read_as_they_are_predicted(trained, monkeypatch):
@@ -189,6 +189,24 @@ def test_names_that_are_no_text_are_printed_by_their_codes(trained, tmp_path, ca
     assert capsys.readouterr().out.startswith(f"{tmp_path}/\\udcff\\n.png: ")
 
 
+def test_nothing_that_is_printed_has_control_characters(trained, tmp_path, monkeypatch, capsys):
+    """Neither names of classes nor of files, on standard output or as an error, nor in pictures."""
+    workdir, images = tmp_path / "run", tmp_path / "images"
+    shutil.copytree(trained.workdir, workdir)
+    images.mkdir()
+    spec = json.loads((workdir / "model.json").read_text())
+    spec["classes"] = [f"\x1b[31m{name}\n\udcff" for name in spec["classes"]]
+    (workdir / "model.json").write_text(json.dumps(spec))
+    shutil.copy(trained.images / "digit_00.png", os.fsencode(images) + b"/\x1b[2J\xff.png")
+    (images / "\x1b]0;.png").write_bytes(b"no image")
+    assert predict(workdir, images, "--topk=1", f"--explain={tmp_path / 'explained'}") == 1
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{images}/\\x1b[2J\\udcff.png: \\x1b[31m") and printed.out.count("\n") == 1
+    assert predict(workdir, images, "--strict") == 1
+    for text in (printed.out, printed.err, capsys.readouterr().err):
+        assert text.replace("\n", "").isprintable()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -196,6 +214,7 @@ def test_names_that_are_no_text_are_printed_by_their_codes(trained, tmp_path, ca
         (["{run}", "gone.png"], "gone.png is neither a file nor a folder"),
         (["gone", "{image}"], "gone is no work directory"),
         (["{run}", "{image}", "--output=out.txt"], "expected the name of a .csv, .jsonl or .npz file, got 'out.txt'"),
+        (["{run}", "{image}", "--output={folder}"], "folder.csv is a folder; name a file"),
         (["{run}", "{image}", "--features"], "--features are written to .npz files"),
         (["{run}", "{image}", "--all", "--output=out.npz"], "--all is for .csv and .jsonl files"),
         (["{run}", "{image}", "--checkpoint=last"], "--checkpoint: expected best, latest or a step, got 'last'"),
@@ -205,9 +224,10 @@ def test_names_that_are_no_text_are_printed_by_their_codes(trained, tmp_path, ca
         (["{run}", "{image}", "--explain={image}"], "is a file; name a folder"),
     ],
 )
-def test_mistakes_cost_one_line(trained, arguments, words, capsys):
-    image = trained.images / "digit_00.png"
-    assert predict(*(text.format(run=trained.workdir, image=image) for text in arguments)) == 2
+def test_mistakes_cost_one_line(trained, arguments, words, tmp_path, capsys):
+    image, folder = trained.images / "digit_00.png", tmp_path / "folder.csv"
+    folder.mkdir()
+    assert predict(*(text.format(run=trained.workdir, image=image, folder=folder) for text in arguments)) == 2
     printed = capsys.readouterr()
     assert printed.out == "" and printed.err.count("\n") == 1 and words in printed.err
 
@@ -223,10 +243,55 @@ def test_explanations_are_pictures_named_after_their_images(trained, tmp_path, c
     for line in table.read_text().splitlines():
         with Image.open(json.loads(line)["explanation"]) as picture:
             assert picture.format == "PNG" and picture.width > 2 * 256 and picture.height > 256
-    assert predict(trained.workdir, images / "a", f"--explain={images / 'a'}") == 2
+    capsys.readouterr()
+    assert predict(trained.workdir, images, f"--explain={images / 'a'}") == 0
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first.endswith(f" ({images / 'a' / 'digit-2.png'})")
+    assert len(others) == 1, "what the folder of explanations holds is not searched"
+
+
+def test_explanations_overwrite_nothing(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("x/a.png", "b/a.png", "x/Photo.png", "x/" + 60 * "\N{GRINNING FACE}" + ".png"):
+        pathlib.Path(name).parent.mkdir(exist_ok=True)
+        shutil.copy(trained.images / "digit_00.png", name)
+    originals = {pathlib.Path("b/a.png"), pathlib.Path("b/PHOTO.PNG"), pathlib.Path("b/a-3.png")}
+    pathlib.Path("b/PHOTO.PNG").write_bytes(b"another")
+    pathlib.Path("b/a-3.png").symlink_to("nowhere")
+    before = {path: path.read_bytes() for path in originals if path.exists()}
+    long = f"x/{60 * chr(0x1F600)}.png"
+    assert predict(trained.workdir, "x/a.png", "b/a.png", "x/Photo.png", long, "--explain=b") == 0
+    assert {path: path.read_bytes() for path in before} == before
+    assert os.readlink("b/a-3.png") == "nowhere"
+    expected = ["b/a-2.png", "b/a-4.png", "b/Photo-2.png", f"b/{50 * chr(0x1F600)}.png"]
+    assert set(pathlib.Path("b").iterdir()) == originals | set(map(pathlib.Path, expected))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rsplit(" (")[1].removesuffix(")") for line in lines] == expected
+
+
+def test_files_that_are_no_images_and_folders_that_cannot_be_searched_are_told(trained, mixed, monkeypatch, capsys):
+    for number in range(10):
+        (mixed / f"{number}.heic").write_bytes(b"")
+    (mixed / "b.png").unlink()
+    assert predict(trained.workdir, mixed) == 0
     printed = capsys.readouterr()
-    assert "an image to explain; name another folder" in printed.err
-    assert predict(trained.workdir, images, f"--explain={images / 'a'}") == 0, "what it holds is not searched"
+    assert printed.out.count("\n") == 2
+    assert printed.err == "patchnets.predict: 10 files are no images that Pillow reads (.heic 10)\n"
+    (mixed / "closed").mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert predict(trained.workdir, mixed) == 1
+    printed = capsys.readouterr()
+    assert printed.out.count("\n") == 2
+    first, _, last = printed.err.splitlines()
+    assert first == f"patchnets.predict: {mixed / 'closed'} cannot be searched (Permission denied)"
+    assert last == "patchnets.predict: 1 of 3 images and folders could not be read"
 
 
 def test_the_command_imports_nothing_that_it_does_not_use(trained):
