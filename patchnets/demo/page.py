@@ -57,10 +57,10 @@ def classify(model: Model, path: str) -> tuple[dict[str, float], Image.Image, Im
       RunError: the file is no image.
     """
     decoded = images_lib.decode_one(path, model.spec)[None]
-    (row,) = model.to_probabilities(model.logits_of_decoded(decoded))
-    (heat,) = model.explain_decoded(decoded, row.argmax(keepdims=True))
+    logits = model.logits_of_decoded(decoded)
+    (row,), (heat,) = model.to_probabilities(logits), model.explain_decoded(decoded, logits.argmax(axis=1))
     (image,) = model.displayed(decoded)
-    classes = {printable(model.classes[i]): float(row[i]) for i in top_classes(row, TOPK)}
+    classes = {printable(model.classes[i]): float(row[i]) for i in top_classes(logits[0], TOPK)}
     return classes, overlay.enlarge(image), overlay.blend(image, heat)
 
 

@@ -40,11 +40,12 @@ class Explanations:
         folder.mkdir(parents=True, exist_ok=True)
         self._names = {name.casefold() for name in os.listdir(folder)}
 
-    def __call__(self, filenames: list[str], decoded: np.ndarray, values: np.ndarray) -> Iterator[str]:
+    def __call__(self, filenames: list[str], decoded: np.ndarray, logits: np.ndarray) -> Iterator[str]:
         """Yield the path of the picture of each image."""
-        maps = self._model.explain_decoded(decoded, values.argmax(axis=1))
-        for filename, image, heat, row in zip(filenames, self._model.displayed(decoded), maps, values):
-            title = f"{self._model.classes[row.argmax()]} {row.max():.1%}"
+        classes, values = logits.argmax(axis=1), self._model.to_probabilities(logits)
+        maps, images = self._model.explain_decoded(decoded, classes), self._model.displayed(decoded)
+        for filename, image, heat, index, row in zip(filenames, images, maps, classes, values):
+            title = f"{self._model.classes[index]} {row[index]:.1%}"
             target = self._folder / self._free_name(pathlib.Path(filename).stem)
             overlay.save(overlay.side_by_side(image, heat, title), target)
             yield str(target)
@@ -88,17 +89,17 @@ def _predict_batch(
     readable = {i: image for i, (_, image) in enumerate(batch) if isinstance(image, np.ndarray)}
     if options.strict and (errors := [image for _, image in batch if isinstance(image, RunError)]):
         raise RunError(printable(str(errors[0])))
-    rows: Iterator[np.ndarray] = iter(())
+    rows: Iterator[tuple[np.ndarray, np.ndarray]] = iter(())
     features: Iterator[np.ndarray] = iter(())
     drawn: Iterator[str] = iter(())
     if readable:
         stacked = np.stack(list(readable.values()))
-        values = model.to_probabilities(model.logits_of_decoded(stacked, options.batch_size))
-        rows = iter(values)
+        logits = model.logits_of_decoded(stacked, options.batch_size)
+        rows = zip(logits, model.to_probabilities(logits))
         if options.features:
             features = iter(model.features_of_decoded(stacked, batch_size=options.batch_size))
         if draw is not None:
-            drawn = draw([str(batch[i][0]) for i in readable], stacked, values)
+            drawn = draw([str(batch[i][0]) for i in readable], stacked, logits)
     for i, (name, image) in enumerate(batch):
         if isinstance(name, inputs.UnreadableFolder):
             yield Prediction(name.path, error=printable(str(image)))
@@ -106,5 +107,6 @@ def _predict_batch(
         if i not in readable:
             yield Prediction(str(name), error=printable(str(image)))
             continue
-        row = next(rows)
-        yield Prediction(str(name), tuple(top_classes(row, layout.topk)), row, next(features, None), next(drawn, ""))
+        logits_row, row = next(rows)
+        order = tuple(top_classes(logits_row, layout.topk))
+        yield Prediction(str(name), order, row, next(features, None), next(drawn, ""))
