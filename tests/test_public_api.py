@@ -1,4 +1,7 @@
-"""Only public interfaces of libraries are used: no private module, no name that begins with an underscore."""
+"""Only public interfaces of libraries are used: no private module, no name that begins with an underscore.
+
+And files are read by nothing that runs code from them.
+"""
 
 import ast
 import functools
@@ -97,3 +100,44 @@ def test_private_names_are_found(source):
 def test_public_names_are_not_private():
     public = "import os\nfrom jax.extend import core\nimport jax.numpy as jnp\nos._exit(1)\npoint._replace(x=1)\n"
     assert list(private_uses(public)) == []
+
+
+UNPICKLING = ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve")
+
+
+def unpickling(source):
+    """What reads files in a way that may run code from them."""
+    tree = ast.parse(source)
+    for line, name in modules(tree):
+        if name.split(".")[0] in UNPICKLING or name in ("torch.load", "pandas.read_pickle", "pd.read_pickle"):
+            yield f"line {line}: {name}"
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and dotted(node.func) in ("np.load", "numpy.load"):
+            safe = any(
+                keyword.arg == "allow_pickle" and ast.unparse(keyword.value) == "False" for keyword in node.keywords
+            )
+            yield from () if safe else (f"line {node.lineno}: {ast.unparse(node)}",)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if path.relative_to(ROOT).parts[0] != "tests"],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_no_file_is_unpickled(path):
+    assert list(unpickling(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from joblib import load",
+        "import torch\ntorch.load(path)",
+        "import numpy as np\nnp.load(path)",
+        "import numpy\nnumpy.load(path, allow_pickle=True)",
+    ],
+)
+def test_unpickling_is_noticed(source):
+    assert list(unpickling(source))
+    assert list(unpickling("import numpy as np\nnp.load(path, mmap_mode='r', allow_pickle=False)")) == []

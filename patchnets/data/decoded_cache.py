@@ -130,7 +130,8 @@ def _open_entry(entry: pathlib.Path) -> Decoded | None:
         stated = json.loads((entry / "entry.json").read_text())
         if any(_checksum(entry / name) != stated["checksums"][name] for name in ("images.npy", "labels.npy")):
             raise ValueError("checksum")
-        return np.load(entry / "images.npy", mmap_mode="r"), np.load(entry / "labels.npy")
+        images = np.load(entry / "images.npy", mmap_mode="r", allow_pickle=False)
+        return images, np.load(entry / "labels.npy", allow_pickle=False)
     except (OSError, ValueError, KeyError, TypeError):
         print(f"{entry} is damaged; decoding it again", file=sys.stderr)
         shutil.rmtree(entry, ignore_errors=True)

@@ -7,21 +7,17 @@ npz        the names of the authors' checkpoints; MLP-Mixer and ViT
 onnx       model.onnx, for any batch size; needs jax2onnx (make onnx)
 stablehlo  a program of jax.export for CPU, CUDA and TPU and any batch size, which JAX loads for six months
 
-The folder also gets model.json and a README.md with preprocessing, the figures of the run, and the code to load it.
-patchnets.load reads folders of timm and npz. If outputs differ by more than 1e-4, or by more than 1e-4 of the largest,
-nothing is kept and the exit status is 1.
+The folder also gets model.json, export.json with the step of the checkpoint, and a README.md with preprocessing, the
+figures of the run, and the code to load it. patchnets.load reads folders of timm and npz. If logits differ by more than
+1e-4, or by more than 1e-4 of the largest, or probabilities by more than 1e-4 of the largest, nothing is kept and the
+exit status is 1.
 """
 
 import sys
 
 from patchnets import runtime
-from patchnets.runtime.cli import ArgumentParser, out_folder, path, positive_int, run_cli
+from patchnets.runtime.cli import ArgumentParser, checkpoint, out_folder, path, run_cli
 from patchnets.weights import FORMATS, INPUTS, OUTPUTS
-
-
-def checkpoint(value: str) -> str | int:
-    """Parse best, latest or a step."""
-    return value if value in ("best", "latest") else positive_int(value)
 
 
 def execute(arguments: list[str]) -> int:

@@ -1,11 +1,13 @@
 """Write a trained model as others read it: timm, the authors' .npz, ONNX, jax.export."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax.numpy as jnp
@@ -28,6 +30,7 @@ class ExportedModel(Protocol):
     spec: ModelSpec
     variables: Any
     source: str
+    step: int | None
 
     def logits_of_decoded(
         self, decoded: UInt8[np.ndarray, "images size size channels"]
@@ -62,6 +65,7 @@ def export(
     inputs: str = "float",
     outputs: str = "logits",
     verified: bool = True,
+    dtype: str = "float32",
 ) -> Report:
     """Write a folder, compare what was written with the model, and only then give it its name.
 
@@ -72,6 +76,7 @@ def export(
       inputs: of onnx and stablehlo: float, normalized inputs; or uint8, decoded images.
       outputs: of onnx and stablehlo: logits or probabilities.
       verified: whether to compare.
+      dtype: in which the network computed when it was trained.
 
     Raises:
       UserError: the network cannot be written so, or something that is needed is not installed.
@@ -81,21 +86,37 @@ def export(
     target = pathlib.Path(directory).expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not an empty folder; remove it, or name another")
-    job = _Export(model, inputs, outputs, verified)
+    job = _Export(model, inputs, outputs, verified, dtype)
     write = {"timm": job.to_timm, "npz": job.to_npz, "onnx": job.to_onnx, "stablehlo": job.to_stablehlo}[to]
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-    try:
-        write_atomically(partial / FILE_NAME, json.dumps(model.spec.to_json(), indent=2) + "\n")
-        comparison, notes = write(partial)
-        partial.chmod(0o755)
-        if target.exists():
-            target.rmdir()
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    with _new_folders(target.parent):
+        partial = pathlib.Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        try:
+            write_atomically(partial / FILE_NAME, json.dumps(model.spec.to_json(), indent=2) + "\n")
+            write_atomically(partial / folders.EXPORT, json.dumps({"format": to, "step": model.step}) + "\n")
+            comparison, notes = write(partial)
+            partial.chmod(0o755)
+            if target.exists():
+                target.rmdir()
+            partial.rename(target)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    notes = "\n".join(filter(None, [notes, job.dtype_note]))
     return Report(target, tuple(sorted(path.name for path in target.iterdir())), comparison, notes)
+
+
+@contextlib.contextmanager
+def _new_folders(directory: pathlib.Path) -> Iterator[None]:
+    """Make a folder and those above it; remove the new ones if the block raises, as far as they are empty."""
+    new = [folder for folder in (directory, *directory.parents) if not folder.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # one in which something else lies by now
+            for folder in new:
+                folder.rmdir()
+        raise
 
 
 def check_options(to: str, inputs: str, outputs: str) -> None:
@@ -117,9 +138,10 @@ def check_options(to: str, inputs: str, outputs: str) -> None:
 class _Export:
     """Writes one format into a folder, and compares. Every `to_` returns the comparison, None for none, and notes."""
 
-    def __init__(self, model: ExportedModel, inputs: str, outputs: str, verified: bool):
+    def __init__(self, model: ExportedModel, inputs: str, outputs: str, verified: bool, dtype: str):
         self.model, self.inputs, self.outputs, self.verified = model, inputs, outputs, verified
         self.spec, self.network = model.spec, model.spec.create_model()
+        self.dtype_note = "" if dtype == "float32" else f"Computed in float32; the run computed in {dtype}."
 
     def to_timm(self, folder: pathlib.Path) -> tuple[Comparison | None, str]:
         described = timm.describe(self.spec)
@@ -162,6 +184,11 @@ class _Export:
         comparison = None
         if self.verified:
             comparison = self.compare(*verify.run_onnx(folder / folders.ONNX), decoded=self.inputs == "uint8")
+            if self.outputs == "probabilities":
+                logits = programs.to_onnx(self.spec, self.model.variables, self.inputs, "logits", metadata)
+                comparison = self.compare_logits(
+                    comparison, verify.run_onnx, folder / f".logits-{folders.ONNX}", logits
+                )
         self.write_readme(folder, "onnx", comparison)
         return comparison, ""
 
@@ -173,6 +200,10 @@ class _Export:
         if self.verified:
             run, by = verify.run_jax_export(folder / folders.JAX_EXPORT)
             comparison = self.compare(run, by, decoded=self.inputs == "uint8")
+            if self.outputs == "probabilities":
+                logits = programs.to_jax_export(self.spec, self.model.variables, self.inputs, "logits")
+                path = folder / f".logits-{folders.JAX_EXPORT}"
+                comparison = self.compare_logits(comparison, verify.run_jax_export, path, logits)
         self.write_readme(folder, "stablehlo", comparison)
         return comparison, "JAX loads it for six months from today (README.md)."
 
@@ -183,30 +214,53 @@ class _Export:
             raise RunError("the weights that were written are others when read again; nothing is kept of the export")
         return self.model.with_variables(variables)
 
-    def compare(self, run: verify.Run, by: str, decoded: bool = False) -> Comparison:
+    def compare_logits(
+        self,
+        comparison: Comparison,
+        load: Callable[[pathlib.Path], tuple[verify.Run, str]],
+        path: pathlib.Path,
+        program: bytes,
+    ) -> Comparison:
+        """Return the comparison of a program of probabilities with that of the same program's logits.
+
+        Probabilities near 0 or 1 hide logits that differ. `path` is where to keep the second program meanwhile.
+        """
+        write_atomically(path, program)
+        try:
+            logits = self.compare(*load(path), decoded=self.inputs == "uint8", outputs="logits")
+        finally:
+            path.unlink()
+        return dataclasses.replace(comparison, logits=logits)
+
+    def compare(self, run: verify.Run, by: str, decoded: bool = False, outputs: str = "") -> Comparison:
         """Return the outputs of `run`, of decoded images or else of inputs of the network, beside the model's.
 
         Raises:
           RunError: they differ by more than the tolerance.
         """
+        outputs = outputs or self.outputs
         images, description = verify.verification_images(self.model.source, self.spec)
         logits = verify.in_batches(self.model.logits_of_decoded, images)
-        expected = logits if self.outputs == "logits" else self.model.to_probabilities(logits)
+        expected = logits if outputs == "logits" else self.model.to_probabilities(logits)
         if not decoded:
             images = verify.in_batches(lambda part: np.asarray(self.spec.preprocess(jnp.asarray(part))), images)
-        comparison = verify.compare(expected, verify.in_batches(run, images), by, description)
+        comparison = verify.compare(expected, verify.in_batches(run, images), by, description, outputs)
         if not comparison.holds:
             raise RunError(f"the export does not agree with the model, and nothing is kept of it: {comparison}")
         return comparison
 
-    def write_readme(self, folder: pathlib.Path, to: str, comparison: Comparison | None, **details: Any) -> None:
+    def write_readme(
+        self, folder: pathlib.Path, to: str, comparison: Comparison | None, notes: str = "", **details: Any
+    ) -> None:
         text = model_card.write_readme(
             self.spec,
             to,
             model_card.read_summary(self.model.source),
             UNVERIFIED if comparison is None else f"Compared with the model by {comparison}.",
+            step=self.model.step,
             inputs=self.inputs,
             outputs=self.outputs,
+            notes="\n\n".join(filter(None, [notes, self.dtype_note])),
             **details,
         )
         write_atomically(folder / "README.md", text)

@@ -45,11 +45,12 @@ class Model:
       classes: names, in the order of probabilities.
       network: the Flax module.
       variables: its trained variables, {"params", "batch_stats"}, as host arrays.
-      source: where it was loaded from.
+      source: where it was loaded from, as an absolute path.
+      step: of the checkpoint that it was loaded from; None if unknown.
     """
 
-    def __init__(self, spec: ModelSpec, variables: Any, source: str = ""):
-        self.spec, self.variables, self.source = spec, jax.device_get(variables), source
+    def __init__(self, spec: ModelSpec, variables: Any, source: str = "", step: int | None = None):
+        self.spec, self.variables, self.source, self.step = spec, jax.device_get(variables), source, step
         self.network: nn.Module = spec.create_model()
         # Programs and copies on devices live as long as the model.
         self._logits_fn = functools.cache(self._make_logits_fn)
@@ -323,8 +324,10 @@ class Model:
           RunError: what was written gives other outputs; nothing is left of it.
         """
         fields = self.spec.fields | {"dtype": "float32"}
-        model = Model(dataclasses.replace(self.spec, fields=fields), self.variables, self.source)
-        return export.export(model, directory, to, inputs=inputs, outputs=outputs, verified=verified)
+        model = Model(dataclasses.replace(self.spec, fields=fields), self.variables, self.source, self.step)
+        return export.export(
+            model, directory, to, inputs=inputs, outputs=outputs, verified=verified, dtype=self.spec.fields["dtype"]
+        )
 
 
 def top_classes(logits: Float32[np.ndarray, " classes"], topk: int) -> list[int]:
@@ -347,7 +350,7 @@ def load(source: str | os.PathLike[str], checkpoint: str | int = "best") -> Mode
       UserError: it is no such folder, or there is no such checkpoint.
       RunError: no checkpoint can be read, or the file of weights is broken.
     """
-    directory = pathlib.Path(source).expanduser()
+    directory = pathlib.Path(source).expanduser().absolute()
     try:
         spec = read_model_spec(directory)
     except FileNotFoundError:
@@ -355,11 +358,12 @@ def load(source: str | os.PathLike[str], checkpoint: str | int = "best") -> Mode
     if folders.is_export(directory):
         if checkpoint != "best":
             raise UserError(f"{directory} holds one set of weights; leave out checkpoint={checkpoint}")
-        return Model(spec, folders.read_variables(directory, spec), str(source))
-    return Model(spec, _restore_variables(directory, spec, checkpoint), str(source))
+        return Model(spec, folders.read_variables(directory, spec), str(directory), folders.read_step(directory))
+    step, variables = _restore_variables(directory, spec, checkpoint)
+    return Model(spec, variables, str(directory), step)
 
 
-def _restore_variables(directory: pathlib.Path, spec: ModelSpec, checkpoint: str | int) -> Any:
+def _restore_variables(directory: pathlib.Path, spec: ModelSpec, checkpoint: str | int) -> tuple[int, Any]:
     if not (directory / "checkpoints").is_dir():
         raise RunError(f"{directory} has no checkpoints")
     network = spec.create_model()

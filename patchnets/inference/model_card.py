@@ -13,12 +13,15 @@ from patchnets.weights import folders
 from patchnets.weights.timm import TimmNetwork
 
 JAX_EXPORT_DAYS = 180  # JAX promises to load what its last six months exported
-FIGURES = {
+BEST_FIGURES = {
     "test_accuracy": "test accuracy",
     "test_top5_accuracy": "test top-5 accuracy",
     "test_loss": "test loss",
     "val_accuracy": "validation accuracy",
     "val_loss": "validation loss",
+}  # of the best checkpoint
+FIGURES = {
+    **BEST_FIGURES,
     "epochs": "epochs",
     "best_step": "step of the best checkpoint",
     "params": "parameters",
@@ -29,8 +32,9 @@ def preprocessing(spec: ModelSpec) -> dict[str, Any]:
     """Return how an image becomes an input of the network, in the terms of timm and torchvision.
 
     Keys: image_size (pixels a side), channels, mean and std (per channel, of levels from 0 to 1), crop_pct (share of
-    the shorter side in the center square that is kept), interpolation. crop_pct is the product of the crop while
-    decoding and that on the device; interpolation is that of the step that changes the size.
+    the shorter side in the center square that is kept), interpolation; exif_orientation and background, as in
+    `patchnets.data.decode.PixelRules`. crop_pct is the product of the crop while decoding and that on the device;
+    interpolation is that of the step that changes the size.
     """
     resized_on_device = abs(spec.decoded_size * spec.crop_pct - spec.image_size) >= 1
     return dict(
@@ -40,6 +44,8 @@ def preprocessing(spec: ModelSpec) -> dict[str, Any]:
         std=[level / 255 for level in spec.std],
         crop_pct=spec.decoded_crop_pct * spec.crop_pct,
         interpolation="bilinear" if resized_on_device else spec.interpolation,
+        exif_orientation=spec.exif_orientation,
+        background=spec.background,
     )
 
 
@@ -53,6 +59,8 @@ def timm_config(spec: ModelSpec, network: TimmNetwork) -> dict[str, Any]:
         num_features=spec.fields["hidden_dim"],
         global_pool=network.pool,
         label_names=list(spec.classes),
+        exif_orientation=values["exif_orientation"],  # timm refuses other keys in pretrained_cfg
+        background=values["background"],
         model_args=network.entry_args if network.entry_point else network.class_args,
         pretrained_cfg=dict(
             tag="patchnets",
@@ -104,6 +112,7 @@ def write_readme(
     summary: Mapping[str, Any],
     check: str,
     *,
+    step: int | None = None,
     network: TimmNetwork | None = None,
     inputs: str = "float",
     outputs: str = "logits",
@@ -115,6 +124,7 @@ def write_readme(
       to: timm, npz, onnx or stablehlo.
       summary: of the run.
       check: the result of the comparison, or that there was none.
+      step: of the checkpoint.
       network: of timm.
       inputs, outputs: of onnx and stablehlo.
       notes: anything else about this export.
@@ -134,7 +144,7 @@ def write_readme(
     sections = [
         f"# {spec.network} for {spec.dataset.get('name', 'images')}",
         f"A classifier of {len(spec.classes)} classes, trained and exported by patchnets {__version__}.",
-        _figures(spec, summary),
+        *_figures(spec, summary, step),
         "## Use",
         use,
         "## Preprocessing",
@@ -146,14 +156,23 @@ def write_readme(
     return "\n".join(head) + "\n\n".join(sections) + "\n"
 
 
-def _figures(spec: ModelSpec, summary: Mapping[str, Any]) -> str:
+def _figures(spec: ModelSpec, summary: Mapping[str, Any], step: int | None) -> list[str]:
+    """Return the table of figures, and a sentence if those of the run's best checkpoint are not of these weights."""
+    of_best = step is not None and step == summary.get("best_step")
+    figures = {key: label for key, label in FIGURES.items() if isinstance(summary.get(key), int | float)}
+    sentences = []
+    if not of_best and figures.keys() & BEST_FIGURES.keys():
+        figures = {key: label for key, label in figures.items() if key not in BEST_FIGURES}
+        these = "an unknown step" if step is None else f"step {step:,}"
+        sentences = [f"The run's figures are of step {_cell(summary.get('best_step'))}; these weights are of {these}."]
     rows = [("network", spec.network), ("fields", ", ".join(f"{k}={v}" for k, v in spec.fields.items()))]
     if splits := spec.dataset.get("splits"):
         rows.append(("data", ", ".join(f"{role} {split}" for role, split in splits.items() if split)))
-    rows += [(label, summary[key]) for key, label in FIGURES.items() if isinstance(summary.get(key), int | float)]
+    rows += [("checkpoint", f"step {step:,}")] if step is not None else []
+    rows += [(label, summary[key]) for key, label in figures.items()]
     versions = ", ".join(f"{name} {version}" for name, version in spec.versions.items())
     rows += [("trained with", versions)] if versions else []
-    return "\n".join(["| | |", "|-|-|", *(f"| {name} | {_cell(value)} |" for name, value in rows)])
+    return ["\n".join(["| | |", "|-|-|", *(f"| {name} | {_cell(value)} |" for name, value in rows)]), *sentences]
 
 
 def _cell(value: Any) -> str:
@@ -167,23 +186,13 @@ def _python(*lines: str) -> str:
 
 def _use_timm(spec: ModelSpec, network: TimmNetwork | None) -> str:
     assert network is not None
-    mode, probabilities = "RGB" if spec.channels == 3 else "L", "sigmoid()" if spec.loss == "sigmoid" else "softmax(-1)"
     if network.entry_point:
-        return "\n\n".join(
-            [
-                "In this folder, with timm 1.0 or newer:",
-                _python("import timm", "", 'network = timm.create_model("local-dir:.", pretrained=True).eval()'),
-                "Its inputs, which need torchvision, and class names:",
-                _python(
-                    "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network))",
-                    f'image = Image.open("photo.jpg").convert("{mode}")',
-                    f"probabilities = network(transform(image)[None]).{probabilities}",
-                    'labels = network.pretrained_cfg["label_names"]',
-                ),
-            ]
-        )
-    return "\n\n".join(
-        [
+        built = [
+            "In this folder, with timm 1.0 or newer:",
+            _python("import timm", "", 'network = timm.create_model("local-dir:.", pretrained=True).eval()'),
+        ]
+    else:
+        built = [
             "timm has the class of this network and no name for its size, so that `create_model` cannot build it. In "
             "this folder, with timm 1.0 or newer:",
             _python(
@@ -195,9 +204,46 @@ def _use_timm(spec: ModelSpec, network: TimmNetwork | None) -> str:
                 'network.load_state_dict(load_file("model.safetensors"))',
                 "network.eval()",
             ),
-            "Class names and preprocessing are in config.json, in timm's terms.",
         ]
-    )
+    probabilities = "sigmoid()" if spec.loss == "sigmoid" else "softmax(-1)"
+    lines = [
+        "import json",
+        "",
+        "import timm",
+        "import torch",
+        f"from PIL import Image{', ImageOps' if spec.exif_orientation else ''}",
+        "",
+        'with open("config.json") as file:',
+        "    config = json.load(file)",
+        'settings = timm.data.resolve_data_config(pretrained_cfg=config["pretrained_cfg"])',
+        "transform = timm.data.create_transform(**settings)",
+        *_open_image(spec),
+        "with torch.inference_mode():",
+        f"    probabilities = network(transform(image)[None]).{probabilities}",
+        'labels = config["label_names"]',
+    ]
+    sections = [*built, "An image as its input, which needs torchvision, and class names:", _python(*lines)]
+    if spec.decoded_size * spec.crop_pct < spec.image_size - 1:
+        sections.append(
+            f"In training images were shrunk to {spec.decoded_size} x {spec.decoded_size} pixels first and enlarged to "
+            f"{spec.image_size} x {spec.image_size} then. timm resizes once, so that its inputs are sharper than those "
+            "of training, and its probabilities others than patchnets'."
+        )
+    return "\n\n".join(sections)
+
+
+def _open_image(spec: ModelSpec) -> list[str]:
+    """Return the code that opens photo.jpg with Pillow, by the rules of training (`patchnets.data.decode`)."""
+    lines = ['image = Image.open("photo.jpg")']
+    if spec.exif_orientation:
+        lines.append("image = ImageOps.exif_transpose(image)")
+    if spec.background != "none":
+        lines += [
+            'if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:',
+            '    image = image.convert("RGBA")',
+            f'    image = Image.alpha_composite(Image.new("RGBA", image.size, "{spec.background}"), image)',
+        ]
+    return [*lines, f'image = image.convert("{"RGB" if spec.channels == 3 else "L"}")']
 
 
 def _use_npz() -> str:
@@ -263,9 +309,15 @@ def _program_inputs(spec: ModelSpec, inputs: str, outputs: str) -> str:
 def _preprocessing(spec: ModelSpec) -> str:
     values = preprocessing(spec)
     rows = "\n".join(f"| {name} | {value} |" for name, value in values.items())
+    rules = ["turned as its EXIF header says"] if spec.exif_orientation else []
+    if spec.background == "none":
+        rules.append("stripped of transparency")
+    else:
+        rules.append(f"laid on {spec.background} where it is transparent")
+    size = spec.decoded_size
     steps = (
-        f"Step by step: the center square, {spec.decoded_crop_pct:.4g} of the shorter side, is resized to "
-        f"{spec.decoded_size} x {spec.decoded_size} (Pillow, {spec.interpolation}, antialiased)"
+        f"Step by step: an image is {' and '.join(rules)}; its center square, {spec.decoded_crop_pct:.4g} of the "
+        f"shorter side, is resized to {size} x {size} (Pillow, {spec.interpolation}, antialiased)"
     )
     if spec.crop_pct != 1 or spec.decoded_size != spec.image_size:
         steps += (

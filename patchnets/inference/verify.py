@@ -24,6 +24,7 @@ from patchnets.weights import folders
 from patchnets.weights.timm import TimmNetwork
 
 TOLERANCE = 1e-4  # of float32 logits: absolute, or relative to the largest if that is above 1
+LEAST = {"logits": 1.0, "probabilities": 1e-6}  # to which the tolerance is relative if no output is larger
 SMALL_SPLIT, SAMPLE, RANDOM_IMAGES, BATCH_SIZE = 1000, 256, 32, 64
 
 Decoded = UInt8[np.ndarray, "images size size channels"]
@@ -42,6 +43,8 @@ class Comparison:
       difference: the largest between two outputs.
       limit: the largest that is accepted.
       agree: images whose most probable class is the same.
+      outputs: logits or probabilities.
+      logits: of the same program, if its outputs are probabilities.
     """
 
     by: str
@@ -50,20 +53,31 @@ class Comparison:
     difference: float
     limit: float
     agree: int
+    outputs: str = "logits"
+    logits: "Comparison | None" = None
 
     @property
     def holds(self) -> bool:
         return self.difference <= self.limit  # false for nan
 
     def __str__(self) -> str:
+        logits = f", its {self.logits.distance}" if self.logits else ""
         return (
-            f"{self.by}, on {self.images}: outputs differ by at most {self.difference:.1e} (limit {self.limit:.1e}), "
-            f"and the top class agrees on {self.agree} of {self.count}"
+            f"{self.by}, on {self.images}: {self.distance}{logits}, and the top class agrees on {self.agree} of "
+            f"{self.count}"
         )
 
+    @property
+    def distance(self) -> str:
+        return f"{self.outputs} differ by at most {self.difference:.1e} (limit {self.limit:.1e})"
 
-def compare(expected: Outputs, actual: np.ndarray, by: str, images: str) -> Comparison:
-    """Return how far two arrays of outputs, (images, classes), are apart."""
+
+def compare(expected: Outputs, actual: np.ndarray, by: str, images: str, outputs: str = "logits") -> Comparison:
+    """Return how far two arrays of outputs, (images, classes), are apart.
+
+    Args:
+      outputs: logits or probabilities.
+    """
     if actual.shape != expected.shape:
         raise RunError(f"{by} returned outputs of shape {actual.shape}; expected {expected.shape}")
     return Comparison(
@@ -71,8 +85,9 @@ def compare(expected: Outputs, actual: np.ndarray, by: str, images: str) -> Comp
         images=images,
         count=len(expected),
         difference=float(np.abs(expected - actual).max()),
-        limit=TOLERANCE * max(1.0, float(np.abs(expected).max())),
+        limit=TOLERANCE * max(LEAST[outputs], float(np.abs(expected).max())),
         agree=int((expected.argmax(axis=1) == actual.argmax(axis=1)).sum()),
+        outputs=outputs,
     )
 
 
@@ -80,7 +95,7 @@ def verification_images(source: str, spec: ModelSpec) -> tuple[Decoded, str]:
     """Return images to compare outputs on, decoded, and what they are.
 
     They are the test split's of a run (the validation split's without one): all of a small split, evenly spaced ones of
-    a large one. Random images take their place where the data cannot be opened.
+    a large one, but for those that cannot be read. Random images take their place where the data cannot be opened.
 
     Args:
       source: the work directory.
@@ -88,7 +103,7 @@ def verification_images(source: str, spec: ModelSpec) -> tuple[Decoded, str]:
     try:
         if not source:
             raise UserError("the model is of no work directory")
-        return _split_images(pathlib.Path(source).expanduser(), spec)
+        return _split_images(pathlib.Path(source).expanduser().absolute(), spec)
     except (UserError, RunError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = "there is no config.json" if isinstance(error, FileNotFoundError) else first_line(error, 120)
         shape = (RANDOM_IMAGES, spec.decoded_size, spec.decoded_size, spec.channels)
@@ -115,12 +130,19 @@ def _split_images(directory: pathlib.Path, spec: ModelSpec) -> tuple[Decoded, st
     count = total if total <= SMALL_SPLIT else SAMPLE
     positions = [(name, i) for name, low, high in parts for i in range(low, high)]
     picked = [positions[round(i)] for i in np.linspace(0, total - 1, count)]
-    images = []
+    images: list[images_lib.Decoded] = []
+    errors: list[RunError] = []
     for name, position in picked:
-        ((image, _),) = data.records(name).examples([position])
-        images.append(images_lib.decode_one(image, spec))
-    which = f"the {count}" if count == total else f"{count} of the {total:,}"
-    return np.stack(images), f"{which} images of {data.name} {split}"
+        try:
+            ((image, _),) = data.records(name).examples([position])
+            images.append(images_lib.decode_one(image, spec))
+        except RunError as error:
+            errors.append(error)
+    if not images:
+        raise errors[0]
+    which = f"the {total:,}" if len(images) == total else f"{len(images)} of the {total:,}"
+    left_out = f" ({len(errors)} more cannot be read)" if errors else ""
+    return np.stack(images), f"{which} images of {data.name} {split}{left_out}"
 
 
 def in_batches(run: Run, images: np.ndarray) -> np.ndarray:

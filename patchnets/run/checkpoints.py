@@ -150,8 +150,8 @@ class Checkpoints:
         ranked = [(step, dict(self._manager.metrics(step) or {})) for step in steps]
         return sorted(ranked, key=lambda row: (self._score(row[1]) if row[1] else -math.inf, row[0]), reverse=True)
 
-    def restore_variables(self, like: Any, which: str | int, *, ema: bool) -> Any:
-        """Return the variables with which to evaluate the network of a checkpoint.
+    def restore_variables(self, like: Any, which: str | int, *, ema: bool) -> tuple[int, Any]:
+        """Return (step, the variables with which to evaluate the network) of a checkpoint.
 
         Args:
           like: shape, dtype and sharding of {"params", "batch_stats"}.
@@ -180,7 +180,7 @@ class Checkpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
         except Exception as error:  # orbax and tensorstore raise many kinds for a broken file
             raise RunError(f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}") from error
-        return restored["ema"] if ema else restored
+        return step, restored["ema"] if ema else restored
 
     def _try_restore(self, step: int, like: TrainState, broken: list[int]) -> tuple[TrainState, dict[str, Any]] | None:
         """Restore a step, or print why it cannot be read, add it to `broken` and return None."""

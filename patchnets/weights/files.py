@@ -3,6 +3,7 @@
 Nothing is unpickled.
 """
 
+import io
 import math
 import pathlib
 import zipfile
@@ -11,13 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from patchnets.errors import RunError, first_line
+from patchnets.errors import RunError, UserError, first_line
 from patchnets.runtime.files import atomic_path
 from patchnets.runtime.format import format_bytes
 
 Arrays = dict[str, np.ndarray]
 Header = dict[str, tuple[tuple[int, ...], str]]  # name -> (shape, NumPy's name of the type)
 Check = Callable[[Header], None]
+MAX_MEMBERS, MAX_NPY_HEADER = 10**5, 2**16  # of an .npz archive; bytes of one array's header
+ENCRYPTED = 1  # the bit of a zip member's flags
 SAFETENSORS_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "I64": "int64"}
 
 
@@ -46,14 +49,16 @@ def read_safetensors(path: pathlib.Path, check: Check) -> Arrays:
     Raises:
       RunError: it cannot be read, or its header does not agree with its size.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, framework="np") as file:  # refuses a header that does not fit the file's size
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary
             check({name: (tuple(s.get_shape()), _type_of(s.get_dtype())) for name, s in slices.items()})
             return {name: file.get_tensor(name) for name in slices}
-    except (SafetensorError, OSError, ValueError) as error:
+    except (UserError, RunError):
+        raise
+    except Exception as error:  # whatever a damaged file makes the reader raise
         raise _unreadable(path, error) from error
 
 
@@ -74,24 +79,36 @@ def read_npz(path: pathlib.Path, check: Check) -> Arrays:
       check: as for `read_safetensors`.
 
     Raises:
-      RunError: it cannot be read, holds Python objects, or its headers declare more than the file has.
+      RunError: it cannot be read, is compressed or encrypted, holds Python objects, or its headers declare more than
+        the file has.
     """
     try:
         header = npz_header(path)
         check(header)
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in header}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except (UserError, RunError):
+        raise
+    except Exception as error:  # zlib.error, tokenize.TokenError, RecursionError and more, of a damaged file
         raise _unreadable(path, error) from error
 
 
 def npz_header(path: pathlib.Path) -> Header:
-    """Return shape and type of every array of an .npz archive. Raise ValueError if it cannot be read or trusted."""
+    """Return shape and type of every array of an .npz archive. Raise an error if it cannot be read or trusted.
+
+    No member is opened before all of them are known to be stored as they are and to fit the file.
+    """
     header: Header = {}
-    declared = 0
+    declared, size = 0, path.stat().st_size
     with zipfile.ZipFile(path) as archive:
-        for member in archive.infolist():
-            with archive.open(member) as file:
+        members = archive.infolist()
+        if len(members) > MAX_MEMBERS:
+            raise ValueError(f"it has {len(members):,} members, and at most {MAX_MEMBERS:,} are read")
+        for member in members:
+            _refuse_unsafe(member, size)
+        for member in members:
+            with archive.open(member) as stored:
+                file = io.BytesIO(stored.read(MAX_NPY_HEADER))  # in which NumPy finds no header that is longer
                 version = np.lib.format.read_magic(file)
                 if version not in ((1, 0), (2, 0)):
                     raise ValueError(f"{member.filename} is of .npy version {version[0]}.{version[1]}")
@@ -101,9 +118,20 @@ def npz_header(path: pathlib.Path) -> Header:
                 raise ValueError(f"{member.filename} holds pickled Python objects, which may run code")
             declared += math.prod(shape) * kind.itemsize
             header[member.filename.removesuffix(".npy")] = (shape, kind.name)
-    if declared > (size := path.stat().st_size):  # compressed, or a lie
+    if declared > size:
         raise ValueError(f"it declares {format_bytes(declared)} of numbers, and is of {format_bytes(size)}")
     return header
+
+
+def _refuse_unsafe(member: zipfile.ZipInfo, size: int) -> None:
+    """Raise ValueError for a member that could take more memory than an archive of `size` bytes has."""
+    if member.flag_bits & ENCRYPTED:
+        raise ValueError(f"{member.filename} is encrypted")
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise ValueError(f"{member.filename} is compressed; np.savez writes it uncompressed")
+    if member.file_size > size:
+        declared = format_bytes(member.file_size)
+        raise ValueError(f"{member.filename} declares {declared}, and the archive is of {format_bytes(size)}")
 
 
 def _unreadable(path: pathlib.Path, error: Exception) -> RunError:

@@ -1,5 +1,6 @@
 """Folders of exported models: what they are called, and the variables in those that hold weights."""
 
+import json
 import pathlib
 from typing import Any
 
@@ -9,6 +10,7 @@ from patchnets.run.model_spec import ModelSpec
 from patchnets.weights import files, official_npz, timm
 
 SAFETENSORS, NPZ, ONNX, JAX_EXPORT = "model.safetensors", "model.npz", "model.onnx", "model.jax_export"
+EXPORT = "export.json"  # where the weights come from
 LOADED_BY = {
     ONNX: "onnxruntime.InferenceSession({path!r})",
     JAX_EXPORT: "jax.export.deserialize(bytearray(pathlib.Path({path!r}).read_bytes())).call(images)",
@@ -18,6 +20,15 @@ LOADED_BY = {
 def is_export(directory: pathlib.Path) -> bool:
     """Return whether a folder holds a file that `patchnets.export` writes."""
     return any((directory / name).is_file() for name in (SAFETENSORS, NPZ, ONNX, JAX_EXPORT))
+
+
+def read_step(directory: pathlib.Path) -> int | None:
+    """Return the step of the checkpoint that an export was made of; None if its folder does not say."""
+    try:
+        step = json.loads((directory / EXPORT).read_text(encoding="utf-8"))["step"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return step if type(step) is int and step >= 0 else None
 
 
 def read_variables(directory: pathlib.Path, spec: ModelSpec) -> dict[str, Any]:

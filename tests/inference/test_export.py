@@ -3,6 +3,7 @@
 With timm and PyTorch: tests/parity/test_export.py. With jax2onnx and onnxruntime: tests/onnx_export.
 """
 
+import dataclasses
 import io
 import json
 import re
@@ -20,7 +21,7 @@ from patchnets import train
 from patchnets.config import common, flatten
 from patchnets.errors import RunError, UserError
 from patchnets.export import __main__ as program
-from patchnets.inference import programs, verify
+from patchnets.inference import model_card, programs, verify
 from patchnets.inference.images import decode_one
 from patchnets.run.workdir import Workdir
 from patchnets.weights import files
@@ -52,7 +53,11 @@ def test_programs_of_all_networks_give_the_logits_of_the_network_for_any_batch(n
 @pytest.mark.slow
 def test_a_program_of_uint8_images_crops_resizes_and_normalizes_and_one_of_probabilities_has_softmax(tmp_path):
     model = make_model("mlp_mixer", decoded_size=20, crop_pct=0.9)
-    model.export(tmp_path / "program", "stablehlo", inputs="uint8", outputs="probabilities")
+    report = model.export(tmp_path / "program", "stablehlo", inputs="uint8", outputs="probabilities")
+    assert report.comparison.outputs == "probabilities" and report.comparison.limit < 1e-4
+    assert report.comparison.logits.holds and report.comparison.logits.limit >= 1e-4
+    assert re.search(r"probabilities differ by at most .*, its logits differ by at most", str(report))
+    assert report.files == ("README.md", "export.json", "model.jax_export", "model.json")
     decoded = images(3, 20)
     actual = np.asarray(load_program(tmp_path / "program").call(decoded))
     np.testing.assert_allclose(actual, model.probabilities(decoded), atol=1e-5)
@@ -116,6 +121,25 @@ def test_config_json_has_preprocessing_classes_and_sizes(tmp_path):
 
 
 @pytest.mark.slow
+def test_logits_are_compared_where_probabilities_are_too_near_to_one_to_differ(tmp_path, monkeypatch):
+    model = make_model("keras_mixer")
+    params = model.variables["params"]
+    head = params["head"]
+    sure = {**head, "bias": head["bias"] + np.array([60, 0, 0, 0, 0], np.float32)}
+    model = model.with_variables({**model.variables, "params": {**params, "head": sure}})
+    other = {**sure, "bias": sure["bias"] + np.array([0, 1, 0, 0, 0], np.float32)}
+    write = programs.to_jax_export
+
+    def write_other(spec, variables, *options):
+        return write(spec, {**variables, "params": {**params, "head": other}}, *options)
+
+    monkeypatch.setattr(programs, "to_jax_export", write_other)
+    with pytest.raises(RunError, match=r": logits differ by at most 1\.0e\+00"):
+        model.export(tmp_path / "program", "stablehlo", outputs="probabilities")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
 def test_an_export_that_computes_something_else_is_removed(tmp_path, monkeypatch):
     model = make_model("keras_mixer")
     other = jax.tree.map(lambda leaf: leaf * 1.01, model.variables)
@@ -124,7 +148,7 @@ def test_an_export_that_computes_something_else_is_removed(tmp_path, monkeypatch
     with pytest.raises(RunError, match=r"does not agree .* top class agrees on \d+ of 32") as caught:
         model.export(tmp_path / "parent" / "program", "stablehlo")
     assert "\n" not in str(caught.value)
-    assert list((tmp_path / "parent").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_weights_that_read_back_as_others_are_removed(tmp_path, monkeypatch):
@@ -137,7 +161,94 @@ def test_weights_that_read_back_as_others_are_removed(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_images_to_compare_on_are_those_of_the_test_split_as_the_model_decodes_them(tmp_path):
+def test_a_failed_export_removes_only_folders_that_it_made(tmp_path, monkeypatch):
+    model = make_model("mlp_mixer")
+
+    def fail(path, arrays):
+        (path.parent.parent.parent / "mine.txt").write_text("mine")
+        raise RunError("the disk is full")
+
+    monkeypatch.setattr(files, "write_npz", fail)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "export").mkdir()
+    with pytest.raises(RunError, match="the disk is full"):
+        model.export(tmp_path / "run" / "export" / "npz", "npz")
+    assert list((tmp_path / "run" / "export").iterdir()) == []
+    with pytest.raises(RunError, match="the disk is full"):
+        model.export(tmp_path / "a" / "b" / "npz", "npz")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(("exif", "background"), [(True, "white"), (False, "none")])
+def test_exports_say_how_images_are_turned_and_what_lies_behind_them(exif, background, tmp_path):
+    model = make_model("vit", exif_orientation=exif, background=background)
+    metadata = model_card.program_metadata(model.spec, "float", "logits")
+    model.export(tmp_path / "folder", "timm", verified=False)
+    config = json.loads((tmp_path / "folder" / "config.json").read_text())
+    for values in (metadata, config):
+        assert (values["exif_orientation"], values["background"]) == (exif, background)
+    text = (tmp_path / "folder" / "README.md").read_text()
+    assert f"| exif_orientation | {exif} |" in text and f"| background | {background} |" in text
+    assert ("turned as its EXIF header says" in text) == ("exif_transpose" in text) == exif
+    assert ("laid on white" in text) == ("alpha_composite" in text) == (background == "white")
+
+
+def test_the_model_card_says_where_timm_prepares_images_in_another_way(tmp_path):
+    for name, size, crop_pct, expected in (("a", 16, 1.0, 0), ("b", 8, 1.0, 1), ("c", 18, 0.5, 1), ("d", 17, 0.9, 0)):
+        make_model("vit", decoded_size=size, crop_pct=crop_pct).export(tmp_path / name, "timm", verified=False)
+        text = (tmp_path / name / "README.md").read_text()
+        assert text.count(f"were shrunk to {size} x {size} pixels first and enlarged to 16 x 16 then") == expected
+
+
+SUMMARY = dict(best_step=12_000, test_accuracy=0.91, val_accuracy=0.92, epochs=3.0, params=1000)
+
+
+def card_of(folder, step, summary):
+    model = make_model("mlp_mixer")
+    model = patchnets.Model(model.spec, model.variables, str(folder), step)
+    (folder / "summary.json").write_text(json.dumps(summary))
+    model.export(folder / "exported", "npz", verified=False)
+    return (folder / "exported" / "README.md").read_text()
+
+
+def test_figures_are_those_of_the_exported_checkpoint(tmp_path):
+    text = card_of(tmp_path, 12_000, SUMMARY)
+    assert "| checkpoint | step 12,000 |" in text and "| test accuracy | 0.91 |" in text
+    assert "| validation accuracy | 0.92 |" in text and "these weights are" not in text
+
+
+@pytest.mark.parametrize(("step", "these"), [(13_000, "step 13,000"), (None, "an unknown step")])
+def test_figures_of_another_checkpoint_are_not_given_as_its_own(step, these, tmp_path):
+    text = card_of(tmp_path, step, SUMMARY)
+    assert f"The run's figures are of step 12,000; these weights are of {these}." in text
+    assert "accuracy |" not in text and "| parameters | 1,000 |" in text
+    assert ("| checkpoint |" in text) == (step is not None)
+
+
+def test_an_export_of_an_export_is_of_the_same_step(tmp_path):
+    card_of(tmp_path, 13_000, SUMMARY)
+    loaded = patchnets.load(tmp_path / "exported")
+    assert loaded.step == 13_000
+    loaded.export(tmp_path / "again", "npz", verified=False)
+    assert "| checkpoint | step 13,000 |" in (tmp_path / "again" / "README.md").read_text()
+    assert patchnets.load(tmp_path / "again").step == 13_000
+    for content in ("", "[]", "{}", '{"step": "x"}', '{"step": true}', '{"step": -1}'):
+        (tmp_path / "again" / "export.json").write_text(content)
+        assert patchnets.load(tmp_path / "again").step is None
+
+
+def test_computing_in_float32_what_was_trained_in_bfloat16_is_said(tmp_path):
+    model = make_model("mlp_mixer")
+    fields = model.spec.fields | {"dtype": "bfloat16"}
+    model = patchnets.Model(dataclasses.replace(model.spec, fields=fields), model.variables)
+    note = "Computed in float32; the run computed in bfloat16."
+    report = model.export(tmp_path / "a", "npz", verified=False)
+    assert note in report.notes and note in (tmp_path / "a" / "README.md").read_text()
+    report = make_model("mlp_mixer").export(tmp_path / "b", "npz", verified=False)
+    assert note not in report.notes and note not in (tmp_path / "b" / "README.md").read_text()
+
+
+def test_images_to_compare_on_are_those_of_the_test_split_as_the_model_decodes_them(tmp_path, monkeypatch):
     generator, paths = np.random.default_rng(0), []
     for split, count in (("train", 6), ("test", 4)):
         for name in "ab":
@@ -158,6 +269,11 @@ def test_images_to_compare_on_are_those_of_the_test_split_as_the_model_decodes_t
     assert description == "the 8 images of folder test"
     expected = [decode_one(path, spec) for path in paths if "test" in path.parts]
     assert {image.tobytes() for image in actual} == {image.tobytes() for image in expected} and len(actual) == 8
+    next(path for path in paths if "test" in path.parts).write_bytes(b"no image")
+    monkeypatch.chdir(tmp_path)
+    rest, description = verify.verification_images("run", spec)
+    assert description == "7 of the 8 images of folder test (1 more cannot be read)"
+    assert {image.tobytes() for image in rest} == {image.tobytes() for image in expected[1:]}
     shutil.rmtree(tmp_path / "data")
     first, description = verify.verification_images(str(tmp_path / "run"), spec)
     assert description.startswith("32 random images, for the data cannot be opened (config.dataset.path=")
@@ -170,6 +286,12 @@ def test_outputs_that_are_no_numbers_never_agree():
     assert not verify.compare(outputs, outputs + 2e-4, "x", "y").holds
     assert verify.compare(outputs + 1000, outputs + 1000.05, "x", "y").holds  # relative to the largest
     assert not verify.compare(outputs, outputs * np.nan, "x", "y").holds
+    small = np.full((2, 3), 1e-3, np.float32)
+    assert verify.compare(small, small + 9e-5, "x", "y").holds
+    assert not verify.compare(small, small + 2e-7, "x", "y", "probabilities").holds  # relative to probabilities
+    assert verify.compare(small, small + 0.9e-7, "x", "y", "probabilities").holds
+    assert verify.compare(outputs, outputs + 0.9e-10, "x", "y", "probabilities").holds
+    assert not verify.compare(outputs, outputs + 2e-10, "x", "y", "probabilities").holds
     with pytest.raises(RunError, match=r"\(2, 4\); expected \(2, 3\)"):
         verify.compare(outputs, np.zeros((2, 4), np.float32), "x", "y")
 
@@ -265,6 +387,8 @@ def test_the_command_exports_a_run_and_compares_on_its_test_split(trained, tmp_p
     text = (tmp_path / "folder" / "README.md").read_text()
     summary = json.loads((trained / "summary.json").read_text())
     assert f"| test accuracy | {summary['test_accuracy']:.5g} |" in text
+    assert f"| checkpoint | step {summary['best_step']} |" in text
+    assert patchnets.load(tmp_path / "folder").step == patchnets.load(trained).step == summary["best_step"]
     assert program.main(argv) == 2  # the folder is there
     assert "not an empty folder" in capsys.readouterr().err
 

@@ -3,10 +3,12 @@
 The code in an exported README.md is run as it stands.
 """
 
+import importlib.util
 import re
 
 import numpy as np
 import pytest
+from PIL import Image
 from small_models import images, make_model
 
 import patchnets
@@ -50,12 +52,40 @@ SMALL = {
 
 
 def run_readme(folder, monkeypatch):
-    """What the first Python of a README defines, run inside of the folder."""
-    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    """What all Python of a README defines, run inside of the folder, which has a photo.jpg."""
+    blocks = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
     monkeypatch.chdir(folder)
+    if importlib.util.find_spec("torchvision") is None:
+        monkeypatch.setattr(timm.data, "create_transform", transform_without_torchvision)
     defined = {}
-    exec(compile(code, "README.md", "exec"), defined)
-    return defined["network"]
+    for code in blocks:
+        exec(compile(code, "README.md", "exec"), defined)
+    return defined
+
+
+def transform_without_torchvision(*, input_size, interpolation, mean, std, crop_pct, crop_mode):
+    """timm's transform, by its documentation: resize the shorter side, crop the center, normalize."""
+    assert crop_mode == "center"
+    channels, size, _ = input_size
+
+    def transform(image):
+        scale = int(size / crop_pct) / min(image.size)
+        image = image.resize([round(side * scale) for side in image.size], Image.Resampling[interpolation.upper()])
+        left, top = ((side - size) // 2 for side in image.size)
+        image = image.crop((left, top, left + size, top + size))
+        pixels = np.asarray(image, np.float32).reshape(size, size, channels) / 255
+        return torch.from_numpy(((pixels - np.array(mean)) / np.array(std)).astype(np.float32).transpose(2, 0, 1))
+
+    return transform
+
+
+def save_photo(path, side):
+    """A half-transparent square PNG, on its side by its EXIF header, called a JPEG as in README.md."""
+    pixels = np.random.default_rng(2).integers(0, 256, (side, side, 4), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(path, "PNG", exif=exif)
 
 
 def logits_by(network, inputs):
@@ -74,10 +104,37 @@ def test_timm_gives_the_same_logits(name, channels, tmp_path, monkeypatch):
     pictures = images(5, channels=channels)
     expected = model.logits(pictures)
     assert expected.std() > 0.1  # or agreement would say little
-    network = run_readme(tmp_path / "folder", monkeypatch)
-    np.testing.assert_allclose(logits_by(network, model.preprocess(pictures)), expected, rtol=1e-5, atol=1e-5)
+    save_photo(tmp_path / "folder" / "photo.jpg", 24)
+    defined = run_readme(tmp_path / "folder", monkeypatch)
+    np.testing.assert_allclose(
+        logits_by(defined["network"], model.preprocess(pictures)), expected, rtol=1e-5, atol=1e-5
+    )
+    check_photo(model, tmp_path / "folder", defined)
     loaded = patchnets.load(tmp_path / "folder")
     assert verify.same_variables(loaded.variables, model.variables)
+
+
+def check_photo(model, folder, defined):
+    """The probabilities that README.md's code computed of photo.jpg are those of patchnets."""
+    probabilities = defined["probabilities"].numpy()[0]
+    np.testing.assert_allclose(probabilities, model.probabilities(folder / "photo.jpg")[0], rtol=1e-4, atol=1e-6)
+    (predicted,) = model.predict(folder / "photo.jpg", topk=1)
+    assert defined["labels"][probabilities.argmax()] == predicted[0][0]
+
+
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("exif", [True, False])
+@pytest.mark.parametrize("background", ["white", "black", "none"])
+def test_the_readme_s_code_turns_images_and_lays_them_on_the_background_of_training(
+    exif, background, loss, tmp_path, monkeypatch
+):
+    model = make_model("vit", exif_orientation=exif, background=background, loss=loss)
+    model.export(tmp_path / "folder", "timm", verified=False)
+    save_photo(tmp_path / "folder" / "photo.jpg", 16)
+    check_photo(model, tmp_path / "folder", run_readme(tmp_path / "folder", monkeypatch))
+    other = make_model("vit", exif_orientation=not exif, background="black" if background == "white" else "white")
+    photo = tmp_path / "folder" / "photo.jpg"
+    assert np.abs(other.preprocess(photo) - model.preprocess(photo)).max() > 0.1  # so that the rules matter
 
 
 PUBLISHED = {
@@ -96,7 +153,10 @@ def test_published_sizes_are_built_by_timm_s_create_model(name, tmp_path, monkey
     model = make_model(kind, fields, image_size=size, decoded_size=size, crop_pct=1.0)
     report = model.export(tmp_path / "folder", "timm")
     assert report.comparison.holds and report.comparison.agree == 32 and report.notes == ""
-    network = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True)
+    save_photo(tmp_path / "folder" / "photo.jpg", 2 * size)
+    defined = run_readme(tmp_path / "folder", monkeypatch)
+    check_photo(model, tmp_path / "folder", defined)
+    network = defined["network"]
     assert network.pretrained_cfg["architecture"] == name
     config = timm.data.resolve_model_data_config(network)
     assert config["input_size"] == (3, size, size) and config["interpolation"] == "bicubic"
