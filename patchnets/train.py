@@ -269,6 +269,7 @@ class Run:
         try:
             yield
         except RunError:
+            self.workdir.allow_repair()
             if jax.process_count() == 1 and self.step and self.step != self.checkpoints.latest_step():
                 self.save()
                 self.checkpoints.wait()

@@ -90,10 +90,18 @@ class Workdir:
                 f"the data have changed since {self.path} was created ({', '.join(changed)} differ from its data.json)"
                 "; give another --workdir, or restore the data"
             )
+        elif missing := {name: data[name] for name in data if name not in stored}:
+            self.write_json("data.json", {**stored, **missing})
         if self.grown_from and (self.path / "summary.json").exists():
             (self.path / "summary.json").rename(self._unused_name("summary", ".json"))
         if self.grown_from or not (self.path / "config.json").exists():
             self.write_json("config.json", config_lib.unflatten(self._config))
+
+    def allow_repair(self) -> None:
+        """Let the next process record the contents of files again: an unreadable one may be repaired or removed."""
+        stored = self._read_json("data.json")
+        if self.writes and stored is not None and stored.pop("records_crc32", None) is not None:
+            self.write_json("data.json", stored)
 
     def check_shared(self) -> None:
         """Raise UserError in all processes unless all of them see the same folder. Leaves the folder unchanged."""

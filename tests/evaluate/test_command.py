@@ -200,7 +200,7 @@ def test_a_folder_is_evaluated_without_tensorflow_tfds_and_the_configuration(dig
     command[-2] = f"--data={shutil.copytree(photos / 'test', tmp_path / 'images')}"
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "no temperature was fitted: data set 'cifar10' is read through tensorflow-datasets" in done.stdout
+    assert "no temperature was fitted: data set 'cifar10' needs tensorflow-datasets" in done.stdout
 
 
 @pytest.mark.slow
