@@ -57,28 +57,19 @@ cluster: setup
 aot: setup $(VENV)/aot/.installed
 	PATCHNETS_AOT=required PYTHONPATH=$(abspath $(VENV))/aot $(RUN) -m pytest -n 2 tests/aot
 
-$(VENV)/aot/.installed: requirements-tpu.lock | setup
-	rm -rf $(VENV)/aot
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/aot --requirement $<
-	touch $@
-
 # A separate folder and --no-deps: jax2onnx pins an older orbax-checkpoint than ours, and never imports it.
 # To export: PYTHONPATH=.venv/onnx .venv/bin/python -m patchnets.export MODEL --to=onnx
 onnx: setup $(VENV)/onnx/.installed
 	PATCHNETS_ONNX=required PYTHONPATH=$(abspath $(VENV))/onnx $(RUN) -m pytest tests/onnx_export
 
-$(VENV)/onnx/.installed: requirements-onnx.lock | setup
-	rm -rf $(VENV)/onnx
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/onnx --requirement $<
-	touch $@
-
 # Gradio gets a separate folder too, for its forty packages; patchnets runs without any of them.
 demo: setup $(VENV)/demo/.installed
 	PATCHNETS_DEMO=required PYTHONPATH=$(abspath $(VENV))/demo $(RUN) -m pytest tests/demo
 
-$(VENV)/demo/.installed: requirements-demo.lock | setup
-	rm -rf $(VENV)/demo
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/demo --requirement $<
+# A separate folder within the environment, of packages without their dependencies.
+$(VENV)/%/.installed: requirements-%.lock | setup
+	rm -rf $(VENV)/$*
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/$* --requirement $<
 	touch $@
 
 lint: setup

@@ -9,7 +9,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from patchnets.inference.model import Model, load
+    from patchnets.inference.load import load
+    from patchnets.inference.model import Model
 
 STARTED = time.monotonic()  # when this process began to be patchnets: what "first step after" counts from
 
@@ -21,6 +22,6 @@ def __getattr__(name: str) -> Any:
     """Import the Python interface when it is asked for: it needs JAX, and the commands set that up first."""
     if name not in ("Model", "load"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from patchnets.inference import model
+    from patchnets.inference import load, model
 
-    return getattr(model, name)
+    return load.load if name == "load" else model.Model

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from patchnets.runtime.format import list_names
+
 MAX_HASHED_BYTES = 2**30  # larger splits are not searched for duplicates: about a second a GiB
 IMBALANCE = 3.0  # largest class over smallest, from which on it is named
-MAX_NAMES = 5
 
 
 def check_classes(class_names: Sequence[str], train_labels: Int[np.ndarray, " examples"]) -> list[str]:
@@ -19,7 +20,7 @@ def check_classes(class_names: Sequence[str], train_labels: Int[np.ndarray, " ex
         lines.append(f"WARNING: there is one class only, {class_names[0]}: every prediction will be right")
     for count, words in ((0, "no training image"), (1, "a single training image")):
         if names := [name for name, number in zip(class_names, counts) if number == count]:
-            lines.append(f"WARNING: {words} of {_enumerate(names)}")
+            lines.append(f"WARNING: {words} of {list_names(names)}")
     if len(class_names) > 1 and counts.min() > 1 and counts.max() >= IMBALANCE * counts.min():
         low, high = int(counts.argmin()), int(counts.argmax())
         lines.append(
@@ -50,8 +51,3 @@ def check_duplicates(images_of: Mapping[str, UInt8[np.ndarray, "examples height 
 
 def _hash(image: UInt8[np.ndarray, "height width channels"]) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
-
-
-def _enumerate(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MAX_NAMES:,} more classes" if len(names) > MAX_NAMES else ""
-    return ", ".join(names[:MAX_NAMES]) + more

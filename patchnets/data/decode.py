@@ -10,6 +10,7 @@ This is the fastest antialiased combination of those that `python -m experiments
 macOS and Windows.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -98,7 +99,7 @@ def image_mode(data: bytes | pathlib.Path) -> str:
 
 
 def decode_image(
-    data: bytes | pathlib.Path,
+    data: bytes | pathlib.Path | Image.Image,
     name: str,
     channels: int,
     size: int | None = None,
@@ -108,7 +109,7 @@ def decode_image(
     """Decode one image with Pillow.
 
     Args:
-      data: an encoded image, or the path of one.
+      data: an encoded image, the path of one, or an image of Pillow, which stays open.
       name: its name in errors.
       channels: 1 for gray, 3 for RGB.
       size: resize the center square to this side (bicubic, antialiased); None keeps the image as it is.
@@ -118,24 +119,9 @@ def decode_image(
       RunError: the image is broken or truncated.
     """
     try:
-        with _open(data) as file:
+        with contextlib.nullcontext(data) if isinstance(data, Image.Image) else _open(data) as file:
             return _crop_and_resize(file, channels, size, crop_pct, rules)
     except Exception as error:
-        raise _unreadable(name, error) from error
-
-
-def prepare_image(
-    image: Image.Image,
-    name: str,
-    channels: int,
-    size: int | None = None,
-    crop_pct: float = 1.0,
-    rules: PixelRules = DEFAULT_RULES,
-) -> UInt8[np.ndarray, "height width channels"]:
-    """Return the pixels of an open image, as `decode_image` does for a file."""
-    try:
-        return _crop_and_resize(image, channels, size, crop_pct, rules)
-    except Exception as error:  # the image may be broken and not loaded yet
         raise _unreadable(name, error) from error
 
 

@@ -49,7 +49,7 @@ def execute(arguments: list[str]) -> int:
     runtime.silence_logs()
     runtime.enable_compilation_cache()
     from patchnets.demo import page
-    from patchnets.inference.model import load
+    from patchnets.inference.load import load
 
     model = load(options.model, options.checkpoint)
     page.warm_up(model)

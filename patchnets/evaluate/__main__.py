@@ -55,7 +55,7 @@ def execute(arguments: list[str]) -> int:
     runtime.enable_compilation_cache()
     from patchnets.evaluate import data, report
     from patchnets.inference import evaluation
-    from patchnets.inference.model import load
+    from patchnets.inference.load import load
 
     model = load(options.model, options.checkpoint)
     selection = data.select(

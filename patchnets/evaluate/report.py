@@ -19,6 +19,7 @@ from patchnets.inference.calibration import BINS
 from patchnets.inference.evaluation import Evaluation
 from patchnets.plots import figures, predictions
 from patchnets.plots.predictions import Predictions
+from patchnets.runtime.format import list_names, printable
 
 WORST = 5  # classes on the terminal
 FILES = (
@@ -95,14 +96,9 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
         "classes": list(evaluation.classes),
         "classes_without_images": list(evaluation.missing_classes),
         "classes_not_in_model": evaluation.unknown_classes,
-        "unreadable": [_printable(line) for line in evaluation.unreadable],
+        "unreadable": [printable(line) for line in evaluation.unreadable],
         "patchnets": __version__,
     }
-
-
-def _printable(text: str) -> str:
-    """Return a text that can be encoded: names of files need not be."""
-    return text.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _write_csv(path: pathlib.Path, rows: Iterable[Sequence[Any]]) -> None:
@@ -208,7 +204,7 @@ def format_notes(evaluation: Evaluation, limit: int = 20) -> list[str]:
     if missing := evaluation.missing_classes:
         notes.append(f"there are no images of {_classes(missing)} of the model")
     broken = evaluation.unreadable
-    notes += [_printable(line) for line in broken[:limit]]
+    notes += [printable(line) for line in broken[:limit]]
     if len(broken) > limit:
         notes.append(f"{len(broken) - limit:,} more images cannot be read; evaluation.json names them")
     if broken:
@@ -218,4 +214,4 @@ def format_notes(evaluation: Evaluation, limit: int = 20) -> list[str]:
 
 def _classes(names: Sequence[str]) -> str:
     noun = "class" if len(names) == 1 else f"{len(names):,} classes"
-    return f"{noun} {evaluation_lib.list_names(names)}"
+    return f"{noun} {list_names(names, evaluation_lib.NAMES, quoted=True)}"

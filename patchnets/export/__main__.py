@@ -38,7 +38,7 @@ def execute(arguments: list[str]) -> int:
     settings = parser.parse_args(arguments)
     runtime.silence_logs()
     runtime.enable_compilation_cache()
-    from patchnets.inference.model import load
+    from patchnets.inference.load import load
 
     model = load(settings.model, settings.checkpoint)
     report = model.export(

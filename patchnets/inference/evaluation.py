@@ -16,6 +16,7 @@ from patchnets.inference import calibration, labeled
 from patchnets.inference import images as images_lib
 from patchnets.inference.labeled import LabeledImages
 from patchnets.run.model_spec import ModelSpec
+from patchnets.runtime.format import list_names
 from patchnets.step.losses import LOSSES, smooth_one_hot
 
 Logits = Float32[np.ndarray, "examples classes"]
@@ -157,8 +158,8 @@ def compute_outputs(model: Classifier, data: LabeledImages, batch_size: int) -> 
     index = {name: i for i, name in enumerate(model.spec.classes)}
     if not index.keys() & set(data.classes):
         raise UserError(
-            f"{data.name} has no class of the model: it has {list_names(data.classes)}; "
-            f"the model has {list_names(model.spec.classes)}"
+            f"{data.name} has no class of the model: it has {list_names(data.classes, NAMES, quoted=True)}; "
+            f"the model has {list_names(model.spec.classes, NAMES, quoted=True)}"
         )
     names: list[str] = []
     labels: list[int] = []
@@ -204,7 +205,9 @@ def compute_outputs(model: Classifier, data: LabeledImages, batch_size: int) -> 
     if not kept and unreadable:
         raise RunError(f"none of the {len(unreadable):,} images of {data.name} can be read; the first: {unreadable[0]}")
     if not kept:
-        raise UserError(f"{data.name} has no images of the model's classes, {list_names(model.spec.classes)}")
+        raise UserError(
+            f"{data.name} has no images of the model's classes, {list_names(model.spec.classes, NAMES, quoted=True)}"
+        )
     logits = np.concatenate(batches)
     if broken := int((~np.isfinite(logits)).any(axis=-1).sum()):
         raise RunError(f"the outputs for {broken:,} of {len(kept):,} images of {data.name} are not finite")
@@ -216,12 +219,6 @@ def compute_outputs(model: Classifier, data: LabeledImages, batch_size: int) -> 
         unknown_classes=unknown,
         mistakes=tuple((i, image) for _, i, image in worst),
     )
-
-
-def list_names(names: Sequence[str]) -> str:
-    """Return names in quotes, the first of many."""
-    listed = ", ".join(repr(name) for name in names[:NAMES])
-    return listed if len(names) <= NAMES else f"{listed} and {len(names) - NAMES:,} more"
 
 
 def mean_loss(logits: Logits, labels: Int[np.ndarray, " examples"], loss: str) -> float:

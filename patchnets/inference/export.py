@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from patchnets.errors import RunError, UserError, first_line
-from patchnets.inference import model_card, programs, verify
+from patchnets.inference import metadata, model_card, programs, verify
 from patchnets.inference.verify import Comparison
 from patchnets.run.model_spec import FILE_NAME, ModelSpec
 from patchnets.runtime.files import write_atomically
@@ -147,7 +147,7 @@ class _Export:
         described = timm.describe(self.spec)
         entries = timm.to_entries(self.network, self.model.variables, self.spec.image_size)
         files.write_safetensors(folder / folders.SAFETENSORS, entries)
-        config = model_card.timm_config(self.spec, described)
+        config = metadata.timm_config(self.spec, described)
         write_atomically(folder / "config.json", json.dumps(config, indent=2) + "\n")
         comparison = None
         if self.verified:
@@ -178,14 +178,14 @@ class _Export:
 
     def to_onnx(self, folder: pathlib.Path) -> tuple[Comparison | None, str]:
         programs.check_size(self.model.variables)
-        metadata = model_card.program_metadata(self.spec, self.inputs, self.outputs)
-        program = programs.to_onnx(self.spec, self.model.variables, self.inputs, self.outputs, metadata)
+        values = metadata.program_metadata(self.spec, self.inputs, self.outputs)
+        program = programs.to_onnx(self.spec, self.model.variables, self.inputs, self.outputs, values)
         write_atomically(folder / folders.ONNX, program)
         comparison = None
         if self.verified:
             comparison = self.compare(*verify.run_onnx(folder / folders.ONNX), decoded=self.inputs == "uint8")
             if self.outputs == "probabilities":
-                logits = programs.to_onnx(self.spec, self.model.variables, self.inputs, "logits", metadata)
+                logits = programs.to_onnx(self.spec, self.model.variables, self.inputs, "logits", values)
                 comparison = self.compare_logits(
                     comparison, verify.run_onnx, folder / f".logits-{folders.ONNX}", logits
                 )

@@ -40,13 +40,11 @@ def decode_one(image: AnyImage, spec: ModelSpec, name: str = "the image") -> Dec
         if image.shape == (size, size, spec.channels) and crop_pct == 1:
             return image
         image = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
-    if isinstance(image, Image.Image):
-        return decode.prepare_image(image, name, spec.channels, size, crop_pct, spec.rules)
-    if isinstance(image, bytes):
-        return decode.decode_image(image, name, spec.channels, size, crop_pct, spec.rules)
     if isinstance(image, str | os.PathLike):
-        return decode.decode_image(pathlib.Path(image), str(image), spec.channels, size, crop_pct, spec.rules)
-    raise TypeError(f"{name} is a {type(image).__name__}; give a path, a Pillow image or a uint8 array")
+        image, name = pathlib.Path(image), str(image)
+    if not isinstance(image, Image.Image | bytes | pathlib.Path):
+        raise TypeError(f"{name} is a {type(image).__name__}; give a path, a Pillow image or a uint8 array")
+    return decode.decode_image(image, name, spec.channels, size, crop_pct, spec.rules)
 
 
 def _checked(image: np.ndarray, name: str) -> np.ndarray:

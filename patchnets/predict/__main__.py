@@ -93,7 +93,7 @@ def execute(arguments: list[str]) -> int:
 
     cpu.use_one_device_per_core({options.batch_size})
     runtime.enable_compilation_cache()
-    from patchnets.inference.model import load
+    from patchnets.inference.load import load
     from patchnets.predict import stream, writers
 
     model = load(options.model, options.checkpoint)

@@ -8,7 +8,7 @@ import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from patchnets.data.sources.folder import image_suffixes
+from patchnets.data.sources.folder import image_suffixes, walk_files
 from patchnets.errors import RunError, UserError
 from patchnets.runtime.format import printable
 
@@ -93,32 +93,19 @@ def _expand(
 def _files(
     path: str, exclude: pathlib.Path | None, passed_over: collections.Counter[str] | None
 ) -> Iterator[str | UnreadableFolder]:
-    """Yield the images below a folder; anything else is taken for an image.
-
-    The files are those of `patchnets.data.sources.folder.walk_files`, which ends at a folder that it cannot list.
-    """
+    """Yield the images below a folder, which are those of training; anything else is taken for an image."""
     if not os.path.isdir(path):
         yield path
         return
-    excluded = None if exclude is None else os.path.realpath(exclude)
     errors: list[OSError] = []
-    for directory, folders, files in os.walk(path, onerror=errors.append, followlinks=True):
+    excluded = None if exclude is None else exclude.resolve()
+    for name, _ in walk_files(pathlib.Path(path), exclude=excluded, on_error=errors.append):
         yield from _taken(errors)
-        folders[:] = sorted(
-            name
-            for name in folders
-            if not name.startswith(".")
-            and not _is_link_upwards(directory, name)
-            and os.path.realpath(os.path.join(directory, name)) != excluded
-        )
-        for name in sorted(files):
-            suffix = os.path.splitext(name)[1].lower()
-            if name.startswith("."):
-                continue
-            if suffix in image_suffixes():
-                yield os.path.join(directory, name)
-            elif passed_over is not None:
-                passed_over[suffix or "no suffix"] += 1
+        suffix = os.path.splitext(name)[1].lower()
+        if suffix in image_suffixes():
+            yield os.path.join(path, name)
+        elif passed_over is not None:
+            passed_over[suffix or "no suffix"] += 1
     yield from _taken(errors)
 
 
@@ -126,12 +113,3 @@ def _taken(errors: list[OSError]) -> Iterator[UnreadableFolder]:
     """Yield the errors of a list, which is emptied."""
     while errors:
         yield UnreadableFolder(errors.pop(0))
-
-
-def _is_link_upwards(directory: str, name: str) -> bool:
-    """Return whether a name in a folder is a link to that folder or to one around it, so that a walk had no end."""
-    path = os.path.join(directory, name)
-    if not os.path.islink(path):
-        return False
-    here, target = pathlib.Path(directory).resolve(), pathlib.Path(path).resolve()
-    return target == here or target in here.parents

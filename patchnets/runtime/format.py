@@ -1,5 +1,6 @@
 """Human-readable durations, sizes and counts, and names that can be printed."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,12 @@ def format_count(count: float) -> str:
             digits = 2 if count < 10 * least else 1 if count < 100 * least else 0
             return f"{count / least:.{digits}f} {unit}"
     return f"{count:.0f} "
+
+
+def list_names(names: Sequence[str], limit: int = 5, quoted: bool = False) -> str:
+    """Return names separated by commas, of many only the first `limit` and the number of the others."""
+    shown = ", ".join(map(repr if quoted else printable, names[:limit]))
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit:,} more"
 
 
 def printable(text: str) -> str:

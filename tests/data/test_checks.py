@@ -21,7 +21,7 @@ def test_classes_of_one_image_or_none_are_named():
         "WARNING: a single training image of ant",
     ]
     (line,) = checks.check_classes([f"c{i}" for i in range(8)], labels(*[1] * 7, 4))
-    assert line == "WARNING: a single training image of c0, c1, c2, c3, c4 and 2 more classes"
+    assert line == "WARNING: a single training image of c0, c1, c2, c3, c4 and 2 more"
 
 
 def test_imbalance_is_named_from_three_times_on():

@@ -21,7 +21,7 @@ from patchnets import train
 from patchnets.config import common, flatten
 from patchnets.errors import RunError, UserError
 from patchnets.export import __main__ as program
-from patchnets.inference import model_card, programs, verify
+from patchnets.inference import metadata, programs, verify
 from patchnets.inference.images import decode_one
 from patchnets.run.workdir import Workdir
 from patchnets.weights import files
@@ -182,10 +182,10 @@ def test_a_failed_export_removes_only_folders_that_it_made(tmp_path, monkeypatch
 @pytest.mark.parametrize(("exif", "background"), [(True, "white"), (False, "none")])
 def test_exports_say_how_images_are_turned_and_what_lies_behind_them(exif, background, tmp_path):
     model = make_model("vit", exif_orientation=exif, background=background)
-    metadata = model_card.program_metadata(model.spec, "float", "logits")
+    written = metadata.program_metadata(model.spec, "float", "logits")
     model.export(tmp_path / "folder", "timm", verified=False)
     config = json.loads((tmp_path / "folder" / "config.json").read_text())
-    for values in (metadata, config):
+    for values in (written, config):
         assert (values["exif_orientation"], values["background"]) == (exif, background)
     text = (tmp_path / "folder" / "README.md").read_text()
     assert f"| exif_orientation | {exif} |" in text and f"| background | {background} |" in text

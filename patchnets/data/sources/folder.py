@@ -10,7 +10,7 @@ import hashlib
 import os
 import pathlib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from patchnets.data import decode
 from patchnets.data.decode import DEFAULT_RULES, PixelRules
 from patchnets.data.sources.base import Example
 from patchnets.errors import RunError, UserError, first_line
+from patchnets.runtime.format import list_names
 
 # Usual names of each split's folder, in upper or lower case.
 SPLIT_NAMES = {
@@ -177,7 +178,7 @@ class Folder:
         if "train" not in directories:
             raise UserError(f"config.dataset.path={path}: no folder train/ in it; expected train/{EXPECTED}")
         if unused:
-            self.notes.append(f"{self.root}: not used: {_enumerate(unused)}")
+            self.notes.append(f"{self.root}: not used: {list_names(unused)}")
         return {split: directories[split] for split in SPLIT_NAMES if split in directories}
 
     def _scan(self, split: str, root: pathlib.Path) -> list[File]:
@@ -227,19 +228,33 @@ def list_folders(directory: pathlib.Path) -> tuple[str, ...]:
     return tuple(sorted(e.name for e in os.scandir(directory) if e.is_dir() and not e.name.startswith(".")))
 
 
-def walk_files(directory: pathlib.Path, prefix: str = "") -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield (path below the first folder, entry) of every file in a folder and those within, skipping hidden ones."""
-    for entry in os.scandir(directory):
-        if entry.name.startswith("."):
+def walk_files(
+    directory: pathlib.Path,
+    prefix: str = "",
+    *,
+    exclude: pathlib.Path | None = None,
+    on_error: Callable[[OSError], None] | None = None,
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield (path below `directory`, entry) of every file in it and in the folders within, in alphabetical order.
+
+    Hidden names are skipped; links are followed, except to a folder around them.
+
+    Args:
+      prefix: put before the paths.
+      exclude: a folder that is not searched.
+      on_error: called for a folder that cannot be listed, which is skipped then; None to raise the error.
+    """
+    try:
+        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
+    except OSError as error:
+        if on_error is None:
+            raise
+        on_error(error)
+        return
+    folders = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    yield from ((prefix + e.name, e) for e in entries if not e.is_dir() and not e.name.startswith("."))
+    for entry in folders:
+        here, target = pathlib.Path(directory).resolve(), pathlib.Path(entry.path).resolve()
+        if (entry.is_symlink() and (target == here or target in here.parents)) or target == exclude:
             continue
-        if entry.is_dir():
-            here, target = pathlib.Path(directory).resolve(), pathlib.Path(entry.path).resolve()
-            if entry.is_symlink() and (target == here or target in here.parents):
-                continue  # a link to an enclosing folder
-            yield from walk_files(pathlib.Path(entry.path), f"{prefix}{entry.name}/")
-        else:
-            yield prefix + entry.name, entry
-
-
-def _enumerate(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5:,} more" if len(names) > 5 else "")
+        yield from walk_files(pathlib.Path(entry.path), f"{prefix}{entry.name}/", exclude=exclude, on_error=on_error)
