@@ -16,6 +16,9 @@ VENV ?= .venv
 LOCK ?= requirements.lock
 RUN = $(VENV)/bin/python
 
+# Python compiles a module when it is first imported; to compile all that is installed takes a third of the set-up.
+PIP_FLAGS = --quiet --disable-pip-version-check --no-compile
+
 # Else each of the many processes that tests start would compile the sources again.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -47,7 +50,7 @@ newest oldest:
 
 # --no-deps: the comparisons need neither timm's torchvision nor PyTorch's CUDA packages.
 parity: setup
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-parity.lock
+	$(VENV)/bin/pip install $(PIP_FLAGS) --no-deps --requirement requirements-parity.lock
 	PATCHNETS_PARITY=required $(RUN) -m pytest tests/parity
 
 cluster: setup
@@ -69,7 +72,7 @@ demo: setup $(VENV)/demo/.installed
 # A separate folder within the environment, of packages without their dependencies.
 $(VENV)/%/.installed: requirements-%.lock | setup
 	rm -rf $(VENV)/$*
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/$* --requirement $<
+	$(VENV)/bin/pip install $(PIP_FLAGS) --no-deps --target $(VENV)/$* --requirement $<
 	touch $@
 
 lint: setup
@@ -82,8 +85,8 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: $(LOCK) pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("patchnets needs Python 3.11 or newer, and $(PYTHON) is %d.%d; name another: make PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --requirement $(LOCK)
-	$(VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(VENV)/bin/pip install $(PIP_FLAGS) --requirement $(LOCK)
+	$(VENV)/bin/pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
 	touch $@
 
 clean:
