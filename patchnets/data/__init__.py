@@ -259,6 +259,11 @@ def _streaming(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:
 
     options, source, parts = opened.options, opened.source, opened.parts
     augment = options.augment
+    known: list[Any] = [getattr(source.records(name), "labels", None) for name, _, _ in parts["train"]]
+    if all(labels is not None for labels in known):  # a folder's; those of TFDS are read with the images
+        train_labels = [labels[low:high] for labels, (_, low, high) in zip(known, parts["train"])]
+        for line in checks.check_classes(source.class_names, np.concatenate(train_labels)):
+            print(line, flush=True)
     loaders: dict[str, Loader] = {}
     for role, slices in parts.items():
         training = role == "train"

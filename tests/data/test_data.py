@@ -1,5 +1,6 @@
 """A configuration gives the three loaders that it describes; by default test examples are not trained on."""
 
+import dataclasses
 import importlib.util
 
 import jax
@@ -12,9 +13,11 @@ from patchnets import config as config_lib
 from patchnets import data
 from patchnets.data import sources, splits
 from patchnets.data.decode import PixelRules
+from patchnets.data.options import DataOptions
 from patchnets.data.sources import digits, folder
 from patchnets.errors import UserError
 from patchnets.experiment import data_options
+from patchnets.parallel import mesh as mesh_lib
 
 GIB = 2**30
 
@@ -448,3 +451,14 @@ def test_streaming_and_on_device_runs_of_one_seed_show_the_same_images_in_the_sa
             assert len({image.tobytes() for image in images}) == len(images) == count
             orders.append(images.tobytes())
     assert orders[0] != orders[1] and orders[2] == orders[3]  # training is shuffled anew each epoch, evaluation never
+
+
+@pytest.mark.parametrize("loader", ["on_device", "streaming"])
+def test_a_folder_of_one_class_is_named_by_both_loaders(tmp_path, capsys, loader):
+    for split in ("train", "val"):
+        (tmp_path / split / "only").mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (4, 4), (i, i, 9 if split == "val" else 0)).save(tmp_path / split / "only" / f"{i}.png")
+    options = DataOptions("folder", str(tmp_path), image_size=4, batch_size=1, loader=loader, num_workers=0)
+    data.load_dataset(dataclasses.replace(options, cache_dir=str(tmp_path)), mesh_lib.make_mesh(data=1)).close()
+    assert "WARNING: there is one class only, only: every prediction will be right" in capsys.readouterr().out
