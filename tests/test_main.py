@@ -341,6 +341,7 @@ def test_a_json_file_that_is_no_configuration_is_one_line(cli_error, tmp_path_fa
     assert words in cli_error(f"--config={file}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, value, words",
     [

@@ -402,6 +402,7 @@ def test_a_run_grows_and_with_a_constant_rate_is_one_that_was_as_long_from_the_s
         train.train(short, tmp_path / "grown")
 
 
+@pytest.mark.slow
 def test_growth_with_a_schedule_that_depends_on_the_length_says_so(tiny_config, tmp_path, capsys):
     tiny_config.schedule.name, tiny_config.total_epochs, tiny_config.total_steps = "cosine", None, 4
     train.train(tiny_config, tmp_path / "run")

@@ -162,6 +162,7 @@ def test_positions_beyond_the_edges_are_mirrored_back():
     np.testing.assert_allclose(geometry.reflect(jnp.arange(-2.0 * size, 3.0 * size), size), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_zoom_looks_pixels_up_as_keras_random_zoom_does(keras, photos, sampled):
     key = jax.random.key(5)
     factors = sampled(key, zoom=0.4)[0][: len(photos)]
@@ -404,6 +405,7 @@ def test_a_warp_far_outside_stays_in_bounds(photos):
     assert mirrored.min() >= 0 and mirrored.max() <= 255
 
 
+@pytest.mark.slow
 def test_rotation_looks_pixels_up_as_keras_random_rotation_does(keras, photos):
     """The angle is read off a slanted plane, whose value at a place tells where it came from."""
     key, limit = jax.random.key(3), 0.1

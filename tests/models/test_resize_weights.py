@@ -59,6 +59,7 @@ def test_the_same_size_changes_nothing(model):
         jax.tree.map(np.testing.assert_array_equal, actual, variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ALL, ids=lambda m: type(m).__name__)
 @pytest.mark.parametrize("new", [(12, 20), (4, 8), (16, 16)])
 def test_what_comes_out_is_a_network_for_the_new_size(model, new):

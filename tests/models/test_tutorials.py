@@ -276,6 +276,7 @@ def assert_uniform(value, limit, path):
     assert abs(value.mean()) < 5 * std / math.sqrt(value.size), path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["KerasMixer", "KerasFnet", "KerasGmlp", "KerasVit", "BlogMixerKeras"])
 def test_kernels_start_uniform_within_the_limits_of_keras(name):
     for path, value in fresh(name).items():

@@ -38,6 +38,7 @@ def images_of(batch, height, width, seed=1):
 
 
 def counts(model, size=224):
+    model = model.clone(scan=True)  # as many parameters, and one block to trace
     image = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)["params"]
     total, head = (sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) for tree in (shapes, shapes["head"]))
