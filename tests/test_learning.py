@@ -40,12 +40,8 @@ def loader(mesh1):
     return OnDeviceLoader(np.stack(images), np.array(labels, np.int32), batch_size=16, mesh=mesh1, shuffle_seed=0)
 
 
-QUICK = ("mlp_mixer",)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in models.MODELS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", models.MODELS)
 def test_the_loss_falls_within_one_epoch(name, loader, mesh1):
     config = default_config(model=dict(name=name, **COMMON, **SMALL[name])).model
     model, optimizer = models.create_model(**config, num_classes=10), optax.adamw(5e-3)

@@ -307,6 +307,7 @@ def test_without_validation_or_test_the_last_state_is_kept(tiny_config, tmp_path
     assert not [key for key in summary if key.startswith(("val_", "test_"))]
 
 
+@pytest.mark.slow
 def test_every_known_key_is_read_by_a_run(tiny_config, tmp_path, monkeypatch):
     observed: set[str] = set()
     recording_now = [True]
