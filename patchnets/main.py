@@ -16,10 +16,19 @@ The same command resumes an interrupted run; if the run is finished, it says so.
 failed; 2 the request is invalid; 128 + N stopped by signal N (SIGTERM: 143, SIGINT: 130), with the state saved.
 """
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of KeyboardInterrupt, from the first line on
+
+from patchnets.runtime.signals import exit_on_signals
+
+if __name__ == "__main__":
+    exit_on_signals("patchnets")  # while the rest is imported
+
 import contextlib
 import os
 import pathlib
-import signal
 import sys
 import traceback
 
@@ -134,6 +143,9 @@ def _train(
 
 
 if __name__ == "__main__":
-    runtime.reexec_with_huge_pages()
+    runtime.start_program()
     stop_when_disconnected()
-    sys.exit(main(sys.argv))
+    status = main(sys.argv)
+    if status == RunError.status:  # Python would wait for orbax's threads: after a failed save, for five minutes
+        distributed.exit_now(status)
+    sys.exit(status)

@@ -1,5 +1,6 @@
 """Complete runs in one process: outputs, resuming and failures."""
 
+import concurrent.futures
 import dataclasses
 import json
 import resource
@@ -233,6 +234,14 @@ def test_a_disk_that_takes_no_more_ends_the_run_in_one_line(tiny_config, tmp_pat
     assert "\n" not in str(caught.value)
     train.train(tiny_config, tmp_path / "run")  # with room again, the same command goes through
     assert (tmp_path / "run" / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_a_run_in_another_thread_is_the_same(tiny_config, tmp_path):
+    """Python lets only the main thread handle signals."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        summary = pool.submit(train.train, tiny_config, tmp_path / "thread").result()
+    assert summary["test_loss"] == train.train(tiny_config, tmp_path / "main")["test_loss"]
 
 
 @pytest.mark.slow

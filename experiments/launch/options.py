@@ -16,6 +16,7 @@ from experiments.sweep import options as sweep
 from patchnets.config import flags
 from patchnets.errors import UserError
 from patchnets.runtime.cli import ArgumentParser, count, path
+from patchnets.runtime.files import refuse_url
 
 SUFFIX = {"slurm": ".sbatch", "k8s": ".yaml", "tpu": ".sh"}
 LABEL = r"[a-z](?:[a-z0-9-]{0,48}[a-z0-9])?"
@@ -192,6 +193,7 @@ def _name(values: Mapping[str, Any]) -> str:
 def _workdir(engine: str, values: Mapping[str, Any], name: str) -> pathlib.PurePath:
     """Return an absolute path: of this machine, shared with the nodes, under SLURM; else of the nodes."""
     path = values.get("workdir")
+    refuse_url(path or "", "--workdir=")
     if engine == "slurm":
         shared = pathlib.Path(path or f"runs/{name}").expanduser().absolute()
         jobs_lib.check_workdir(shared)

@@ -14,6 +14,7 @@ import ml_collections
 from absl import flags
 
 from patchnets.errors import UserError, first_line
+from patchnets.runtime.files import refuse_url
 
 
 def parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict, str]:
@@ -57,6 +58,7 @@ def parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict, str]:
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not understood; overrides have the form --config.KEY=VALUE")
     config_lib.validate(config)
+    refuse_url(workdir_flag.value or "", "--workdir=")
     name = pathlib.Path(file).stem
     variant = "".join(c if c.isalnum() or c in "-_." else "-" for c in variant)
     return config, workdir_flag.value or os.path.join("runs", f"{name}-{variant}" if variant else name)

@@ -11,6 +11,7 @@ from typing import Any
 from patchnets.augment.preprocess import Augment
 from patchnets.data import options
 from patchnets.optim import schedules
+from patchnets.runtime.files import is_url
 
 LARGEST_INT, LARGEST_FLOAT = 2**31 - 1, 3.4e38  # what 32 bits hold
 Rule = tuple[str, Callable[[Any], bool]]  # (description of the expected value, predicate)
@@ -50,6 +51,7 @@ def one_of_numbers(*numbers: int) -> Rule:
 FINITE: Rule = ("a finite number", lambda v: abs(v) <= LARGEST_FLOAT)
 RATIO: Rule = ("a number above 0 and at most 1", lambda v: 0 < v <= 1)
 ANY: Rule = ("anything", lambda v: True)
+LOCAL: Rule = ("a path on this machine, such as that of a mounted bucket, and no URL", lambda v: not is_url(v))
 DEVICES: Rule = ("a number of devices of at least 1, or -1 for all", lambda v: v == -1 or v >= 1)
 
 
@@ -83,8 +85,10 @@ def augment_key(field: dataclasses.Field) -> Key:
 
 KEYS: dict[str, Key] = {
     "seed": Key(0, "seed of initial parameters, data order, augmentation and dropout", within(0, 2**31)),
-    "dataset.name": Key("digits", "digits, folder, or the name of a TFDS image classification data set"),
-    "dataset.path": Key(str, "folder: a path with images in train/CLASS/ and optionally val/CLASS/ and test/CLASS/"),
+    "dataset.name": Key("digits", "digits, folder, or the name of a TFDS image classification data set", LOCAL),
+    "dataset.path": Key(
+        str, "folder: a path with images in train/CLASS/ and optionally val/CLASS/ and test/CLASS/", LOCAL
+    ),
     "dataset.data_dir": Key(
         str, "TFDS: folder of prepared data sets (default: TFDS_DATA_DIR or ~/tensorflow_datasets)"
     ),
@@ -102,7 +106,7 @@ KEYS: dict[str, Key] = {
     "dataset.train_split": Key(str, "split to train on (default: train, less the validation split)"),
     "dataset.val_split": Key(str, "split to validate on, or none (default: the data set's own, else train[90%:])"),
     "dataset.test_split": Key(str, "split for the test at the end, or none (default: test, if there is one)"),
-    "dataset.cache_dir": Key(str, "folder for decoded images (default: PATCHNETS_CACHE or ~/.cache/patchnets)"),
+    "dataset.cache_dir": Key(str, "folder for decoded images (default: PATCHNETS_CACHE or ~/.cache/patchnets)", LOCAL),
     "dataset.loader": Key(
         "auto",
         "on_device: all images decoded once and kept on the devices; streaming: read during training; "

@@ -13,7 +13,6 @@ import shutil
 import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,10 +21,12 @@ from tqdm import tqdm
 
 from patchnets.data.sources.base import Records, Source
 from patchnets.errors import RunError, UserError
-from patchnets.runtime.files import lock_file
+from patchnets.runtime.files import crc32, lock_file, removed_afterwards
 from patchnets.runtime.format import format_bytes
 
 STALE_SECONDS = 24 * 3600
+FRESH_SECONDS = 5.0  # until when a temporary folder may not be locked yet
+LOCK = "writer.lock"  # in a temporary folder
 CHUNK = 64  # images that a worker decodes at a time
 Decoded = tuple[UInt8[np.ndarray, "examples height width channels"], Int32[np.ndarray, " examples"]]
 
@@ -61,6 +62,7 @@ def load_or_decode(
             _refuse_too_large(source, split, decoded[0].shape[1], max_bytes, held_bytes)
         return decoded
 
+    _remove_abandoned(entry.parent)
     if cached := opened():
         return cached
     records = source.records(split)
@@ -114,21 +116,13 @@ def _refuse_too_large(source: Source, split: str, side: int, max_bytes: float, h
         )
 
 
-def _checksum(path: pathlib.Path) -> int:
-    value = 0
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            value = zlib.crc32(block, value)
-    return value
-
-
 def _open_entry(entry: pathlib.Path) -> Decoded | None:
     """Return the memory-mapped entry; None if it does not exist, or is damaged and was therefore removed."""
     if not entry.is_dir():
         return None
     try:
         stated = json.loads((entry / "entry.json").read_text())
-        if any(_checksum(entry / name) != stated["checksums"][name] for name in ("images.npy", "labels.npy")):
+        if any(crc32(entry / name) != stated["checksums"][name] for name in ("images.npy", "labels.npy")):
             raise ValueError("checksum")
         images = np.load(entry / "images.npy", mmap_mode="r", allow_pickle=False)
         return images, np.load(entry / "labels.npy", allow_pickle=False)
@@ -158,12 +152,9 @@ def _write_entry(records: Records, shape: tuple[int, ...], resize_to: int | None
 
     If another process was faster, keep its entry and drop this one."""
     entry.parent.mkdir(parents=True, exist_ok=True)
-    for stale in entry.parent.glob(f".{entry.name}-*"):  # left by a process that was killed
-        if time.time() - stale.stat().st_mtime > STALE_SECONDS:
-            shutil.rmtree(stale, ignore_errors=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
-    partial.chmod(0o755)
-    try:
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
+    with removed_afterwards(temporary) as partial, _held(partial / LOCK):
+        partial.chmod(0o755)
         images = np.lib.format.open_memmap(partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
         _reserve(partial / "images.npy")
         labels = np.empty(shape[0], np.int32)
@@ -179,12 +170,44 @@ def _write_entry(records: Records, shape: tuple[int, ...], resize_to: int | None
         images.flush()
         del images
         np.save(partial / "labels.npy", labels)
-        checksums = {name: _checksum(partial / name) for name in ("images.npy", "labels.npy")}
+        checksums = {name: crc32(partial / name) for name in ("images.npy", "labels.npy")}
         (partial / "entry.json").write_text(json.dumps({"checksums": checksums}))
+        (partial / LOCK).unlink(missing_ok=True)
         try:
             partial.rename(entry)
         except OSError:
             if not entry.is_dir():
                 raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _held(lock: pathlib.Path) -> Iterator[None]:
+    """Hold a lock, by which other processes see that this one is alive, if the disk has locks."""
+    try:
+        held = lock_file(lock, wait=False)
+    except OSError:
+        yield
+        return
+    with held:
+        yield
+
+
+def _remove_abandoned(folder: pathlib.Path) -> None:
+    """Remove the temporary folders of processes that were killed while decoding.
+
+    Without locks, or if an older version made them, those that are a day old.
+    """
+    for partial in folder.glob(".*-*"):
+        with contextlib.suppress(OSError):  # it is gone meanwhile
+            age = time.time() - partial.stat().st_mtime
+            abandoned = age > STALE_SECONDS
+            if age > FRESH_SECONDS and (partial / LOCK).exists():
+                try:
+                    lock_file(partial / LOCK, wait=False).close()
+                    abandoned = True
+                except BlockingIOError:  # its writer is alive
+                    abandoned = False
+                except OSError:  # there are no locks
+                    pass
+            if abandoned:
+                shutil.rmtree(partial, ignore_errors=True)

@@ -18,6 +18,7 @@ from patchnets import runtime
 from patchnets.demo import OFFLINE
 from patchnets.errors import UserError, first_line
 from patchnets.runtime.cli import ArgumentParser, checkpoint, path, positive_int, run_cli
+from patchnets.runtime.disconnect import open_closed_streams
 
 PROGRAM = "patchnets.demo"
 
@@ -87,5 +88,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    open_closed_streams()
     runtime.reexec_with_huge_pages()
     sys.exit(main(sys.argv))

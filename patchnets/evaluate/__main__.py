@@ -114,5 +114,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    runtime.reexec_with_huge_pages()
+    runtime.start_program("patchnets.evaluate")
     sys.exit(main(sys.argv))

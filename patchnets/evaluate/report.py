@@ -6,7 +6,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from patchnets.inference.calibration import BINS
 from patchnets.inference.evaluation import Evaluation
 from patchnets.plots import figures, predictions
 from patchnets.plots.predictions import Predictions
+from patchnets.runtime.files import removed_afterwards
 from patchnets.runtime.format import list_names, printable
 
 WORST = 5  # classes on the terminal
@@ -43,19 +43,19 @@ def output_folder(directory: pathlib.Path) -> Iterator[pathlib.Path]:
     """
     missing = [path for path in (directory, *directory.parents) if not path.exists()]
     directory.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    temporary = tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent)
     try:
-        partial.chmod(0o755)
-        yield partial
-        directory.mkdir(exist_ok=True)
-        (directory / "evaluation.json").unlink(missing_ok=True)
-        for name in FILES:
-            if (partial / name).exists():
-                (partial / name).replace(directory / name)
-            else:
-                (directory / name).unlink(missing_ok=True)
+        with removed_afterwards(pathlib.Path(temporary)) as partial:
+            partial.chmod(0o755)
+            yield partial
+            directory.mkdir(exist_ok=True)
+            (directory / "evaluation.json").unlink(missing_ok=True)
+            for name in FILES:
+                if (partial / name).exists():
+                    (partial / name).replace(directory / name)
+                else:
+                    (directory / name).unlink(missing_ok=True)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
         for path in missing:
             with contextlib.suppress(OSError):  # it holds something now
                 path.rmdir()

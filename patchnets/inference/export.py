@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -18,7 +17,7 @@ from patchnets.errors import RunError, UserError, first_line
 from patchnets.inference import metadata, model_card, programs, verify
 from patchnets.inference.verify import Comparison
 from patchnets.run.model_spec import FILE_NAME, ModelSpec
-from patchnets.runtime.files import write_atomically
+from patchnets.runtime.files import refuse_url, removed_afterwards, write_atomically
 from patchnets.weights import FORMATS, INPUTS, OUTPUTS, files, folders, official_npz, timm
 
 UNVERIFIED = "Nothing was compared: it was exported with --verify=off."
@@ -83,14 +82,15 @@ def export(
       RunError: what was written gives other outputs than the model; nothing is left of it.
     """
     check_options(to, inputs, outputs)
+    refuse_url(directory)
     target = pathlib.Path(directory).expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target} exists and is not an empty folder; remove it, or name another")
     job = _Export(model, inputs, outputs, verified, dtype)
     write = {"timm": job.to_timm, "npz": job.to_npz, "onnx": job.to_onnx, "stablehlo": job.to_stablehlo}[to]
     with _new_folders(target.parent):
-        partial = pathlib.Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-        try:
+        name = tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-")
+        with removed_afterwards(pathlib.Path(name)) as partial:
             write_atomically(partial / FILE_NAME, json.dumps(model.spec.to_json(), indent=2) + "\n")
             write_atomically(partial / folders.EXPORT, json.dumps({"format": to, "step": model.step}) + "\n")
             comparison, notes = write(partial)
@@ -98,9 +98,6 @@ def export(
             if target.exists():
                 target.rmdir()
             partial.rename(target)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
     notes = "\n".join(filter(None, [notes, job.dtype_note]))
     return Report(target, tuple(sorted(path.name for path in target.iterdir())), comparison, notes)
 

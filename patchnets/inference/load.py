@@ -15,6 +15,7 @@ from patchnets.experiment import build_experiment
 from patchnets.inference.model import Model
 from patchnets.run.checkpoints import Checkpoints
 from patchnets.run.model_spec import FILE_NAME, ModelSpec, read_model_spec
+from patchnets.runtime.files import refuse_url
 from patchnets.step.train_state import init_variables
 from patchnets.weights import folders
 
@@ -31,6 +32,7 @@ def load(source: str | os.PathLike[str], checkpoint: str | int = "best") -> Mode
       UserError: it is no such folder, or there is no such checkpoint.
       RunError: no checkpoint can be read, or the file of weights is broken.
     """
+    refuse_url(source)
     directory = pathlib.Path(source).expanduser().absolute()
     try:
         spec = read_model_spec(directory)

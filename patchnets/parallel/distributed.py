@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from patchnets.errors import UserError, first_line
+from patchnets.runtime.files import remove_partial
 
 PORT = 8482  # of process 0 if the coordinator is given as HOST; JAX's default on TPUs
 FLAGS = ("coordinator", "processes", "process")
@@ -254,10 +255,12 @@ def leave(status: int) -> bool:
 
 
 def exit_now(status: int) -> NoReturn:
-    """Exit after a failure, skipping JAX's exit barrier, which would wait for the other processes."""
+    """Exit after a failure, without JAX's exit barrier, which would wait for the other processes, and without waiting
+    for threads."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
         sys.stderr.flush()
+    remove_partial()
     if _runs_service:
         time.sleep(SERVICE_SECONDS)
     os._exit(status)

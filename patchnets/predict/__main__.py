@@ -139,5 +139,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    runtime.reexec_with_huge_pages()
+    runtime.start_program(PROGRAM)
     sys.exit(main(sys.argv))

@@ -1,6 +1,7 @@
 """Save and restore checkpoints with orbax: the latest ones, and the best one by a validation metric."""
 
 import contextlib
+import functools
 import json
 import logging
 import math
@@ -10,11 +11,13 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from patchnets.errors import RunError, UserError, first_line
 from patchnets.parallel import multihost
+from patchnets.run import checksums
 from patchnets.step.train_state import TrainState
 
 LOWER_IS_BETTER = ("loss",)
@@ -24,7 +27,7 @@ class Checkpoints:
     """Checkpoints of one work directory. Saving returns at once and finishes in the background.
 
     A checkpoint is written under another name and renamed when complete, so that a process killed while saving leaves
-    the earlier ones intact.
+    the earlier ones intact. Checksums, written before it is renamed, are verified before it is restored.
     """
 
     def __init__(
@@ -39,9 +42,10 @@ class Checkpoints:
 
         `read_only` changes nothing in the directory, because a run may be writing to it."""
         self.directory, self._read_only = directory.absolute(), read_only
+        self._saving: int | None = None  # the step of the latest save
         with multihost.errors_on_all():  # before any process opens the directory
-            if multihost.is_first_process() and not read_only:
-                self._move_aside_unranked()
+            if multihost.is_first_process():
+                self._move_aside_unranked(best_metric)
         sign = -1.0 if best_metric in LOWER_IS_BETTER else 1.0
         score = lambda metrics: sign * metrics[best_metric]
         policy = checkpoint_managers.AnyPreservationPolicy(
@@ -51,12 +55,7 @@ class Checkpoints:
             ]
         )
         self._score = score
-        try:
-            self._manager = self._open_manager(policy)
-        except ValueError as error:  # JSON of metrics
-            if not read_only:
-                raise
-            raise RunError(f"a checkpoint in {self.directory} has metrics that cannot be read ({error})") from error
+        self._manager = self._open_manager(policy)
 
     def _open_manager(self, policy: Any) -> ocp.CheckpointManager:
         read_only = self._read_only
@@ -68,6 +67,7 @@ class Checkpoints:
                 best_fn=self._score,
                 cleanup_tmp_directories=not read_only,
                 enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
                 read_only=read_only,
                 create=not read_only,
             ),
@@ -86,9 +86,16 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
+        self.wait()
+        self._saving = step
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(dict(progress)))
         with self._raise_run_error():
             self._manager.save(step, args=items, metrics=None if val_metrics is None else dict(val_metrics))
+
+    def _write_checksums(self) -> None:
+        """Write the checksums of the checkpoint that process 0 is about to rename, in the thread that saves it."""
+        for path in self.directory.glob(f"{self._saving}{ocp.utils.TMP_DIR_SUFFIX}*"):
+            checksums.write_checksums(path)
 
     def wait(self) -> None:
         """Wait until all saves are on disk. Raise RunError if one could not be written."""
@@ -177,39 +184,55 @@ class Checkpoints:
             item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
         )
         try:
+            checksums.verify_checksums(self.directory / str(step))
             restored = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
         except Exception as error:  # orbax and tensorstore raise many kinds for a broken file
-            raise RunError(f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}") from error
+            others = sorted(set(steps) - {step})
+            advice = f"; there are also those of steps {', '.join(map(str, others))}" if others else ""
+            raise RunError(
+                f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}{advice}"
+            ) from error
         return step, restored["ema"] if ema else restored
 
     def _try_restore(self, step: int, like: TrainState, broken: list[int]) -> tuple[TrainState, dict[str, Any]] | None:
         """Restore a step, or print why it cannot be read, add it to `broken` and return None."""
+        share = slice(jax.process_index(), None, jax.process_count())
+        verify = functools.partial(checksums.verify_checksums, self.directory / str(step), share)
         restored = None
-        try:
-            restored = self._restore(step, like)
-        except Exception as error:  # orbax and tensorstore raise many kinds for a broken file
-            print(f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}", file=sys.stderr)
-        if multihost.all_true(restored is not None):
-            return restored
-        broken.append(step)
-        return None
+        for read in (verify, functools.partial(self._restore, step, like)):
+            readable = True
+            try:
+                restored = read()
+            except Exception as error:  # orbax and tensorstore raise many kinds for a broken file
+                print(f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}", file=sys.stderr)
+                readable = False
+            if not multihost.all_true(readable):
+                broken.append(step)
+                return None
+        return restored
 
     def _restore(self, step: int, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
         items = ocp.args.Composite(state=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
         return restored.state, restored.progress
 
-    def _move_aside_unranked(self) -> None:
-        """Move checkpoints with unreadable metrics aside: orbax cannot open a directory that has one."""
+    def _move_aside_unranked(self, best_metric: str) -> None:
+        """Move checkpoints with damaged metrics aside: orbax cannot open a directory that has one, and another could
+        pass for the best. Raise RunError if nothing may be changed."""
         steps = [int(path.name) for path in self.directory.glob("[0-9]*") if path.name.isdigit()]
         broken = []
         for step in steps:
+            path = self.directory / str(step)
             try:
-                json.loads((self.directory / str(step) / "metrics" / "metrics").read_text())
+                checksums.verify_checksums(path, name=checksums.METRICS)
+                float(json.loads((path / checksums.METRICS).read_text())[best_metric])
             except FileNotFoundError:
                 pass  # saved between two validations
-            except ValueError as error:
-                print(f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}", file=sys.stderr)
+            except (ValueError, TypeError, KeyError) as error:
+                reason = f"checkpoint {path} cannot be read: {_reason(error)}"
+                if self._read_only:
+                    raise RunError(f"{reason}; move it out of that folder to use the others") from error
+                print(reason, file=sys.stderr)
                 broken.append(step)
         if broken and len(broken) == len(steps):
             raise self._none_readable()

@@ -22,7 +22,7 @@ import jax
 from patchnets import config as config_lib
 from patchnets.errors import UserError
 from patchnets.parallel import multihost
-from patchnets.runtime.files import lock_file, write_atomically
+from patchnets.runtime.files import lock_file, refuse_url, write_atomically
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # Lustre, NFS
 LENGTHS = ("total_epochs", "total_steps")  # keys by which a run may grow
@@ -33,7 +33,10 @@ class Workdir:
     """The folder of one run. Nothing is written before `acquire`, nor without `writes`: one process of a run writes."""
 
     def __init__(self, path: str | os.PathLike[str], config: Mapping[str, Any], writes: bool = True):
-        """`config` is the configuration that identifies the run, flat: {"optimizer.name": "adamw", ...}."""
+        """`config` is the configuration that identifies the run, flat: {"optimizer.name": "adamw", ...}.
+
+        Raise UserError if `path` is a URL."""
+        refuse_url(path, "--workdir=")
         self.writes = writes
         self.path = pathlib.Path(path).expanduser()
         self._config = dict(config)
@@ -64,9 +67,10 @@ class Workdir:
         if self.grown_from:
             return None
         try:
-            return json.loads((self.path / "summary.json").read_text())
+            summary = json.loads((self.path / "summary.json").read_text())
         except (FileNotFoundError, ValueError):
             return None
+        return summary if _is_summary(summary) else None  # a damaged one is written again
 
     def acquire(self, data: Mapping[str, Any]) -> None:
         """Create the folder and lock it until `release` or the end of the process.
@@ -240,20 +244,33 @@ def changed_data(stored: Mapping[str, Any], data: Mapping[str, Any]) -> list[str
     return [name for name in data if name in stored and data[name] != stored[name]]
 
 
+def _is_summary(content: Any) -> bool:
+    """Return whether the content of a summary.json has the numbers of a finished run."""
+    if not isinstance(content, dict):
+        return False
+    names = {"best_step", "steps", "epochs", "wall_seconds"}
+    names |= {name for name in content if name.startswith(("val_", "test_"))}
+    return all(isinstance(content.get(name), int | float) for name in names)
+
+
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Read a JSON file of a work directory. Raises UserError if it cannot be read."""
+    """Read a JSON file of a work directory. Raises UserError if it cannot be read, or is no JSON object."""
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"it holds a {type(content).__name__} and no object")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}); give another --workdir") from error
+    return content
 
 
 def _parse_rows(lines: list[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Return (line, its object) of all lines that hold a JSON object."""
+    """Return (line, its object) of all lines that hold a row of metrics."""
     rows = []
     for line in lines:
         with contextlib.suppress(ValueError):
-            if isinstance(row := json.loads(line), dict):
+            row = json.loads(line)
+            if isinstance(row, dict) and isinstance(row.get("step", 0), int | float):
                 rows.append((line, row))
     return rows
 

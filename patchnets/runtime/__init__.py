@@ -8,7 +8,9 @@ import sys
 import tempfile
 import warnings
 
-from absl import logging
+from patchnets.runtime.disconnect import open_closed_streams
+from patchnets.runtime.files import refuse_url
+from patchnets.runtime.signals import exit_on_signals, hold_signals
 
 HUGE_PAGES = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")  # the active setting is in []
 TUNABLE = "glibc.malloc.hugetlb"
@@ -49,6 +51,18 @@ def tunables() -> str | None:
     return ":".join(filter(None, [preset, f"{TUNABLE}=1"]))
 
 
+def start_program(program: str = "patchnets") -> None:
+    """Prepare the process of a command, called `program` in messages. Call this first.
+
+    Closed standard streams are opened, SIGTERM and SIGINT end the process in one line, and large arrays are put into
+    huge pages, for which the process starts again.
+    """
+    open_closed_streams()
+    exit_on_signals(program)
+    with hold_signals():
+        reexec_with_huge_pages()
+
+
 def reexec_with_huge_pages() -> None:
     """Restart this program in the same process, with large arrays in huge pages.
 
@@ -67,8 +81,10 @@ def cache_root(configured: str | None = None) -> pathlib.Path:
     """Return the cache directory: `configured`, $PATCHNETS_CACHE, $XDG_CACHE_HOME/patchnets or ~/.cache/patchnets.
 
     If nothing can be written there, as in containers without a home: a folder for temporary files, named in one line.
+    Raise UserError if it is a URL.
     """
     name = configured or os.environ.get("PATCHNETS_CACHE")
+    refuse_url(name or "", "PATCHNETS_CACHE=")
     root = pathlib.Path(name or pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "patchnets")
     try:
         root = root.expanduser()
@@ -110,6 +126,8 @@ def enable_compilation_cache() -> None:
 
 def silence_logs() -> None:
     """Silence the logs of absl and TensorFlow. Errors are raised as exceptions and reported in one line."""
+    from absl import logging
+
     logging.set_verbosity(logging.FATAL)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")

@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from patchnets.errors import RunError, UserError, first_line, report_error
+from patchnets.runtime.disconnect import open_closed_streams
+from patchnets.runtime.files import refuse_url
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -41,6 +43,7 @@ def run_cli(argv: Sequence[str], execute: Callable[[list[str]], int], program: s
 
     UserError, RunError, OSError and Ctrl-C are reported in one line, "PROGRAM: message".
     """
+    open_closed_streams()
     try:
         return execute(list(argv[1:]))
     except SystemExit as done:  # --help
@@ -104,9 +107,10 @@ def share(value: str) -> float:
 def path(value: str) -> pathlib.Path:
     """Parse a path and expand ~."""
     try:
-        return pathlib.Path(text(value)).expanduser()
-    except RuntimeError as error:  # no such user
-        raise argparse.ArgumentTypeError(f"{value}: {error}") from error
+        refuse_url(text(value))
+        return pathlib.Path(value).expanduser()
+    except (RuntimeError, UserError) as error:  # RuntimeError: no such user
+        raise argparse.ArgumentTypeError(str(error) if isinstance(error, UserError) else f"{value}: {error}") from error
 
 
 def out_folder(value: str) -> pathlib.Path:

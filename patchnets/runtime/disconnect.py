@@ -1,4 +1,4 @@
-"""Terminals that close and pipes that nobody reads (`| head`): the program is asked to stop, as by SIGTERM."""
+"""Standard streams that are closed: terminals, pipes that nobody reads (`| head`), and programs started without."""
 
 import os
 import signal
@@ -6,8 +6,23 @@ import sys
 from typing import Any
 
 
+def open_closed_streams() -> None:
+    """Open os.devnull as each standard stream that is closed.
+
+    Else a file that is opened later gets its number, and with it what C++ libraries write to standard error.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115, for good
+
+
 def stop_when_disconnected() -> None:
-    """Turn SIGHUP, and output that cannot be written any more, into one SIGTERM. SIGHUP under nohup stays ignored."""
+    """Ask this program to stop, as by SIGTERM, once nobody can read it any more: turn SIGHUP, and
+    output that cannot be written, into one SIGTERM. SIGHUP under nohup stays ignored."""
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         signal.signal(signal.SIGHUP, lambda *_: signal.raise_signal(signal.SIGTERM))
     state = _State()

@@ -8,6 +8,8 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -21,6 +23,7 @@ from patchnets.data.sources import folder
 from patchnets.errors import RunError, UserError
 
 GIB = 2.0**30
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 class FakeRecords:
@@ -203,6 +206,61 @@ def test_what_a_killed_process_left_does_no_harm(tmp_path):
     for _ in range(2):
         assert_is_what_was_decoded(load(fresh, tmp_path / "place"), fresh.fake)
     assert set(fresh.fake.decoded.values()) == {1}
+
+
+WRITER = """
+import sys, time
+from test_decoded_cache import FakeSource, load
+from patchnets.runtime.signals import exit_on_signals
+
+def hook(positions):
+    if 70 in positions:
+        print("decoding", flush=True)
+        time.sleep(60)
+
+exit_on_signals("patchnets")
+source = FakeSource()
+source.fake.hook = hook
+load(source, sys.argv[1])
+"""
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """Another process, in the middle of decoding."""
+    path = os.pathsep.join([str(pathlib.Path(__file__).parent), str(ROOT)])
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "decoding\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def folders(root):
+    return [path for path in entries(root) if path.is_dir()]
+
+
+@pytest.mark.slow
+def test_a_process_stopped_while_decoding_leaves_nothing(tmp_path, writer):
+    assert len(folders(tmp_path)) == 1
+    writer.terminate()
+    assert writer.wait(timeout=60) == 143
+    assert folders(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_what_a_killed_process_left_is_removed_at_the_next_start_and_of_a_living_one_nothing(tmp_path, writer):
+    other, (partial,) = FakeSource(), folders(tmp_path)
+    other.version = "2"
+    os.utime(partial, (time.time() - 100_000,) * 2)
+    load(other, tmp_path)
+    assert partial in folders(tmp_path)
+    writer.kill()
+    writer.wait()
+    os.utime(partial, (time.time() - 60,) * 2)
+    load(other, tmp_path)
+    assert [path.name for path in folders(tmp_path)] == ["fake-2-train-at-most-16px"]
 
 
 def test_of_two_that_want_an_entry_one_decodes_and_the_other_waits(tmp_path):

@@ -65,7 +65,7 @@ def test_a_second_signal_ends_a_process():
 
 def test_where_a_signal_ends_the_process_at_once_so_does_one_that_came_before():
     out, err = begin("exit").communicate(timeout=TIMEOUT)
-    assert out == "" and err.splitlines()[-1] == "patchnets: stopped by signal 15 before the run began"
+    assert out == "" and err.splitlines()[-1] == "patchnets: stopped by signal 15"
 
 
 def test_signals_are_noted_again_after_they_would_have_ended_the_process(capsys):
@@ -98,4 +98,4 @@ def test_a_signal_ends_the_wait_for_other_processes(tmp_path, index, number):
     [(status, _, err)] = wait_all([process])
     name = "patchnets" + (": process 1 of 2" if index else "")
     assert status == 128 + number
-    assert error_of(err) == f"{name}: stopped by signal {int(number)} before the run began\n"
+    assert error_of(err) == f"{name}: stopped by signal {int(number)}\n"

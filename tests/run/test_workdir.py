@@ -25,6 +25,33 @@ def test_it_is_empty_until_it_is_claimed_and_then_holds_the_configuration(tiny_c
     assert json.loads((tmp_path / "a/b/data.json").read_text()) == DATA
 
 
+OTHER_TYPES = ["", "{", "[1]", "3", "null", "true", '"text"', "NaN", "\x00"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "data.json"])
+@pytest.mark.parametrize("content", OTHER_TYPES)
+def test_a_file_of_another_type_is_named_in_one_line(tiny_config, tmp_path, name, content):
+    Workdir(tmp_path, flatten(tiny_config)).acquire(DATA)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=rf"^{tmp_path}/{name} cannot be read \(.*\); give another --workdir$"):
+        Workdir(tmp_path, flatten(tiny_config)).acquire(DATA)
+    assert (tmp_path / name).read_text() == content
+
+
+SUMMARY = {"best_step": 1, "steps": 2, "epochs": 1.0, "wall_seconds": 3.0, "test_accuracy": 0.5}
+
+
+@pytest.mark.parametrize("content", [*OTHER_TYPES, "{}", json.dumps(SUMMARY | {"test_accuracy": "0.5"})])
+def test_a_summary_that_is_none_does_not_finish_a_run(tiny_config, tmp_path, content):
+    path = Workdir(tmp_path, flatten(tiny_config))
+    path.acquire(DATA)
+    path.release()
+    (tmp_path / "summary.json").write_text(content)
+    assert path.load_summary() is None
+    (tmp_path / "summary.json").write_text(json.dumps(SUMMARY))
+    assert path.load_summary() == SUMMARY
+
+
 def test_only_one_at_a_time_may_have_it(tiny_config, tmp_path):
     first, second = (Workdir(tmp_path / "run", flatten(tiny_config)) for _ in range(2))
     first.acquire(DATA)
