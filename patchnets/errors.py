@@ -28,6 +28,7 @@ def report_error(error: BaseException, program: str = "patchnets") -> int:
     text = str(error)
     if isinstance(error, OSError):
         text = (f"{error.filename}: " if error.filename else "") + (error.strerror or text)
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)  # names of files may hold line breaks
     print(f"{program}: {text}", file=sys.stderr)
     return getattr(error, "status", 1)
 

@@ -37,7 +37,7 @@ def arrays(config: ml_collections.ConfigDict) -> dict[str, Arrays]:
     root, most = runtime.cache_root(config.dataset.cache_dir), config.dataset.max_on_device_gib * 2**30
     decoded: dict[str, Arrays] = {}
     for name in dict.fromkeys(name for parts in opened.parts.values() for name, _, _ in parts):
-        decoded[name] = decoded_cache.load_or_decode(opened.source, name, config.image_size, root, most, 0, True)
+        decoded[name] = decoded_cache.load_or_decode(opened.source, name, config.image_size, root, most, 0, True)[:2]
 
     def gather(parts: list[Part]) -> Arrays:
         images, labels = zip(*((decoded[name][0][low:high], decoded[name][1][low:high]) for name, low, high in parts))

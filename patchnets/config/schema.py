@@ -125,7 +125,7 @@ KEYS: dict[str, Key] = {
         int, "streaming: worker processes that decode; 0: this process (default: cores)", at_least(0)
     ),
     "dataset.on_corrupt": Key(
-        "stop", "streaming: stop at a record that cannot be decoded, or skip it", one_of(*options.CHOICES["on_corrupt"])
+        "stop", "stop at a record that cannot be read or decoded, or skip it", one_of(*options.CHOICES["on_corrupt"])
     ),
     "image_size": Key(224, "height and width of model inputs in pixels; images are resized to it", between(1, 16_384)),
     "normalize": Key(

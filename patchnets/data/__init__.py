@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.util
+import sys
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +19,7 @@ from patchnets.data.on_device import OnDeviceLoader
 from patchnets.data.options import DataOptions
 from patchnets.data.sources import base
 from patchnets.errors import RunError, UserError
-from patchnets.runtime.format import format_bytes
+from patchnets.runtime.format import format_bytes, printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +146,7 @@ def load_opened(opened: OpenedDataset, mesh: Mesh) -> Dataset:
     """
     options, source, on_device = opened.options, opened.source, opened.loader == "on_device"
     for note in source.notes:
-        print(note, flush=True)
+        print(printable(note), flush=True)
     split_loaders = (_on_device if on_device else _streaming)(opened, mesh)
     mean, std = split_loaders.normalization
     return Dataset(
@@ -196,27 +197,31 @@ def _on_device(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:
     """Decode what is not cached, print the memory needed, and place it on the devices."""
     options, source, parts = opened.options, opened.source, opened.parts
     root, max_bytes = runtime.cache_root(options.cache_dir), options.allowed_bytes(mesh.size)
-    sharded = options.on_device_sharding == "sharded"
+    sharded, skip = options.on_device_sharding == "sharded", options.on_corrupt == "skip"
 
     def decode_all(keep_native: bool) -> dict[str, decoded_cache.Decoded]:
         decoded: dict[str, decoded_cache.Decoded] = {}
         for name in split_names(parts):
-            bytes_so_far = sum(images.nbytes for images, _ in decoded.values())
+            bytes_so_far = sum(split.images.nbytes for split in decoded.values())
             decoded[name] = decoded_cache.load_or_decode(
-                source, name, options.stored_size, root, max_bytes, bytes_so_far, keep_native
+                source, name, options.stored_size, root, max_bytes, bytes_so_far, keep_native, skip
             )
         return decoded
 
     decoded = decode_all(keep_native=True)
-    if len({images.shape[1] for images, _ in decoded.values()}) > 1:  # the splits have different sizes
+    if len({split.images.shape[1] for split in decoded.values()}) > 1:  # the splits have different sizes
         decoded = decode_all(keep_native=False)
+    for why in dict.fromkeys(why for split in decoded.values() for why in split.unreadable.values()):
+        print(f"skipped: {printable(why)}", file=sys.stderr, flush=True)
 
     def gather(role: str) -> tuple[np.ndarray, np.ndarray]:
-        pieces = [(decoded[name][0][low:high], decoded[name][1][low:high]) for name, low, high in parts[role]]
+        pieces = [(decoded[name].images[low:high], decoded[name].labels[low:high]) for name, low, high in parts[role]]
         images, labels = zip(*pieces)
         return (np.concatenate(images), np.concatenate(labels)) if len(pieces) > 1 else pieces[0]
 
     arrays = {role: gather(role) for role in parts}
+    skipped = {role: _skipped(source, decoded, parts[role]) for role in parts}
+    readable = {role: _without(arrays[role], skipped[role]) for role in parts}
     for role, (_, labels) in arrays.items():
         if not 0 <= int(labels.min()) <= int(labels.max()) < len(source.class_names):
             raise UserError(
@@ -224,8 +229,8 @@ def _on_device(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:
                 f"{len(source.class_names)} classes; choose another config.dataset.{role}_split, or none"
             )
     for line in [
-        *checks.check_classes(source.class_names, arrays["train"][1]),
-        *checks.check_duplicates({role: images for role, (images, _) in arrays.items()}),
+        *checks.check_classes(source.class_names, readable["train"][1]),
+        *checks.check_duplicates({role: images for role, (images, _) in readable.items()}),
     ]:
         print(line, flush=True)
     total = sum(images.nbytes for images, _ in arrays.values())
@@ -239,19 +244,45 @@ def _on_device(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:
             mesh=mesh,
             shuffle_seed=options.seed_of(role),
             sharded=sharded,
+            unreadable=skipped[role],
         )
         for role in parts
     }
     return SplitLoaders(
         loaders=loaders,
-        stored_size=next(iter(decoded.values()))[0].shape[1],
-        normalization=normalization(options.normalize, arrays["train"][0]),
+        stored_size=next(iter(decoded.values())).images.shape[1],
+        normalization=normalization(options.normalize, readable["train"][0]),
         fingerprint={
             "examples": {role: len(labels) for role, (_, labels) in arrays.items()},
             "labels_crc32": {role: zlib.crc32(labels.tobytes()) for role, (_, labels) in arrays.items()},
             "records_crc32": {name: source.records(name).fingerprint() for name in split_names(parts)},
         },
     )
+
+
+def _skipped(
+    source: base.Source, decoded: Mapping[str, decoded_cache.Decoded], slices: list[splits.Part]
+) -> dict[int, str]:
+    """Return {position in a role's examples: name} of those that could not be read."""
+    names: dict[int, str] = {}
+    first = 0
+    for split, low, high in slices:
+        positions = [i for i in decoded[split].unreadable if low <= i < high]
+        names |= {first + i - low: source.records(split).name_of(i) for i in positions}
+        first += high - low
+    return names
+
+
+def _without(arrays: tuple[np.ndarray, np.ndarray], skipped: Mapping[int, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return images and labels without those at the skipped positions. Raise RunError if nothing is left."""
+    if not skipped:
+        return arrays
+    images, labels = (np.delete(array, list(skipped), axis=0) for array in arrays)
+    if not len(labels):
+        raise RunError(
+            f"none of the {len(skipped):,} examples can be read, the first being {next(iter(skipped.values()))}"
+        )
+    return images, labels
 
 
 def _streaming(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from patchnets.runtime.format import list_names
+from patchnets.runtime.format import list_names, printable
 
 MAX_HASHED_BYTES = 2**30  # larger splits are not searched for duplicates: about a second a GiB
 IMBALANCE = 3.0  # largest class over smallest, from which on it is named
@@ -14,7 +14,7 @@ IMBALANCE = 3.0  # largest class over smallest, from which on it is named
 
 def check_classes(class_names: Sequence[str], train_labels: Int[np.ndarray, " examples"]) -> list[str]:
     """Return lines about a single class, classes with at most one training image, and imbalance."""
-    counts = np.bincount(train_labels, minlength=len(class_names))
+    counts, class_names = np.bincount(train_labels, minlength=len(class_names)), list(map(printable, class_names))
     lines = []
     if len(class_names) == 1:
         lines.append(f"WARNING: there is one class only, {class_names[0]}: every prediction will be right")

@@ -89,13 +89,13 @@ def image_size(data: bytes | pathlib.Path, name: str) -> tuple[int, int]:
         raise _unreadable(name, error) from error
 
 
-def image_mode(data: bytes | pathlib.Path) -> str:
-    """Return Pillow's name of the pixel format; RGB for a broken file, which decoding will report."""
+def image_mode(data: bytes | pathlib.Path) -> str | None:
+    """Return Pillow's name of the pixel format; None for a broken file, which decoding will report."""
     try:
         with _open(data) as file:
             return file.mode
     except Exception:
-        return "RGB"
+        return None
 
 
 def decode_image(

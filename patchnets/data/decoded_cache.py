@@ -1,7 +1,8 @@
 """Cache of decoded images on disk: each split of a data set is decoded once, as uint8, and memory-mapped.
 
 An entry is a folder of images.npy, labels.npy and entry.json. It is written to a temporary folder and renamed, so that
-it is either complete or absent. Its checksums are verified whenever it is opened.
+it is either complete or absent. Its checksums are verified whenever it is opened. Records that could not be read, where
+these may be skipped, are black, with label 0, and tried again whenever it is opened.
 """
 
 import concurrent.futures
@@ -13,13 +14,15 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
 from tqdm import tqdm
 
-from patchnets.data.sources.base import Records, Source
+from patchnets.data.loader import MAX_CONSECUTIVE_FAILURES, too_many_unreadable
+from patchnets.data.sources.base import Example, Records, Source
 from patchnets.errors import RunError, UserError
 from patchnets.runtime.files import crc32, lock_file, removed_afterwards
 from patchnets.runtime.format import format_bytes
@@ -28,7 +31,14 @@ STALE_SECONDS = 24 * 3600
 FRESH_SECONDS = 5.0  # until when a temporary folder may not be locked yet
 LOCK = "writer.lock"  # in a temporary folder
 CHUNK = 64  # images that a worker decodes at a time
-Decoded = tuple[UInt8[np.ndarray, "examples height width channels"], Int32[np.ndarray, " examples"]]
+
+
+class Decoded(NamedTuple):
+    """The images and labels of a split; `unreadable` maps positions of those that could not be read to the errors."""
+
+    images: UInt8[np.ndarray, "examples height width channels"]
+    labels: Int32[np.ndarray, " examples"]
+    unreadable: dict[int, str]
 
 
 class MixedImageSizes(Exception):
@@ -43,30 +53,35 @@ def load_or_decode(
     max_bytes: float,
     held_bytes: int = 0,
     keep_native: bool = True,
+    skip: bool = False,
 ) -> Decoded:
     """Return all images and labels of a split from the cache, decoding them first if they are not in it.
 
     Images keep their own size if all are squares of one size no larger than `image_size`; otherwise, or without
-    `keep_native`, they are stored at `image_size`.
+    `keep_native`, they are stored at `image_size`. With `skip`, images that cannot be read are black and named.
 
     Raises:
       UserError: they take more than `max_bytes` with `held_bytes` of other splits, or more than the disk has.
-      RunError: an image cannot be decoded; nothing is left behind.
+      RunError: an image cannot be decoded, or with `skip` too many in a row; nothing is left behind.
     """
     key = f"{source.name}-{source.version}-{split}-{'at-most' if keep_native else 'at'}-{image_size}px"
     entry = root / "data" / "".join(c if c.isalnum() or c in "-._" else "_" for c in key)
 
     def opened() -> Decoded | None:
         decoded = _open_entry(entry)
-        if decoded is not None:
-            _refuse_too_large(source, split, decoded[0].shape[1], max_bytes, held_bytes)
+        if decoded is None:
+            return None
+        _refuse_too_large(source, split, decoded.images.shape[1], max_bytes, held_bytes)
+        if decoded.unreadable and not _unreadable_still(source.records(split), decoded.unreadable, skip):
+            shutil.rmtree(entry, ignore_errors=True)
+            return None
         return decoded
 
     _remove_abandoned(entry.parent)
     if cached := opened():
         return cached
     records = source.records(split)
-    native = records.native_size()
+    native = _native_size(records, skip)
     if native is None or native > image_size or not keep_native:
         native = None
     side = native or image_size
@@ -75,14 +90,37 @@ def load_or_decode(
         if cached := opened():
             return cached
         try:
-            _write_entry(records, (len(records), side, side, source.channels), None if native else side, entry)
+            _write_entry(records, (len(records), side, side, source.channels), None if native else side, entry, skip)
         except MixedImageSizes:  # known only after reading them
             _refuse_too_large(source, split, image_size, max_bytes, held_bytes)
-            _write_entry(records, (len(records), image_size, image_size, source.channels), image_size, entry)
+            _write_entry(records, (len(records), image_size, image_size, source.channels), image_size, entry, skip)
     decoded = _open_entry(entry)
     if decoded is None:
         raise RunError(f"{entry} is damaged right after it was written; check the disk")
     return decoded
+
+
+def _native_size(records: Records, skip: bool) -> int | None:
+    """Return the native size by the first image; with `skip`, by the first that can be read, None if there is none."""
+    for position in range(min(len(records), MAX_CONSECUTIVE_FAILURES)):
+        try:
+            return records.native_size(position)
+        except RunError:
+            if not skip:
+                raise
+    return None
+
+
+def _unreadable_still(records: Records, positions: Collection[int], skip: bool) -> bool:
+    """Return whether none of these records can be read by now. Without `skip`, raise the error of one that cannot."""
+    for position in positions:
+        try:
+            records.examples([position])
+            return False
+        except RunError:
+            if not skip:
+                raise
+    return True
 
 
 @contextlib.contextmanager
@@ -125,8 +163,9 @@ def _open_entry(entry: pathlib.Path) -> Decoded | None:
         if any(crc32(entry / name) != stated["checksums"][name] for name in ("images.npy", "labels.npy")):
             raise ValueError("checksum")
         images = np.load(entry / "images.npy", mmap_mode="r", allow_pickle=False)
-        return images, np.load(entry / "labels.npy", allow_pickle=False)
-    except (OSError, ValueError, KeyError, TypeError):
+        labels = np.load(entry / "labels.npy", allow_pickle=False)
+        return Decoded(images, labels, {int(i): str(why) for i, why in stated.get("unreadable", {}).items()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         print(f"{entry} is damaged; decoding it again", file=sys.stderr)
         shutil.rmtree(entry, ignore_errors=True)
         return None
@@ -147,7 +186,21 @@ def _reserve(path: pathlib.Path) -> None:
             ) from error
 
 
-def _write_entry(records: Records, shape: tuple[int, ...], resize_to: int | None, entry: pathlib.Path) -> None:
+def _read(records: Records, positions: Sequence[int], size: int | None, skip: bool) -> list[Example | RunError]:
+    """Return the examples, with `skip` the error in place of each that cannot be read."""
+    try:
+        return list(records.examples(positions, size))
+    except RunError as error:
+        if not skip:
+            raise
+        if len(positions) == 1:
+            return [error]
+    return [example for position in positions for example in _read(records, [position], size, skip)]
+
+
+def _write_entry(
+    records: Records, shape: tuple[int, ...], resize_to: int | None, entry: pathlib.Path, skip: bool
+) -> None:
     """Decode all records into a new entry. Raise MixedImageSizes, leaving no files, if sizes differ.
 
     If another process was faster, keep its entry and drop this one."""
@@ -157,21 +210,30 @@ def _write_entry(records: Records, shape: tuple[int, ...], resize_to: int | None
         partial.chmod(0o755)
         images = np.lib.format.open_memmap(partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
         _reserve(partial / "images.npy")
-        labels = np.empty(shape[0], np.int32)
+        labels = np.zeros(shape[0], np.int32)
+        unreadable: dict[int, str] = {}
+        in_a_row: list[str] = []
         bar = tqdm(total=shape[0], desc="decoding images", unit=" images", disable=None, leave=False)
         chunks = [range(first, min(first + CHUNK, shape[0])) for first in range(0, shape[0], CHUNK)]
         with concurrent.futures.ThreadPoolExecutor() as pool, bar:
-            for chunk, examples in zip(chunks, pool.map(lambda chunk: records.examples(chunk, resize_to), chunks)):
-                for i, (image, label) in zip(chunk, examples):
-                    if image.shape != shape[1:]:
+            for chunk, examples in zip(chunks, pool.map(lambda chunk: _read(records, chunk, resize_to, skip), chunks)):
+                for i, example in zip(chunk, examples):
+                    if isinstance(example, RunError):
+                        unreadable[i] = str(example)
+                        in_a_row.append(unreadable[i])
+                        if len(in_a_row) >= min(MAX_CONSECUTIVE_FAILURES, shape[0]):
+                            raise too_many_unreadable(len(in_a_row), in_a_row[0])
+                        continue
+                    in_a_row.clear()
+                    if example[0].shape != shape[1:]:
                         raise MixedImageSizes
-                    images[i], labels[i] = image, label
+                    images[i], labels[i] = example
                 bar.update(len(chunk))
         images.flush()
         del images
         np.save(partial / "labels.npy", labels)
         checksums = {name: crc32(partial / name) for name in ("images.npy", "labels.npy")}
-        (partial / "entry.json").write_text(json.dumps({"checksums": checksums}))
+        (partial / "entry.json").write_text(json.dumps({"checksums": checksums, "unreadable": unreadable}))
         (partial / LOCK).unlink(missing_ok=True)
         try:
             partial.rename(entry)

@@ -5,6 +5,10 @@ from typing import Any, Protocol
 
 from jaxtyping import Array, Int
 
+from patchnets.errors import RunError
+
+MAX_CONSECUTIVE_FAILURES = 64  # records; more in a row point to another cause than the records
+
 # {"image": uint8 [batch, height, width, channels], "label": int32 [batch], "mask": float32 [batch]}
 Batch = dict[str, Array]
 
@@ -28,3 +32,8 @@ class Loader(Protocol):
 
     def close(self) -> None:
         """Stop background work; `step_inputs` starts it again."""
+
+
+def too_many_unreadable(count: int, first: str) -> RunError:
+    """Return the error for `count` records in a row that cannot be read; `first` says why the first cannot."""
+    return RunError(f"{count} records in a row cannot be read, and are too many to skip; the first: {first}")

@@ -1,11 +1,12 @@
 """Batches from images on the devices, gathered inside the compiled step."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Int32, UInt8
+from jaxtyping import Array, Float, Float32, Int, Int32, UInt8
 
 from patchnets.data.loader import Batch
 from patchnets.data.order import epoch_order
@@ -18,15 +19,17 @@ class EpochArrays(NamedTuple):
     images: UInt8[Array, "examples height width channels"]
     labels: Int32[Array, " examples"]
     order: Int32[Array, " examples"]
+    valid: Float32[Array, " examples"] | None = None  # 0 for examples that could not be read; None: all could
 
 
 class OnDeviceLoader:
     """Loader of a split on the devices. The batch of any step is a pure function of (seed, step).
 
     Every epoch visits each example once. Its last batch is padded with examples of mask 0.
-    """
 
-    unreadable: frozenset[str] = frozenset()
+    Attributes:
+      unreadable: names of the examples that could not be read, which have mask 0.
+    """
 
     def __init__(
         self,
@@ -37,8 +40,10 @@ class OnDeviceLoader:
         mesh: Mesh,
         shuffle_seed: int | None = None,
         sharded: bool = False,
+        unreadable: Mapping[int, str] | None = None,
     ):
-        """Place the arrays on the devices; a `shuffle_seed` of None keeps the order, for evaluation.
+        """Place the arrays on the devices; a `shuffle_seed` of None keeps the order, for evaluation. `unreadable` maps
+        positions to names.
 
         Every device holds all images, or with `sharded` an equal share of them. That takes less memory, but every step
         sends each device the images of its part of the batch.
@@ -51,6 +56,12 @@ class OnDeviceLoader:
         self._images = put(np.ascontiguousarray(images), mesh)
         self._labels = sharding.replicate(np.ascontiguousarray(labels, np.int32), mesh)
         self._order: tuple[int, Array] | None = None
+        self.unreadable = frozenset((unreadable or {}).values())
+        self._valid: Array | None = None
+        if unreadable:
+            valid = np.ones(self.num_examples, np.float32)
+            valid[list(unreadable)] = 0.0
+            self._valid = sharding.replicate(valid, mesh)
 
     def step_inputs(self, step: int) -> tuple[EpochArrays, int]:
         """Return `(inputs, n)`: device arrays from which `batch` can build steps `step` to `step + n - 1`."""
@@ -63,7 +74,8 @@ class OnDeviceLoader:
             else:
                 order = epoch_order(self.shuffle_seed, epoch, self.num_examples)
             self._order = epoch, sharding.replicate(order, self._mesh)
-        return EpochArrays(self._images, self._labels, self._order[1]), self.steps_per_epoch - done
+        arrays = EpochArrays(self._images, self._labels, self._order[1], self._valid)
+        return arrays, self.steps_per_epoch - done
 
     def batch(self, inputs: EpochArrays, step: Int[Array, ""]) -> Batch:
         """Gather the batch of one step, sharded over the mesh; traced into the compiled step."""
@@ -80,6 +92,7 @@ def gather_batch(inputs: EpochArrays, step: Int[Array, ""], batch_size: int, mes
     position = start + jnp.arange(batch_size, dtype=jnp.int32)
     index = inputs.order[position % examples]
     mask: Float[Array, " batch"] = (position < examples).astype(jnp.float32)
+    mask = mask if inputs.valid is None else mask * inputs.valid[index]
     take = sharding.gather_rows if sharded else lambda images, index, mesh: images[index]
     batch = {"image": take(inputs.images, index, mesh), "label": inputs.labels[index], "mask": mask}
     return sharding.shard_batch(batch, mesh)

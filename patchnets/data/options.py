@@ -37,7 +37,7 @@ class DataOptions:
       max_on_device_gib: the memory that on-device images may take on each device.
       on_device_sharding: replicated, or sharded: every device holds its share of the images.
       num_workers: of streaming, processes that decode; None for one a core.
-      on_corrupt: of streaming, stop or skip.
+      on_corrupt: stop at a record that cannot be read, or skip it.
       image_size: side in pixels that the model sees.
       normalize: symmetric, unit, imagenet or dataset.
       crop_pct: share of the side of evaluation images that is kept.

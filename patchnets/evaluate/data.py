@@ -18,6 +18,7 @@ from patchnets.errors import UserError
 from patchnets.inference import labeled
 from patchnets.inference.labeled import LabeledImages
 from patchnets.run.model_spec import ModelSpec
+from patchnets.runtime.format import same_name
 
 # What errors of data sets say of a configuration, and what this command has for it.
 OPTIONS = {
@@ -171,7 +172,7 @@ def split_folders(folder: pathlib.Path, classes: Sequence[str]) -> tuple[pathlib
     folders in it and none of the folders in `folder` is a class of the model, of which there are `classes`; else
     `folder`, and, if it is called test, a val/ beside it.
     """
-    has_classes = folder.is_dir() and not set(classes).isdisjoint(list_folders(folder))
+    has_classes = folder.is_dir() and not {*map(same_name, classes)}.isdisjoint(map(same_name, list_folders(folder)))
     if not has_classes and (test := _find_split(folder, "test")):
         return test, _find_split(folder, "val")
     return folder, _find_split(folder.absolute().parent, "val") if split_of(folder) == "test" else None

@@ -190,6 +190,7 @@ def _row(values: evaluation_lib.ClassMetrics) -> str:
 
 
 def _short(name: str, limit: int = 32) -> str:
+    name = printable(name)
     return name if len(name) <= limit else name[: limit - 3] + "..."
 
 

@@ -16,7 +16,7 @@ from patchnets.inference import calibration, labeled
 from patchnets.inference import images as images_lib
 from patchnets.inference.labeled import LabeledImages
 from patchnets.run.model_spec import ModelSpec
-from patchnets.runtime.format import list_names
+from patchnets.runtime.format import list_names, same_name
 from patchnets.step.losses import LOSSES, smooth_one_hot
 
 Logits = Float32[np.ndarray, "examples classes"]
@@ -146,6 +146,13 @@ def as_labeled(data: Any, classes: Sequence[str]) -> LabeledImages:
     raise TypeError(f"data are a {type(data).__name__}; give a folder, or a pair (images, labels)")
 
 
+def match_classes(names: Sequence[str], classes: Sequence[str]) -> dict[str, int]:
+    """Return {name: index of the class} for the names that are classes, or else differ in their Unicode form alone."""
+    exact = {name: i for i, name in enumerate(classes)}
+    alike = {same_name(name): i for name, i in reversed(exact.items())} | exact
+    return {name: alike[key] for name in names if (key := name if name in exact else same_name(name)) in alike}
+
+
 def compute_outputs(model: Classifier, data: LabeledImages, batch_size: int) -> Outputs:
     """Apply a model to labeled images.
 
@@ -155,8 +162,8 @@ def compute_outputs(model: Classifier, data: LabeledImages, batch_size: int) -> 
       UserError: the data and the model have no class in common, or none of the images is of one.
       RunError: no image can be read, or an output is not finite.
     """
-    index = {name: i for i, name in enumerate(model.spec.classes)}
-    if not index.keys() & set(data.classes):
+    index = match_classes(data.classes, model.spec.classes)
+    if not index:
         raise UserError(
             f"{data.name} has no class of the model: it has {list_names(data.classes, NAMES, quoted=True)}; "
             f"the model has {list_names(model.spec.classes, NAMES, quoted=True)}"

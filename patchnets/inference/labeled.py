@@ -130,7 +130,7 @@ def _read(records: Records, source: Source, position: int, number: int) -> Examp
     if isinstance(records, FolderRecords):
         path = records.path(position)
         name = path.relative_to(records.directory.parent).as_posix()
-        return Example(name, path, records.class_names[records.labels[position]])
+        return Example(name, path, source.class_names[records.labels[position]])
     image: images_lib.AnyImage
     try:
         image, label = records.encoded(position) if source.encoded else records.examples([position])[0]

@@ -7,13 +7,14 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from patchnets.runtime import fonts
 from patchnets.runtime.files import atomic_path
-from patchnets.runtime.format import printable
 
 SIDE = 256  # least side in pixels of an image in a picture
 OPACITY = 0.75  # of the color of 1
 COLORS = "inferno"
 GAP, LINE, FONT = 8, 30, 15  # in pixels: between images, height of the title, its letters
+NARROWEST = 4  # width of a letter in pixels
 
 
 def enlarge(image: UInt8[np.ndarray, "size size channels"]) -> Image.Image:
@@ -41,10 +42,13 @@ def side_by_side(
     sheet = Image.new("RGB", (left.width + GAP + right.width, LINE + left.height), "white")
     sheet.paste(left, (0, LINE))
     sheet.paste(right, (left.width + GAP, LINE))
-    draw, font, title = ImageDraw.Draw(sheet), _font(), printable(title)
-    while draw.textlength(title, font) > sheet.width - 2 * GAP:
+    draw, title = ImageDraw.Draw(sheet), fonts.shorten(fonts.drawable(title), sheet.width // NARROWEST)
+    while sum(_font(file).getlength(part) for file, part in fonts.segments(title)) > sheet.width - 2 * GAP:
         title = title.removesuffix(" ...")[:-1] + " ..."
-    draw.text((GAP, LINE / 2), title, "black", font, anchor="lm")
+    left: float = GAP
+    for file, part in fonts.segments(title):
+        draw.text((left, LINE / 2), part, "black", _font(file), anchor="lm")
+        left += _font(file).getlength(part)
     return sheet
 
 
@@ -62,7 +66,5 @@ def _colors() -> Float[np.ndarray, "256 3"]:
 
 
 @functools.cache
-def _font() -> ImageFont.FreeTypeFont:
-    import matplotlib
-
-    return ImageFont.truetype(pathlib.Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), FONT)
+def _font(file: pathlib.Path) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(file, FONT)

@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Num
 
+from patchnets.runtime import fonts
 from patchnets.runtime.files import atomic_path
 
 DPI = 110
+LONGEST = 40  # columns of a name; longer names are shortened
 APART = (0.62, 0.72, 0.86)  # the color between tiles, distinct from any gray
 
 
@@ -25,12 +27,29 @@ def pyplot() -> Any:
 def save(figure: Any, path: pathlib.Path) -> pathlib.Path:
     """Write a figure to `path` (PNG) atomically, close it, and return the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    from matplotlib.text import Text
+
     try:
+        for text in figure.findobj(Text):
+            _draw_literally(text)
         with atomic_path(path) as partial:
             figure.savefig(partial, dpi=DPI)
     finally:
         pyplot().close(figure)
     return path
+
+
+def _draw_literally(text: Any) -> None:
+    """Have a text drawn as it stands, $ and _ included, in fonts that have its characters."""
+    text.set_parse_math(False)
+    if not text.get_text().isascii():
+        text.set_text("\n".join(map(fonts.drawable, text.get_text().split("\n"))))
+        text.set_family(fonts.families(text.get_text()))
+
+
+def label(name: str, columns: int = LONGEST) -> str:
+    """Return a class name as a picture shows it: in one line that is not too long."""
+    return fonts.shorten(fonts.drawable(name), columns)
 
 
 def bare(axis: Any) -> None:

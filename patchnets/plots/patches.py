@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from patchnets.plots.figures import APART, bare, pyplot, to_rgb
+from patchnets.plots.figures import APART, bare, label, pyplot, to_rgb
 
 
 def image_and_patches(image: Float[np.ndarray, "height width channels"], patch: tuple[int, int], name: str) -> Any:
@@ -27,7 +27,10 @@ def image_and_patches(image: Float[np.ndarray, "height width channels"], patch: 
             separated[i * high : i * high + patch[0], j * wide : j * wide + patch[1]] = pixels
     plt = pyplot()
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.8), layout="constrained")
-    titles = (f"{name}, {height} x {width} pixels", f"{rows} x {columns} patches of {patch[0]} x {patch[1]} pixels")
+    titles = (
+        f"{label(name)}, {height} x {width} pixels",
+        f"{rows} x {columns} patches of {patch[0]} x {patch[1]} pixels",
+    )
     for axis, shown, title in zip(axes, (image, separated), titles):
         axis.imshow(shown, interpolation="nearest")
         axis.set_title(title, fontsize=10)

@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from patchnets.inference import calibration as calibration_lib
-from patchnets.plots.figures import bare, pyplot, to_rgb
+from patchnets.plots.figures import bare, label, pyplot, to_rgb
 
 NAMED = 25  # largest number of classes whose names fit next to a matrix
+ABOVE = 20  # columns of a name above a small image
 BINS = calibration_lib.BINS
 
 
@@ -67,8 +68,8 @@ def confusion(predictions: Predictions, names: Sequence[str]) -> Any:
     figure, axis = plt.subplots(figsize=(side + 1, side), layout="constrained")
     shown = axis.imshow(shares, cmap="magma", vmin=0, vmax=1, interpolation="nearest")
     if few:
-        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
-        axis.set_yticks(range(len(names)), names, fontsize=8)
+        axis.set_xticks(range(len(names)), list(map(label, names)), rotation=90, fontsize=8)
+        axis.set_yticks(range(len(names)), list(map(label, names)), fontsize=8)
         for i, j in zip(*np.nonzero(counts)):
             color = "black" if shares[i, j] > 0.6 else "white"
             axis.text(j, i, counts[i, j], ha="center", va="center", fontsize=6, color=color)
@@ -93,7 +94,7 @@ def per_class(predictions: Predictions, names: Sequence[str], shown: int = 20) -
     figure, axis = plt.subplots(figsize=(8, 1.6 + 0.19 * len(chosen)), layout="constrained")
     positions = [i + (2 if many and i >= shown else 0) for i in range(len(chosen))]
     axis.barh(positions, 100 * accuracy[chosen], color="tab:blue", height=0.75)
-    axis.set_yticks(positions, [names[i] for i in chosen], fontsize=8)
+    axis.set_yticks(positions, [label(names[i]) for i in chosen], fontsize=8)
     axis.invert_yaxis()
     axis.axvline(100 * predictions.accuracy, color="tab:orange", linestyle="--")
     axis.set(xlabel=f"top-1 accuracy (%); dashed: all images, {predictions.accuracy:.2%}", xlim=(0, 100))
@@ -118,7 +119,7 @@ def mistakes(predictions: Predictions, names: Sequence[str]) -> Any:
         bare(axis)
     for axis, i, image in zip(axes.ravel(), predictions.mistaken, predictions.images):
         axis.imshow(to_rgb(image / 255.0))
-        true, predicted = names[predictions.labels[i]], names[predictions.predicted[i]]
+        true, predicted = (label(names[k], ABOVE) for k in (predictions.labels[i], predictions.predicted[i]))
         axis.set_title(f"{predicted} ({predictions.confidence[i]:.0%})\ntrue: {true}", fontsize=7.5)
     figure.suptitle(
         f"The most confident mistakes on {len(predictions.labels):,} {predictions.split} images", fontsize=10

@@ -2,12 +2,14 @@
 
 import contextlib
 import functools
+import itertools
 import json
 import logging
 import math
 import pathlib
 import re
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -21,6 +23,8 @@ from patchnets.run import checksums
 from patchnets.step.train_state import TrainState
 
 LOWER_IS_BETTER = ("loss",)
+ATTEMPTS = 5  # to read a checkpoint while a run replaces checkpoints
+DELETED_WITHIN = 1.0  # seconds
 
 
 class Checkpoints:
@@ -55,7 +59,16 @@ class Checkpoints:
             ]
         )
         self._score = score
-        self._manager = self._open_manager(policy)
+        for attempt in range(ATTEMPTS):
+            try:
+                self._manager = self._open_manager(policy)
+                break
+            except (ValueError, OSError) as error:  # JSON of metrics, or deleted since it was listed
+                if not read_only:
+                    raise
+                if attempt == ATTEMPTS - 1:
+                    text = f"a checkpoint in {self.directory} has metrics that cannot be read ({first_line(error)})"
+                    raise RunError(text) from error
 
     def _open_manager(self, policy: Any) -> ocp.CheckpointManager:
         read_only = self._read_only
@@ -160,6 +173,8 @@ class Checkpoints:
     def restore_variables(self, like: Any, which: str | int, *, ema: bool) -> tuple[int, Any]:
         """Return (step, the variables with which to evaluate the network) of a checkpoint.
 
+        If a run deletes the checkpoint meanwhile, choose again among those that there are then.
+
         Args:
           like: shape, dtype and sharding of {"params", "batch_stats"}.
           which: "best" by `best_metric` (the latest of equal ones), "latest", or a step.
@@ -169,30 +184,50 @@ class Checkpoints:
           UserError: there is no checkpoint of that step.
           RunError: there are no checkpoints, or this one cannot be read.
         """
-        steps = self._manager.all_steps()
-        if not steps:
-            raise RunError(f"there is no checkpoint in {self.directory} yet")
-        step: Any = which
-        if which in ("best", "latest"):
-            step = self._rank(steps)[0][0] if which == "best" else max(steps)
-        if step not in steps:
-            kept = ", ".join(f"{step:,}" for step in sorted(steps))
-            raise UserError(f"there is no checkpoint of step {which} in {self.directory}; kept are those of {kept}")
         _silence_asyncio()
         item = {"ema": like} if ema else dict(like)
         restore = ocp.args.PyTreeRestore(
             item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
         )
-        try:
-            checksums.verify_checksums(self.directory / str(step))
-            restored = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
-        except Exception as error:  # orbax and tensorstore raise many kinds for a broken file
-            others = sorted(set(steps) - {step})
-            advice = f"; there are also those of steps {', '.join(map(str, others))}" if others else ""
-            raise RunError(
-                f"checkpoint {self.directory / str(step)} cannot be read: {_reason(error)}{advice}"
-            ) from error
-        return step, restored["ema"] if ema else restored
+        for attempt in itertools.count(1):
+            step: int | None = None
+            try:
+                step = self._choose(which)
+                checksums.verify_checksums(self.directory / str(step))
+                restored = self._manager.restore(step, args=ocp.args.Composite(state=restore)).state
+                return step, restored["ema"] if ema else restored
+            except (UserError, RunError):
+                raise
+            except Exception as error:  # orbax and tensorstore raise many kinds for a broken or missing file
+                if attempt == ATTEMPTS or (step is not None and not self._is_deleted(step)):
+                    path = self.directory / str(which if step is None else step)
+                    others = sorted(set(self._manager.all_steps()) - {step})
+                    advice = f"; there are also those of steps {', '.join(map(str, others))}" if others else ""
+                    raise RunError(f"checkpoint {path} cannot be read: {_reason(error)}{advice}") from error
+            with contextlib.suppress(ValueError, OSError):  # another was deleted since it was listed
+                self._manager.reload()
+        raise AssertionError
+
+    def _choose(self, which: str | int) -> int:
+        """Return the step of the best or the latest checkpoint, or a step that is kept."""
+        steps = self._manager.all_steps()
+        if not steps:
+            raise RunError(f"there is no checkpoint in {self.directory} yet")
+        if which in ("best", "latest"):
+            return self._rank(steps)[0][0] if which == "best" else max(steps)
+        if which not in steps:
+            kept = ", ".join(f"{step:,}" for step in sorted(steps))
+            raise UserError(f"there is no checkpoint of step {which} in {self.directory}; kept are those of {kept}")
+        return int(which)
+
+    def _is_deleted(self, step: int) -> bool:
+        """Return whether the folder of a checkpoint is gone, or soon is: files go one by one."""
+        deadline = time.monotonic() + DELETED_WITHIN
+        while (self.directory / str(step)).exists():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.02)
+        return True
 
     def _try_restore(self, step: int, like: TrainState, broken: list[int]) -> tuple[TrainState, dict[str, Any]] | None:
         """Restore a step, or print why it cannot be read, add it to `broken` and return None."""

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from patchnets import __version__, models
+from patchnets import config as config_lib
 from patchnets.augment.preprocess import Preprocess
 from patchnets.config.schema import KEYS
 from patchnets.data.decode import BACKGROUNDS, PixelRules
@@ -26,6 +27,8 @@ from patchnets.experiment import Experiment
 FILE_NAME = "model.json"
 FORMAT = 1  # changes when an older patchnets could misread the file
 LOSSES = ("softmax", "sigmoid")
+# What was done before a file had these keys.
+OLDER_DEFAULTS = {name: config_lib.OLDER_DEFAULTS[f"dataset.{name}"] for name in ("exif_orientation", "background")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +133,7 @@ class ModelSpec:
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
             written = content.get("format") if isinstance(content, Mapping) else None
             raise UserError(f"{label} is of format {written}; this version of patchnets reads format {FORMAT}")
-        values = {name: value for name, value in content.items() if name != "format"}
+        values = OLDER_DEFAULTS | {name: value for name, value in content.items() if name != "format"}
         known = {field.name: field for field in dataclasses.fields(cls)}
         required = {name for name, field in known.items() if _required(field)}
         if wrong := (set(values) - set(known)) | (required - set(values)):

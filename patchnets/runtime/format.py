@@ -1,5 +1,6 @@
 """Human-readable durations, sizes and counts, and names that can be printed."""
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -41,7 +42,15 @@ def list_names(names: Sequence[str], limit: int = 5, quoted: bool = False) -> st
 
 def printable(text: str) -> str:
     """Return a text as it can be printed in one line: control characters and bytes that are no text by their codes."""
-    return text if text.isprintable() else ascii(text)[1:-1]
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def same_name(name: str) -> str:
+    """Return the form that names share which look alike: Unicode's composed one (NFC), of accents and the like.
+
+    Linux keeps both forms apart; macOS and archives made there store the other one (NFD).
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def shortest_float(value: Any) -> float:

@@ -15,7 +15,7 @@ from patchnets.data import sources, splits
 from patchnets.data.decode import PixelRules
 from patchnets.data.options import DataOptions
 from patchnets.data.sources import digits, folder
-from patchnets.errors import UserError
+from patchnets.errors import RunError, UserError
 from patchnets.experiment import data_options
 from patchnets.parallel import mesh as mesh_lib
 
@@ -451,6 +451,59 @@ def test_streaming_and_on_device_runs_of_one_seed_show_the_same_images_in_the_sa
             assert len({image.tobytes() for image in images}) == len(images) == count
             orders.append(images.tobytes())
     assert orders[0] != orders[1] and orders[2] == orders[3]  # training is shuffled anew each epoch, evaluation never
+
+
+def broken_folder(root):
+    """Twelve images in train/ and three in val/, two and one of them broken; of one size, and two of one content."""
+    every = [f"{name}/{i}" for name in "ab" for i in range(6)]
+    fill(root, [(f"train/{name}.png", 20 * i + 5, 8) for i, name in enumerate(every)])
+    fill(root, [(f"val/b/{i}.png", 245 + i, 8) for i in range(3)])
+    for name in ("train/a/1.png", "train/b/4.png", "val/b/0.png"):
+        (root / name).write_bytes((root / name).read_bytes()[:45])  # the header is whole
+    return root
+
+
+@pytest.mark.parametrize("kind", ["unit", "dataset"])
+def test_broken_images_are_skipped_on_the_device_as_they_are_while_streaming(kind, mesh1, tmp_path, capsys):
+    root = broken_folder(tmp_path)
+    names = {str(root / name) for name in ("train/a/1.png", "train/b/4.png", "val/b/0.png")}
+
+    def options(loader, **values):
+        settings = dict(dataset__name="folder", dataset__path=str(root), image_size=8, batch_size=5)
+        return run_config(
+            **settings, dataset__loader=loader, dataset__on_corrupt="skip", dataset__num_workers=0, seed=1, **values
+        )
+
+    loaded = data.load_dataset(options("on_device", normalize=kind), mesh1)
+    printed = capsys.readouterr()
+    assert "WARNING" not in printed.out  # the black ones are no duplicates, nor is their class without images
+    assert printed.err.count("skipped: ") == 3 and all(name in printed.err for name in names)
+    assert loaded.unreadable == names and loaded.stored_size == 8
+    if kind == "dataset":
+        levels = [20 * i + 5 for i in range(12) if i not in (1, 10)]
+        np.testing.assert_allclose(loaded.preprocess.mean, np.mean(levels), rtol=1e-5)
+        return
+    streamed = data.load_dataset(options("streaming", normalize=kind), mesh1)
+    for split, valid in (("train", 10), ("val", 2)):
+        first, other = (getattr(each, split) for each in (loaded, streamed))
+        for step in range(2 * first.steps_per_epoch):
+            batches = [
+                jax.device_get(jax.jit(feed.batch)(feed.step_inputs(step)[0], np.int32(step)))
+                for feed in (first, other)
+            ]
+            for name in ("image", "mask"):
+                np.testing.assert_array_equal(*(batch[name] for batch in batches), err_msg=f"{name}, step {step}")
+            valid -= batches[0]["mask"].sum() / 2
+        assert valid == 0
+    streamed.close()
+    assert data.load_dataset(options("on_device"), mesh1).unreadable == names  # from the cache
+
+
+def test_a_broken_image_stops_a_run_that_may_not_skip_also_after_one_that_may(mesh1, tmp_path):
+    settings = dict(dataset__name="folder", dataset__path=str(broken_folder(tmp_path)), image_size=8, batch_size=5)
+    data.load_dataset(run_config(**settings, dataset__on_corrupt="skip"), mesh1)
+    with pytest.raises(RunError, match=r"\.png cannot be decoded"):
+        data.load_dataset(run_config(**settings), mesh1)
 
 
 @pytest.mark.parametrize("loader", ["on_device", "streaming"])

@@ -34,12 +34,15 @@ class FakeRecords:
         self.decoded = collections.Counter()
         self.sizes_asked = set()
         self.hook = lambda positions: None
+        self.broken = set()
 
     def __len__(self):
         return self.count
 
     def examples(self, positions, size=None):
         self.hook(positions)
+        if bad := self.broken.intersection(positions):
+            raise RunError(f"record {min(bad)} is broken")
         self.decoded.update(positions)
         self.sizes_asked.add(size)
         return [(self.image(i, size or self.side), self.label(i)) for i in positions]
@@ -50,7 +53,9 @@ class FakeRecords:
     def label(self, i):
         return i * 7 % 1000
 
-    def native_size(self):
+    def native_size(self, position=0):
+        if position in self.broken:
+            raise RunError(f"record {position} is broken")
         return self.side if self.uniform else None
 
 
@@ -68,8 +73,8 @@ class FakeSource:
         return self.fake
 
 
-def load(source, root, image_size=16, max_bytes=GIB):
-    return decoded_cache.load_or_decode(source, "train", image_size, root, max_bytes)
+def load(source, root, image_size=16, max_bytes=GIB, **options):
+    return decoded_cache.load_or_decode(source, "train", image_size, root, max_bytes, **options)
 
 
 def entries(root):
@@ -79,7 +84,8 @@ def entries(root):
 
 
 def assert_is_what_was_decoded(decoded, records, side=None):
-    images, labels = decoded
+    images, labels, unreadable = decoded
+    assert unreadable == {}
     side = side or records.side
     assert images.dtype == np.uint8
     assert labels.dtype == np.int32
@@ -119,7 +125,7 @@ def test_the_second_time_nothing_is_decoded(source, tmp_path):
 )
 def test_only_what_is_too_large_or_of_mixed_sizes_is_resized(tmp_path, uniform, side, image_size, stored):
     source = FakeSource(count=5, side=side, uniform=uniform)
-    images, _ = decoded = load(source, tmp_path, image_size)
+    images, *_ = decoded = load(source, tmp_path, image_size)
     assert images.shape == (5, stored, stored, 3)
     assert source.fake.sizes_asked == {None if uniform and side <= image_size else image_size}
     assert_is_what_was_decoded(decoded, source.fake, stored)
@@ -472,7 +478,7 @@ def test_a_changed_folder_is_decoded_anew_and_an_unchanged_one_is_not(tmp_path):
     Image.new("RGB", (4, 4), (10, 10, 10)).save(root / "1.png")
 
     def first_pixel():
-        images, _ = load(folder.Folder(str(tmp_path / "images")), tmp_path / "cache")
+        images, *_ = load(folder.Folder(str(tmp_path / "images")), tmp_path / "cache")
         return int(images[0].flat[0])
 
     assert first_pixel() == 10
@@ -483,3 +489,52 @@ def test_a_changed_folder_is_decoded_anew_and_an_unchanged_one_is_not(tmp_path):
     os.utime(root / "1.png", ns=(0, 0))  # not the same instant, however coarse the file system's clock
     assert first_pixel() == 200
     assert len(entries(tmp_path / "cache")) == 2
+
+
+BROKEN = {0, 70, 71, 149}
+
+
+def test_where_broken_records_may_be_skipped_they_are_black_and_named(source, tmp_path):
+    source.fake.broken = BROKEN
+    images, labels, unreadable = load(source, tmp_path, skip=True)
+    assert unreadable == {i: f"record {i} is broken" for i in sorted(BROKEN)}
+    assert images.shape == (150, 8, 8, 3)  # the native size is that of the first that can be read
+    for i in range(150):
+        broken = i in BROKEN
+        np.testing.assert_array_equal(images[i], 0 if broken else source.fake.image(i, 8))
+        assert labels[i] == (0 if broken else source.fake.label(i))
+    assert set(source.fake.decoded) == set(range(150)) - BROKEN
+
+
+def test_skipped_records_are_tried_again_and_an_entry_without_them_goes_once_they_can_be_read(source, tmp_path):
+    source.fake.broken = BROKEN
+    load(source, tmp_path, skip=True)
+    source.fake.decoded.clear()
+    assert load(source, tmp_path, skip=True).unreadable.keys() == BROKEN and not source.fake.decoded
+    with pytest.raises(RunError, match="record 0 is broken"):  # without skip, as if it were decoded now
+        load(source, tmp_path)
+    source.fake.broken = {70}
+    assert load(source, tmp_path, skip=True).unreadable.keys() == {70}
+    source.fake.broken = set()
+    assert_is_what_was_decoded(load(source, tmp_path), source.fake)
+
+
+@pytest.mark.parametrize(("count", "broken"), [(150, range(50, 114)), (5, range(5))])
+def test_too_many_in_a_row_are_an_error_and_leave_nothing(tmp_path, count, broken):
+    source = FakeSource(count=count)
+    source.fake.broken = set(broken)
+    with pytest.raises(RunError, match=f"^{len(broken)} records in a row .*first: record {broken[0]} is broken"):
+        load(source, tmp_path, skip=True)
+    assert [path for path in entries(tmp_path) if path.is_dir()] == []
+    if count > len(broken):
+        source.fake.broken.remove(80)
+        assert len(load(source, tmp_path, skip=True).unreadable) == len(broken) - 1
+
+
+def test_an_entry_of_before_has_no_unreadable_records(source, tmp_path):
+    load(source, tmp_path)
+    (entry,) = (path for path in entries(tmp_path) if path.is_dir())
+    content = json.loads((entry / "entry.json").read_text())
+    del content["unreadable"]
+    (entry / "entry.json").write_text(json.dumps(content))
+    assert_is_what_was_decoded(load(FakeSource(), tmp_path), source.fake)

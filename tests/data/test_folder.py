@@ -376,7 +376,7 @@ def test_squares_no_larger_than_asked_for_are_kept_as_they_are(tmp_path, photo, 
     image = np.ascontiguousarray(photo[:native, :native])
     save(tmp_path / "images/train/a/x.png", image)
     source = folder.Folder(str(tmp_path / "images"))
-    images, labels = decoded_cache.load_or_decode(source, "train", image_size, tmp_path / "cache", GIB)
+    images, labels, _ = decoded_cache.load_or_decode(source, "train", image_size, tmp_path / "cache", GIB)
     assert images.shape == (1, stored, stored, 3)
     assert labels.tolist() == [0]
     if stored == native:
@@ -389,7 +389,7 @@ def test_a_folder_of_mixed_sizes_is_stored_at_the_size_asked_for(tmp_path, photo
     cuts = {"1.png": photo[:20, :20], "2.png": photo[:40, :25], "3.png": photo[:12, :30]}
     make(tmp_path / "images", {f"train/a/{name}": np.ascontiguousarray(cut) for name, cut in cuts.items()})
     source = folder.Folder(str(tmp_path / "images"))
-    images, _ = decoded_cache.load_or_decode(source, "train", 16, tmp_path / "cache", GIB)
+    images, *_ = decoded_cache.load_or_decode(source, "train", 16, tmp_path / "cache", GIB)
     assert images.shape == (3, 16, 16, 3)
     for expected in (center_square(cut, 16) for cut in cuts.values()):
         assert min(np.abs(image - expected).max() for image in images) <= 2
@@ -710,3 +710,41 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(plain):
         records.encoded(2)
     assert records.name_of(2) in str(error.value)
     assert "No such file or directory" in str(error.value)
+
+
+# Names that look alike: e with an accent composed (NFC), and as e and the accent (NFD).
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+def test_two_classes_whose_names_look_alike_are_refused_in_one_line_that_tells_them_apart(tmp_path):
+    make(tmp_path, {f"train/{name}/1.png": solid(9) for name in (COMPOSED, DECOMPOSED, "tea")})
+    with pytest.raises(UserError, match=r"'cafe\\u0301' and 'caf\\xe9', in two forms of Unicode; merge") as error:
+        folder.Folder(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("train", "val"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_a_class_whose_folder_has_another_form_of_unicode_in_val_is_the_same_class(tmp_path, train, val):
+    names = {"train": train, "val": val, "test": train}
+    make(tmp_path, {f"{split}/{name}/{i}.png": solid(i + 1) for split, name in names.items() for i in range(2)})
+    make(tmp_path, {f"{split}/aaa/9.png": solid(9) for split in names})
+    source = folder.Folder(str(tmp_path))
+    assert source.class_names == ("aaa", train)
+    for split, name in names.items():
+        assert sorted((int(image.flat[0]), label) for image, label in read(source, split)) == [(1, 1), (2, 1), (9, 0)]
+        records = source.records(split)
+        assert {records.path(i).parent.name for i in range(3)} == {"aaa", name}
+
+
+def test_twins_in_val_are_refused_when_it_is_read(tmp_path):
+    make(tmp_path, {f"train/{COMPOSED}/1.png": solid(9)})
+    make(tmp_path, {f"val/{name}/1.png": solid(9) for name in (COMPOSED, DECOMPOSED)})
+    with pytest.raises(UserError, match="look alike"):
+        folder.Folder(str(tmp_path)).records("val")
+
+
+def test_a_broken_file_does_not_make_gray_images_rgb(tmp_path):
+    make(tmp_path, {f"train/a/{i}.png": solid(i, channels=1) for i in range(5)})
+    (tmp_path / "train" / "a" / "0.png").write_bytes(b"no image")
+    assert folder.Folder(str(tmp_path)).channels == 1

@@ -148,7 +148,7 @@ def test_records_are_read_by_position_in_any_order(source):
 
 
 def test_a_prepared_data_set_goes_through_the_cache_unchanged(source, tmp_path):
-    images, labels = decoded_cache.load_or_decode(source, "train", 64, tmp_path, 2.0**30)
+    images, labels, _ = decoded_cache.load_or_decode(source, "train", 64, tmp_path, 2.0**30)
     expected = examples(source, "train")
     np.testing.assert_array_equal(images, expected[0])
     np.testing.assert_array_equal(labels, expected[1])

@@ -252,3 +252,22 @@ def test_labels_are_names_or_indices_of_classes():
         labeled.from_pairs([image_of(1)] * 2, [1, "bee"], CLASSES)
     with pytest.raises(TypeError, match="give a folder, or a pair"):
         evaluation.as_labeled(3, CLASSES)
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(COMPOSED, DECOMPOSED), (DECOMPOSED, COMPOSED)])
+def test_a_class_is_matched_whichever_form_of_unicode_its_name_has(ours, theirs, tmp_path):
+    for name, index in ((theirs, 1), ("ant", 0)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(image_of(index)[..., 0]).save(tmp_path / name / "1.png")
+    outputs = evaluation.compute_outputs(PixelClassifier(("ant", ours)), labeled.from_folder(tmp_path), 8)
+    assert sorted(outputs.labels) == [0, 1] and outputs.unknown_classes == {}
+    result = evaluate(outputs, classes=("ant", ours))
+    assert result.accuracy == 1.0 and not result.missing_classes
+
+
+def test_a_class_of_the_very_name_comes_before_those_that_look_like_it():
+    assert evaluation.match_classes((DECOMPOSED, COMPOSED, "x"), (COMPOSED, DECOMPOSED)) == {DECOMPOSED: 1, COMPOSED: 0}
+    assert evaluation.match_classes((DECOMPOSED, COMPOSED), ("a", COMPOSED)) == {DECOMPOSED: 1, COMPOSED: 1}

@@ -3,9 +3,11 @@
 import gc
 import json
 import shutil
+import threading
 import weakref
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
@@ -62,6 +64,10 @@ def test_predictions_over_the_test_split_are_those_that_the_run_counted(workdir,
     logits = model.logits(images)
     losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(labels)), labels]
     assert losses.mean() == pytest.approx(summary["test_loss"], rel=1e-5)
+
+
+def kept_steps(workdir):
+    return {int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit()}
 
 
 def test_the_work_directory_is_enough_wherever_it_is(workdir, model, held_out, tmp_path, monkeypatch):
@@ -195,9 +201,60 @@ def test_the_checkpoint_is_the_best_the_latest_or_that_of_a_step(workdir, model)
         patchnets.load(workdir, 5)
 
 
-def test_a_network_with_a_running_mean_is_used_by_it(workdir, model):
-    import orbax.checkpoint as ocp
+@pytest.fixture
+def deleting(workdir, tmp_path, monkeypatch):
+    """A copy of the run, and a list of steps whose checkpoints are deleted while they are read."""
+    copy, condemned, threads = shutil.copytree(workdir, tmp_path / "run"), [], []
+    restore = ocp.CheckpointManager.restore
 
+    def restore_while_deleted(manager, step, **options):
+        folder = copy / "checkpoints" / str(step)
+        if step in condemned:  # orbax unlinks the files first, and the folders at the end
+            for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+                file.unlink()
+            threads.append(threading.Timer(0.2, shutil.rmtree, [folder]))
+            threads[-1].start()
+        return restore(manager, step, **options)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", restore_while_deleted)
+    yield copy, condemned
+    for thread in threads:
+        thread.join()
+
+
+def test_a_checkpoint_that_a_run_deletes_while_it_is_read_makes_way_for_the_next(workdir, deleting):
+    copy, condemned = deleting
+    best, steps = patchnets.load(workdir).step, kept_steps(workdir)
+    latest = max(steps)
+    condemned[:] = [latest]
+    assert patchnets.load(copy, "latest").step == max(steps - {latest})
+    if best in steps - {latest}:
+        condemned[:] = [best]
+    assert patchnets.load(copy).step in steps - {best, latest}
+    assert kept_steps(copy) == steps - {best, latest}
+
+
+def test_a_checkpoint_that_is_deleted_and_the_only_one_or_asked_for_by_its_step_is_one_line(deleting):
+    copy, condemned = deleting
+    steps = sorted(kept_steps(copy))
+    condemned += steps
+    with pytest.raises(UserError, match=rf"there is no checkpoint of step {steps[0]} .*; kept are those of"):
+        patchnets.load(copy, steps[0])
+    with pytest.raises(RunError, match=r"there is no checkpoint in .* yet"):
+        patchnets.load(copy)
+
+
+def test_a_broken_checkpoint_that_nobody_deletes_is_named_and_no_other_is_taken(workdir, tmp_path):
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    best = patchnets.load(copy).step
+    for file in (copy / "checkpoints" / str(best) / "state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"broken")
+    with pytest.raises(RunError, match=rf"checkpoint .*checkpoints/{best} cannot be read"):
+        patchnets.load(copy)
+
+
+def test_a_network_with_a_running_mean_is_used_by_it(workdir, model):
     best = json.loads((workdir / "summary.json").read_text())["best_step"]
     with ocp.PyTreeCheckpointer() as checkpointer:
         stored = checkpointer.restore((workdir / "checkpoints" / str(best) / "state").absolute())
@@ -210,6 +267,24 @@ def test_the_spec_survives_its_file(workdir, model):
     assert read_model_spec(workdir) == model.spec
     assert ModelSpec.from_json(json.loads(json.dumps(model.spec.to_json())), "model.json") == model.spec
     assert model.classes == tuple("0123456789") and model.spec.dataset["name"] == "digits"
+
+
+def test_a_model_json_of_before_a_key_means_what_was_done_then(workdir, model, tmp_path):
+    """Images were taken as they are stored, and transparency dropped."""
+    content = model.spec.to_json()
+    assert (content.pop("exif_orientation"), content.pop("background")) == (True, "white")
+    spec = ModelSpec.from_json(content, "model.json")
+    assert (spec.exif_orientation, spec.background) == (False, "none")
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 2), np.uint8)
+    Image.fromarray(pixels, "LA").save(tmp_path / "image.png", exif=exif)
+    older = patchnets.Model(spec, model.variables)
+    np.testing.assert_array_equal(older.logits(tmp_path / "image.png"), older.logits(pixels[..., :1]))
+    assert not np.array_equal(model.logits(tmp_path / "image.png"), older.logits(tmp_path / "image.png"))
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    (copy / "model.json").write_text(json.dumps(content))
+    assert patchnets.load(copy).spec == spec
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,12 @@ class Records(Protocol):
           RunError: an image cannot be decoded; the message names the file or record.
         """
 
-    def native_size(self) -> int | None:
-        """Return the side in pixels if all images seem to be squares of one size, without reading them all."""
+    def native_size(self, position: int = 0) -> int | None:
+        """Return the side in pixels if all images seem to be squares of one size, judged by that at `position`.
+
+        Raises:
+          RunError: that image cannot be read.
+        """
 
     def encoded(self, position: int) -> tuple[bytes, int]:
         """Return one image as it is stored, and its label.

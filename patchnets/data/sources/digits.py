@@ -59,7 +59,7 @@ class DigitRecords:
         images, labels = _load()[self.split]
         return [(images[i], int(labels[i])) for i in positions]
 
-    def native_size(self) -> int:
+    def native_size(self, position: int = 0) -> int:
         return 8
 
     def encoded(self, position: int) -> tuple[bytes, int]:

@@ -20,7 +20,7 @@ from patchnets.data import decode
 from patchnets.data.decode import DEFAULT_RULES, PixelRules
 from patchnets.data.sources.base import Example
 from patchnets.errors import RunError, UserError, first_line
-from patchnets.runtime.format import list_names
+from patchnets.runtime.format import list_names, same_name
 
 # Usual names of each split's folder, in upper or lower case.
 SPLIT_NAMES = {
@@ -80,8 +80,8 @@ class FolderRecords:
             for path, label in chosen
         ]
 
-    def native_size(self) -> int | None:
-        height, width = decode.image_size(self.path(0), self.name_of(0))
+    def native_size(self, position: int = 0) -> int | None:
+        height, width = decode.image_size(self.path(position), self.name_of(position))
         return height if height == width else None
 
     def encoded(self, position: int) -> tuple[bytes, int]:
@@ -139,17 +139,20 @@ class Folder:
             raise UserError(f"{directories['train']} holds no class folders; expected train/{EXPECTED}")
         self._errors: dict[str, UserError] = {}
         files_of: dict[str, list[File]] = {}
+        folders_of: dict[str, tuple[str, ...]] = {}
         for split, directory in directories.items():
             try:
+                actual = folder_of(directory)
+                folders_of[split] = tuple(actual.get(same_name(name), name) for name in self.class_names)
                 files_of[split] = self._scan(split, directory)
             except UserError as error:
                 if split == "train":
                     raise
-                files_of[split], self._errors[split] = [], error
+                folders_of[split], files_of[split], self._errors[split] = self.class_names, [], error
         self.channels = channels or (1 if self._is_gray(directories["train"], files_of["train"]) else 3)
         self._records = {}
         for split, files in files_of.items():
-            records = FolderRecords(directories[split], self.class_names, files, self.channels, rules)
+            records = FolderRecords(directories[split], folders_of[split], files, self.channels, rules)
             records.content = content_checksum(records, [file.size for file in files])
             self._records[split] = records
         # A split with an error counts as one example, so that using it raises that error and not "empty".
@@ -186,13 +189,14 @@ class Folder:
         files: list[File] = []
         passed_over: collections.Counter[str] = collections.Counter()
         none = f"; or set config.dataset.{split}_split=none" if split != "train" else ""
+        label_of = {same_name(name): label for label, name in enumerate(self.class_names)}
         for class_name in list_folders(root):
             directory = root / class_name
-            if class_name not in self.class_names:
+            if same_name(class_name) not in label_of:
                 raise UserError(
                     f"{directory} is a class that train/ does not have; add it there or remove it here{none}"
                 )
-            label, before = self.class_names.index(class_name), len(files)
+            label, before = label_of[same_name(class_name)], len(files)
             for name, entry in walk_files(directory):
                 suffix = os.path.splitext(name)[1].lower()
                 if suffix not in image_suffixes():
@@ -213,9 +217,9 @@ class Folder:
         return sorted(files, key=lambda file: file.order)
 
     def _is_gray(self, root: pathlib.Path, files: Sequence[File]) -> bool:
-        """Return whether all images are gray. Reads few headers if the images are in color."""
+        """Return whether all images that can be read are gray. Reads few headers if the images are in color."""
         paths = (root / self.class_names[file.label] / file.name for file in files)
-        return all(decode.image_mode(path) in GRAY_MODES for path in paths)
+        return all(mode in GRAY_MODES for path in paths if (mode := decode.image_mode(path)) is not None)
 
     def records(self, split: str) -> FolderRecords:
         if split in self._errors:
@@ -226,6 +230,19 @@ class Folder:
 def list_folders(directory: pathlib.Path) -> tuple[str, ...]:
     """Return the names of the folders in a folder, in alphabetical order, hidden ones left out."""
     return tuple(sorted(e.name for e in os.scandir(directory) if e.is_dir() and not e.name.startswith(".")))
+
+
+def folder_of(directory: pathlib.Path) -> dict[str, str]:
+    """Return {class name, composed: its folder}. Raise UserError for two folders whose names look alike."""
+    folders: dict[str, str] = {}
+    for name in list_folders(directory):
+        if other := folders.get(same_name(name)):
+            raise UserError(
+                f"{directory} holds two folders whose names look alike, {other!a} and {name!a}, in two forms of "
+                "Unicode; merge them, or rename one"
+            )
+        folders[same_name(name)] = name
+    return folders
 
 
 def walk_files(

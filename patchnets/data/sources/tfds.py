@@ -86,7 +86,7 @@ class TfdsRecords:
             for i, (data, label) in zip(positions, self._read(positions))
         ]
 
-    def native_size(self) -> int | None:
+    def native_size(self, position: int = 0) -> int | None:
         height, width = self.shape[:2]
         return height if height is not None and height == width else None
 

@@ -11,15 +11,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int
 
 from patchnets import runtime
-from patchnets.data.loader import Batch
+from patchnets.data.loader import MAX_CONSECUTIVE_FAILURES, Batch, too_many_unreadable
 from patchnets.data.sources.base import Records
 from patchnets.data.streaming.batch_reader import BatchReader
 from patchnets.data.streaming.prefetch import ENDLESS, Prefetcher, Unreadable
 from patchnets.errors import RunError
 from patchnets.parallel import mesh as mesh_lib
 from patchnets.parallel import sharding
-
-MAX_CONSECUTIVE_FAILURES = 64  # records; more in a row point to another cause than the records
+from patchnets.runtime.format import printable
 
 
 class StreamingLoader:
@@ -129,11 +128,11 @@ class StreamingLoader:
                 self._in_a_row.clear()
             self._in_a_row[name] = why
             if name not in self.unreadable:
-                print(f"skipped: {why}", file=sys.stderr, flush=True)
+                print(f"skipped: {printable(why)}", file=sys.stderr, flush=True)
                 self.unreadable.add(name)
             if (count := len(self._in_a_row)) >= min(MAX_CONSECUTIVE_FAILURES, self.num_examples):
                 first = next(iter(self._in_a_row.values()))
-                raise RunError(f"{count} records in a row cannot be read, and are too many to skip; the first: {first}")
+                raise too_many_unreadable(count, first)
             row = position + 1
         if row < len(self._reader.rows):
             self._in_a_row.clear()
