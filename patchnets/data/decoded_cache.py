@@ -42,6 +42,7 @@ def load_or_decode(
     max_bytes: float,
     held_bytes: int = 0,
     keep_native: bool = True,
+    may_resize: bool = True,
 ) -> Decoded:
     """Return all images and labels of a split from the cache, decoding them first if they are not in it.
 
@@ -51,22 +52,31 @@ def load_or_decode(
     Raises:
       UserError: they take more than `max_bytes` with `held_bytes` of other splits, or more than the disk has.
       RunError: an image cannot be decoded; nothing is left behind.
+      MixedImageSizes: without `may_resize`, for images that are not squares of one size no larger than `image_size`.
     """
     key = f"{source.name}-{source.version}-{split}-{'at-most' if keep_native else 'at'}-{image_size}px"
     entry = root / "data" / "".join(c if c.isalnum() or c in "-._" else "_" for c in key)
+
+    records = source.records(split)
 
     def opened() -> Decoded | None:
         decoded = _open_entry(entry)
         if decoded is not None:
             _refuse_too_large(source, split, decoded[0].shape[1], max_bytes, held_bytes)
+            if not may_resize and (resized := _was_resized(entry)) is not False:
+                if resized:
+                    raise MixedImageSizes
+                shutil.rmtree(entry, ignore_errors=True)
+                return None
         return decoded
 
     if cached := opened():
         return cached
-    records = source.records(split)
     native = records.native_size()
     if native is None or native > image_size or not keep_native:
         native = None
+    if native is None and not may_resize:
+        raise MixedImageSizes
     side = native or image_size
     _refuse_too_large(source, split, side, max_bytes, held_bytes)
     with _one_at_a_time(entry):
@@ -75,6 +85,8 @@ def load_or_decode(
         try:
             _write_entry(records, (len(records), side, side, source.channels), None if native else side, entry)
         except MixedImageSizes:  # known only after reading them
+            if not may_resize:
+                raise
             _refuse_too_large(source, split, image_size, max_bytes, held_bytes)
             _write_entry(records, (len(records), image_size, image_size, source.channels), image_size, entry)
     decoded = _open_entry(entry)
@@ -107,10 +119,11 @@ def _refuse_too_large(source: Source, split: str, side: int, max_bytes: float, h
     size = source.sizes[split] * side * side * source.channels
     if held_bytes + size > max_bytes:
         others = f" in addition to {format_bytes(held_bytes)} of other splits" if held_bytes else ""
+        streamed = ", or set config.dataset.loader=streaming" if source.encoded else ""
         raise UserError(
             f"{source.name} {split}: {source.sizes[split]:,} images of {side} x {side} pixels take "
             f"{format_bytes(size)} of memory{others}, and {format_bytes(max_bytes)} are allowed; raise "
-            "config.dataset.max_on_device_gib, or lower config.image_size"
+            f"config.dataset.max_on_device_gib, lower config.image_size{streamed}"
         )
 
 
@@ -136,6 +149,11 @@ def _open_entry(entry: pathlib.Path) -> Decoded | None:
         print(f"{entry} is damaged; decoding it again", file=sys.stderr)
         shutil.rmtree(entry, ignore_errors=True)
         return None
+
+
+def _was_resized(entry: pathlib.Path) -> bool | None:
+    """Return whether an entry's images are not of the size of their files; None if an older version wrote it."""
+    return json.loads((entry / "entry.json").read_text()).get("resized")
 
 
 def _reserve(path: pathlib.Path) -> None:
@@ -180,7 +198,8 @@ def _write_entry(records: Records, shape: tuple[int, ...], resize_to: int | None
         del images
         np.save(partial / "labels.npy", labels)
         checksums = {name: _checksum(partial / name) for name in ("images.npy", "labels.npy")}
-        (partial / "entry.json").write_text(json.dumps({"checksums": checksums}))
+        stated = {"checksums": checksums, "resized": resize_to is not None}
+        (partial / "entry.json").write_text(json.dumps(stated))
         try:
             partial.rename(entry)
         except OSError:

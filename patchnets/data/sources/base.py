@@ -5,12 +5,14 @@ Batches are made by `data/on_device.py` or, for data that do not fit in memory, 
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from jaxtyping import UInt8
 
+from patchnets.data.bit_depth import ValueRanges
 from patchnets.data.decode import PixelRules
 
 Example = tuple[UInt8[np.ndarray, "height width channels"], int]
@@ -47,6 +49,12 @@ class Records(Protocol):
           UserError: the images of this split are not stored encoded.
         """
 
+    def stored(self, position: int) -> bytes | pathlib.Path:
+        """Return one image as it is stored, or the path of its file. Errors: as `encoded`."""
+
+    def deep_candidates(self) -> Sequence[int]:
+        """Return the positions of the images that may have more than 8 bits, without reading them."""
+
     def name_of(self, position: int) -> str:
         """Return an example's name for errors: its file, or its record and split."""
 
@@ -67,3 +75,6 @@ class Source(Protocol):
 
     def records(self, split: str) -> Records:
         """Return the examples of a whole split, named as in `sizes`."""
+
+    def with_ranges(self, ranges: ValueRanges) -> Source:
+        """Return this source with these `PixelRules.value_ranges`, and a version that says so."""
