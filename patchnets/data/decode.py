@@ -108,8 +108,9 @@ def count_channels(data: bytes | pathlib.Path) -> int:
         if bit_depth.is_array_file(data):
             return bit_depth.array_header(data)[0][2]
         with _open(data) as file:
-            if UNSPECIFIED in getattr(file, "tag_v2", {}).get(EXTRA_SAMPLES, ()):
-                return file.tag_v2[SAMPLES_PER_PIXEL]
+            tags = getattr(file, "tag_v2", {})
+            if UNSPECIFIED in tags.get(EXTRA_SAMPLES, ()):
+                return tags[SAMPLES_PER_PIXEL]
             return 1 if file.mode in GRAY_MODES else 3
     except Exception:
         return 3

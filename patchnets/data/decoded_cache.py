@@ -57,8 +57,6 @@ def load_or_decode(
     key = f"{source.name}-{source.version}-{split}-{'at-most' if keep_native else 'at'}-{image_size}px"
     entry = root / "data" / "".join(c if c.isalnum() or c in "-._" else "_" for c in key)
 
-    records = source.records(split)
-
     def opened() -> Decoded | None:
         decoded = _open_entry(entry)
         if decoded is not None:
@@ -72,6 +70,7 @@ def load_or_decode(
 
     if cached := opened():
         return cached
+    records = source.records(split)
     native = records.native_size()
     if native is None or native > image_size or not keep_native:
         native = None

@@ -110,7 +110,9 @@ def measure_once(parts: Parts, channels: int, identity: str, root: pathlib.Path)
       identity: changes with the images and the split.
       root: folder of caches.
     """
-    path = root / "data" / f"values-{hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()[:16]}.json"
+    if not any(len(records.deep_candidates()) for records, _, _ in parts):
+        return None
+    path = root / "value_ranges" / f"{hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()[:16]}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):
         kept = json.loads(path.read_text())
         if kept is None:

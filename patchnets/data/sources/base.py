@@ -63,11 +63,14 @@ class Source(Protocol):
     """A data set with named splits."""
 
     name: str
-    version: str  # changes with the images; part of the key of the cache of decoded images
     class_names: tuple[str, ...]
     channels: int
     sizes: Mapping[str, int]  # split name -> number of examples
     encoded: bool  # whether images are stored encoded, as streaming needs
+
+    @property
+    def version(self) -> str:
+        """A name that changes with the images; part of the key of the cache of decoded images."""
 
     @property
     def notes(self) -> Sequence[str]:
