@@ -37,6 +37,13 @@ def is_array_file(data: Any) -> bool:
     return isinstance(data, pathlib.Path) and data.suffix.lower() == ARRAY_SUFFIX
 
 
+def is_png_of_eight_bits(data: bytes | pathlib.Path) -> bool:
+    """Return whether a file is a PNG of at most 8 bits for each channel (PNG specification, 11.2.1)."""
+    with io.BytesIO(data) if isinstance(data, bytes) else data.open("rb") as file:
+        head = file.read(25)
+    return len(head) == 25 and head.startswith(b"\x89PNG\r\n\x1a\n") and head[12:16] == b"IHDR" and head[24] <= 8
+
+
 def array_header(data: bytes | pathlib.Path) -> tuple[tuple[int, int, int], np.dtype]:
     """Return (height, width, channels) and dtype of an .npy file, without reading its values.
 

@@ -123,6 +123,8 @@ def deep_values(data: bytes | pathlib.Path) -> Num[np.ndarray, "height width cha
     """
     if bit_depth.is_array_file(data):
         return None if bit_depth.has_eight_bits(bit_depth.array_header(data)[1]) else bit_depth.read_array(data)
+    if bit_depth.is_png_of_eight_bits(data):  # most candidates, of which Pillow would read more than the first bytes
+        return None
     with _open(data) as file:
         low = bit_depth.low_bytes(file, lambda: _open(data))
         return bit_depth.pixel_values(file, low) if low is not None or bit_depth.is_deep_gray(file) else None

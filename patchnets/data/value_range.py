@@ -16,6 +16,7 @@ from patchnets.data import decode
 from patchnets.data.bit_depth import ValueRanges, to_levels
 from patchnets.data.sources.base import Records
 from patchnets.runtime.files import write_atomically
+from patchnets.runtime.format import list_names
 
 CHUNK = 64  # images that a thread reads at a time
 SAMPLED_IMAGES, SAMPLED_VALUES = 256, 10_000  # images, and values of each, that tell how values lie in their range
@@ -129,8 +130,8 @@ def measure_once(parts: Parts, channels: int, identity: str, root: pathlib.Path)
 def describe(ranges: ValueRanges, measured: Measured | None) -> list[str]:
     """Return lines about the ranges in use: where they come from, and whether extreme values make them too wide."""
     origin = "config.dataset.value_range" if measured is None else "the range in train"
-    shown = ", ".join(f"{low:,.6g} to {high:,.6g}" for low, high in ranges)
-    each = " of the channels" if len(ranges) > 1 else ""
+    shown = list_names([f"{low:,.6g} to {high:,.6g}" for low, high in ranges])
+    each = " (one for each channel)" if len(ranges) > 1 else ""
     lines = [f"images of more than 8 bits: values from {shown}{each}, {origin}, become levels 0 to 255"]
     for number, pair in enumerate(measured.usual if measured else ()):
         if pair is not None:
