@@ -37,7 +37,7 @@ class Dataset:
     split_specs: dict[str, str | None]
     fingerprint: dict[str, Any]  # must be the same when a run resumes
     preprocess: Preprocess
-    value_ranges: ValueRanges | None = None  # of images of more than 8 bits, as in `decode.PixelRules`
+    value_ranges: ValueRanges | None = None  # of images of more than 8 bits, as in `pixel_rules.PixelRules`
 
     @property
     def num_classes(self) -> int:
@@ -171,10 +171,10 @@ def with_measured_ranges(opened: OpenedDataset) -> tuple[OpenedDataset, ValueRan
     """Return the data set with the range of its images of more than 8 bits, measured if it is not configured, and
     print it; None if there are no such images."""
     options, source = opened.options, opened.source
-    if options.value_ranges is not None:
-        lines, ranges = value_range.describe(options.value_ranges, None), options.value_ranges
+    parts = [(source.records(name), low, high) for name, low, high in opened.parts["train"]]
+    if (ranges := options.value_ranges) is not None:
+        lines = value_range.describe(ranges, None) if value_range.has_candidates(parts) else []
     else:
-        parts = [(source.records(name), low, high) for name, low, high in opened.parts["train"]]
         identity = f"{source.name} {source.version} {opened.split_specs['train']}"
         root = runtime.cache_root(options.cache_dir)
         measured = value_range.measure_once(parts, source.channels, identity, root)

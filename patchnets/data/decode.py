@@ -11,7 +11,6 @@ macOS and Windows.
 """
 
 import contextlib
-import dataclasses
 import functools
 import io
 import math
@@ -25,7 +24,7 @@ from jaxtyping import Float32, Num, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from patchnets.data import bit_depth
-from patchnets.data.bit_depth import ValueRanges
+from patchnets.data.pixel_rules import BACKGROUNDS, DEFAULT_RULES, PixelRules
 from patchnets.errors import RunError, first_line
 
 # Silence Pillow's warning for large images; still larger ones raise its error.
@@ -38,33 +37,6 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 EXIF_ORIENTATION = 0x0112  # the tag; 1 is upright
 GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
 SAMPLES_PER_PIXEL, EXTRA_SAMPLES, UNSPECIFIED = 277, 338, 0  # tags of TIFF; a sample of no stated meaning
-BACKGROUNDS = {"white": (255, 255, 255, 255), "black": (0, 0, 0, 255)}
-
-
-@dataclasses.dataclass(frozen=True)
-class PixelRules:
-    """Rules for turning a file into pixels.
-
-    Attributes:
-      exif_orientation: turn and mirror the image as its EXIF header says, as viewers do. TFDS and torchvision do not.
-      background: white or black, the color behind transparent pixels; or none, to drop transparency and take the color
-        stored under it.
-      value_ranges: of images of more than 8 bits, the values that become levels 0 and 255, for all channels or for
-        each; None: 0 and 65,535.
-    """
-
-    exif_orientation: bool = True
-    background: str = "white"
-    value_ranges: ValueRanges | None = None
-
-    @property
-    def tag(self) -> str:
-        """Short name that identifies these rules."""
-        ranges = "" if self.value_ranges is None else f"-{self.value_ranges}"
-        return f"{'exif' if self.exif_orientation else 'stored'}-{self.background}{ranges}"
-
-
-DEFAULT_RULES = PixelRules()
 
 
 @functools.cache
@@ -167,7 +139,9 @@ def _opened(data: Any, channels: int, rules: PixelRules) -> Iterator[list[Image.
         yield bit_depth.split_channels(bit_depth.array_levels(data, rules.value_ranges), channels)
         return
     with contextlib.nullcontext(data) if isinstance(data, Image.Image) else _open(data) as file:
-        yield [_with_channels(file, channels, rules, None if isinstance(data, Image.Image) else data)]
+        path = getattr(data, "filename", "") if isinstance(data, Image.Image) else ""
+        origin = pathlib.Path(path) if path else None if isinstance(data, Image.Image) else data
+        yield [_with_channels(file, channels, rules, origin)]
 
 
 def _crop_and_resize(image: Image.Image, size: int | None, crop_pct: float) -> np.ndarray:
@@ -194,12 +168,18 @@ def _upright(image: Image.Image, rules: PixelRules) -> Image.Image:
 
 
 def _with_channels(
-    file: Image.Image, channels: int, rules: PixelRules, data: bytes | pathlib.Path | None
+    file: Image.Image, channels: int, rules: PixelRules, origin: bytes | pathlib.Path | None
 ) -> Image.Image:
-    """Return an opened image upright, in gray or RGB. `data` is what it was opened from, if that is known."""
+    """Return an opened image upright, in gray or RGB. `origin` is what it was opened from, if that is known."""
+
+    def reopen() -> Image.Image:
+        if origin is None:
+            raise ValueError("of the 16 bits of its colors Pillow keeps 8; give the path of its file or an array")
+        return _open(origin)
+
     if channels not in (1, 3):
         raise ValueError(f"it has {1 if file.mode in GRAY_MODES else 3} channels; expected {channels}")
-    low = None if data is None else bit_depth.low_bytes(file, lambda: _open(data))
+    low = None if origin is None and rules.value_ranges is None else bit_depth.low_bytes(file, reopen)
     image = _upright(file, rules)
     values = bit_depth.pixel_values(image, None if low is None else _upright(low, rules))
     if values is not None:

@@ -10,7 +10,7 @@ import jax
 from patchnets.augment.preprocess import Augment
 from patchnets.data import sources, splits
 from patchnets.data.bit_depth import ValueRanges
-from patchnets.data.decode import PixelRules
+from patchnets.data.pixel_rules import PixelRules
 from patchnets.data.sources import base
 from patchnets.errors import UserError
 
@@ -41,7 +41,7 @@ class DataOptions:
       path: of folder, where train/CLASS/*.jpg|png lie.
       data_dir: of TFDS, where data sets lie.
       channels: of folder, 1 for gray or 3 for RGB; None for what the images are (.npy arrays may have others).
-      exif_orientation, background: as in `decode.PixelRules`.
+      exif_orientation, background: as in `pixel_rules.PixelRules`.
       value_range: of images of more than 8 bits, the values that become levels 0 and 255; None: the lowest and highest
         in train.
       train_split, val_split, test_split: in TFDS's syntax, or none; `choose_splits` fills in the defaults.

@@ -66,6 +66,8 @@ def measure(parts: Parts, channels: int) -> Measured | None:
     spans = np.array([span for _, span in deep])
     ranges = np.stack([spans[:, 0].min(0), spans[:, 1].max(0)], axis=-1)
     ranges[~np.isfinite(ranges).all(-1)] = 0.0, 1.0  # a channel without a finite value
+    constant = ranges[:, 0] == ranges[:, 1]
+    ranges[constant, 1] += np.maximum(1.0, 1e-3 * np.abs(ranges[constant, 0]))
     sample = deep[:: -(-len(deep) // SAMPLED_IMAGES)]
     columns = [_values(job, channels) for job, _ in sample]
     values = np.concatenate([column[:: -(-len(column) // SAMPLED_VALUES)] for column in columns if column is not None])
@@ -104,6 +106,11 @@ def _usual(values: Float[np.ndarray, " values"], low: float, high: float) -> tup
     return float(below), float(above)
 
 
+def has_candidates(parts: Parts) -> bool:
+    """Return whether any image may have more than 8 bits, without reading them."""
+    return any(len(records.deep_candidates()) for records, _, _ in parts)
+
+
 def measure_once(parts: Parts, channels: int, identity: str, root: pathlib.Path) -> Measured | None:
     """Return `measure`, which is kept in the cache of decoded images.
 
@@ -111,7 +118,7 @@ def measure_once(parts: Parts, channels: int, identity: str, root: pathlib.Path)
       identity: changes with the images and the split.
       root: folder of caches.
     """
-    if not any(len(records.deep_candidates()) for records, _, _ in parts):
+    if not has_candidates(parts):
         return None
     path = root / "value_ranges" / f"{hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()[:16]}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):

@@ -13,8 +13,8 @@ def preprocessing(spec: ModelSpec) -> dict[str, Any]:
 
     Keys: image_size (pixels a side), channels, mean and std (per channel, of levels from 0 to 1), crop_pct (share of
     the shorter side in the center square that is kept), interpolation; exif_orientation, background and, for images of
-    more than 8 bits, value_ranges, as in `patchnets.data.decode.PixelRules`. crop_pct is the product of the crop while
-    decoding and that on the device; interpolation is that of the step that changes the size.
+    more than 8 bits, value_ranges, as in `patchnets.data.pixel_rules.PixelRules`. crop_pct is the product of the crop
+    while decoding and that on the device; interpolation is that of the step that changes the size.
     """
     resized_on_device = abs(spec.decoded_size * spec.crop_pct - spec.image_size) >= 1
     return dict(

@@ -20,8 +20,8 @@ from patchnets import __version__, models
 from patchnets.augment.preprocess import Preprocess
 from patchnets.config.schema import KEYS
 from patchnets.data.bit_depth import ValueRanges
-from patchnets.data.decode import BACKGROUNDS, PixelRules
 from patchnets.data.options import is_range
+from patchnets.data.pixel_rules import BACKGROUNDS, PixelRules
 from patchnets.errors import UserError
 from patchnets.experiment import Experiment
 
@@ -45,7 +45,7 @@ class ModelSpec:
       image_size: side in pixels of the network's inputs.
       crop_pct: share of the decoded side kept by the center crop before resizing to `image_size`.
       mean, std: per channel, on the scale 0 to 255.
-      exif_orientation, background, value_ranges: as in `patchnets.data.decode.PixelRules`.
+      exif_orientation, background, value_ranges: as in `patchnets.data.pixel_rules.PixelRules`.
       ema: whether checkpoints hold a running mean of the variables, by which the network is evaluated.
       best_metric: validation metric that selects the best checkpoint.
       dataset: name, split_specs and fingerprint of the training data.

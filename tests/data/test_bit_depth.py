@@ -12,7 +12,7 @@ from PIL import Image
 from tiff_files import tiff
 
 from patchnets.data import bit_depth, decode
-from patchnets.data.decode import PixelRules
+from patchnets.data.pixel_rules import PixelRules
 from patchnets.errors import RunError
 
 TWELVE_BITS = PixelRules(value_ranges=((0.0, 4095.0),))
@@ -126,6 +126,18 @@ def test_transparency_of_sixteen_bits_shows_the_background(suffix):
     expected = wanted(array[..., :3])
     expected[0, 0] = 255
     assert_levels(decode.decode_image(encode(suffix, array), "it", 3, rules=TWELVE_BITS), expected)
+
+
+def test_an_image_of_pillow_is_as_its_file_or_refused(tmp_path):
+    array = values(3)
+    path = tmp_path / "x.png"
+    path.write_bytes(encode(".png", array))
+    with Image.open(path) as image:
+        assert_levels(decode.decode_image(image, "it", 3, rules=TWELVE_BITS), wanted(array))
+    with Image.open(io.BytesIO(path.read_bytes())) as image:
+        with pytest.raises(RunError, match="of the 16 bits of its colors Pillow keeps 8; give the path"):
+            decode.decode_image(image, "it", 3, rules=TWELVE_BITS)
+        np.testing.assert_array_equal(decode.decode_image(image, "it", 3), array >> 8)  # as Pillow has it
 
 
 def test_gray_with_transparency_is_scaled_from_its_higher_bytes():

@@ -12,8 +12,8 @@ from PIL import Image
 from patchnets import config as config_lib
 from patchnets import data
 from patchnets.data import sources, splits
-from patchnets.data.decode import PixelRules
 from patchnets.data.options import DataOptions
+from patchnets.data.pixel_rules import PixelRules
 from patchnets.data.sources import digits, folder
 from patchnets.errors import UserError
 from patchnets.experiment import data_options

@@ -247,6 +247,14 @@ def test_ranges_that_a_file_gets_wrong_are_refused(scans, mesh1, ranges):
         spec_of(loaded, value_ranges=ranges)
 
 
+@pytest.mark.parametrize("value", [0.0, -7.0, 1e30])
+def test_values_that_are_all_the_same_or_none_have_a_range_too(tmp_path, value):
+    save(tmp_path / "train/a/1.npy", np.full((2, 3, 2), [value, np.nan]))
+    records = folder.Folder(str(tmp_path)).records("train")
+    measured = value_range.measure([(records, 0, 1)], 2)
+    assert measured is not None and all(low < high for low, high in measured.ranges)
+
+
 def test_files_that_cannot_be_read_do_not_count(scans):
     (scans / "train/a/bad.png").write_bytes(b"no image")
     records = folder.Folder(str(scans)).records("train")

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from patchnets.data.bit_depth import ValueRanges
-from patchnets.data.decode import PixelRules
+from patchnets.data.pixel_rules import PixelRules
 
 Example = tuple[UInt8[np.ndarray, "height width channels"], int]
 

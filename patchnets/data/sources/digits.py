@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from patchnets.data import splits
 from patchnets.data.bit_depth import ValueRanges
-from patchnets.data.decode import DEFAULT_RULES
+from patchnets.data.pixel_rules import DEFAULT_RULES
 from patchnets.data.sources.base import Example
 from patchnets.errors import UserError
 

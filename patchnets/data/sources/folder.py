@@ -20,7 +20,7 @@ from PIL import Image
 
 from patchnets.data import decode
 from patchnets.data.bit_depth import ARRAY_SUFFIX, ValueRanges
-from patchnets.data.decode import DEFAULT_RULES, PixelRules
+from patchnets.data.pixel_rules import DEFAULT_RULES, PixelRules
 from patchnets.data.sources.base import Example
 from patchnets.errors import RunError, UserError, first_line
 from patchnets.runtime.format import list_names

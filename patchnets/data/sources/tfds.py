@@ -22,7 +22,7 @@ import numpy as np
 
 from patchnets.data import decode
 from patchnets.data.bit_depth import ValueRanges
-from patchnets.data.decode import DEFAULT_RULES, PixelRules
+from patchnets.data.pixel_rules import DEFAULT_RULES, PixelRules
 from patchnets.data.sources.base import Example
 from patchnets.errors import RunError, UserError, first_line
 
@@ -198,6 +198,11 @@ def _check_kind(builder: Any, name: str) -> None:
     if not pair or not isinstance(pair[0], tfds.features.Image) or not isinstance(pair[1], tfds.features.ClassLabel):
         raise UserError(
             f"config.dataset.name={name!r} is not for image classification: it has no pair of image and class"
+        )
+    if np.issubdtype(pair[0].np_dtype, np.floating):
+        raise UserError(
+            f"config.dataset.name={name!r} has float images, which TFDS stores in a form of its own; save them as .npy "
+            "arrays in a folder for config.dataset.name=folder"
         )
 
 
