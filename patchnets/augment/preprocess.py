@@ -194,8 +194,17 @@ class Preprocess:
         return x
 
 
-def check_channels(augment: Augment, channels: int) -> None:
-    """Raise UserError for color operations on gray images."""
+def check_channels(augment: Augment, channels: int, normalize: str = "unit") -> None:
+    """Raise UserError for color operations on gray images, and on others for what takes only gray or RGB."""
+    if channels not in (1, 3):
+        colors = ("contrast", "saturation", "hue", "grayscale")
+        names = [f"augment.{name}={getattr(augment, name)}" for name in colors if getattr(augment, name) > 0]
+        names += [f"augment.policy={augment.policy}"] if augment.policy != "none" else []
+        names += [f"normalize={normalize}"] if normalize == "imagenet" else []
+        if names:
+            raise UserError(
+                f"config.{names[0]} is for gray or RGB images, and these have {channels} channels; change it"
+            )
     for name in ("saturation", "hue", "grayscale"):
         value = getattr(augment, name)
         if channels == 1 and value > 0:

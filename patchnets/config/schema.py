@@ -103,6 +103,11 @@ KEYS: dict[str, Key] = {
         "color behind transparent pixels; none: the color stored under them",
         one_of(*options.CHOICES["background"]),
     ),
+    "dataset.value_range": Key(
+        tuple,
+        "(lowest, highest) value of images of more than 8 bits: levels 0 and 255 (default: the values in train)",
+        ("(lowest, highest)", options.is_range),
+    ),
     "dataset.train_split": Key(str, "split to train on (default: train, less the validation split)"),
     "dataset.val_split": Key(str, "split to validate on, or none (default: the data set's own, else train[90%:])"),
     "dataset.test_split": Key(str, "split for the test at the end, or none (default: test, if there is one)"),
@@ -110,11 +115,12 @@ KEYS: dict[str, Key] = {
     "dataset.loader": Key(
         "auto",
         "on_device: all images decoded once and kept on the devices; streaming: read during training; "
-        "auto: on_device if the decoded images take at most max_on_device_gib",
+        "auto: either, as the decoded images fit into max_on_device_gib, if both make the same images, else streaming "
+        "for random crops and on_device for small squares",
         one_of(*options.CHOICES["loader"]),
     ),
     "dataset.max_on_device_gib": Key(
-        8.0, "largest size of decoded images, in GiB, for loader=auto to choose on_device", above(0)
+        8.0, "largest size of decoded images, in GiB, that on_device may take on each device", above(0)
     ),
     "dataset.on_device_sharding": Key(
         "replicated",

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib.util
 import sys
 import zlib
 from collections.abc import Mapping
@@ -13,8 +12,10 @@ from jax.sharding import Mesh
 
 from patchnets import runtime
 from patchnets.augment.preprocess import Preprocess, check_channels, normalization
-from patchnets.data import checks, decoded_cache, splits
+from patchnets.data import checks, decoded_cache, splits, value_range
+from patchnets.data.bit_depth import ValueRanges
 from patchnets.data.loader import Loader
+from patchnets.data.loader_choice import check_streaming, choose_loader, describe_crops
 from patchnets.data.on_device import OnDeviceLoader
 from patchnets.data.options import DataOptions
 from patchnets.data.sources import base
@@ -37,6 +38,7 @@ class Dataset:
     split_specs: dict[str, str | None]
     fingerprint: dict[str, Any]  # must be the same when a run resumes
     preprocess: Preprocess
+    value_ranges: ValueRanges | None = None  # of images of more than 8 bits, as in `pixel_rules.PixelRules`
 
     @property
     def num_classes(self) -> int:
@@ -73,6 +75,7 @@ class OpenedDataset:
     split_specs: dict[str, str | None]
     parts: dict[str, list[splits.Part]]
     loader: str  # on_device or streaming
+    native: int | None  # side in pixels if all images seem to be squares of one size that are kept as they are
 
     @property
     def train_examples(self) -> int:
@@ -96,35 +99,23 @@ class OpenedDataset:
 
 
 def open_dataset(options: DataOptions, devices: int) -> OpenedDataset:
-    """Open the data set and choose its loader: on the device if the decoded images fit, else streaming.
+    """Open the data set and choose its loader (`choose_loader`).
 
     Raises:
       UserError: the data set or a split is not available, or cannot be loaded or augmented as configured.
     """
     source = options.open_source()
-    check_channels(options.augment, source.channels)
+    check_channels(options.augment, source.channels, options.normalize)
     split_specs = options.choose_splits(source.sizes)
     parts = {role: splits.parse_split(spec, source.sizes) for role, spec in split_specs.items() if spec}
-    loader = options.loader
-    if loader == "auto":
-        fits = decoded_bytes(source, parts, options.stored_size) <= options.allowed_bytes(devices)
-        loader = "on_device" if fits or not source.encoded else "streaming"
-    if loader == "streaming" and importlib.util.find_spec("grain") is None:
-        raise UserError(
-            "streaming these images needs Grain, which is not installed; pip install grain, or raise "
-            "config.dataset.max_on_device_gib if their decoded size fits into memory"
-        )
-    if loader == "streaming" and options.normalize == "dataset":
-        raise UserError(
-            "config.normalize='dataset' needs all training images, and these are streamed; use imagenet, symmetric or "
-            "unit, or config.dataset.loader=on_device"
-        )
-    if loader == "streaming" and options.augment.crop_padding:
-        raise UserError(
-            f"config.augment.crop_padding={options.augment.crop_padding} pads stored images, and these are "
-            "cropped while streaming; use config.augment.crop_scale_min, or config.dataset.loader=on_device"
-        )
-    return OpenedDataset(options, source, split_specs, parts, loader)
+    native = native_side(source, parts, options.stored_size)
+    needed, encoded = decoded_bytes(source, parts, options.stored_size), source.encoded
+    loader = choose_loader(options, encoded, native, needed <= options.allowed_bytes(devices))
+    if loader == "streaming":
+        check_streaming(options)
+    elif options.loader == "auto" and encoded and needed > options.allowed_bytes(devices):
+        options = dataclasses.replace(options, on_device_sharding="sharded")  # the same batches, from less memory
+    return OpenedDataset(options, source, split_specs, parts, loader, native)
 
 
 def load_dataset(options: DataOptions, mesh: Mesh) -> Dataset:
@@ -144,10 +135,20 @@ def load_opened(opened: OpenedDataset, mesh: Mesh) -> Dataset:
       UserError: the data set or a split is not available as configured.
       RunError: an image cannot be decoded.
     """
-    options, source, on_device = opened.options, opened.source, opened.loader == "on_device"
-    for note in source.notes:
+    for note in opened.source.notes:
         print(printable(note), flush=True)
-    split_loaders = (_on_device if on_device else _streaming)(opened, mesh)
+    opened, value_ranges = with_measured_ranges(opened)
+    options, source = opened.options, opened.source
+    try:
+        split_loaders = (_on_device if opened.loader == "on_device" else _streaming)(opened, mesh)
+    except decoded_cache.MixedImageSizes:  # known only after reading them
+        check_streaming(options)
+        opened = dataclasses.replace(opened, loader="streaming", native=None)
+        split_loaders = _streaming(opened, mesh)
+    on_device = opened.loader == "on_device"
+    kept = opened.native if not on_device or opened.native == split_loaders.stored_size else None
+    for line in describe_crops(options, opened.loader, kept):
+        print(line, flush=True)
     mean, std = split_loaders.normalization
     return Dataset(
         name=source.name,
@@ -159,9 +160,32 @@ def load_opened(opened: OpenedDataset, mesh: Mesh) -> Dataset:
         val=split_loaders.loaders.get("val"),
         test=split_loaders.loaders.get("test"),
         split_specs=opened.split_specs,
-        fingerprint={"name": source.name, "classes": list(source.class_names)} | split_loaders.fingerprint,
+        fingerprint={"name": source.name, "classes": list(source.class_names)}
+        | ({} if value_ranges is None else {"value_ranges": [list(pair) for pair in value_ranges]})
+        | split_loaders.fingerprint,
         preprocess=Preprocess(options.image_size, mean, std, options.augment, options.crop_pct, cropped=not on_device),
+        value_ranges=value_ranges,
     )
+
+
+def with_measured_ranges(opened: OpenedDataset) -> tuple[OpenedDataset, ValueRanges | None]:
+    """Return the data set with the range of its images of more than 8 bits, measured if it is not configured, and
+    print it; None if there are no such images."""
+    options, source = opened.options, opened.source
+    parts = [(source.records(name), low, high) for name, low, high in opened.parts["train"]]
+    if (ranges := options.value_ranges) is not None:
+        lines = value_range.describe(ranges, None) if value_range.has_candidates(parts) else []
+    else:
+        identity = f"{source.name} {source.version} {opened.split_specs['train']}"
+        root = runtime.cache_root(options.cache_dir)
+        measured = value_range.measure_once(parts, source.channels, identity, root)
+        if measured is None:
+            return opened, None
+        lines, ranges = value_range.describe(measured.ranges, measured), measured.ranges
+        opened = dataclasses.replace(opened, source=source.with_ranges(ranges))
+    for line in lines:
+        print(line, flush=True)
+    return opened, ranges
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,18 +217,32 @@ def stored_side(source: base.Source, split: str, largest: int) -> int:
     return min(native or largest, largest)
 
 
+def native_side(source: base.Source, parts: Mapping[str, list[splits.Part]], largest: int) -> int | None:
+    """Return the side in pixels of all images if they seem to be squares of one size of at most `largest`."""
+    sides: set[int | None] = {None}
+    with contextlib.suppress(RunError):
+        sides = {source.records(split).native_size() for split in split_names(parts)}
+    side = sides.pop()
+    return side if not sides and side is not None and side <= largest else None
+
+
 def _on_device(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:
-    """Decode what is not cached, print the memory needed, and place it on the devices."""
+    """Decode what is not cached, print the memory needed, and place it on the devices.
+
+    Raises:
+      MixedImageSizes: images are not of the size of the first, and streaming was to be chosen for such.
+    """
     options, source, parts = opened.options, opened.source, opened.parts
     root, max_bytes = runtime.cache_root(options.cache_dir), options.allowed_bytes(mesh.size)
     sharded, skip = options.on_device_sharding == "sharded", options.on_corrupt == "skip"
+    may_resize = choose_loader(options, source.encoded, native=None, fits=True) == "on_device"
 
     def decode_all(keep_native: bool) -> dict[str, decoded_cache.Decoded]:
         decoded: dict[str, decoded_cache.Decoded] = {}
         for name in split_names(parts):
             bytes_so_far = sum(split.images.nbytes for split in decoded.values())
             decoded[name] = decoded_cache.load_or_decode(
-                source, name, options.stored_size, root, max_bytes, bytes_so_far, keep_native, skip
+                source, name, options.stored_size, root, max_bytes, bytes_so_far, keep_native, may_resize, skip
             )
         return decoded
 

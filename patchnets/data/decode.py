@@ -11,19 +11,20 @@ macOS and Windows.
 """
 
 import contextlib
-import dataclasses
 import functools
 import io
 import math
 import pathlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Num, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from patchnets.data import bit_depth
+from patchnets.data.pixel_rules import BACKGROUNDS, DEFAULT_RULES, PixelRules
 from patchnets.errors import RunError, first_line
 
 # Silence Pillow's warning for large images; still larger ones raise its error.
@@ -34,29 +35,8 @@ EXIF_WITHIN = 2**16  # bytes from the start of a JPEG; EXIF is in its first or s
 LARGEST_FILTERED = 4.0  # beyond this factor Pillow shrinks images: a blur would need too many taps
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 EXIF_ORIENTATION = 0x0112  # the tag; 1 is upright
-BACKGROUNDS = {"white": (255, 255, 255, 255), "black": (0, 0, 0, 255)}
-
-
-@dataclasses.dataclass(frozen=True)
-class PixelRules:
-    """Rules for turning a file into pixels.
-
-    Attributes:
-      exif_orientation: turn and mirror the image as its EXIF header says, as viewers do. TFDS and torchvision do not.
-      background: white or black, the color behind transparent pixels; or none, to drop transparency and take the color
-        stored under it.
-    """
-
-    exif_orientation: bool = True
-    background: str = "white"
-
-    @property
-    def tag(self) -> str:
-        """Short name that identifies these rules."""
-        return f"{'exif' if self.exif_orientation else 'stored'}-{self.background}"
-
-
-DEFAULT_RULES = PixelRules()
+GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
+SAMPLES_PER_PIXEL, EXTRA_SAMPLES, UNSPECIFIED = 277, 338, 0  # tags of TIFF; a sample of no stated meaning
 
 
 @functools.cache
@@ -83,23 +63,47 @@ def _unreadable(name: str, error: Exception) -> RunError:
 def image_size(data: bytes | pathlib.Path, name: str) -> tuple[int, int]:
     """Return height and width from the header alone. Raise RunError naming `name` if it cannot be read."""
     try:
+        if bit_depth.is_array_file(data):
+            return bit_depth.array_header(data)[0][:2]
         with _open(data) as file:
             return file.height, file.width
     except Exception as error:
         raise _unreadable(name, error) from error
 
 
-def image_mode(data: bytes | pathlib.Path) -> str | None:
-    """Return Pillow's name of the pixel format; None for a broken file, which decoding will report."""
+def count_channels(data: bytes | pathlib.Path) -> int | None:
+    """Return the number of channels by the header: 1 for gray, 3 for color, others for arrays and for TIFFs of more.
+
+    It is None for a broken file, which decoding will report.
+    """
     try:
+        if bit_depth.is_array_file(data):
+            return bit_depth.array_header(data)[0][2]
         with _open(data) as file:
-            return file.mode
+            tags = getattr(file, "tag_v2", {})
+            if UNSPECIFIED in tags.get(EXTRA_SAMPLES, ()):
+                return tags[SAMPLES_PER_PIXEL]
+            return 1 if file.mode in GRAY_MODES else 3
     except Exception:
         return None
 
 
+def deep_values(data: bytes | pathlib.Path) -> Num[np.ndarray, "height width channels"] | None:
+    """Return the values of an image of more than 8 bits, as they are stored; None for others, by their header.
+
+    Raises an error of NumPy or Pillow if it cannot be read.
+    """
+    if bit_depth.is_array_file(data):
+        return None if bit_depth.has_eight_bits(bit_depth.array_header(data)[1]) else bit_depth.read_array(data)
+    if bit_depth.is_png_of_eight_bits(data):  # most candidates, of which Pillow would read more than the first bytes
+        return None
+    with _open(data) as file:
+        low = bit_depth.low_bytes(file, lambda: _open(data))
+        return bit_depth.pixel_values(file, low) if low is not None or bit_depth.is_deep_gray(file) else None
+
+
 def decode_image(
-    data: bytes | pathlib.Path | Image.Image,
+    data: bytes | pathlib.Path | Image.Image | np.ndarray,
     name: str,
     channels: int,
     size: int | None = None,
@@ -109,9 +113,10 @@ def decode_image(
     """Decode one image with Pillow.
 
     Args:
-      data: an encoded image, the path of one, or an image of Pillow, which stays open.
+      data: an encoded image, the path of one, an image of Pillow, which stays open, or the values of pixels as in an
+        .npy file.
       name: its name in errors.
-      channels: 1 for gray, 3 for RGB.
+      channels: 1 for gray, 3 for RGB; others for arrays only.
       size: resize the center square to this side (bicubic, antialiased); None keeps the image as it is.
       crop_pct: the side of that square as a share of the image's shorter side.
 
@@ -119,22 +124,37 @@ def decode_image(
       RunError: the image is broken or truncated.
     """
     try:
-        with contextlib.nullcontext(data) if isinstance(data, Image.Image) else _open(data) as file:
-            return _crop_and_resize(file, channels, size, crop_pct, rules)
+        with _opened(data, channels, rules) as images:
+            return np.concatenate([_crop_and_resize(image, size, crop_pct) for image in images], axis=-1)
     except Exception as error:
         raise _unreadable(name, error) from error
 
 
-def _crop_and_resize(
-    image: Image.Image, channels: int, size: int | None, crop_pct: float, rules: PixelRules
-) -> np.ndarray:
-    image = _with_channels(_upright(image, rules), channels, rules)
+@contextlib.contextmanager
+def _opened(data: Any, channels: int, rules: PixelRules) -> Iterator[list[Image.Image]]:
+    """Yield the pixels of an image as `bit_depth.split_channels` has them."""
+    if bit_depth.is_array_file(data):
+        data = bit_depth.read_array(data)
+    if isinstance(data, np.ndarray):
+        yield bit_depth.split_channels(bit_depth.array_levels(data, rules.value_ranges), channels)
+        return
+    with contextlib.nullcontext(data) if isinstance(data, Image.Image) else _open(data) as file:
+        path = getattr(data, "filename", "") if isinstance(data, Image.Image) else ""
+        origin = pathlib.Path(path) if path else None if isinstance(data, Image.Image) else data
+        yield [_with_channels(file, channels, rules, origin)]
+
+
+def _crop_and_resize(image: Image.Image, size: int | None, crop_pct: float) -> np.ndarray:
     if size is not None:
         side = min(image.size) * crop_pct
         left, top = (image.width - side) / 2, (image.height - side) / 2
         box = (left, top, left + side, top + side)
         image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
+    return _as_array(image)
+
+
+def _as_array(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, np.uint8).reshape(image.height, image.width, -1)
 
 
 def _orientation(image: Image.Image, rules: PixelRules) -> int:
@@ -147,9 +167,27 @@ def _upright(image: Image.Image, rules: PixelRules) -> Image.Image:
     return image if _orientation(image, rules) == 1 else ImageOps.exif_transpose(image)
 
 
-def _with_channels(image: Image.Image, channels: int, rules: PixelRules) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
-        image = Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+def _with_channels(
+    file: Image.Image, channels: int, rules: PixelRules, origin: bytes | pathlib.Path | None
+) -> Image.Image:
+    """Return an opened image upright, in gray or RGB. `origin` is what it was opened from, if that is known."""
+
+    def reopen() -> Image.Image:
+        if origin is None:
+            raise ValueError("of the 16 bits of its colors Pillow keeps 8; give the path of its file or an array")
+        return _open(origin)
+
+    if channels not in (1, 3):
+        raise ValueError(f"it has {1 if file.mode in GRAY_MODES else 3} channels; expected {channels}")
+    low = None if origin is None and rules.value_ranges is None else bit_depth.low_bytes(file, reopen)
+    image = _upright(file, rules)
+    values = bit_depth.pixel_values(image, None if low is None else _upright(low, rules))
+    if values is not None:
+        ranges = rules.value_ranges or bit_depth.default_ranges(values.dtype)
+        levels = Image.fromarray(np.squeeze(bit_depth.to_levels(values, ranges), -1 if values.shape[2] == 1 else ()))
+        if image.mode == "RGBA":
+            levels.putalpha(image.getchannel("A"))
+        image = levels
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         if rules.background != "none":
@@ -171,7 +209,7 @@ def decode_crop(
     Args:
       data: an encoded image.
       name: its name in errors.
-      channels: 1 for gray, 3 for RGB.
+      channels: 1 for gray, 3 for RGB; others for arrays only.
       size: side of the result in pixels.
       choose: a pure function from (height, width) of the image to (top, left, height, width) of the part. The part is
         rounded to pixels of the decoded image, up to eight of the original's wide if the part is large.
@@ -226,6 +264,10 @@ def _decode_jpeg(
 def _decode_with_pillow(
     data: bytes, channels: int, size: int, choose: Callable[..., Any], rules: PixelRules
 ) -> tuple[np.ndarray, Box]:
+    if bit_depth.is_array_file(data):
+        with _opened(data, channels, rules) as images:
+            pixels = np.concatenate([_as_array(image) for image in images], axis=-1)
+        return pixels, _scaled(choose(*pixels.shape[:2]), 1.0, 1.0)
     with _open(data) as file:
         on_its_side = file.format != "TIFF" and _orientation(file, rules) > 4  # Pillow turns TIFFs itself
         width, height = reversed(file.size) if on_its_side else file.size
@@ -233,8 +275,7 @@ def _decode_with_pillow(
         by = reduction(crop, size)
         if by > 1 and file.format == "JPEG":
             file.draft(None, (file.width // by, file.height // by))
-        image = _with_channels(_upright(file, rules), channels, rules)
-        pixels = np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
+        pixels = _as_array(_with_channels(file, channels, rules, data))
     return pixels, _scaled(crop, pixels.shape[0] / height, pixels.shape[1] / width)
 
 
@@ -244,6 +285,8 @@ def resize_box(
     """Resize a box of an image, rounded to whole pixels, to a square of side `size` (bilinear, antialiased)."""
     left, top = round(box[0]), round(box[1])
     part = pixels[top : max(round(box[3]), top + 1), left : max(round(box[2]), left + 1)]
+    if part.shape[2] not in (1, 3):
+        return np.concatenate([resize_box(pixels[..., [c]], box, size) for c in range(part.shape[2])], axis=-1)
     opencv, scales = _opencv(), (part.shape[0] / size, part.shape[1] / size)
     if opencv is None or max(scales) > LARGEST_FILTERED:
         channels = part.shape[2]

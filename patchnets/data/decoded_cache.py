@@ -53,6 +53,7 @@ def load_or_decode(
     max_bytes: float,
     held_bytes: int = 0,
     keep_native: bool = True,
+    may_resize: bool = True,
     skip: bool = False,
 ) -> Decoded:
     """Return all images and labels of a split from the cache, decoding them first if they are not in it.
@@ -63,6 +64,7 @@ def load_or_decode(
     Raises:
       UserError: they take more than `max_bytes` with `held_bytes` of other splits, or more than the disk has.
       RunError: an image cannot be decoded, or with `skip` too many in a row; nothing is left behind.
+      MixedImageSizes: without `may_resize`, for images that are not squares of one size no larger than `image_size`.
     """
     key = f"{source.name}-{source.version}-{split}-{'at-most' if keep_native else 'at'}-{image_size}px"
     entry = root / "data" / "".join(c if c.isalnum() or c in "-._" else "_" for c in key)
@@ -72,7 +74,11 @@ def load_or_decode(
         if decoded is None:
             return None
         _refuse_too_large(source, split, decoded.images.shape[1], max_bytes, held_bytes)
-        if decoded.unreadable and not _unreadable_still(source.records(split), decoded.unreadable, skip):
+        resized = False if may_resize else _was_resized(entry)
+        if resized:
+            raise MixedImageSizes
+        readable = decoded.unreadable and not _unreadable_still(source.records(split), decoded.unreadable, skip)
+        if resized is None or readable:
             shutil.rmtree(entry, ignore_errors=True)
             return None
         return decoded
@@ -84,6 +90,8 @@ def load_or_decode(
     native = _native_size(records, skip)
     if native is None or native > image_size or not keep_native:
         native = None
+    if native is None and not may_resize:
+        raise MixedImageSizes
     side = native or image_size
     _refuse_too_large(source, split, side, max_bytes, held_bytes)
     with _one_at_a_time(entry):
@@ -92,6 +100,8 @@ def load_or_decode(
         try:
             _write_entry(records, (len(records), side, side, source.channels), None if native else side, entry, skip)
         except MixedImageSizes:  # known only after reading them
+            if not may_resize:
+                raise
             _refuse_too_large(source, split, image_size, max_bytes, held_bytes)
             _write_entry(records, (len(records), image_size, image_size, source.channels), image_size, entry, skip)
     decoded = _open_entry(entry)
@@ -147,10 +157,11 @@ def _refuse_too_large(source: Source, split: str, side: int, max_bytes: float, h
     size = source.sizes[split] * side * side * source.channels
     if held_bytes + size > max_bytes:
         others = f" in addition to {format_bytes(held_bytes)} of other splits" if held_bytes else ""
+        streamed = ", or set config.dataset.loader=streaming" if source.encoded else ""
         raise UserError(
             f"{source.name} {split}: {source.sizes[split]:,} images of {side} x {side} pixels take "
             f"{format_bytes(size)} of memory{others}, and {format_bytes(max_bytes)} are allowed; raise "
-            "config.dataset.max_on_device_gib, or lower config.image_size"
+            f"config.dataset.max_on_device_gib, lower config.image_size{streamed}"
         )
 
 
@@ -169,6 +180,11 @@ def _open_entry(entry: pathlib.Path) -> Decoded | None:
         print(f"{entry} is damaged; decoding it again", file=sys.stderr)
         shutil.rmtree(entry, ignore_errors=True)
         return None
+
+
+def _was_resized(entry: pathlib.Path) -> bool | None:
+    """Return whether an entry's images are not of the size of their files; None if an older version wrote it."""
+    return json.loads((entry / "entry.json").read_text()).get("resized")
 
 
 def _reserve(path: pathlib.Path) -> None:
@@ -233,7 +249,8 @@ def _write_entry(
         del images
         np.save(partial / "labels.npy", labels)
         checksums = {name: crc32(partial / name) for name in ("images.npy", "labels.npy")}
-        (partial / "entry.json").write_text(json.dumps({"checksums": checksums, "unreadable": unreadable}))
+        stated = {"checksums": checksums, "resized": resize_to is not None, "unreadable": unreadable}
+        (partial / "entry.json").write_text(json.dumps(stated))
         (partial / LOCK).unlink(missing_ok=True)
         try:
             partial.rename(entry)

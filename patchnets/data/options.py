@@ -1,17 +1,28 @@
 """Options of a data set and its loaders."""
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 
 from patchnets.augment.preprocess import Augment
 from patchnets.data import sources, splits
-from patchnets.data.decode import PixelRules
+from patchnets.data.bit_depth import ValueRanges
+from patchnets.data.pixel_rules import PixelRules
 from patchnets.data.sources import base
 from patchnets.errors import UserError
 
 NO_AUGMENT = Augment()
+
+
+def is_range(value: Sequence[Any]) -> bool:
+    """Return whether a value is a pair of finite numbers, the second above the first."""
+    numbers = len(value) == 2 and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
+    return numbers and value[0] < value[1]
+
+
 CHOICES = {
     "loader": ("auto", "on_device", "streaming"),
     "on_device_sharding": ("replicated", "sharded"),
@@ -29,11 +40,13 @@ class DataOptions:
       name: digits, folder, or the name of a TFDS image classification data set.
       path: of folder, where train/CLASS/*.jpg|png lie.
       data_dir: of TFDS, where data sets lie.
-      channels: of folder, 1 for gray or 3 for RGB; None for what the images are.
-      exif_orientation, background: as in `decode.PixelRules`.
+      channels: of folder, 1 for gray or 3 for RGB; None for what the images are (.npy arrays may have others).
+      exif_orientation, background: as in `pixel_rules.PixelRules`.
+      value_range: of images of more than 8 bits, the values that become levels 0 and 255; None: the lowest and highest
+        in train.
       train_split, val_split, test_split: in TFDS's syntax, or none; `choose_splits` fills in the defaults.
       cache_dir: where decoded images are kept.
-      loader: on_device, streaming, or auto: on_device where the decoded images fit.
+      loader: on_device, streaming, or auto (`patchnets.data.loader_choice`).
       max_on_device_gib: the memory that on-device images may take on each device.
       on_device_sharding: replicated, or sharded: every device holds its share of the images.
       num_workers: of streaming, processes that decode; None for one a core.
@@ -51,6 +64,7 @@ class DataOptions:
     channels: int | None = None
     exif_orientation: bool = True
     background: str = "white"
+    value_range: Sequence[float] | None = None
     train_split: str | None = None
     val_split: str | None = None
     test_split: str | None = None
@@ -73,6 +87,8 @@ class DataOptions:
         for name, values in CHOICES.items():
             if getattr(self, name) not in values:
                 raise UserError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(values)}")
+        if self.value_range is not None and not is_range(self.value_range):
+            raise UserError(f"value_range={self.value_range!r} is none; use (lowest, highest)")
         for name in ("image_size", "batch_size", "eval_batch_size"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise UserError(f"{name}={value} is too small; use at least 1")
@@ -83,7 +99,12 @@ class DataOptions:
 
     @property
     def rules(self) -> PixelRules:
-        return PixelRules(self.exif_orientation, self.background)
+        return PixelRules(self.exif_orientation, self.background, self.value_ranges)
+
+    @property
+    def value_ranges(self) -> ValueRanges | None:
+        """`value_range` as decoders take it."""
+        return None if self.value_range is None else ((float(self.value_range[0]), float(self.value_range[1])),)
 
     def choose_splits(self, sizes: Mapping[str, int]) -> dict[str, str | None]:
         """Return each split's specification. Raises UserError as `splits.choose_splits`."""

@@ -13,6 +13,7 @@ from patchnets import data as data_lib
 from patchnets import runtime
 from patchnets.augment.preprocess import Preprocess, normalization
 from patchnets.data import DataOptions, splits
+from patchnets.data.loader_choice import choose_loader
 from patchnets.data.on_device import EpochArrays, gather_batch
 from patchnets.data.streaming.batch_reader import CHUNK_SIZE
 from patchnets.data.streaming.prefetch import PREFETCH_BATCHES, THREADS_PER_WORKER
@@ -163,10 +164,9 @@ def _assumed(
     options: DataOptions, devices: int, counts: Mapping[str, int], stored: int, classes: int, source: str
 ) -> DatasetSpec:
     """Return a data set that is not on this machine: encoded RGB images, at least as large as they are stored."""
-    largest, loader = options.stored_size, options.loader
-    if loader == "auto":
-        fits = stored * largest**2 * 3 <= options.allowed_bytes(devices)
-        loader = "on_device" if fits else "streaming"
+    largest = options.stored_size
+    fits = stored * largest**2 * 3 <= options.allowed_bytes(devices)
+    loader = choose_loader(options, encoded=True, native=None, fits=fits)
     side = largest if loader == "on_device" else options.image_size
     has_val = options.val_split != "none"
     return DatasetSpec(options, options.name, counts, has_val, stored, classes, 3, side, loader, source)

@@ -25,8 +25,8 @@ def decode_one(image: AnyImage, spec: ModelSpec, name: str = "the image") -> Dec
     """Return an image as `spec` has it decoded: uint8, (decoded_size, decoded_size, channels).
 
     Args:
-      image: a path, the bytes of an encoded image, a Pillow image, or a uint8 array (height, width) or
-        (height, width, channels).
+      image: a path, the bytes of an encoded image, a Pillow image, or an array (height, width) or
+        (height, width, channels): of uint8, or of values of more than 8 bits for a model that was trained on such.
       name: what to call it in an error, if it is no path.
 
     Raises:
@@ -36,9 +36,11 @@ def decode_one(image: AnyImage, spec: ModelSpec, name: str = "the image") -> Dec
     """
     size, crop_pct = spec.decoded_size, spec.decoded_crop_pct
     if isinstance(image, np.ndarray):
-        image = _checked(image, name)
-        if image.shape == (size, size, spec.channels) and crop_pct == 1:
+        image = _checked(image, spec, name)
+        if image.dtype == np.uint8 and image.shape == (size, size, spec.channels) and crop_pct == 1:
             return image
+        if image.dtype != np.uint8 or spec.channels not in (1, 3):
+            return decode.decode_image(image, name, spec.channels, size, crop_pct, spec.rules)
         image = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
     if isinstance(image, str | os.PathLike):
         image, name = pathlib.Path(image), str(image)
@@ -47,13 +49,16 @@ def decode_one(image: AnyImage, spec: ModelSpec, name: str = "the image") -> Dec
     return decode.decode_image(image, name, spec.channels, size, crop_pct, spec.rules)
 
 
-def _checked(image: np.ndarray, name: str) -> np.ndarray:
-    """Return an array with its axis of channels. Raise ValueError if it is no uint8 image."""
-    if image.dtype != np.uint8:
+def _checked(image: np.ndarray, spec: ModelSpec, name: str) -> np.ndarray:
+    """Return an array with its axis of channels. Raise ValueError if it is no image for the model."""
+    if image.dtype != np.uint8 and (spec.value_ranges is None or image.dtype.kind not in "uif"):
         raise ValueError(f"{name} is an array of {image.dtype}; expected uint8, levels from 0 to 255")
     image = image[..., None] if image.ndim == 2 else image
-    if image.ndim != 3 or image.shape[2] not in (1, 3, 4) or 0 in image.shape:
-        raise ValueError(f"{name} is of shape {image.shape}; expected (height, width) or (height, width, 1, 3 or 4)")
+    counts = (1, 3, 4) if spec.channels in (1, 3) and image.dtype == np.uint8 else (spec.channels,)
+    if image.ndim != 3 or image.shape[2] not in counts or 0 in image.shape:
+        *others, last = map(str, counts)
+        expected = f"{', '.join(others)} or {last}" if others else last
+        raise ValueError(f"{name} is of shape {image.shape}; expected (height, width) or (height, width, {expected})")
     return image
 
 

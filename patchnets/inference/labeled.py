@@ -10,7 +10,7 @@ import numpy as np
 
 from patchnets.data import splits
 from patchnets.data.sources.base import Records, Source
-from patchnets.data.sources.folder import EXPECTED, FolderRecords, image_suffixes, list_folders, walk_files
+from patchnets.data.sources.folder import EXPECTED, FolderRecords, file_suffixes, list_folders, walk_files
 from patchnets.errors import RunError, UserError
 from patchnets.inference import images as images_lib
 
@@ -69,7 +69,7 @@ def from_folder(folder: str | os.PathLike[str]) -> LabeledImages:
 
 def _image_files(directory: pathlib.Path) -> list[str]:
     names = [name for name, _ in walk_files(directory)]
-    return sorted(name for name in names if os.path.splitext(name)[1].lower() in image_suffixes())
+    return sorted(name for name in names if os.path.splitext(name)[1].lower() in file_suffixes())
 
 
 def from_pairs(

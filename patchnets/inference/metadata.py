@@ -12,9 +12,9 @@ def preprocessing(spec: ModelSpec) -> dict[str, Any]:
     """Return how an image becomes an input of the network, in the terms of timm and torchvision.
 
     Keys: image_size (pixels a side), channels, mean and std (per channel, of levels from 0 to 1), crop_pct (share of
-    the shorter side in the center square that is kept), interpolation; exif_orientation and background, as in
-    `patchnets.data.decode.PixelRules`. crop_pct is the product of the crop while decoding and that on the device;
-    interpolation is that of the step that changes the size.
+    the shorter side in the center square that is kept), interpolation; exif_orientation, background and, for images of
+    more than 8 bits, value_ranges, as in `patchnets.data.pixel_rules.PixelRules`. crop_pct is the product of the crop
+    while decoding and that on the device; interpolation is that of the step that changes the size.
     """
     resized_on_device = abs(spec.decoded_size * spec.crop_pct - spec.image_size) >= 1
     return dict(
@@ -26,6 +26,7 @@ def preprocessing(spec: ModelSpec) -> dict[str, Any]:
         interpolation="bilinear" if resized_on_device else spec.interpolation,
         exif_orientation=spec.exif_orientation,
         background=spec.background,
+        **({} if spec.value_ranges is None else {"value_ranges": spec.value_ranges}),
     )
 
 
@@ -41,6 +42,7 @@ def timm_config(spec: ModelSpec, network: TimmNetwork) -> dict[str, Any]:
         label_names=list(spec.classes),
         exif_orientation=values["exif_orientation"],  # timm refuses other keys in pretrained_cfg
         background=values["background"],
+        **({} if spec.value_ranges is None else {"value_ranges": spec.value_ranges}),
         model_args=network.entry_args if network.entry_point else network.class_args,
         pretrained_cfg=dict(
             tag="patchnets",

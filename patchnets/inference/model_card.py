@@ -143,6 +143,7 @@ def _use_timm(spec: ModelSpec, network: TimmNetwork | None) -> str:
     lines = [
         "import json",
         "",
+        *(["import numpy as np"] if spec.value_ranges is not None else []),
         "import timm",
         "import torch",
         f"from PIL import Image{', ImageOps' if spec.exif_orientation else ''}",
@@ -157,6 +158,8 @@ def _use_timm(spec: ModelSpec, network: TimmNetwork | None) -> str:
         'labels = config["label_names"]',
     ]
     sections = [*built, "An image as its input, which needs torchvision, and class names:", _python(*lines)]
+    if spec.channels not in (1, 3):
+        sections = [*built, f"Its input is a tensor (batch, {spec.channels}, height, width), preprocessed as below."]
     if spec.decoded_size * spec.crop_pct < spec.image_size - 1:
         sections.append(
             f"In training images were shrunk to {spec.decoded_size} x {spec.decoded_size} pixels first and enlarged to "
@@ -169,6 +172,13 @@ def _use_timm(spec: ModelSpec, network: TimmNetwork | None) -> str:
 def _open_image(spec: ModelSpec) -> list[str]:
     """Return the code that opens photo.jpg with Pillow, by the rules of training (`patchnets.data.decode`)."""
     lines = ['image = Image.open("photo.jpg")']
+    if spec.value_ranges is not None and spec.channels == 1:
+        low, high = spec.value_ranges[0]
+        lines += [
+            "if image.mode.startswith(('I', 'F')):  # more than 8 bits",
+            f"    values = (np.asarray(image, np.float64) - {low}) * {255 / (high - low)}",
+            "    image = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))",
+        ]
     if spec.exif_orientation:
         lines.append("image = ImageOps.exif_transpose(image)")
     if spec.background != "none":
@@ -248,6 +258,10 @@ def _preprocessing(spec: ModelSpec) -> str:
         rules.append("stripped of transparency")
     else:
         rules.append(f"laid on {spec.background} where it is transparent")
+    if spec.value_ranges is not None:
+        shown = ", ".join(f"{low:g} to {high:g}" for low, high in spec.value_ranges)
+        each = "of its channels " if len(spec.value_ranges) > 1 else ""
+        rules.append(f"scaled, if it has more than 8 bits, from values {each}from {shown} to levels 0 to 255")
     size = spec.decoded_size
     steps = (
         f"Step by step: an image is {' and '.join(rules)}; its center square, {spec.decoded_crop_pct:.4g} of the "

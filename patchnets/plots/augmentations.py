@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from patchnets.augment import color, geometry, mixup, policies, random_erasing
-from patchnets.augment.preprocess import Preprocess, check_channels
-from patchnets.data import DataOptions, splits
+from patchnets.augment.preprocess import Preprocess
+from patchnets.data import DataOptions, open_dataset, with_measured_ranges
 from patchnets.experiment import make_erase, make_mix
 from patchnets.run import console
 
@@ -87,10 +87,8 @@ def _mixed(mix: Callable[..., tuple[Array, Array]], key: Array, images: Levels) 
 
 def training_images(options: DataOptions, count: int) -> UInt8[np.ndarray, "count size size channels"]:
     """Return the first images of the training split, in their native size if all have the same, else `image_size`."""
-    source = options.open_source()
-    check_channels(options.augment, source.channels)
-    spec = options.choose_splits(source.sizes)["train"] or "train"
-    name, low, high = splits.parse_split(spec, source.sizes)[0]
+    opened, _ = with_measured_ranges(open_dataset(options, 1))
+    (name, low, high), source = opened.parts["train"][0], opened.source
     records = source.records(name)
     size = None if records.native_size() else options.image_size
     return np.stack([image for image, _ in records.examples(range(low, min(high, low + count)), size)])

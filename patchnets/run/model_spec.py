@@ -20,7 +20,9 @@ from patchnets import __version__, models
 from patchnets import config as config_lib
 from patchnets.augment.preprocess import Preprocess
 from patchnets.config.schema import KEYS
-from patchnets.data.decode import BACKGROUNDS, PixelRules
+from patchnets.data.bit_depth import ValueRanges
+from patchnets.data.options import is_range
+from patchnets.data.pixel_rules import BACKGROUNDS, PixelRules
 from patchnets.errors import UserError
 from patchnets.experiment import Experiment
 
@@ -40,13 +42,13 @@ class ModelSpec:
       fields: every field of the network that a configuration may set.
       classes: names, in the order of the logits.
       loss: softmax or sigmoid, the function that turns logits into probabilities.
-      channels: 1 for gray, 3 for RGB.
+      channels: 1 for gray, 3 for RGB, others for arrays.
       decoded_size: side in pixels to which an image's center square is resized when it is decoded (Pillow, bicubic).
       decoded_crop_pct: side of that square as a share of the image's shorter side.
       image_size: side in pixels of the network's inputs.
       crop_pct: share of the decoded side kept by the center crop before resizing to `image_size`.
       mean, std: per channel, on the scale 0 to 255.
-      exif_orientation, background: as in `patchnets.data.decode.PixelRules`.
+      exif_orientation, background, value_ranges: as in `patchnets.data.pixel_rules.PixelRules`.
       ema: whether checkpoints hold a running mean of the variables, by which the network is evaluated.
       best_metric: validation metric that selects the best checkpoint.
       dataset: name, split_specs and fingerprint of the training data.
@@ -67,6 +69,7 @@ class ModelSpec:
     interpolation: str = "bicubic"
     exif_orientation: bool = True
     background: str = "white"
+    value_ranges: ValueRanges | None = None
     ema: bool = False
     best_metric: str = "accuracy"
     dataset: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -91,6 +94,7 @@ class ModelSpec:
             std=data.preprocess.std,
             exif_orientation=config.dataset.exif_orientation,
             background=config.dataset.background,
+            value_ranges=data.value_ranges,
             ema=config.ema_decay is not None,
             best_metric=config.checkpoint.best_metric,
             dataset={"name": config.dataset.name, "splits": data.split_specs, "fingerprint": data.fingerprint},
@@ -112,7 +116,7 @@ class ModelSpec:
     @property
     def rules(self) -> PixelRules:
         """Which pixels a file stands for."""
-        return PixelRules(self.exif_orientation, self.background)
+        return PixelRules(self.exif_orientation, self.background, self.value_ranges)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -141,6 +145,8 @@ class ModelSpec:
         for name in ("classes", "mean", "std"):
             if isinstance(values[name], list):
                 values[name] = tuple(values[name])
+        if isinstance(pairs := values.get("value_ranges"), list):
+            values["value_ranges"] = tuple(tuple(pair) if isinstance(pair, list) else pair for pair in pairs)
         spec = cls(**values)
         for name, holds, expected in spec._checks():
             if not holds:
@@ -163,12 +169,15 @@ class ModelSpec:
             numbers = isinstance(values, tuple) and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
             return numbers and len(values) == self.channels and min(values) > least
 
+        def ranges(pairs: Any) -> bool:
+            return of(tuple, pairs) and len(pairs) in (1, self.channels) and all(map(is_range, pairs))
+
         return [
             ("network", isinstance(self.network, str), "the name of a network"),
             ("fields", isinstance(self.fields, Mapping), "the fields of a network"),
             ("classes", of(str, self.classes) and 0 < len(set(self.classes)) == len(self.classes), "different names"),
             ("loss", self.loss in LOSSES, " or ".join(LOSSES)),
-            ("channels", self.channels in (1, 3), "1 or 3"),
+            ("channels", type(self.channels) is int and self.channels > 0, "a number of channels"),
             ("decoded_size", size_in_pixels(self.decoded_size), KEYS["image_size"].rule[0]),
             ("image_size", size_in_pixels(self.image_size), KEYS["image_size"].rule[0]),
             ("decoded_crop_pct", share(self.decoded_crop_pct), "a number above 0 and at most 1"),
@@ -178,6 +187,11 @@ class ModelSpec:
             ("interpolation", self.interpolation == "bicubic", "bicubic"),
             ("exif_orientation", isinstance(self.exif_orientation, bool), "true or false"),
             ("background", self.background in (*BACKGROUNDS, "none"), "white, black or none"),
+            (
+                "value_ranges",
+                self.value_ranges is None or ranges(self.value_ranges),
+                "pairs of lowest and highest values",
+            ),
             ("ema", isinstance(self.ema, bool), "true or false"),
             ("best_metric", self.best_metric in ("accuracy", "top5_accuracy", "loss"), "a validation metric"),
             ("dataset", isinstance(self.dataset, Mapping), "an object"),

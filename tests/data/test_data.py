@@ -12,8 +12,8 @@ from PIL import Image
 from patchnets import config as config_lib
 from patchnets import data
 from patchnets.data import sources, splits
-from patchnets.data.decode import PixelRules
 from patchnets.data.options import DataOptions
+from patchnets.data.pixel_rules import PixelRules
 from patchnets.data.sources import digits, folder
 from patchnets.errors import RunError, UserError
 from patchnets.experiment import data_options
@@ -343,7 +343,7 @@ def test_split_over_devices_more_fits(pictures):
 
 def test_evaluation_crops_what_was_kept_larger(pictures, mesh1):
     """20 pixels are four fifths of 25."""
-    loaded = data.load_dataset(streamed(pictures, crop_pct=0.8), mesh1)
+    loaded = data.load_dataset(streamed(pictures, crop_pct=0.8, dataset__loader="on_device"), mesh1)
     assert loaded.loader == "on_device" and loaded.stored_size == 25 and not loaded.preprocess.cropped
     stored = np.asarray(loaded.train.step_inputs(0)[0].images)
     np.testing.assert_allclose(loaded.preprocess(stored), loaded.preprocess.normalize(stored[:, 2:22, 3:23]), atol=0.35)

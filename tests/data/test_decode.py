@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 from sklearn import datasets
 
 from patchnets.data import decode
-from patchnets.data.decode import PixelRules
+from patchnets.data.pixel_rules import PixelRules
 from patchnets.errors import RunError
 
 REPOSITORY = pathlib.Path(decode.__file__).parents[2]

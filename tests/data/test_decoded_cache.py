@@ -62,7 +62,7 @@ class FakeRecords:
 class FakeSource:
     """A data set with one split of FakeRecords."""
 
-    name, version, class_names, channels = "fake", "1", ("a", "b"), 3
+    name, version, class_names, channels, encoded = "fake", "1", ("a", "b"), 3, True
 
     def __init__(self, **options):
         self.fake = FakeRecords(**options)

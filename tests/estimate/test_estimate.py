@@ -149,9 +149,9 @@ def test_input_takes_the_hosts_memory_by_arithmetic(tiny_config):
 
 def test_sizes_that_are_told_stand_for_the_data():
     config = common.imagenet(augment={}, model=dict(variant="S/16"), batch_size=64, total_epochs=1.0)
-    config.dataset.loader = "auto"
     config.dataset.max_on_device_gib = 1.0
     assert find_dataset_spec(data_options(config), 1, 1_000_000, 7).loader == "streaming"
+    config.dataset.loader = "on_device"
     few = find_dataset_spec(data_options(config), 1, 1_000, 7)
     assert (few.loader, few.num_classes, few.side, few.steps_per_epoch) == ("on_device", 7, 256, 16)
 

@@ -10,7 +10,7 @@ import scipy.special
 from PIL import Image
 from sklearn import metrics
 
-from patchnets.data.decode import DEFAULT_RULES
+from patchnets.data.pixel_rules import DEFAULT_RULES
 from patchnets.errors import RunError, UserError
 from patchnets.inference import calibration, evaluation, labeled
 from patchnets.inference.evaluation import Outputs

@@ -1,6 +1,6 @@
 """Sources of images; `open_source` opens one by name."""
 
-from patchnets.data.decode import DEFAULT_RULES, PixelRules
+from patchnets.data.pixel_rules import DEFAULT_RULES, PixelRules
 from patchnets.data.sources.base import Source
 from patchnets.errors import UserError
 

@@ -5,13 +5,15 @@ Batches are made by `data/on_device.py` or, for data that do not fit in memory, 
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 from jaxtyping import UInt8
 
-from patchnets.data.decode import PixelRules
+from patchnets.data.bit_depth import ValueRanges
+from patchnets.data.pixel_rules import PixelRules
 
 Example = tuple[UInt8[np.ndarray, "height width channels"], int]
 
@@ -51,6 +53,12 @@ class Records(Protocol):
           UserError: the images of this split are not stored encoded.
         """
 
+    def stored(self, position: int) -> bytes | pathlib.Path:
+        """Return one image as it is stored, or the path of its file. Errors: as `encoded`."""
+
+    def deep_candidates(self) -> Sequence[int]:
+        """Return the positions of the images that may have more than 8 bits, without reading them."""
+
     def name_of(self, position: int) -> str:
         """Return an example's name for errors: its file, or its record and split."""
 
@@ -59,11 +67,14 @@ class Source(Protocol):
     """A data set with named splits."""
 
     name: str
-    version: str  # changes with the images; part of the key of the cache of decoded images
     class_names: tuple[str, ...]
     channels: int
     sizes: Mapping[str, int]  # split name -> number of examples
     encoded: bool  # whether images are stored encoded, as streaming needs
+
+    @property
+    def version(self) -> str:
+        """A name that changes with the images; part of the key of the cache of decoded images."""
 
     @property
     def notes(self) -> Sequence[str]:
@@ -71,3 +82,6 @@ class Source(Protocol):
 
     def records(self, split: str) -> Records:
         """Return the examples of a whole split, named as in `sizes`."""
+
+    def with_ranges(self, ranges: ValueRanges) -> Source:
+        """Return this source with these `PixelRules.value_ranges`, and a version that says so."""

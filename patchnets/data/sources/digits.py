@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Int
 
 from patchnets.data import splits
-from patchnets.data.decode import DEFAULT_RULES
+from patchnets.data.bit_depth import ValueRanges
+from patchnets.data.pixel_rules import DEFAULT_RULES
 from patchnets.data.sources.base import Example
 from patchnets.errors import UserError
 
@@ -65,6 +66,12 @@ class DigitRecords:
     def encoded(self, position: int) -> tuple[bytes, int]:
         raise UserError("digits take 0.1 MiB and are always on the device; set config.dataset.loader=on_device")
 
+    def stored(self, position: int) -> bytes:
+        return self.encoded(position)[0]
+
+    def deep_candidates(self) -> Sequence[int]:
+        return ()
+
     def name_of(self, position: int) -> str:
         return f"image {position} of digits {self.split}"
 
@@ -85,3 +92,6 @@ class Digits:
 
     def records(self, split: str) -> DigitRecords:
         return DigitRecords(split, self.sizes[split])
+
+    def with_ranges(self, ranges: ValueRanges) -> "Digits":
+        return self  # its images have 8 bits

@@ -5,6 +5,8 @@ Reads every format that Pillow itself decodes, in nested folders too. `notes` na
 
 import collections
 import contextlib
+import copy
+import dataclasses
 import functools
 import hashlib
 import os
@@ -17,7 +19,8 @@ import numpy as np
 from PIL import Image
 
 from patchnets.data import decode
-from patchnets.data.decode import DEFAULT_RULES, PixelRules
+from patchnets.data.bit_depth import ARRAY_SUFFIX, ValueRanges
+from patchnets.data.pixel_rules import DEFAULT_RULES, PixelRules
 from patchnets.data.sources.base import Example
 from patchnets.errors import RunError, UserError, first_line
 from patchnets.runtime.format import list_names, same_name
@@ -31,7 +34,7 @@ SPLIT_NAMES = {
 EXPECTED = "CLASS/*.jpg, *.png or another format that Pillow reads"
 # A change of contents is noticed by all sizes, and the bytes of all files or of about as many of a larger split.
 MAX_HASHED_BYTES, NUM_HASHED = 2**26, 512
-GRAY_MODES = {"1", "L", "LA", "I", "I;16"}
+EIGHT_BITS = (b".jpg", b".jpeg", b".jpe", b".jfif", b".gif", b".bmp", b".dib", b".webp")  # formats of no more
 
 
 class File(NamedTuple):
@@ -91,6 +94,12 @@ class FolderRecords:
             reason = error.strerror or first_line(error)
             raise RunError(f"{self.name_of(position)} cannot be read ({reason}); repair or remove it") from error
 
+    def stored(self, position: int) -> pathlib.Path:
+        return self.path(position)
+
+    def deep_candidates(self) -> Sequence[int]:
+        return [i for i, name in enumerate(self.file_names.tolist()) if not name.lower().endswith(EIGHT_BITS)]
+
     def name_of(self, position: int) -> str:
         return str(self.path(position))
 
@@ -113,6 +122,12 @@ def image_suffixes() -> frozenset[str]:
     """Return the suffixes, in lower case, of the formats that Pillow decodes by itself."""
     names = decode.formats()
     return frozenset(suffix for suffix, name in Image.registered_extensions().items() if name in names)
+
+
+@functools.cache
+def file_suffixes() -> frozenset[str]:
+    """Return the suffixes, in lower case, of the images in a class's folder: those of Pillow and of arrays."""
+    return image_suffixes() | {ARRAY_SUFFIX}
 
 
 class Folder:
@@ -149,7 +164,8 @@ class Folder:
                 if split == "train":
                     raise
                 folders_of[split], files_of[split], self._errors[split] = self.class_names, [], error
-        self.channels = channels or (1 if self._is_gray(directories["train"], files_of["train"]) else 3)
+        self.channels = channels or self._count_channels(directories["train"], files_of["train"])
+        self.rules = rules
         self._records = {}
         for split, files in files_of.items():
             records = FolderRecords(directories[split], folders_of[split], files, self.channels, rules)
@@ -157,10 +173,23 @@ class Folder:
             self._records[split] = records
         # A split with an error counts as one example, so that using it raises that error and not "empty".
         self.sizes: Mapping[str, int] = {split: len(files) or 1 for split, files in files_of.items()}
-        stamps = [str(self.root), rules.tag] + [file.stamp for files in files_of.values() for file in files]
+        stamps = [file.stamp for files in files_of.values() for file in files]
         stamps += [str(records.content) for records in self._records.values()]
         stamps += [] if channels is None else [f"{channels} channels"]
-        self.version = hashlib.sha256("\n".join(stamps).encode(errors="surrogateescape")).hexdigest()[:16]
+        self._stamps = tuple(stamps)
+
+    @property
+    def version(self) -> str:
+        stamps = (str(self.root), self.rules.tag, *self._stamps)
+        return hashlib.sha256("\n".join(stamps).encode(errors="surrogateescape")).hexdigest()[:16]
+
+    def with_ranges(self, ranges: ValueRanges) -> "Folder":
+        source = copy.copy(self)
+        source.rules = dataclasses.replace(self.rules, value_ranges=ranges)
+        source._records = {split: copy.copy(records) for split, records in self._records.items()}
+        for records in source._records.values():
+            records.rules = source.rules
+        return source
 
     def _split_directories(self, path: str) -> dict[str, pathlib.Path]:
         """Return the folder of each split. Raise UserError without train/, or for two folders of one split."""
@@ -199,7 +228,7 @@ class Folder:
             label, before = label_of[same_name(class_name)], len(files)
             for name, entry in walk_files(directory):
                 suffix = os.path.splitext(name)[1].lower()
-                if suffix not in image_suffixes():
+                if suffix not in file_suffixes():
                     passed_over[suffix or "no suffix"] += 1
                     continue
                 relative, stat = f"{split}/{class_name}/{name}", entry.stat()
@@ -216,10 +245,25 @@ class Folder:
             self.notes.append(f"{root}: {passed_over.total():,} files are no images that Pillow reads ({kinds})")
         return sorted(files, key=lambda file: file.order)
 
-    def _is_gray(self, root: pathlib.Path, files: Sequence[File]) -> bool:
-        """Return whether all images that can be read are gray. Reads few headers if the images are in color."""
-        paths = (root / self.class_names[file.label] / file.name for file in files)
-        return all(mode in GRAY_MODES for path in paths if (mode := decode.image_mode(path)) is not None)
+    def _count_channels(self, root: pathlib.Path, files: Sequence[File]) -> int:
+        """Return 1 if all images that can be read are gray, else the channels of the first other one. Reads few headers if it is early.
+
+        Raises:
+          UserError: that is a TIFF of which Pillow would not read all channels.
+        """
+        for file in files:
+            path = root / self.class_names[file.label] / file.name
+            channels = decode.count_channels(path)
+            if channels is None:
+                continue
+            if channels not in (1, 3) and path.suffix.lower() != ARRAY_SUFFIX:
+                raise UserError(
+                    f"{path} has {channels} channels, and only three of them can be read; save such images as .npy "
+                    "arrays (height, width, channels), or set config.dataset.channels=3 for these three"
+                )
+            if channels != 1:
+                return channels
+        return 1
 
     def records(self, split: str) -> FolderRecords:
         if split in self._errors:

@@ -4,6 +4,7 @@ Preparing it once, as array_record files, needs TensorFlow; reading it by positi
 """
 
 import contextlib
+import dataclasses
 import difflib
 import functools
 import hashlib
@@ -17,8 +18,11 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from patchnets.data import decode
-from patchnets.data.decode import DEFAULT_RULES, PixelRules
+from patchnets.data.bit_depth import ValueRanges
+from patchnets.data.pixel_rules import DEFAULT_RULES, PixelRules
 from patchnets.data.sources.base import Example
 from patchnets.errors import RunError, UserError, first_line
 
@@ -38,7 +42,8 @@ class TfdsRecords:
         self.image_key, self.label_key = builder.info.supervised_keys
         self.name, self.channels = f"{builder.info.full_name} {split}", channels
         self.rules = rules
-        self.shape = builder.info.features[self.image_key].shape
+        feature = builder.info.features[self.image_key]
+        self.shape, self.deep = feature.shape, np.dtype(feature.np_dtype) != np.uint8
 
     def __len__(self) -> int:
         return sum(self.shard_lengths)
@@ -93,6 +98,12 @@ class TfdsRecords:
     def encoded(self, position: int) -> tuple[bytes, int]:
         return self._read([position])[0]
 
+    def stored(self, position: int) -> bytes:
+        return self.encoded(position)[0]
+
+    def deep_candidates(self) -> Sequence[int]:
+        return range(len(self)) if self.deep else ()
+
     def name_of(self, position: int) -> str:
         return f"record {position} of {self.name}"
 
@@ -117,12 +128,18 @@ class TfdsSource:
     def __init__(self, builder: Any, rules: PixelRules = DEFAULT_RULES):
         self.builder, self.rules = builder, rules
         self.name = builder.info.full_name.rsplit("/", 1)[0].replace("/", "-")
-        directory_hash = hashlib.sha256(str(builder.data_dir).encode()).hexdigest()[:8]
-        self.version = f"{builder.info.version}-{directory_hash}-{rules.tag}"
         image_key, label_key = builder.info.supervised_keys
         self.class_names = tuple(builder.info.features[label_key].names)
         self.channels = builder.info.features[image_key].shape[-1] or 3
         self.sizes: Mapping[str, int] = {name: info.num_examples for name, info in builder.info.splits.items()}
+
+    @property
+    def version(self) -> str:
+        directory_hash = hashlib.sha256(str(self.builder.data_dir).encode()).hexdigest()[:8]
+        return f"{self.builder.info.version}-{directory_hash}-{self.rules.tag}"
+
+    def with_ranges(self, ranges: ValueRanges) -> "TfdsSource":
+        return TfdsSource(self.builder, dataclasses.replace(self.rules, value_ranges=ranges))
 
     def records(self, split: str) -> TfdsRecords:
         return TfdsRecords(self.builder, split, self.channels, self.rules)
@@ -181,6 +198,11 @@ def _check_kind(builder: Any, name: str) -> None:
     if not pair or not isinstance(pair[0], tfds.features.Image) or not isinstance(pair[1], tfds.features.ClassLabel):
         raise UserError(
             f"config.dataset.name={name!r} is not for image classification: it has no pair of image and class"
+        )
+    if np.issubdtype(pair[0].np_dtype, np.floating):
+        raise UserError(
+            f"config.dataset.name={name!r} has float images, which TFDS stores in a form of its own; save them as .npy "
+            "arrays in a folder for config.dataset.name=folder"
         )
 
 
