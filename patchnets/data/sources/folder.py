@@ -246,7 +246,8 @@ class Folder:
         return sorted(files, key=lambda file: file.order)
 
     def _count_channels(self, root: pathlib.Path, files: Sequence[File]) -> int:
-        """Return 1 if all images that can be read are gray, else the channels of the first other one. Reads few headers if it is early.
+        """Return 1 if all images that can be read are gray, else the channels of the first other one, early in a folder
+        of these.
 
         Raises:
           UserError: that is a TIFF of which Pillow would not read all channels.
