@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -97,6 +97,13 @@ def describe_augmentation(augment: Augment) -> str:
     defaults = dataclasses.asdict(Augment())
     changed = {name: value for name, value in dataclasses.asdict(augment).items() if value != defaults[name]}
     return ", ".join(name if value is True else f"{name} {value}" for name, value in changed.items())
+
+
+def print_initialization(source: str, lines: Sequence[str]) -> None:
+    """Print what a run takes of trained weights."""
+    print(f"  weights  {source}: {lines[0]}")
+    for line in lines[1:]:
+        print(f"           {line}")
 
 
 def print_header(experiment: Experiment, workdir: os.PathLike[str], params: int, overview: str) -> None:
