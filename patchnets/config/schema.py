@@ -176,6 +176,9 @@ KEYS: dict[str, Key] = {
     "optimizer.lr_mults": Key(
         (), "((regex, factor), ...): the first to match a parameter's name scales its learning rate"
     ),
+    "optimizer.layer_decay": Key(
+        float, "learning rate of each layer as a share of that of the layer above it (default: all alike)", RATIO
+    ),
     "optimizer.wd_mults": Key((), "((regex, factor), ...): the same for weight decay, instead of optimizer.wd_mask"),
     "optimizer.frozen": Key((), "((regex, true or false), ...): whether a parameter is frozen"),
     "schedule.name": Key(

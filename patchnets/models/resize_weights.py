@@ -24,6 +24,7 @@ from patchnets.models.mlp_mixer import MlpMixer
 from patchnets.models.vit import VisionTransformer
 
 Grid = tuple[int, int]  # rows and columns of patches
+Kernel = Float[Array | np.ndarray, "rows columns channels width"]  # of a patch embedding
 INTERPOLATIONS = {"bilinear": "bilinear", "bicubic": "cubic"}  # by the names of jax.image.resize
 RULES = (*INTERPOLATIONS, "block_diagonal")
 
@@ -164,7 +165,7 @@ def _tile(weights: Array, axes: tuple[str, ...], old: Grid, new: Grid) -> Array:
     return jnp.asarray(tiled)
 
 
-def adapt_channels(kernel: Float[Array, "rows columns channels width"], channels: int) -> Array:
+def adapt_channels(kernel: Kernel, channels: int) -> Kernel:
     """Adapt a patch embedding to images of other channels, as timm's `adapt_input_conv`.
 
     One channel of RGB weights gets their sum; any other number gets them in turns, scaled to keep their sum.
@@ -177,13 +178,13 @@ def adapt_channels(kernel: Float[Array, "rows columns channels width"], channels
     return jnp.take(kernel, np.arange(channels) % old, axis=2) * (old / channels)
 
 
-def resize_patches(kernel: Float[Array, "rows columns channels width"], patch_size: int) -> Array:
+def resize_patches(kernel: Kernel, patch_size: int) -> Kernel:
     """Adapt a patch embedding to another patch size by the pseudoinverse of the resize of patches.
 
     Of all kernels this one gives embeddings of resized patches nearest to those of the original ones (FlexiViT, arXiv
     2212.08013, section 3.4).
     """
-    old, new = kernel.shape[:2], (patch_size, patch_size)
+    old, new = (kernel.shape[0], kernel.shape[1]), (patch_size, patch_size)
     if old == new:
         return kernel
     inverse = np.linalg.pinv(interpolation(old, new)).T  # (new pixels, old pixels)

@@ -82,6 +82,7 @@ def describe_extras(experiment: Experiment) -> str:
         f"{config.loss} loss": config.loss != "softmax",
         f"head bias initialized to {config.init_head_bias:g}": config.init_head_bias,
         "learning rates by rules": config.optimizer.lr_mults,
+        f"learning rates x {config.optimizer.layer_decay} from layer to layer down": config.optimizer.layer_decay,
         "some parameters frozen": config.optimizer.frozen,
         f"label smoothing {config.label_smoothing:g}": config.label_smoothing,
         f"gradients clipped to norm {config.optimizer.grad_clip_norm or 0:g}": config.optimizer.grad_clip_norm,
