@@ -144,7 +144,7 @@ KEYS: dict[str, Key] = {
         "softmax", "softmax cross-entropy, or sigmoid cross-entropy of each class", one_of("softmax", "sigmoid")
     ),
     "init.weights": Key(
-        str, "trained weights to start from: a work directory, an export, or another source (docs/weights.md)"
+        str, "trained weights to start from: a work directory, an export, or another source (docs/transfer.md)"
     ),
     "init.head": Key(
         "new", "head of a run with init.weights: new, zeros, or keep (the same classes)", one_of("new", "zeros", "keep")
