@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 import flax.linen as nn
 import jax
 import ml_collections
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -89,9 +90,15 @@ class Experiment:
     def save_every(self) -> int:
         return self.config.checkpoint.save_interval_steps or self.total_steps
 
-    def init_state(self, seed: int | None = None) -> TrainState:
-        """Return the state at step 0, on the devices; `seed` overrides the configuration's."""
+    def init_state(self, seed: int | None = None, initial: Mapping[str, np.ndarray] | None = None) -> TrainState:
+        """Return the state at step 0, on the devices.
+
+        Args:
+          seed: overrides the configuration's.
+          initial: variables that do not start at random (`weights.initialize`).
+        """
         return create_train_state(
+            initial=initial,
             seed=self.config.seed if seed is None else seed,
             init_head_bias=self.config.init_head_bias,
             **self._state_options(),

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import pathlib
 import platform
 import sys
 import time
@@ -34,6 +35,8 @@ from patchnets.run.workdir import Workdir
 from patchnets.runtime.format import shortest_float
 from patchnets.step.metrics import TrainMetrics
 from patchnets.step.multi_step import compile_train_steps
+from patchnets.weights.initialize import FILE_NAME as INIT_FILE
+from patchnets.weights.initialize import Initialization
 
 OVERVIEW_LINES = 20
 PER_HOST_KEYS = {"dataset.path", "dataset.data_dir", "dataset.cache_dir", "dataset.num_workers"}  # may differ
@@ -59,6 +62,13 @@ def train(
       Preempted: a signal arrived; the state was saved.
     """
     began = time.monotonic() if began is None else began
+    if config_lib.network_of_weights(config_lib.flatten(config)):
+        from patchnets.inference.warm_start import network_of_weights
+
+        with multihost.errors_on_all():
+            name, fields = network_of_weights(config.init.weights, pathlib.Path(workdir).expanduser())
+        config = config.copy_and_resolve_references()
+        config.model.update(name=name, **fields)
     flat = config_lib.flatten(config)
     check_same_config(flat)
     run_dir = Workdir(workdir, flat, writes=multihost.is_first_process())
@@ -68,9 +78,17 @@ def train(
         return print_finished(Published(**config.published.to_dict()), summary, run_dir) if summary else {}
     with multihost.errors_on_all():
         experiment = build_experiment(config)
+    initialization = None
+    if config.init.weights:
+        from patchnets.inference.warm_start import warm_start
+
+        with multihost.errors_on_all():
+            initialization = warm_start(experiment, run_dir.path)
     run_dir.check_shared()
     with multihost.errors_on_all():
         run_dir.acquire(experiment.data.fingerprint)
+        if initialization:
+            run_dir.write_json(INIT_FILE, initialization.to_json())
         run_dir.write_json(model_spec.FILE_NAME, ModelSpec.of_experiment(experiment).to_json())
     if run_dir.grown_from:
         console.print_growth(run_dir.grown_from, experiment)
@@ -81,7 +99,7 @@ def train(
     lost = False
     try:
         with contextlib.nullcontext(preemption) if preemption else PreemptionHandler() as handler:
-            return Run(experiment, run_dir, checkpoints, board, handler, began).complete()
+            return Run(experiment, run_dir, checkpoints, board, handler, began, initialization).complete()
     except Exception as error:
         lost = distributed.lost_peer(error)
         raise
@@ -125,18 +143,20 @@ class Run:
         board: TensorBoard,
         preemption: PreemptionHandler,
         began: float,
+        initialization: Initialization | None = None,
     ):
-        """Initialize the state, or restore it from the latest checkpoint."""
+        """Restore the state from the latest checkpoint, or initialize it, from trained weights if there are any."""
         self.experiment, self.workdir, self.checkpoints, self.tensorboard = experiment, workdir, checkpoints, board
         self.preemption, self.began = preemption, began
         self.first_step_seconds: float | None = None
-        self.state = experiment.init_state()
-        self.abstract_state = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.state
-        )
+        self.abstract_state = experiment.abstract_state()
         self.restored = Progress()
-        if restored := checkpoints.restore_latest(self.abstract_state):
+        restored = checkpoints.restore_latest(self.abstract_state)
+        self.initialization = None if restored else initialization
+        if restored:
             self.state, self.restored = restored[0], Progress.from_saved(restored[1])
+        else:
+            self.state = experiment.init_state(initial=initialization.arrays if initialization else None)
         self.step = self.resumed_at = int(self.state.step)
         self.last_eval_step = self.restored.last_eval_step
         self.early_stopping = dataclasses.replace(experiment.early_stopping)
@@ -179,6 +199,8 @@ class Run:
                 self.abstract_state.params, include_stats=False, max_lines=OVERVIEW_LINES
             ),
         )
+        if self.initialization:
+            console.print_initialization(experiment.config.init.weights, self.initialization.summary())
         if self.resumed_at:
             print(f"resuming from the checkpoint of step {self.resumed_at:,}", flush=True)
         return count

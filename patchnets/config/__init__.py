@@ -142,7 +142,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
             f"config.cpu.microbatch={config.cpu.microbatch} and config.grad_accum_steps={config.grad_accum_steps} both "
             "split a batch; give one"
         )
-    models.validate(config.image_size, **config.model)
+    if not network_of_weights(flat):
+        models.validate(config.image_size, **config.model)
+
+
+def network_of_weights(flat: Mapping[str, Any]) -> bool:
+    """Return whether a flat configuration leaves the network to its `init.weights`: it sets no field of one."""
+    return "init.weights" in flat and not any(name.startswith("model.") and name != "model.name" for name in flat)
 
 
 def overridden_by(flat: Mapping[str, Any], set_keys: Collection[str]) -> list[str]:

@@ -153,6 +153,18 @@ KEYS: dict[str, Key] = {
     "loss": Key(
         "softmax", "softmax cross-entropy, or sigmoid cross-entropy of each class", one_of("softmax", "sigmoid")
     ),
+    "init.weights": Key(
+        str, "trained weights to start from: a work directory, an export, or another source (docs/transfer.md)"
+    ),
+    "init.head": Key(
+        "new", "head of a run with init.weights: new, zeros, or keep (the same classes)", one_of("new", "zeros", "keep")
+    ),
+    "init.resize": Key(
+        "bilinear",
+        "how positions and token-mixing weights are adapted to another image size",
+        one_of("bilinear", "bicubic", "block_diagonal"),
+    ),
+    "init.skip": Key((), "(regex, ...): parameters that start new all the same"),
     "init_head_bias": Key(0.0, "initial bias of the head; -log(classes) suits the sigmoid loss", FINITE),
     "label_smoothing": Key(0.0, "share of the target spread uniformly over all classes", within(0, 1)),
     "ema_decay": Key(float, "evaluate a running mean of the parameters with this decay (default: none)", inside(0, 1)),
@@ -173,6 +185,9 @@ KEYS: dict[str, Key] = {
     "optimizer.sam_rho": Key(float, "sharpness-aware minimization within this radius (default: none)", above(0)),
     "optimizer.lr_mults": Key(
         (), "((regex, factor), ...): the first to match a parameter's name scales its learning rate"
+    ),
+    "optimizer.layer_decay": Key(
+        float, "learning rate of each layer as a share of that of the layer above it (default: all alike)", RATIO
     ),
     "optimizer.wd_mults": Key((), "((regex, factor), ...): the same for weight decay, instead of optimizer.wd_mask"),
     "optimizer.frozen": Key((), "((regex, true or false), ...): whether a parameter is frozen"),

@@ -3,16 +3,23 @@
     python -m patchnets.evaluate MODEL
     python -m patchnets.evaluate MODEL --data=FOLDER
     python -m patchnets.evaluate MODEL --dataset=NAME --split=test [--data_dir=DIR]
+    python -m patchnets.evaluate MODEL --probe=knn,fewshot,linear [--data=FOLDER | --dataset=NAME]
 
 MODEL is a work directory, or an export for timm or npz. The first evaluates on the test split of its own data
 set; the second on a folder that has a folder of images for each class, or folders test/ and val/ that have these; the
 third on a split of the digits or of a TFDS data set. Classes are matched by name.
+
+The last evaluates the features before the head: classifiers are fitted to those of the train split and tested on the
+test split, whose classes may be any. knn has the 20 nearest neighbors vote (DINO's rule); fewshot fits least squares to
+1, 5, 10 and 25 images of each class, five times; linear is a logistic regression, regularized as is best on validation
+(the val split, or the last tenth of train). The results go into MODEL/evaluation/DATA-probes/probes.json.
 
 Accuracy, top-5 accuracy, loss, precision, recall and F1 by class, confusion and calibration are printed and written to
 MODEL/evaluation/DATA/, as evaluation.json, CSV files and pictures. Exit status: 0; 1 if some images could not be read,
 the others being evaluated; 2 if the request cannot be carried out.
 """
 
+import argparse
 import dataclasses
 import sys
 from collections.abc import Iterator
@@ -34,6 +41,9 @@ def make_parser() -> ArgumentParser:
         "--split", help="in TFDS's syntax; without --dataset also train, val and test of the run (default: test)"
     )
     parser.add_argument("--data_dir", metavar="DIR", help="where TFDS's data sets are")
+    parser.add_argument(
+        "--probe", type=probe_names, metavar="NAMES", help="knn, fewshot, linear, or several with commas"
+    )
     parser.add_argument("--output", type=out_folder, metavar="DIR", help="default: MODEL/evaluation/DATA")
     parser.add_argument(
         "--checkpoint",
@@ -44,6 +54,14 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument("--batch_size", type=positive_int, default=64, metavar="N", help="default: %(default)s")
     return parser
+
+
+def probe_names(value: str) -> list[str]:
+    """Parse --probe."""
+    names = value.split(",")
+    if unknown := [name for name in names if name not in ("knn", "fewshot", "linear")]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown; expected knn, fewshot or linear")
+    return names
 
 
 def execute(arguments: list[str]) -> int:
@@ -58,6 +76,8 @@ def execute(arguments: list[str]) -> int:
     from patchnets.inference.load import load
 
     model = load(options.model, options.checkpoint)
+    if options.probe:
+        return probe_features(model, options)
     selection = data.select(
         model.spec,
         options.model,
@@ -96,6 +116,29 @@ def execute(arguments: list[str]) -> int:
     for note in notes:
         print(f"patchnets.evaluate: {note}", file=sys.stderr)
     return 1 if result.unreadable or (val is not None and val.unreadable) else 0
+
+
+def probe_features(model: Any, options: argparse.Namespace) -> int:
+    """Evaluate a model's features as a command line says; return the exit status."""
+    from patchnets.evaluate import probe
+
+    data = probe.select(
+        model.spec, options.model, folder=options.data, dataset=options.dataset, data_dir=options.data_dir
+    )
+    train, val, test = (
+        probe.compute_features(model, with_progress(images), data.train.classes, options.batch_size)
+        for images in (data.train, data.val, data.test)
+    )
+    results = probe.run_probes(options.probe, train, val, test)
+    directory = options.output or options.model / "evaluation" / f"{data.label}-probes"
+    about = {"model": str(options.model), "network": model.spec.network, "data": data.label}
+    probe.write_results(directory, about, results)
+    print(probe.format_table(data, (train, val, test), results))
+    print(f"  {directory}: {probe.FILE_NAME}", flush=True)
+    unreadable = [line for images in (train, val, test) for line in images.unreadable]
+    for line in [*unreadable[:3], f"{len(unreadable):,} images could not be read"] if unreadable else []:
+        print(f"patchnets.evaluate: {line}", file=sys.stderr)
+    return 1 if unreadable else 0
 
 
 def with_progress(images: Any) -> Any:

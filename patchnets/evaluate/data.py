@@ -173,9 +173,9 @@ def split_folders(folder: pathlib.Path, classes: Sequence[str]) -> tuple[pathlib
     `folder`, and, if it is called test, a val/ beside it.
     """
     has_classes = folder.is_dir() and not {*map(same_name, classes)}.isdisjoint(map(same_name, list_folders(folder)))
-    if not has_classes and (test := _find_split(folder, "test")):
-        return test, _find_split(folder, "val")
-    return folder, _find_split(folder.absolute().parent, "val") if split_of(folder) == "test" else None
+    if not has_classes and (test := split_folder(folder, "test")):
+        return test, split_folder(folder, "val")
+    return folder, split_folder(folder.absolute().parent, "val") if split_of(folder) == "test" else None
 
 
 def split_of(folder: pathlib.Path) -> str | None:
@@ -184,7 +184,7 @@ def split_of(folder: pathlib.Path) -> str | None:
     return next((split for split, names in SPLIT_NAMES.items() if name in names), None)
 
 
-def _find_split(folder: pathlib.Path, split: str) -> pathlib.Path | None:
+def split_folder(folder: pathlib.Path, split: str) -> pathlib.Path | None:
     """Return the folder of a split, which has folders in it; None if there is none."""
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     return next((path for path in paths if split_of(path) == split and path.is_dir() and list_folders(path)), None)

@@ -258,28 +258,36 @@ class Model:
         A batch is split over the devices if it divides, and on a CPU into microbatches that stay in cache.
         """
         mesh = self._mesh_of(size)
-        count = cpu.num_microbatches(
-            self.network, self.variables["params"], self.spec.image_size, size, mesh.size, train=False
-        )
-        apply = wrap_logits_fn(
-            lambda variables, images: jnp.asarray(self.network.apply(variables, images, train=False)),
-            mesh=mesh,
-            num_microbatches=count,
+        apply = self._on_batches(
+            lambda variables, images: jnp.asarray(self.network.apply(variables, images, train=False)), size, mesh
         )
         compiled = jax.jit(lambda variables, images: apply(variables, self.spec.preprocess(images)).astype(jnp.float32))
         return functools.partial(compiled, self._on_mesh(mesh))
 
     def _make_features_fn(self, layer: str, size: int) -> Any:
-        del size  # a program is compiled for each
+        """Return the compiled function uint8 images -> activations of a layer, of a batch of `size` images.
+
+        The inputs of the head are computed on all devices, as logits are, other layers on one.
+        """
 
         def features(variables: Any, images: Array) -> Float[Array, "batch ..."]:
-            captured = capture_intermediates(self.network, variables, self.spec.preprocess(images))
+            captured = capture_intermediates(self.network, variables, images)
             layers = [name for name in captured if not name.endswith("/mixing") or hasattr(self.network, "num_heads")]
             if layer not in layers:  # the mixing of other networks is the same for all images
                 raise UserError(f"the network has no features called {layer!r}; it has {', '.join(layers)}")
             return captured[layer]
 
-        return functools.partial(jax.jit(features), self._on_mesh(mesh_lib.make_mesh(devices=jax.local_devices()[:1])))
+        mesh = self._mesh_of(size) if layer == "pre_logits" else mesh_lib.make_mesh(devices=jax.local_devices()[:1])
+        apply = self._on_batches(features, size, mesh) if layer == "pre_logits" else features
+        compiled = jax.jit(lambda variables, images: apply(variables, self.spec.preprocess(images)))
+        return functools.partial(compiled, self._on_mesh(mesh))
+
+    def _on_batches(self, fn: Any, size: int, mesh: Mesh) -> Any:
+        """Split the batch of a function (variables, inputs) -> rows over devices, and on a CPU into microbatches."""
+        count = cpu.num_microbatches(
+            self.network, self.variables["params"], self.spec.image_size, size, mesh.size, train=False
+        )
+        return wrap_logits_fn(fn, mesh=mesh, num_microbatches=count)
 
     def _mesh_of(self, size: int) -> Mesh:
         """Return the devices that share a batch: all of them if it divides, else the first."""

@@ -1,8 +1,8 @@
 """Adapt trained weights to another image size.
 
 Position embeddings and token-mixing weights are resampled from the old grid of patches to the new one. All other
-weights, including ConvMixer's, are the same at any size.
-
+weights, including ConvMixer's, are the same at any size. Patch embeddings can be adapted to other channels and to
+another patch size.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,9 @@ from patchnets.models.mlp_mixer import MlpMixer
 from patchnets.models.vit import VisionTransformer
 
 Grid = tuple[int, int]  # rows and columns of patches
-RULES = ("interpolate", "block_diagonal")
+Kernel = Float[Array | np.ndarray, "rows columns channels width"]  # of a patch embedding
+INTERPOLATIONS = {"bilinear": "bilinear", "bicubic": "cubic"}  # by the names of jax.image.resize
+RULES = (*INTERPOLATIONS, "block_diagonal")
 
 # Token-mixing weights by the end of their path, and the meaning of each axis.
 TOKENS_IN, TOKENS_OUT, HIDDEN = "patches read", "patches written", "hidden units"
@@ -43,7 +45,7 @@ def resize_weights(
     variables: Mapping[str, Any],
     old_size: int | Grid,
     new_size: int | Grid,
-    rule: str = "interpolate",
+    rule: str = "bilinear",
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Return a network and its variables for another image size.
 
@@ -52,11 +54,11 @@ def resize_weights(
       variables: its variables, with or without stacked blocks.
       old_size: size of the training images in pixels: a side, or (height, width).
       new_size: size of the new images.
-      rule: how to resample token-mixing weights. "interpolate": for interpolated activations, the new weights give the
-        interpolated results of the old weights. "block_diagonal" (Mixer and gMLP, whole multiples of the grid): split
-        the new grid into tiles of the old size and mix each tile with the old weights, repeated along the diagonal of a
-        larger matrix (MLP-Mixer, arXiv 2105.01601, appendix C); the Mixer's `tokens_mlp_dim` grows with the number of
-        tiles.
+      rule: how to resample. "bilinear" and "bicubic": position embeddings are interpolated, and token-mixing weights
+        such that for interpolated activations they give the interpolated results of the old ones. "block_diagonal"
+        (Mixer and gMLP, whole multiples of the grid): split the new grid into tiles of the old size and mix each tile
+        with the old weights, repeated along the diagonal of a larger matrix (MLP-Mixer, arXiv 2105.01601, appendix C);
+        the Mixer's `tokens_mlp_dim` grows with the number of tiles.
 
     Returns:
       The network (changed only by "block_diagonal") and its variables. If the sizes agree, both are returned unchanged.
@@ -78,6 +80,7 @@ def resize_weights(
     if old == new:
         return model, dict(variables)
     tiled = rule == "block_diagonal" and isinstance(model, MlpMixer | Gmlp)
+    method = "bilinear" if rule == "block_diagonal" else rule
     if tiled and (new[0] % old[0] or new[1] % old[1]):
         raise UserError(
             f"{new[0]} x {new[1]} patches are no multiple of {old[0]} x {old[1]}, which rule=block_diagonal needs"
@@ -87,10 +90,10 @@ def resize_weights(
     for path, weights in flat.items():
         axes = next((axes for end, axes in TOKEN_MIXING_AXES.items() if path.endswith(end)), ())
         if path == "position_embedding":
-            flat[path] = resize_positions(weights, old, new, getattr(model, "pool_type", None) == "cls")
+            flat[path] = resize_positions(weights, old, new, getattr(model, "pool_type", None) == "cls", method)
         elif axes:
             _check_patches(path, weights.shape, axes, old)
-            flat[path] = (_tile if tiled else _interpolate)(weights, axes, old, new)
+            flat[path] = _tile(weights, axes, old, new) if tiled else _interpolate(weights, axes, old, new, method)
     resized = apart | {"params": traverse_util.unflatten_dict(flat, sep="/")}
     if tiled and isinstance(model, MlpMixer):
         model = model.clone(tokens_mlp_dim=model.tokens_mlp_dim * new[0] * new[1] // (old[0] * old[1]))
@@ -106,32 +109,36 @@ def grid(size: int | Grid, patch_size: int) -> Grid:
 
 
 def resize_positions(
-    embedding: Float[Array, "1 tokens channels"], old: Grid, new: Grid, class_token: bool
+    embedding: Float[Array, "1 tokens channels"], old: Grid, new: Grid, class_token: bool, method: str = "bilinear"
 ) -> Float[Array, "1 new_tokens channels"]:
-    """Resize position embeddings bilinearly over the grid of patch centers; a leading class token is kept."""
+    """Resize position embeddings over the grid of patch centers; a leading class token is kept.
+
+    Bicubic is timm's (`resample_abs_pos_embed`): Keys' kernel with a = -0.5, wider where the grid shrinks.
+    """
     token, places = embedding[:, : int(class_token)], embedding[:, int(class_token) :]
     if places.shape[1] != (count := old[0] * old[1]):
         raise UserError(
             f"position_embedding is for {places.shape[1]} patches; old_size makes {count}, {old[0]} x {old[1]}"
         )
     places = places.reshape(1, *old, -1)
-    places = jax.image.resize(places, (1, *new, places.shape[-1]), "bilinear").reshape(1, new[0] * new[1], -1)
+    places = jax.image.resize(places, (1, *new, places.shape[-1]), INTERPOLATIONS[method])
+    places = places.reshape(1, new[0] * new[1], -1)
     return jnp.concatenate([token, places], axis=1)
 
 
-def interpolation(old: Grid, new: Grid) -> Float[np.ndarray, "new_patches patches"]:
-    """Return the matrix of a bilinear resize from one grid of patches to another."""
+def interpolation(old: Grid, new: Grid, method: str = "bilinear") -> Float[np.ndarray, "new_patches patches"]:
+    """Return the matrix of a bilinear or bicubic resize from one grid of patches to another."""
     rows, columns = (
-        np.asarray(jax.image.resize(jnp.eye(before), (after, before), "bilinear"), np.float64)
+        np.asarray(jax.image.resize(jnp.eye(before), (after, before), INTERPOLATIONS[method]), np.float64)
         for before, after in zip(old, new)
     )
     return np.kron(rows, columns)
 
 
-def _interpolate(weights: Array, axes: tuple[str, ...], old: Grid, new: Grid) -> Array:
+def _interpolate(weights: Array, axes: tuple[str, ...], old: Grid, new: Grid, method: str) -> Array:
     """Interpolate output axes, and resample input axes with the pseudoinverse of the interpolation, so that
     interpolated inputs give the same result (arXiv 2212.08013, equation 4)."""
-    matrix = interpolation(old, new)
+    matrix = interpolation(old, new, method)
     maps = {TOKENS_OUT: matrix, TOKENS_IN: np.linalg.pinv(matrix).T}  # (new patches, old patches)
     resized = np.asarray(weights, np.float64)
     for axis, kind in enumerate(axes):
@@ -156,6 +163,33 @@ def _tile(weights: Array, axes: tuple[str, ...], old: Grid, new: Grid) -> Array:
     if len(axes) == 2:
         tiled = np.where(tiles[0][:, None] == tiles[1], tiled, 0)
     return jnp.asarray(tiled)
+
+
+def adapt_channels(kernel: Kernel, channels: int) -> Kernel:
+    """Adapt a patch embedding to images of other channels, as timm's `adapt_input_conv`.
+
+    One channel of RGB weights gets their sum; any other number gets them in turns, scaled to keep their sum.
+    """
+    old = kernel.shape[2]
+    if channels == old:
+        return kernel
+    if channels == 1:
+        return kernel.sum(axis=2, keepdims=True)
+    return jnp.take(kernel, np.arange(channels) % old, axis=2) * (old / channels)
+
+
+def resize_patches(kernel: Kernel, patch_size: int) -> Kernel:
+    """Adapt a patch embedding to another patch size by the pseudoinverse of the resize of patches.
+
+    Of all kernels this one gives embeddings of resized patches nearest to those of the original ones (FlexiViT, arXiv
+    2212.08013, section 3.4).
+    """
+    old, new = (kernel.shape[0], kernel.shape[1]), (patch_size, patch_size)
+    if old == new:
+        return kernel
+    inverse = np.linalg.pinv(interpolation(old, new)).T  # (new pixels, old pixels)
+    flat = np.asarray(kernel, np.float64).reshape(old[0] * old[1], -1)
+    return jnp.asarray((inverse @ flat).reshape(*new, *kernel.shape[2:]), kernel.dtype)
 
 
 def _check_patches(path: str, shape: tuple[int, ...], axes: tuple[str, ...], old: Grid) -> None:

@@ -1,13 +1,17 @@
 """Build optimizers as chains of optax transformations."""
 
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from patchnets.errors import UserError
 from patchnets.param_rules import Rules, match_rules, name_of
+
+EMBEDDINGS = ("stem", "class_token", "position_embedding", "embedding")  # names of parameters before the first block
 
 
 def make_optimizer(
@@ -19,6 +23,7 @@ def make_optimizer(
     wd_mask: str = "kernels",
     wd_mults: Rules = (),
     lr_mults: Rules = (),
+    layer_decay: float | None = None,
     frozen: Rules = (),
     grad_clip_norm: float | None = None,
     momentum: float = 0.9,
@@ -41,6 +46,7 @@ def make_optimizer(
       wd_mults: ((regex, factor), ...): the first regex that matches a parameter's name gives the factor of its weight
         decay; replaces `wd_mask`.
       lr_mults: the same for the learning rate.
+      layer_decay: factor of the learning rate from each layer to the one below it (`layer_lr_mults`).
       frozen: ((regex, bool), ...): frozen parameters get updates of 0, have no optimizer state, and do not count in the
         clipped norm.
       grad_clip_norm: scale gradients down to this global norm; None disables clipping.
@@ -60,6 +66,9 @@ def make_optimizer(
     if all(jax.tree.leaves(is_frozen)):
         raise UserError("config.optimizer.frozen freezes every parameter; leave at least one to train")
     factors = match_rules(lr_mults, params, "optimizer.lr_mults") if lr_mults else None
+    if layer_decay is not None:
+        by_layer = layer_lr_mults(params, layer_decay)
+        factors = by_layer if factors is None else jax.tree.map(lambda a, b: a * b, factors, by_layer)
     decay_mults = _mask_leaves(weight_decay_mults(params, wd_mults, wd_mask), is_frozen)
     trained = _mask_leaves(params, is_frozen)
     decay = _add_decay(jax.tree.map(lambda factor: weight_decay * factor, decay_mults))
@@ -89,6 +98,30 @@ def make_optimizer(
         return optimizer
     labels = jax.tree.map(lambda freeze: "frozen" if freeze else "trained", is_frozen)
     return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
+
+
+def layer_lr_mults(params: Any, layer_decay: float) -> Any:
+    """Return a tree like `params` with the factor of each learning rate: 1 above the blocks, `layer_decay` to the power
+    of depth - i in block i, and of depth + 1 in the embedding of patches and positions.
+
+    As in BEiT (arXiv 2106.08254, appendix H) and MAE (arXiv 2111.06377, appendix A.1). Parameters of stacked blocks get
+    an array of factors, one for each block.
+    """
+    names = [name_of(path) for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+    apart = [int(match[1]) + 1 for name in names if (match := re.match(r"\w*Block_(\d+)/", name))]
+    stacked = [leaf.shape[0] for name, leaf in zip(names, jax.tree.leaves(params)) if re.match(r"\w*Blocks/", name)]
+    depth = max(apart + stacked, default=0)
+
+    def factor(path: tuple[Any, ...], leaf: Any) -> Any:
+        name = name_of(path)
+        if re.match(r"\w*Blocks/", name):
+            powers = layer_decay ** np.arange(depth, 0, -1, dtype=np.float32)
+            return powers.reshape(-1, *[1] * (len(leaf.shape) - 1))
+        if block := re.match(r"\w*Block_(\d+)/", name):
+            return layer_decay ** (depth - int(block[1]))
+        return layer_decay ** (depth + 1) if name.startswith(EMBEDDINGS) else 1.0
+
+    return jax.tree_util.tree_map_with_path(factor, params)
 
 
 def frozen_params(rules: Rules, params: Any) -> Any:

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -82,6 +82,7 @@ def describe_extras(experiment: Experiment) -> str:
         f"{config.loss} loss": config.loss != "softmax",
         f"head bias initialized to {config.init_head_bias:g}": config.init_head_bias,
         "learning rates by rules": config.optimizer.lr_mults,
+        f"learning rates x {config.optimizer.layer_decay} from layer to layer down": config.optimizer.layer_decay,
         "some parameters frozen": config.optimizer.frozen,
         f"label smoothing {config.label_smoothing:g}": config.label_smoothing,
         f"gradients clipped to norm {config.optimizer.grad_clip_norm or 0:g}": config.optimizer.grad_clip_norm,
@@ -97,6 +98,13 @@ def describe_augmentation(augment: Augment) -> str:
     defaults = dataclasses.asdict(Augment())
     changed = {name: value for name, value in dataclasses.asdict(augment).items() if value != defaults[name]}
     return ", ".join(name if value is True else f"{name} {value}" for name, value in changed.items())
+
+
+def print_initialization(source: str, lines: Sequence[str]) -> None:
+    """Print what a run takes of trained weights."""
+    print(f"  weights  {source}: {lines[0]}")
+    for line in lines[1:]:
+        print(f"           {line}")
 
 
 def print_header(experiment: Experiment, workdir: os.PathLike[str], params: int, overview: str) -> None:

@@ -171,7 +171,8 @@ class Workdir:
                 return
         raise UserError(
             f"{self.path} belongs to a run with another configuration ({'; '.join(changed)}); give another --workdir. "
-            "Only config.total_epochs or total_steps may change, and only grow"
+            "Only config.total_epochs or total_steps may change, and only grow; to go on from its weights, add "
+            f"--config.init.weights={self.path}"
         )
 
     def _read_json(self, name: str) -> dict[str, Any] | None:

@@ -1,17 +1,22 @@
 """The train state: input and output of a training step, and the content of a checkpoint."""
 
 import functools
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from flax import traverse_util
 from jax.sharding import Mesh
 from jaxtyping import Array, Int32
 
 from patchnets import prng
+from patchnets.models.blocks import stack_blocks, unstack_blocks
 from patchnets.parallel import mesh as mesh_lib
 from patchnets.parallel import sharding
 from patchnets.param_rules import Rules
@@ -48,6 +53,7 @@ def create_train_state(
     init_head_bias: float = 0.0,
     ema: bool = False,
     fsdp_rules: Rules = (),
+    initial: Mapping[str, np.ndarray] | None = None,
 ) -> TrainState:
     """Return the state at step 0, created with its sharding on `mesh`.
 
@@ -56,12 +62,14 @@ def create_train_state(
       init_head_bias: initial biases of the head.
       ema: whether to keep a running mean.
       fsdp_rules: see `sharding.infer_state_sharding`.
+      initial: {"params/stem/kernel": value} of variables that do not start at random, of blocks that are not stacked.
     """
     make = functools.partial(_init_state, model, optimizer, image_size, channels, init_head_bias, ema)
     if mesh.shape[mesh_lib.FSDP_AXIS] == 1:
-        return jax.jit(make, out_shardings=sharding.replicated(mesh), compiler_options=FAST_COMPILE)(seed)
-    state_sharding = sharding.infer_state_sharding(jax.eval_shape(make, seed), mesh, fsdp_rules)
-    return jax.jit(make, out_shardings=state_sharding, compiler_options=FAST_COMPILE)(seed)
+        state_sharding = sharding.replicated(mesh)
+    else:
+        state_sharding = sharding.infer_state_sharding(jax.eval_shape(make, seed), mesh, fsdp_rules)
+    return jax.jit(make, out_shardings=state_sharding, compiler_options=FAST_COMPILE)(seed, initial or {})
 
 
 def abstract_train_state(
@@ -90,8 +98,13 @@ def _init_state(
     init_head_bias: float,
     ema: bool,
     seed: Int32[Array, ""],
+    initial: Mapping[str, Array] = MappingProxyType({}),
 ) -> TrainState:
     variables = init_variables(model, prng.key(seed, prng.RngStream.INIT), image_size, channels)
+    if initial:
+        flat = traverse_util.flatten_dict(unstack_blocks(variables), sep="/", keep_empty_nodes=True) | dict(initial)
+        variables = traverse_util.unflatten_dict(flat, sep="/")
+        variables = stack_blocks(variables) if getattr(model, "scan", False) else variables
     params, batch_stats = variables["params"], variables["batch_stats"]
     if init_head_bias:
         head = params["head"]

@@ -53,7 +53,7 @@ def resized(plane, rows, columns):
 @pytest.mark.parametrize("model", ALL, ids=lambda m: type(m).__name__)
 def test_the_same_size_changes_nothing(model):
     variables = variables_of(model, (8, 8))
-    for rule in ("interpolate", "block_diagonal"):
+    for rule in ("bilinear", "bicubic", "block_diagonal"):
         found_model, actual = resize_weights(model, variables, 8, (8, 8), rule)
         assert found_model == model
         jax.tree.map(np.testing.assert_array_equal, actual, variables)
@@ -163,13 +163,13 @@ def test_stacked_blocks_are_resampled_as_those_that_stand_apart():
 @pytest.mark.parametrize(
     ("model", "sizes", "rule", "words"),
     [
-        (MIXER, (8, -8), "interpolate", "-8 x -8 pixels .* patch_size 2"),
-        (VIT.clone(pool_type="gap"), ((6, 10), 12), "interpolate", "for 16 patches; old_size makes 15, 3 x 5"),
-        (MIXER, (8, 9), "interpolate", "9 x 9 pixels .* patch_size 2"),
-        (MIXER, (8, 16), "bicubic", "rule='bicubic' .* interpolate, block_diagonal"),
+        (MIXER, (8, -8), "bilinear", "-8 x -8 pixels .* patch_size 2"),
+        (VIT.clone(pool_type="gap"), ((6, 10), 12), "bilinear", "for 16 patches; old_size makes 15, 3 x 5"),
+        (MIXER, (8, 9), "bilinear", "9 x 9 pixels .* patch_size 2"),
+        (MIXER, (8, 16), "nearest", "rule='nearest' .* bilinear, bicubic, block_diagonal"),
         (MIXER, (8, 12), "block_diagonal", "6 x 6 patches .* 4 x 4"),
-        (MIXER, (16, 32), "interpolate", "token_mixing/Dense_0/kernel is for 16 patches; old_size makes 64"),
-        (VIT, (16, 32), "interpolate", "position_embedding is for 16 patches; old_size makes 64"),
+        (MIXER, (16, 32), "bilinear", "token_mixing/Dense_0/kernel is for 16 patches; old_size makes 64"),
+        (VIT, (16, 32), "bilinear", "position_embedding is for 16 patches; old_size makes 64"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line(model, sizes, rule, words):

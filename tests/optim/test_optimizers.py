@@ -306,3 +306,23 @@ def test_stacked_blocks_are_trained_as_the_same_blocks_apart(name, freeze):
         np.testing.assert_allclose(value, apart[path], rtol=1e-4, atol=1e-5, err_msg=path)
         is_frozen = bool(freeze) and (path.startswith("stem") or "LayerNorm_0" in path)
         assert (np.abs(value - before[path]).max() > 1e-4) is not is_frozen, path
+
+
+def test_layers_further_down_learn_more_slowly_stacked_or_not():
+    model = MlpMixer(num_classes=3, patch_size=2, depth=3, hidden_dim=4, tokens_mlp_dim=4, channels_mlp_dim=4)
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 3)), train=False))["params"]
+    ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), dict(params))
+
+    def updates(tree, **options):
+        optimizer = make_optimizer("sgd", learning_rate=1.0, params=tree, momentum=0.0, layer_decay=0.5, **options)
+        return optimizer.update(tree, optimizer.init(tree), tree)[0]
+
+    steps = flat(updates(ones))
+    expected = {"stem": 1 / 16, "MixerBlock_0": 1 / 8, "MixerBlock_1": 1 / 4, "MixerBlock_2": 1 / 2}
+    for name, step in steps.items():
+        np.testing.assert_array_equal(step, -expected.get(name.split("/")[0], 1.0), err_msg=name)
+    stacked = jax.device_get(stack_blocks({"params": ones}))["params"]
+    actual, apart = updates(stacked), stack_blocks({"params": nest(steps)})["params"]
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(actual), jax.device_get(apart))
+    twice = flat(updates(ones, lr_mults=(("head/.*", 3.0), (".*", 2.0))))
+    assert (twice["head/bias"] == -3).all() and (twice["stem/bias"] == -1 / 8).all()

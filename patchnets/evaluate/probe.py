@@ -1,0 +1,141 @@
+"""Evaluate the features of a model: simple classifiers fitted to labeled images, whose classes may be any."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from patchnets.data import splits
+from patchnets.errors import RunError, UserError
+from patchnets.evaluate.data import RunData, folder_label, open_source, split_folder
+from patchnets.inference import images as images_lib
+from patchnets.inference import labeled, probes
+from patchnets.inference.labeled import LabeledImages
+from patchnets.inference.model import Model
+from patchnets.run.model_spec import ModelSpec
+from patchnets.runtime.files import write_atomically
+
+PROBES = ("knn", "fewshot", "linear")
+FILE_NAME = "probes.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeData:
+    """Images to fit classifiers to, to choose among them, and to test them on."""
+
+    label: str
+    train: LabeledImages
+    val: LabeledImages
+    test: LabeledImages
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSet:
+    """Features of images and indices of their classes."""
+
+    features: Float[np.ndarray, "images width"]
+    labels: Int[np.ndarray, " images"]
+    unreadable: tuple[str, ...]
+
+
+def select(
+    spec: ModelSpec, directory: pathlib.Path, *, folder: pathlib.Path | None, dataset: str | None, data_dir: str | None
+) -> ProbeData:
+    """Return the images of a folder with train/ and test/, of a data set with these splits, or of the model's run.
+
+    Without a validation split these are the last tenth of the training images.
+
+    Raises:
+      UserError: there are no such images.
+    """
+    if dataset is not None or folder is not None:
+        if folder is not None:
+            for split in ("train", "test"):
+                if split_folder(folder, split) is None:
+                    raise UserError(
+                        f"--probe fits classifiers to train/ in {folder} and tests them on test/; there is no {split}/"
+                    )
+        source = open_source(dataset or "folder", None if folder is None else str(folder), data_dir)
+        name, label = (source.name, dataset) if folder is None else (str(folder), folder_label(folder))
+        specs = splits.choose_splits(source.sizes)
+        images = {role: labeled.from_source(source, text, f"{name} {text}") for role, text in specs.items() if text}
+    else:
+        run = RunData(spec, directory, data_dir)
+        label, images = run.name, {role: run.images(run.spec_of(role)) for role in splits.ROLES}
+    for role in splits.ROLES:
+        if role not in images:
+            raise UserError(f"{label} has no {role} split, which --probe needs; name other images")
+    return ProbeData(str(label), **images)
+
+
+def compute_features(model: Model, data: LabeledImages, classes: tuple[str, ...], batch_size: int) -> FeatureSet:
+    """Return the inputs of the head for labeled images; unreadable ones are left out and named.
+
+    Raises:
+      RunError: no image can be read, or a feature is not finite.
+    """
+    index = {name: i for i, name in enumerate(classes)}
+    labels: list[int] = []
+
+    def images() -> Any:
+        for _, image, label in data.examples():
+            labels.append(-1 if label is None else index[label])
+            yield image
+
+    kept: list[int] = []
+    batches: list[np.ndarray] = []
+    pending: list[np.ndarray] = []
+    unreadable: list[str] = []
+    for number, image in enumerate(images_lib.decode_many(images(), model.spec, f"image {{}} of {data.name}".format)):
+        if isinstance(image, RunError):
+            unreadable.append(str(image))
+            continue
+        kept.append(number)
+        pending.append(image)
+        if len(pending) == batch_size:
+            batches.append(model.features_of_decoded(np.stack(pending), batch_size=batch_size))
+            pending = []
+    if pending:
+        batches.append(model.features_of_decoded(np.stack(pending), batch_size=batch_size))
+    if not batches:
+        raise RunError(f"none of the images of {data.name} can be read; the first: {unreadable[0]}")
+    features = np.concatenate(batches).astype(np.float32)
+    if not np.isfinite(features).all():
+        raise RunError(f"the features of images of {data.name} are not finite")
+    return FeatureSet(features, np.array(labels)[kept], tuple(unreadable))
+
+
+def run_probes(names: list[str], train: FeatureSet, val: FeatureSet, test: FeatureSet) -> list[probes.ProbeResult]:
+    """Return the results of classifiers called `names`; few-shot ones for as many shots as every class has images."""
+    fit, on = (train.features, train.labels), (test.features, test.labels)
+    results = []
+    if "knn" in names:
+        results.append(probes.knn(*fit, *on))
+    if "fewshot" in names:
+        fewest = np.unique(train.labels, return_counts=True)[1].min()
+        results += [probes.fewshot(*fit, *on, shots) for shots in probes.SHOTS if shots <= fewest]
+    if "linear" in names:
+        results.append(probes.linear(*fit, val.features, val.labels, *on))
+    return results
+
+
+def format_table(data: ProbeData, sets: tuple[FeatureSet, FeatureSet, FeatureSet], results: Any) -> str:
+    """Return the results as a table, below a line on the images."""
+    counts = ", ".join(f"{role} {len(s.labels):,}" for role, s in zip(splits.ROLES, sets))
+    lines = [
+        f"  data     {data.label}: {counts}; {len(data.train.classes)} classes; {sets[0].features.shape[1]} features"
+    ]
+    for result in results:
+        settings = ", ".join(f"{name} {value:g}" for name, value in result.settings.items())
+        lines.append(f"  {result.name:<8} top-1 {result.accuracy:.2%} +- {result.interval:.2%}  ({settings})")
+    return "\n".join(lines)
+
+
+def write_results(directory: pathlib.Path, about: dict[str, Any], results: list[probes.ProbeResult]) -> None:
+    """Write probes.json: what was probed, and each classifier's accuracy, interval and settings."""
+    directory.mkdir(parents=True, exist_ok=True)
+    content = about | {"probes": [dataclasses.asdict(result) for result in results]}
+    write_atomically(directory / FILE_NAME, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,149 @@
+"""Accuracy of simple classifiers on a network's features: nearest neighbors, few examples a class, logistic regression.
+
+Features are rows, one for each image; labels are whole numbers from 0. Everything is a function of its arguments and
+the seed.
+"""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from patchnets.errors import UserError
+
+Features = Float[np.ndarray, "images width"]
+Labels = Int[np.ndarray, " images"]
+SHOTS = (1, 5, 10, 25)
+REGULARIZATION = tuple(
+    10.0**e for e in range(-6, 5)
+)  # times the squared norm of the weights, over the number of images
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeResult:
+    """The accuracy of a classifier on features.
+
+    Attributes:
+      name: knn, fewshot or linear.
+      accuracy: on the test images; the mean over draws.
+      interval: half of its 95 % confidence interval: over draws of the training images if there are several, else of a
+        share of as many test images.
+      settings: what the classifier was.
+    """
+
+    name: str
+    accuracy: float
+    interval: float
+    settings: dict[str, int | float]
+
+
+def knn(
+    train: Features, train_labels: Labels, test: Features, test_labels: Labels, k: int = 20, temperature: float = 0.07
+) -> ProbeResult:
+    """Classify by the `k` most similar training images, each with a vote of exp(cosine / temperature).
+
+    This is the classifier of DINO (arXiv 2104.14294, section 4.1) and its authors' code.
+    """
+    from sklearn.neighbors import KNeighborsClassifier
+
+    k = min(k, len(train))
+    classifier = KNeighborsClassifier(
+        k, metric="cosine", algorithm="brute", weights=lambda distances: np.exp(-distances / temperature)
+    )
+    predicted = classifier.fit(train, train_labels).predict(test)
+    accuracy = float((predicted == test_labels).mean())
+    return ProbeResult("knn", accuracy, _of_share(accuracy, len(test)), dict(k=k, temperature=temperature))
+
+
+def fewshot(
+    train: Features,
+    train_labels: Labels,
+    test: Features,
+    test_labels: Labels,
+    shots: int,
+    *,
+    draws: int = 5,
+    l2: float = 2.0**10,
+    seed: int = 0,
+) -> ProbeResult:
+    """Classify by linear least squares fitted to `shots` training images of each class, the mean over `draws`.
+
+    As in ViT (arXiv 2010.11929, section 4.1) and big_vision: targets of 1 and -1, features scaled to mean 0 and
+    deviation 1, a bias, and `l2` times the squared norm of the weights.
+
+    Raises:
+      UserError: a class has fewer images.
+    """
+    classes = np.unique(train_labels)
+    counts = {int(label): int((train_labels == label).sum()) for label in classes}
+    if min(counts.values()) < shots:
+        label = min(counts, key=counts.__getitem__)
+        raise UserError(f"there are {counts[label]} training images of class {label}, and {shots} are needed")
+    accuracies = []
+    for draw in range(draws):
+        random = np.random.default_rng((seed, shots, draw))
+        chosen = np.concatenate(
+            [random.choice(np.flatnonzero(train_labels == label), shots, replace=False) for label in classes]
+        )
+        scores = least_squares(train[chosen], np.searchsorted(classes, train_labels[chosen]), test, len(classes), l2)
+        accuracies.append(float((classes[scores.argmax(axis=1)] == test_labels).mean()))
+    accuracy = float(np.mean(accuracies))
+    error = float(np.std(accuracies, ddof=1)) / math.sqrt(draws) if draws > 1 else 0.0
+    interval = 1.96 * error if draws > 1 else _of_share(accuracy, len(test))
+    return ProbeResult("fewshot", accuracy, interval, dict(shots=shots, draws=draws, l2=l2, seed=seed))
+
+
+def least_squares(
+    train: Features, labels: Labels, test: Features, num_classes: int, l2: float
+) -> Float[np.ndarray, "images classes"]:
+    """Return the scores of test images by ridge regression on targets of 1 and -1, in closed form."""
+    mean, deviation = train.mean(axis=0), train.std(axis=0) + 1e-5
+    x, z = (
+        np.pad((f.astype(np.float64) - mean) / deviation, ((0, 0), (0, 1)), constant_values=1) for f in (train, test)
+    )
+    targets = 2 * np.eye(num_classes)[labels] - 1
+    if len(x) > x.shape[1]:
+        return z @ np.linalg.solve(x.T @ x + l2 * np.eye(x.shape[1]), x.T @ targets)
+    return z @ (x.T @ np.linalg.solve(x @ x.T + l2 * np.eye(len(x)), targets))
+
+
+def linear(
+    train: Features,
+    train_labels: Labels,
+    val: Features,
+    val_labels: Labels,
+    test: Features,
+    test_labels: Labels,
+    regularization: Sequence[float] = REGULARIZATION,
+) -> ProbeResult:
+    """Classify by logistic regression (L-BFGS), with the regularization that is best on validation images.
+
+    As in CLIP (arXiv 2103.00020, appendix A.3), whose features are also used as they are but for their scale.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    scale = float(np.sqrt((train.astype(np.float64) ** 2).mean()))
+    train, val, test = (features / scale for features in (train, val, test))
+    best: tuple[float, float, LogisticRegression] | None = None
+    for value in sorted(regularization, reverse=True):
+        classifier = LogisticRegression(C=1 / (value * len(train)), max_iter=500)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            classifier.fit(train, train_labels)
+        accuracy = float(classifier.score(val, val_labels))
+        if best is None or accuracy > best[0]:
+            best = accuracy, value, classifier
+    assert best is not None
+    accuracy = float(best[2].score(test, test_labels))
+    settings = dict(regularization=best[1], val_accuracy=best[0])
+    return ProbeResult("linear", accuracy, _of_share(accuracy, len(test)), settings)
+
+
+def _of_share(share: float, count: int) -> float:
+    """Return half of the 95 % confidence interval (Wilson) of a share of `count` images."""
+    z = 1.96
+    return z / (1 + z**2 / count) * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
