@@ -6,9 +6,11 @@ model.predict(["photo.jpg"])
 """
 
 import time
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # without importing typing: a command handles signals only after this file
 if TYPE_CHECKING:
+    from typing import Any
+
     from patchnets.inference.load import load
     from patchnets.inference.model import Model
 
@@ -18,7 +20,7 @@ __version__ = "0.1.0"
 __all__ = ["Model", "__version__", "load"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """Import the Python interface when it is asked for: it needs JAX, and the commands set that up first."""
     if name not in ("Model", "load"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

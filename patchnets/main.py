@@ -16,10 +16,12 @@ The same command resumes an interrupted run; if the run is finished, it says so.
 failed; 2 the request is invalid; 128 + N stopped by signal N (SIGTERM: 143, SIGINT: 130), with the state saved.
 """
 
+import os
 import signal
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of KeyboardInterrupt, from the first line on
+    for number in (signal.SIGINT, signal.SIGTERM):  # from the first line on no KeyboardInterrupt, which imports lose
+        signal.signal(number, lambda number, _: os._exit(128 + number))
 
 from patchnets.runtime.signals import exit_on_signals
 
@@ -27,7 +29,6 @@ if __name__ == "__main__":
     exit_on_signals("patchnets")  # while the rest is imported
 
 import contextlib
-import os
 import pathlib
 import sys
 import traceback

@@ -169,10 +169,13 @@ def test_a_save_that_fails_ends_the_program_at_once(tmp_path):
     """Threads of orbax wait for five minutes for a folder that could not be made."""
     workdir = tmp_path / "run"
     process = program(dict(os.environ), *SMALL, "--config.total_steps=100_000", f"--workdir={workdir}")
-    wait_for(lambda: checkpoints(workdir), process)
-    (workdir / "checkpoints").rename(workdir / "others")
-    (workdir / "checkpoints").touch()
-    output = process.communicate(timeout=60)[0]
+    try:
+        wait_for(lambda: checkpoints(workdir), process)
+        (workdir / "checkpoints").rename(workdir / "others")
+        (workdir / "checkpoints").touch()
+        output = process.communicate(timeout=120)[0]
+    finally:
+        process.kill()
     assert process.returncode == 1, output
     assert f"patchnets: a checkpoint could not be written to {workdir / 'checkpoints'}" in output.splitlines()[-1]
 
@@ -180,7 +183,12 @@ def test_a_save_that_fails_ends_the_program_at_once(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
 def test_a_program_without_standard_streams_trains(tmp_path, closed):
-    arguments = [*SMALL, "--config.total_steps=20", f"--workdir={tmp_path / 'run'}"]
+    arguments = [
+        *SMALL,
+        "--config.total_steps=20",
+        "--config.schedule.warmup_epochs=0",
+        f"--workdir={tmp_path / 'run'}",
+    ]
     line = f'"$0" -m patchnets.main "$@" {closed}'
     done = subprocess.run(["bash", "-c", line, sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr

@@ -215,7 +215,7 @@ def test_what_a_killed_process_left_does_no_harm(tmp_path):
 
 
 WRITER = """
-import sys, time
+import pathlib, sys, time
 from test_decoded_cache import FakeSource, load
 from patchnets.runtime.signals import exit_on_signals
 
@@ -227,7 +227,7 @@ def hook(positions):
 exit_on_signals("patchnets")
 source = FakeSource()
 source.fake.hook = hook
-load(source, sys.argv[1])
+load(source, pathlib.Path(sys.argv[1]))
 """
 
 
