@@ -58,6 +58,14 @@ def mesh8():
     return mesh.make_mesh(data=8)
 
 
+@pytest.fixture(scope="session")
+def families(tmp_path_factory):
+    """Trained networks of the five families (tests/trained_families.py)."""
+    from trained_families import TrainedFamilies
+
+    return TrainedFamilies(tmp_path_factory.mktemp("families"))
+
+
 @pytest.fixture
 def tiny_config():
     """A run of a few seconds: a Mixer of one small block on the digits, 4 epochs of 11 steps, on one device."""

@@ -213,8 +213,11 @@ def check_channels(augment: Augment, channels: int, normalize: str = "unit") -> 
             )
 
 
-def normalization(name: str, images: UInt8[np.ndarray, "examples h w channels"]) -> tuple[tuple[float, ...], ...]:
-    """Return (mean, std) per channel on the scale 0 to 255; "dataset" computes them exactly from `images`."""
+def normalization(
+    name: str, images: UInt8[np.ndarray, "examples h w channels"], skipped: int = 0
+) -> tuple[tuple[float, ...], ...]:
+    """Return (mean, std) per channel on the scale 0 to 255; "dataset" computes them exactly from `images`, of which
+    `skipped` are black in place of some that could not be read, and do not count."""
     channels = images.shape[-1]
     if name == "imagenet" and channels == 3:
         return tuple(255 * m for m in IMAGENET_MEAN), tuple(255 * s for s in IMAGENET_STD)
@@ -232,6 +235,7 @@ def normalization(name: str, images: UInt8[np.ndarray, "examples h w channels"])
     for c in range(channels):
         parts = np.array_split(images, 64)
         counts = np.sum([np.bincount(part[..., c].ravel(), minlength=256) for part in parts], axis=0)
+        counts[0] -= skipped * images.shape[1] * images.shape[2]
         mean = float((counts * levels).sum() / counts.sum())
         variance = float((counts * (levels - mean) ** 2).sum() / counts.sum())
         means.append(mean)

@@ -259,16 +259,17 @@ def _on_device(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:
 
     arrays = {role: gather(role) for role in parts}
     skipped = {role: _skipped(source, decoded, parts[role]) for role in parts}
-    readable = {role: _without(arrays[role], skipped[role]) for role in parts}
     for role, (_, labels) in arrays.items():
+        if len(skipped[role]) == len(labels):
+            raise RunError(f"none of the examples of {opened.split_specs[role]!r} can be read; repair or remove them")
         if not 0 <= int(labels.min()) <= int(labels.max()) < len(source.class_names):
             raise UserError(
                 f"the examples of {opened.split_specs[role]!r} have no labels, or some outside the "
                 f"{len(source.class_names)} classes; choose another config.dataset.{role}_split, or none"
             )
     for line in [
-        *checks.check_classes(source.class_names, readable["train"][1]),
-        *checks.check_duplicates({role: images for role, (images, _) in readable.items()}),
+        *checks.check_classes(source.class_names, np.delete(arrays["train"][1], list(skipped["train"]))),
+        *checks.check_duplicates({role: images for role, (images, _) in arrays.items()}, skipped),
     ]:
         print(line, flush=True)
     total = sum(images.nbytes for images, _ in arrays.values())
@@ -289,7 +290,7 @@ def _on_device(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:
     return SplitLoaders(
         loaders=loaders,
         stored_size=next(iter(decoded.values())).images.shape[1],
-        normalization=normalization(options.normalize, readable["train"][0]),
+        normalization=normalization(options.normalize, arrays["train"][0], len(skipped["train"])),
         fingerprint={
             "examples": {role: len(labels) for role, (_, labels) in arrays.items()},
             "labels_crc32": {role: zlib.crc32(labels.tobytes()) for role, (_, labels) in arrays.items()},
@@ -309,18 +310,6 @@ def _skipped(
         names |= {first + i - low: source.records(split).name_of(i) for i in positions}
         first += high - low
     return names
-
-
-def _without(arrays: tuple[np.ndarray, np.ndarray], skipped: Mapping[int, str]) -> tuple[np.ndarray, np.ndarray]:
-    """Return images and labels without those at the skipped positions. Raise RunError if nothing is left."""
-    if not skipped:
-        return arrays
-    images, labels = (np.delete(array, list(skipped), axis=0) for array in arrays)
-    if not len(labels):
-        raise RunError(
-            f"none of the {len(skipped):,} examples can be read, the first being {next(iter(skipped.values()))}"
-        )
-    return images, labels
 
 
 def _streaming(opened: OpenedDataset, mesh: Mesh) -> SplitLoaders:

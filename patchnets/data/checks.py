@@ -1,7 +1,7 @@
 """Properties of a data set that make its figures mean less than they seem to: one line for each."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int, UInt8
@@ -30,20 +30,29 @@ def check_classes(class_names: Sequence[str], train_labels: Int[np.ndarray, " ex
     return lines
 
 
-def check_duplicates(images_of: Mapping[str, UInt8[np.ndarray, "examples height width channels"]]) -> list[str]:
+def check_duplicates(
+    images_of: Mapping[str, UInt8[np.ndarray, "examples height width channels"]],
+    skipped: Mapping[str, Container[int]] | None = None,
+) -> list[str]:
     """Return lines about images of a later split, by their pixels, that an earlier one has too.
 
     Args:
       images_of: decoded images of train, val and test, as far as there are such.
+      skipped: positions of images that could not be read.
     """
     if sum(images.nbytes for images in images_of.values()) > MAX_HASHED_BYTES:
         return []
-    hashes = {role: {_hash(image) for image in images} for role, images in images_of.items()}
+    skipped = skipped or dict.fromkeys(images_of, ())
+    listed = {
+        role: [_hash(image) for i, image in enumerate(images) if i not in skipped[role]]
+        for role, images in images_of.items()
+    }
+    hashes = {role: set(values) for role, values in listed.items()}
     lines, roles = [], list(images_of)
     for i, first in enumerate(roles):
         for other in roles[i + 1 :]:
             shared = hashes[first] & hashes[other]
-            if count := sum(_hash(image) in shared for image in images_of[other]) if shared else 0:
+            if count := sum(value in shared for value in listed[other]) if shared else 0:
                 total = len(images_of[other])
                 lines.append(f"WARNING: {count:,} of {total:,} {other} images are in {first} too, pixel for pixel")
     return lines

@@ -3,11 +3,10 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
+from isolated import run_isolated
 from PIL import Image
 from sklearn import metrics
 
@@ -188,17 +187,12 @@ def test_a_folder_is_evaluated_without_tensorflow_tfds_and_the_configuration(dig
     content["classes"] = [f"digit {name}" for name in content["classes"]]
     content["dataset"]["name"] = "cifar10"
     (copied / "model.json").write_text(json.dumps(content))
-    code = (
-        "import sys; sys.modules.update(dict.fromkeys(['tensorflow', 'tensorflow_datasets', 'grain'])); "
-        "from patchnets.evaluate.__main__ import main; sys.exit(main(sys.argv))"
-    )
-    command = [sys.executable, "-c", code, copied, f"--data={photos / 'val'}", f"--output={tmp_path / 'out'}"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    done = run_isolated("evaluate", copied, f"--data={photos / 'val'}", f"--output={tmp_path / 'out'}")
     assert (done.returncode, done.stderr) == (0, "")
     assert "these are validation images themselves" in done.stdout
     assert figures_of(tmp_path / "out")["images"] == 80
-    command[-2] = f"--data={shutil.copytree(photos / 'test', tmp_path / 'images')}"
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    data = shutil.copytree(photos / "test", tmp_path / "images")
+    done = run_isolated("evaluate", copied, f"--data={data}", f"--output={tmp_path / 'out'}")
     assert (done.returncode, done.stderr) == (0, "")
     assert "no temperature was fitted: data set 'cifar10' needs tensorflow-datasets" in done.stdout
 

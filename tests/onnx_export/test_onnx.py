@@ -6,7 +6,9 @@ import re
 import numpy as np
 import pytest
 from small_models import NETWORKS, images, make_model
+from trained_families import FAMILIES, held_out_images
 
+from patchnets.export import __main__ as program
 from patchnets.inference import verify
 
 pytest.importorskip("jax2onnx")
@@ -42,3 +44,16 @@ def test_metadata_has_classes_and_preprocessing_and_the_readme_s_code_runs(tmp_p
     assert values["input"] == "uint8" and values["input_shape"] == ["batch", 20, 20, 3]
     assert values["interpolation"] == "bicubic" and values["crop_pct"] == 0.8
     np.testing.assert_allclose(values["mean"], np.array(model.spec.mean) / 255)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_onnxruntime_computes_the_logits_of_a_trained_network(family, families, tmp_path, capsys):
+    arguments = [str(families.workdir(family)), "--to=onnx", f"--output={tmp_path / 'out'}"]
+    assert program.main(["export", *arguments]) == 0
+    assert f"onnxruntime {onnxruntime.__version__}" in capsys.readouterr().out
+    model = families.model(family)
+    expected = model.logits(held_out_images())
+    assert expected.std() > 0.5 and len(set(expected.argmax(axis=1))) > 3  # or agreement would say little
+    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "model.onnx"))
+    (actual,) = session.run(None, {session.get_inputs()[0].name: np.asarray(model.preprocess(held_out_images()))})
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from small_models import images, make_model
+from trained_families import held_out_images
 
 import patchnets
 from experiments.benchmark.without_torchvision import stand_in
 from patchnets import models
+from patchnets.export import __main__ as program
 from patchnets.inference import verify
 from patchnets.models.published_sizes import PUBLISHED as PUBLISHED_SIZES
 from patchnets.weights import timm as timm_layout
@@ -112,6 +114,20 @@ def test_timm_gives_the_same_logits(name, channels, tmp_path, monkeypatch):
     check_photo(model, tmp_path / "folder", defined)
     loaded = patchnets.load(tmp_path / "folder")
     assert verify.same_variables(loaded.variables, model.variables)
+
+
+@pytest.mark.parametrize("family", ["mlp_mixer", "gmlp", "convmixer", "vit"])
+def test_timm_computes_the_logits_of_a_trained_network(family, families, tmp_path, monkeypatch, capsys):
+    arguments = [str(families.workdir(family)), "--to=timm", f"--output={tmp_path / 'folder'}"]
+    assert program.main(["export", *arguments]) == 0
+    assert f"timm {timm.__version__}" in capsys.readouterr().out
+    model = families.model(family)
+    save_photo(tmp_path / "folder" / "photo.jpg", 8)
+    network = run_readme(tmp_path / "folder", monkeypatch)["network"]
+    expected = model.logits(held_out_images())
+    assert expected.std() > 0.5 and len(set(expected.argmax(axis=1))) > 3  # or agreement would say little
+    actual = logits_by(network, model.preprocess(held_out_images()))
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4)
 
 
 def check_photo(model, folder, defined):

@@ -13,11 +13,13 @@ import sys
 
 import numpy as np
 import pytest
+from isolated import run_isolated
 from PIL import Image
 from sklearn import metrics
 
 import patchnets
-from patchnets import runtime
+from patchnets import runtime, train
+from patchnets.config import common
 from patchnets.data.sources.digits import Digits
 from patchnets.inference import images as images_lib
 from patchnets.predict import __main__ as program
@@ -310,3 +312,35 @@ def test_the_command_imports_nothing_that_it_does_not_use(trained):
     assert line.startswith(f"{image}: ")
     for name in ("tensorflow", "tensorflow_datasets", "grain", "matplotlib", "sklearn", "pandas", "cv2", "gradio"):
         assert f"'{name}'" not in imported
+
+
+def test_a_copied_work_directory_predicts_without_its_data_tensorflow_and_the_configuration(tmp_path):
+    """In a process of its own, from another folder; tests/evaluate has the like for an evaluation."""
+    for i, (image, label) in enumerate(Digits().records("test").examples(range(40))):
+        folder = tmp_path / "data" / "train" / f"digit {label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[..., 0]).resize((16, 12)).save(folder / f"{i}.png")
+    config = common.base(
+        dataset=dict(name="folder", path=str(tmp_path / "data"), cache_dir=str(tmp_path / "cache")),
+        image_size=8,
+        model=dict(name="mlp_mixer", patch_size=4, depth=1, hidden_dim=16, tokens_mlp_dim=8, channels_mlp_dim=32),
+        batch_size=8,
+        total_steps=10,
+        mesh=dict(data=1),
+        tensorboard=False,
+        plots=False,
+    )
+    train.train(config, tmp_path / "run")
+    images = shutil.copytree(folder, tmp_path / "images")
+    expected = patchnets.load(tmp_path / "run").probabilities(sorted(images.iterdir()))
+    copied = shutil.copytree(tmp_path / "run", tmp_path / "elsewhere" / "copy")
+    for gone in ("run", "data", "cache"):
+        shutil.rmtree(tmp_path / gone)
+    for file in ("config.json", "data.json", "metrics.jsonl", "summary.json", "parameters.txt"):
+        (copied / file).unlink()
+    output = tmp_path / "out.npz"
+    done = run_isolated("predict", copied, images, f"--output={output}", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    with np.load(output, allow_pickle=False) as arrays:
+        np.testing.assert_allclose(arrays["probabilities"], expected, rtol=1e-5, atol=1e-7)
+        assert set(arrays["classes"]) == {f"digit {i}" for i in range(10)}
