@@ -125,7 +125,7 @@ def decode_image(
     """
     try:
         with _opened(data, channels, rules) as images:
-            return np.concatenate([_crop_and_resize(image, size, crop_pct) for image in images], axis=-1)
+            return _joined([_crop_and_resize(image, size, crop_pct) for image in images])
     except Exception as error:
         raise _unreadable(name, error) from error
 
@@ -151,6 +151,10 @@ def _crop_and_resize(image: Image.Image, size: int | None, crop_pct: float) -> n
         box = (left, top, left + side, top + side)
         image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
     return _as_array(image)
+
+
+def _joined(channels: list[np.ndarray]) -> np.ndarray:
+    return channels[0] if len(channels) == 1 else np.concatenate(channels, axis=-1)
 
 
 def _as_array(image: Image.Image) -> np.ndarray:
@@ -266,7 +270,7 @@ def _decode_with_pillow(
 ) -> tuple[np.ndarray, Box]:
     if bit_depth.is_array_file(data):
         with _opened(data, channels, rules) as images:
-            pixels = np.concatenate([_as_array(image) for image in images], axis=-1)
+            pixels = _joined([_as_array(image) for image in images])
         return pixels, _scaled(choose(*pixels.shape[:2]), 1.0, 1.0)
     with _open(data) as file:
         on_its_side = file.format != "TIFF" and _orientation(file, rules) > 4  # Pillow turns TIFFs itself

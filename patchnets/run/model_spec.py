@@ -177,7 +177,7 @@ class ModelSpec:
             ("fields", isinstance(self.fields, Mapping), "the fields of a network"),
             ("classes", of(str, self.classes) and 0 < len(set(self.classes)) == len(self.classes), "different names"),
             ("loss", self.loss in LOSSES, " or ".join(LOSSES)),
-            ("channels", type(self.channels) is int and self.channels > 0, "a number of channels"),
+            ("channels", type(self.channels) is int and self.channels > 0, "a number of at least 1"),
             ("decoded_size", size_in_pixels(self.decoded_size), KEYS["image_size"].rule[0]),
             ("image_size", size_in_pixels(self.image_size), KEYS["image_size"].rule[0]),
             ("decoded_crop_pct", share(self.decoded_crop_pct), "a number above 0 and at most 1"),

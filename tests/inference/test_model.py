@@ -295,7 +295,7 @@ def test_a_model_json_of_before_a_key_means_what_was_done_then(workdir, model, t
         (dict(classes=None), "classes=None cannot be used; expected different names"),
         (dict(classes=["a", "a"]), "classes=('a', 'a') cannot be used"),
         (dict(classes=[]), "classes=() cannot be used"),
-        (dict(channels=7), "channels=7 cannot be used; expected 1 or 3"),
+        (dict(channels=0), "channels=0 cannot be used; expected a number of at least 1"),
         (dict(image_size=10**9), "image_size=1000000000 cannot be used"),
         (dict(decoded_size="8"), "decoded_size='8' cannot be used"),
         (dict(crop_pct=0), "crop_pct=0 cannot be used"),
