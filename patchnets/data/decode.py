@@ -34,6 +34,7 @@ EXIF_WITHIN = 2**16  # bytes from the start of a JPEG; EXIF is in its first or s
 LARGEST_FILTERED = 4.0  # beyond this factor Pillow shrinks images: a blur would need too many taps
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 EXIF_ORIENTATION = 0x0112  # the tag; 1 is upright
+INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 BACKGROUNDS = {"white": (255, 255, 255, 255), "black": (0, 0, 0, 255)}
 
 
@@ -105,6 +106,7 @@ def decode_image(
     size: int | None = None,
     crop_pct: float = 1.0,
     rules: PixelRules = DEFAULT_RULES,
+    interpolation: str = "bicubic",
 ) -> UInt8[np.ndarray, "height width channels"]:
     """Decode one image with Pillow.
 
@@ -112,28 +114,34 @@ def decode_image(
       data: an encoded image, the path of one, or an image of Pillow, which stays open.
       name: its name in errors.
       channels: 1 for gray, 3 for RGB.
-      size: resize the center square to this side (bicubic, antialiased); None keeps the image as it is.
+      size: resize the center square to this side (antialiased); None keeps the image as it is.
       crop_pct: the side of that square as a share of the image's shorter side.
+      interpolation: a key of INTERPOLATIONS.
 
     Raises:
       RunError: the image is broken or truncated.
     """
     try:
         with contextlib.nullcontext(data) if isinstance(data, Image.Image) else _open(data) as file:
-            return _crop_and_resize(file, channels, size, crop_pct, rules)
+            return _crop_and_resize(file, channels, size, crop_pct, rules, INTERPOLATIONS[interpolation])
     except Exception as error:
         raise _unreadable(name, error) from error
 
 
 def _crop_and_resize(
-    image: Image.Image, channels: int, size: int | None, crop_pct: float, rules: PixelRules
+    image: Image.Image,
+    channels: int,
+    size: int | None,
+    crop_pct: float,
+    rules: PixelRules,
+    resampling: Image.Resampling,
 ) -> np.ndarray:
     image = _with_channels(_upright(image, rules), channels, rules)
     if size is not None:
         side = min(image.size) * crop_pct
         left, top = (image.width - side) / 2, (image.height - side) / 2
         box = (left, top, left + side, top + side)
-        image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+        image = image.resize((size, size), resampling, box=box)
     return np.asarray(image, np.uint8).reshape(image.height, image.width, channels)
 
 

@@ -12,8 +12,9 @@ import pytest
 
 from experiments.benchmark.without_torchvision import stand_in
 from patchnets.errors import UserError
-from patchnets.models import convmixer, fnet, gmlp, load_timm, mlp_mixer, vit
-from patchnets.models.load_timm import from_timm
+from patchnets.models import convmixer, fnet, gmlp, mlp_mixer, vit
+from patchnets.weights import load_timm
+from patchnets.weights.load_timm import from_timm
 
 torch = pytest.importorskip("torch")
 with stand_in():
