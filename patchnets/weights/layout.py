@@ -5,15 +5,20 @@ import functools
 import json
 import math
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from patchnets import models
 from patchnets.errors import RunError, UserError, first_line
+from patchnets.models import vit
 from patchnets.run.model_spec import ModelSpec, plain_fields
 from patchnets.weights.files import Header
 
 Variables = dict[str, Any]
+Shape = tuple[int, ...]
+HALF = (0.5, 0.5, 0.5)  # mean or std of many weights, for levels from 0 to 1
+IMAGE_SIZE = 224  # where neither shapes nor configuration say one
 MAX_DEPTH = 1000  # blocks of a network that a file may describe
 
 
@@ -134,11 +139,10 @@ def make_spec(
     Raises:
       UserError: there is no such network, or a value that cannot be used.
     """
-    values: dict[str, Any] = {}
-    for name, value in dataclasses.asdict(preprocessing).items():
-        values[name] = getattr(default, name) if value is None else value
-        if value is None:
-            notes.assume(f"{name} {values[name]}, for the file has none")
+    stated = {name: value for name, value in dataclasses.asdict(preprocessing).items() if value is not None}
+    values = dataclasses.asdict(default) | stated
+    if missing := [f"{name} {value}" for name, value in values.items() if name not in stated]:
+        notes.assume(f"{', '.join(missing)}, for the file has none")
     if values["interpolation"] not in ("bicubic", "bilinear"):
         notes.assume(f"interpolation bicubic, for {values['interpolation']!r} is not available")
         values["interpolation"] = "bicubic"
@@ -217,3 +221,58 @@ def square_side(count: int, name: str) -> int:
     if count < 1 or side * side != count:
         raise UserError(f"{name!r} is for {count} patches, which form no square; only square images are supported")
     return side
+
+
+def is_square(count: int) -> bool:
+    """Return whether `count` patches form a square grid."""
+    return count > 0 and math.isqrt(count) ** 2 == count
+
+
+def architecture_of(config: Mapping[str, Any], family: str, network: str | None, label: str) -> str:
+    """Return timm's name of the architecture, without the tag of its weights; "" if nobody says it.
+
+    Raises:
+      UserError: `network` is of another family than the entries.
+    """
+    if network in models.MODELS:
+        if network != family:
+            raise UserError(f"{label} holds the weights of {family}, not of network={network}")
+        network = None
+    name = network or value_of(config, "architecture", str, label) or ""
+    name = re.sub(r"^(hf-hub:)?timm[:/]", "", name).split(".")[0].lower()
+    for start, known in (("mixer_", "mlp_mixer"), ("gmlp_", "gmlp"), ("convmixer_", "convmixer"), ("vit_", "vit")):
+        if name.startswith(start) and family != known:
+            raise UserError(f"{label} holds the weights of {family}, not of the architecture {name}")
+    return name
+
+
+def size_of(shapes: Mapping[str, Shape], name: str, axis: int, label: str) -> int:
+    """Return the length of an axis of an entry. Raise UserError if it is missing or has fewer axes."""
+    if len(shapes.get(name, ())) <= axis:
+        reason = f"{name!r} has shape {shapes[name]}" if name in shapes else f"there is no {name!r}"
+        raise UserError(f"{label} is no network of a known layout: {reason}")
+    return shapes[name][axis]
+
+
+def depth_of(shapes: Mapping[str, Shape], pattern: str, label: str) -> int:
+    """Return the number of blocks, of which the first group of `pattern` is the index."""
+    blocks = {int(match[1]) for name in shapes if (match := re.match(pattern, name)) and len(match[1]) < 10}
+    if not 0 < len(blocks) <= MAX_DEPTH or max(blocks) >= MAX_DEPTH:
+        raise UserError(f"{label} has {len(blocks):,} blocks; expected from 1 to {MAX_DEPTH:,}, counted from 0")
+    return max(blocks) + 1
+
+
+def assume_heads(width: int, depth: int, mlp_dim: int, notes: Notes, label: str) -> int:
+    """Return the heads of the published ViT of this size, or else width / 64; both are noted.
+
+    Raises:
+      UserError: the width does not divide by 64.
+    """
+    for name, size in vit.SIZES.items():
+        if (size["hidden_dim"], size["depth"], size["mlp_dim"]) == (width, depth, mlp_dim):
+            notes.assume(f"num_heads {size['num_heads']}, as of ViT-{name}, for the file has none")
+            return size["num_heads"]
+    if width % 64:
+        raise UserError(f"{label} does not say how many heads its attention has; name the architecture (network=NAME)")
+    notes.assume(f"num_heads {width // 64}, 64 channels each, for the file has none")
+    return width // 64

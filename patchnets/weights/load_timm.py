@@ -53,7 +53,7 @@ class ParamSource(NamedTuple):
         return ordered.reshape(self.merge(ordered.shape))
 
 
-def _heads(part: int = 0, parts: int = 1) -> dict[str, ParamSource]:
+def to_heads(part: int = 0, parts: int = 1) -> dict[str, ParamSource]:
     """Map a projection to heads: our (channels, heads, width) is one part of (heads * width, channels)."""
     kernel = ParamSource("weight", (1, 2, 0), lambda shape: (shape[0] * shape[1], shape[2]), part, parts)
     return dict(kernel=kernel, bias=ParamSource("bias", (), lambda shape: (math.prod(shape),), part, parts))
@@ -108,9 +108,9 @@ VIT: Layers = {
     "class_token": ("cls_token", PLAIN),
     "position_embedding": ("pos_embed", PLAIN),
     "VitBlock_{i}/attention_norm": ("blocks.{i}.norm1", NORM),
-    "VitBlock_{i}/attention/query": ("blocks.{i}.attn.qkv", _heads(0, 3)),
-    "VitBlock_{i}/attention/key": ("blocks.{i}.attn.qkv", _heads(1, 3)),
-    "VitBlock_{i}/attention/value": ("blocks.{i}.attn.qkv", _heads(2, 3)),
+    "VitBlock_{i}/attention/query": ("blocks.{i}.attn.qkv", to_heads(0, 3)),
+    "VitBlock_{i}/attention/key": ("blocks.{i}.attn.qkv", to_heads(1, 3)),
+    "VitBlock_{i}/attention/value": ("blocks.{i}.attn.qkv", to_heads(2, 3)),
     "VitBlock_{i}/attention/out": ("blocks.{i}.attn.proj", FROM_HEADS),
     "VitBlock_{i}/attention_scale": ("blocks.{i}.ls1.gamma", PLAIN),
     "VitBlock_{i}/mlp_norm": ("blocks.{i}.norm2", NORM),
@@ -118,9 +118,9 @@ VIT: Layers = {
     "VitBlock_{i}/mlp/Dense_1": ("blocks.{i}.mlp.fc2", DENSE),
     "VitBlock_{i}/mlp_scale": ("blocks.{i}.ls2.gamma", PLAIN),
     "map_head/probe": ("attn_pool.latent", PLAIN),
-    "map_head/attention/query": ("attn_pool.q", _heads()),
-    "map_head/attention/key": ("attn_pool.kv", _heads(0, 2)),
-    "map_head/attention/value": ("attn_pool.kv", _heads(1, 2)),
+    "map_head/attention/query": ("attn_pool.q", to_heads()),
+    "map_head/attention/key": ("attn_pool.kv", to_heads(0, 2)),
+    "map_head/attention/value": ("attn_pool.kv", to_heads(1, 2)),
     "map_head/attention/out": ("attn_pool.proj", FROM_HEADS),
     "map_head/norm": ("attn_pool.norm", NORM),
     "map_head/mlp/Dense_0": ("attn_pool.mlp.fc1", DENSE),

@@ -4,7 +4,6 @@ A bare file says what it is by the names and shapes of its entries. What these d
 timm's own for an architecture of that name or size, or assumed and noted.
 """
 
-import math
 import pathlib
 import re
 from collections.abc import Mapping
@@ -12,26 +11,30 @@ from typing import Any
 
 import numpy as np
 
-from patchnets import models
 from patchnets.errors import UserError
-from patchnets.models import convmixer, vit
+from patchnets.models import convmixer
 from patchnets.weights import files
 from patchnets.weights.class_names import class_names
 from patchnets.weights.layout import (
-    MAX_DEPTH,
+    HALF,
+    IMAGE_SIZE,
     Notes,
     Preprocessing,
     Pretrained,
     Variables,
+    architecture_of,
+    assume_heads,
+    depth_of,
+    is_square,
     make_spec,
     numbers_of,
+    size_of,
     square_side,
     value_of,
 )
 from patchnets.weights.load_timm import Shape, layers_of, match_entries, to_variables, variable_shapes
 from patchnets.weights.timm import POOLS
 
-HALF = (0.5, 0.5, 0.5)
 IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 # An entry that only one family has: the family, and timm's preprocessing of most of its weights.
 FAMILIES = {
@@ -48,15 +51,16 @@ EXCEPTIONS = {"vit_base_patch16_gap_224": 16, "test_vit": 2, "test_vit2": 2, "te
 TANH = re.compile("base_patch32_siglip|large_patch16_siglip(_gap)?_512|so400m_patch16_siglip|giantopt_patch16_siglip")
 LAYER_SCALE = 1e-5  # initial value where the configuration has none; trained factors replace it
 GELU = {"gelu": "exact", "gelu_erf": "exact", "gelu_tanh": "tanh"}
-IMAGE_SIZE = 224  # where neither shapes nor configuration say one
 
 
-def read(path: pathlib.Path, config: Mapping[str, Any], source: str, network: str | None) -> Pretrained:
+def read(
+    path: pathlib.Path, config: Mapping[str, Any] | None = None, *, source: str, network: str | None = None
+) -> Pretrained:
     """Return the weights in a safetensors file in timm's layout.
 
     Args:
       path: the file.
-      config: the content of config.json; {} for a bare file.
+      config: the content of config.json; None for a bare file.
       source: what to call the weights.
       network: timm's name of the architecture, or ours of the family.
 
@@ -64,7 +68,7 @@ def read(path: pathlib.Path, config: Mapping[str, Any], source: str, network: st
       UserError: no network of ours fits the entries, or `network` is another than theirs.
       RunError: the file's header is broken, or has entries that are no floating-point numbers.
     """
-    header = files.read_header(path, safetensors=True)
+    config, header = config or {}, files.read_header(path, safetensors=True)
     notes = Notes(leftovers=[name for name in header if any(re.search(part, name) for part in LEFTOVERS)])
     shapes = {name: shape for name, (shape, _) in header.items() if name not in notes.leftovers}
     files.check_floats(path, {name: header[name] for name in shapes})
@@ -73,7 +77,7 @@ def read(path: pathlib.Path, config: Mapping[str, Any], source: str, network: st
     if family is None:
         first = next(iter(shapes), "none")
         raise UserError(f"{label} is of no layout that is known: its first entry is {first!r}")
-    architecture = _architecture(config, family, network, label)
+    architecture = architecture_of(config, family, network, label)
     args = value_of(config, "model_args", dict, label) or {}
     cfg = value_of(config, "pretrained_cfg", dict, label) or {}
     fields, patches = _fields(family, shapes, config, architecture, args, notes, label)
@@ -104,32 +108,6 @@ def read(path: pathlib.Path, config: Mapping[str, Any], source: str, network: st
     return Pretrained(
         spec, "timm", source, path, header, load, assumed=tuple(notes.assumed), leftovers=tuple(notes.leftovers)
     )
-
-
-def _architecture(config: Mapping[str, Any], family: str, network: str | None, label: str) -> str:
-    """Return timm's name of the architecture, without the tag of its weights; "" if nobody says it.
-
-    Raises:
-      UserError: `network` is of another family than the entries.
-    """
-    if network in models.MODELS:
-        if network != family:
-            raise UserError(f"{label} holds the weights of {family}, not of network={network}")
-        network = None
-    name = network or value_of(config, "architecture", str, label) or ""
-    name = re.sub(r"^(hf-hub:)?timm[:/]", "", name).split(".")[0].lower()
-    for start, known in (("mixer_", "mlp_mixer"), ("gmlp_", "gmlp"), ("convmixer_", "convmixer"), ("vit_", "vit")):
-        if name.startswith(start) and family != known:
-            raise UserError(f"{label} holds the weights of {family}, not of the architecture {name}")
-    return name
-
-
-def size_of(shapes: Mapping[str, Shape], name: str, axis: int, label: str) -> int:
-    """Return the length of an axis of an entry. Raise UserError if it is missing or has fewer axes."""
-    if len(shapes.get(name, ())) <= axis:
-        reason = f"{name!r} has shape {shapes[name]}" if name in shapes else f"there is no {name!r}"
-        raise UserError(f"{label} is no network of a known layout: {reason}")
-    return shapes[name][axis]
 
 
 def _stem(shapes: Mapping[str, Shape], family: str, label: str) -> Shape:
@@ -186,14 +164,6 @@ def _fields(
     return fields, patches
 
 
-def depth_of(shapes: Mapping[str, Shape], pattern: str, label: str) -> int:
-    """Return the number of blocks, of which the first group of `pattern` is the index."""
-    blocks = {int(match[1]) for name in shapes if (match := re.match(pattern, name)) and len(match[1]) < 10}
-    if not 0 < len(blocks) <= MAX_DEPTH or max(blocks) >= MAX_DEPTH:
-        raise UserError(f"{label} has {len(blocks):,} blocks; expected from 1 to {MAX_DEPTH:,}, counted from 0")
-    return max(blocks) + 1
-
-
 def _activation(
     act_layer: str | None, architecture: str, fields: Mapping[str, Any], notes: Notes, label: str
 ) -> dict[str, str]:
@@ -222,22 +192,6 @@ def _num_heads(architecture: str, fields: Mapping[str, Any], args: Mapping[str, 
     return assume_heads(fields["hidden_dim"], fields["depth"], fields["mlp_dim"], notes, label)
 
 
-def assume_heads(width: int, depth: int, mlp_dim: int, notes: Notes, label: str) -> int:
-    """Return the heads of the published ViT of this size, or else width / 64; both are noted.
-
-    Raises:
-      UserError: the width does not divide by 64.
-    """
-    for name, size in vit.SIZES.items():
-        if (size["hidden_dim"], size["depth"], size["mlp_dim"]) == (width, depth, mlp_dim):
-            notes.assume(f"num_heads {size['num_heads']}, as of ViT-{name}, for the file has none")
-            return size["num_heads"]
-    if width % 64:
-        raise UserError(f"{label} does not say how many heads its attention has; name the architecture (network=NAME)")
-    notes.assume(f"num_heads {width // 64}, 64 channels each, for the file has none")
-    return width // 64
-
-
 def _pool_type(shapes: Mapping[str, Shape], config: Mapping[str, Any], args: Mapping[str, Any], label: str) -> str:
     """Return how the tokens are pooled, by the entries; `global_pool` must agree.
 
@@ -260,11 +214,6 @@ def _pool_type(shapes: Mapping[str, Shape], config: Mapping[str, Any], args: Map
     if pool_type != by_entries:
         raise UserError(f"{label}: global_pool={global_pool!r} does not go with its entries, which are of {by_entries}")
     return pool_type
-
-
-def is_square(count: int) -> bool:
-    """Return whether `count` patches form a square grid."""
-    return count > 0 and math.isqrt(count) ** 2 == count
 
 
 def _image_size(patch_size: int, patches: int | None, cfg: Mapping[str, Any], notes: Notes, label: str) -> int:
