@@ -103,7 +103,8 @@ def iterate(path: pathlib.Path, safetensors: bool | None = None) -> Iterator[tup
         else:
             with np.load(path, allow_pickle=False) as archive:
                 for name in archive.files:
-                    yield name, archive[name]
+                    array = archive[name]
+                    yield name, array.view(jnp.bfloat16) if array.dtype == "V2" else array
     except Exception as error:  # zlib.error, tokenize.TokenError, RecursionError and more, of a damaged file
         raise _unreadable(path, error) from error
 
@@ -127,8 +128,6 @@ def read_floats(path: pathlib.Path, names: Collection[str], safetensors: bool | 
     for name, array in iterate(path, safetensors):
         if name not in names:
             continue
-        if array.dtype.kind == "V":
-            array = array.view(jnp.bfloat16)
         array = np.asarray(array, np.float32)
         if not np.isfinite(array).all():
             raise RunError(f"{path}: {name!r} holds numbers that are not finite as float32")

@@ -6,13 +6,17 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from flax import traverse_util
 
 from patchnets import models
 from patchnets.errors import RunError, UserError, first_line
 from patchnets.models import vit
 from patchnets.run.model_spec import ModelSpec, plain_fields
+from patchnets.weights import files
 from patchnets.weights.files import Header
 
 Variables = dict[str, Any]
@@ -31,6 +35,7 @@ class Pretrained:
       layout: whose names the file has.
       source: what was read, as an absolute path or an id of the hub.
       path: the file or folder itself.
+      file: the file of arrays; None for a checkpoint of a run.
       header: shape and type of every array, by its name in the file.
       load: returns {"params", "batch_stats"}, float32 NumPy arrays without stacked blocks, and the step of the
         checkpoint, None if unknown.
@@ -42,6 +47,7 @@ class Pretrained:
     layout: str
     source: str
     path: pathlib.Path
+    file: pathlib.Path | None
     header: Header
     load: Callable[[], tuple[Variables, int | None]]
     assumed: tuple[str, ...] = ()
@@ -60,6 +66,17 @@ class Pretrained:
     def step(self) -> int | None:
         """Return the step of the checkpoint; None if unknown."""
         return self._loaded[1]
+
+    def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield every array as the file has it, with its name, and keep none in memory.
+
+        Raises:
+          RunError: the file is broken.
+        """
+        if self.file is None:
+            yield from traverse_util.flatten_dict(self.variables, sep="/").items()
+        else:
+            yield from files.iterate(self.file)
 
     @property
     def network(self) -> str:

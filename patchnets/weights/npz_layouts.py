@@ -141,7 +141,7 @@ def read(path: pathlib.Path, source: str, network: str | None = None) -> Pretrai
 
     layout = "official .npz" + (f", {prefix}" if prefix else "")
     return Pretrained(
-        spec, layout, source, path, header, load, assumed=tuple(notes.assumed), leftovers=tuple(notes.leftovers)
+        spec, layout, source, path, path, header, load, assumed=tuple(notes.assumed), leftovers=tuple(notes.leftovers)
     )
 
 

@@ -45,14 +45,21 @@ def read(directory: pathlib.Path, checkpoint: str | int = "best") -> Pretrained:
     if folders.is_export(directory):
         if checkpoint != "best":
             raise UserError(f"{directory} holds one set of weights; leave out checkpoint={checkpoint}")
-        header = files.read_header(folders.weights_file(directory))
-        return Pretrained(layout="patchnets (export)", header=header, load=lambda: _export(directory, spec), **common)
+        file = folders.weights_file(directory)
+        return Pretrained(
+            layout="patchnets (export)",
+            file=file,
+            header=files.read_header(file),
+            load=lambda: _export(directory, spec),
+            **common,
+        )
     if not (directory / "checkpoints").is_dir():
         raise RunError(f"{directory} has no checkpoints")
     tree = traverse_util.flatten_dict(unstack_blocks(_abstract(spec)), sep="/")
     header = {name: (leaf.shape, leaf.dtype.name) for name, leaf in tree.items()}
     return Pretrained(
         layout="patchnets (work directory)",
+        file=None,
         header=header,
         load=lambda: _restore(directory, spec, checkpoint),
         **common,

@@ -106,7 +106,7 @@ def read(
         return {"batch_stats": {}} | to_variables(entries, sources, ours), None
 
     return Pretrained(
-        spec, "timm", source, path, header, load, assumed=tuple(notes.assumed), leftovers=tuple(notes.leftovers)
+        spec, "timm", source, path, path, header, load, assumed=tuple(notes.assumed), leftovers=tuple(notes.leftovers)
     )
 
 

@@ -144,7 +144,7 @@ def read(
 
     layout = f"transformers ({kind})"
     return Pretrained(
-        spec, layout, source, path, header, load, assumed=tuple(notes.assumed), leftovers=tuple(notes.leftovers)
+        spec, layout, source, path, path, header, load, assumed=tuple(notes.assumed), leftovers=tuple(notes.leftovers)
     )
 
 

@@ -192,7 +192,11 @@ def with_array(name, *shape, dtype=np.float32):
 NORM = "Transformer/encoder_norm/bias"
 WRONG = {
     "unknown": (with_array("conv_root/kernel", 7, 7, 3, 8), UserError, "'conv_root/kernel' of shape"),
-    "unused": (with_array("MAPHead_0/LayerNorm_0/bias", 8), UserError, "which the network of its other arrays does not"),
+    "unused": (
+        with_array("MAPHead_0/LayerNorm_0/bias", 8),
+        UserError,
+        "which the network of its other arrays does not",
+    ),
     "missing": (without(NORM), UserError, "no array for pre_head_layer_norm/bias"),
     "missing block": (without("Transformer/encoderblock_0/LayerNorm_0/bias"), UserError, "VitBlock_0/attention_norm"),
     "missing heads": (
