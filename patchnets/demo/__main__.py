@@ -2,10 +2,10 @@
 
     python -m patchnets.demo MODEL [--port=7860] [--host=127.0.0.1] [--checkpoint=best]
 
-MODEL is a work directory, an export for timm or npz, or weights that others trained (docs/weights.md). Whoever opens the
-page drops an image on it and sees its most probable classes, the image as the network gets it, and what the prediction
-rests on. The page is served to this machine only (--host=0.0.0.0: to every one that reaches it), and loads nothing from
-elsewhere. It needs Gradio: pip install 'patchnets[demo]'.
+MODEL is a work directory, an export for timm or npz, or weights that others trained (docs/weights.md). Whoever opens
+the page drops an image on it and sees its most probable classes, the image as the network gets it, and what the
+prediction rests on. The page is served to this machine only (--host=0.0.0.0: to every one that reaches it), and loads
+nothing from elsewhere. It needs Gradio: pip install 'patchnets[demo]'.
 """
 
 import argparse
