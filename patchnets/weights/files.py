@@ -128,7 +128,8 @@ def read_floats(path: pathlib.Path, names: Collection[str], safetensors: bool | 
     for name, array in iterate(path, safetensors):
         if name not in names:
             continue
-        array = np.asarray(array, np.float32)
+        with np.errstate(over="ignore"):  # float64 that float32 cannot hold is not finite
+            array = np.asarray(array, np.float32)
         if not np.isfinite(array).all():
             raise RunError(f"{path}: {name!r} holds numbers that are not finite as float32")
         arrays[name] = array

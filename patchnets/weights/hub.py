@@ -40,7 +40,7 @@ def cache_folder() -> pathlib.Path:
 
 
 def cached(repo: str, revision: str) -> pathlib.Path | None:
-    """Return the folder of a revision (a branch, a tag or a commit) in the cache; None if its weights are not there."""
+    """Return the folder of a revision (a branch, a tag or a commit) in the cache; None if its files are not there."""
     folder = cache_folder() / f"models--{repo.replace('/', '--')}"
     commit = revision
     if not COMMIT.fullmatch(revision):
@@ -49,7 +49,8 @@ def cached(repo: str, revision: str) -> pathlib.Path | None:
         except (OSError, ValueError):
             return None
     snapshot = folder / "snapshots" / commit
-    return snapshot if COMMIT.fullmatch(commit) and (snapshot / "model.safetensors").is_file() else None
+    complete = COMMIT.fullmatch(commit) and all((snapshot / name).is_file() for name in FILES[:2])
+    return snapshot if complete else None
 
 
 def fetch(source: str) -> pathlib.Path:

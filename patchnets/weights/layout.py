@@ -22,6 +22,13 @@ from patchnets.weights.files import Header
 Variables = dict[str, Any]
 Shape = tuple[int, ...]
 HALF = (0.5, 0.5, 0.5)  # mean or std of many weights, for levels from 0 to 1
+# How timm's names of architectures begin.
+ARCHITECTURES = {
+    "mixer_": "mlp_mixer",
+    "gmlp_": "gmlp",
+    "convmixer_": "convmixer",
+    **dict.fromkeys(("vit_", "deit", "flexivit_", "test_vit"), "vit"),
+}
 IMAGE_SIZE = 224  # where neither shapes nor configuration say one
 MAX_DEPTH = 1000  # blocks of a network that a file may describe
 
@@ -148,10 +155,11 @@ def make_spec(
     default: Preprocessing,
     notes: Notes,
     label: str,
+    **rules: Any,
 ) -> ModelSpec:
     """Return the spec of a network; what `preprocessing` omits is taken from `default`, and noted.
 
-    `label` is what errors call the file.
+    `label` is what errors call the file; `rules` are exif_orientation and background, where the file has them.
 
     Raises:
       UserError: there is no such network, or a value that cannot be used.
@@ -177,6 +185,7 @@ def make_spec(
         mean=_per_channel(values["mean"], channels, "mean"),
         std=_per_channel(values["std"], channels, "std"),
         interpolation=values["interpolation"],
+        **rules,
     )
     spec.check(label)
     return spec
@@ -257,14 +266,33 @@ def architecture_of(config: Mapping[str, Any], family: str, network: str | None,
         network = None
     name = network or value_of(config, "architecture", str, label) or ""
     name = re.sub(r"^(hf-hub:)?timm[:/]", "", name).split(".")[0].lower()
-    for start, known in (("mixer_", "mlp_mixer"), ("gmlp_", "gmlp"), ("convmixer_", "convmixer"), ("vit_", "vit")):
-        if name.startswith(start) and family != known:
-            raise UserError(f"{label} holds the weights of {family}, not of the architecture {name}")
+    known = next((kind for start, kind in ARCHITECTURES.items() if name.startswith(start)), None)
+    if known is None and network is not None:
+        raise UserError(
+            f"network={network!r} is neither one of {', '.join(models.MODELS)} nor an architecture of timm's"
+        )
+    if known not in (None, family):
+        raise UserError(f"{label} holds the weights of {family}, not of the architecture {name}")
     return name
 
 
-def size_of(shapes: Mapping[str, Shape], name: str, axis: int, label: str) -> int:
-    """Return the length of an axis of an entry. Raise UserError if it is missing or has fewer axes."""
+def image_size_of(patches: int | None, patch_size: int, notes: Notes, label: str) -> int:
+    """Return the side in pixels of a square of `patches`; for None, a size near 224 is noted."""
+    if patches is not None:
+        return patch_size * square_side(patches, label)
+    size = max(IMAGE_SIZE // patch_size, 1) * patch_size
+    notes.assume(f"image_size {size}, for the file has none")
+    return size
+
+
+def size_of(shapes: Mapping[str, Shape], name: str, axis: int, label: str, missing: int | None = None) -> int:
+    """Return the length of an axis of an entry; `missing`, unless it is None, where there is no such entry.
+
+    Raises:
+      UserError: the entry is missing or has fewer axes.
+    """
+    if missing is not None and name not in shapes:
+        return missing
     if len(shapes.get(name, ())) <= axis:
         reason = f"{name!r} has shape {shapes[name]}" if name in shapes else f"there is no {name!r}"
         raise UserError(f"{label} is no network of a known layout: {reason}")

@@ -18,7 +18,6 @@ from patchnets.weights import files
 from patchnets.weights.class_names import class_names
 from patchnets.weights.layout import (
     HALF,
-    IMAGE_SIZE,
     MAX_DEPTH,
     Notes,
     Preprocessing,
@@ -26,10 +25,10 @@ from patchnets.weights.layout import (
     Variables,
     architecture_of,
     depth_of,
+    image_size_of,
     is_square,
     make_spec,
     size_of,
-    square_side,
 )
 from patchnets.weights.load_timm import Shape, variable_shapes
 
@@ -107,10 +106,8 @@ def read(path: pathlib.Path, source: str, network: str | None = None) -> Pretrai
     locations = _locations(arrays, prefix, family, label)
     shapes = {ours: location.shape for ours, location in locations.items()}
     fields, patches = _vit_fields(shapes, notes, label) if is_vit else _mixer_fields(shapes, label)
-    if patches is None:
-        notes.assume(f"image_size {IMAGE_SIZE}, for the file has none")
-    image_size = IMAGE_SIZE if patches is None else fields["patch_size"] * square_side(patches, label)
-    num_classes = size_of(shapes, "head/kernel", 1, label) if "head/kernel" in shapes else 0
+    image_size = image_size_of(patches, fields["patch_size"], notes, label)
+    num_classes = size_of(shapes, "head/kernel", 1, label, missing=0)
     spec = make_spec(
         family,
         fields,
@@ -209,7 +206,7 @@ def _vit_fields(shapes: Mapping[str, Shape], notes: Notes, label: str) -> tuple[
         mlp_dim=size_of(shapes, "VitBlock_0/mlp/Dense_0/kernel", 1, label),
         num_heads=size_of(shapes, "VitBlock_0/attention/query/kernel", 1, label),
         pool_type="map" if "map_head/probe" in shapes else "cls" if "class_token" in shapes else "gap",
-        rep_size=shapes.get("representation/bias", (0,))[-1],
+        rep_size=size_of(shapes, "representation/kernel", 1, label, missing=0),
         posemb="learned" if "position_embedding" in shapes else "sincos2d",
     )
     if "position_embedding" not in shapes:

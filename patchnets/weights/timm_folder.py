@@ -17,7 +17,6 @@ from patchnets.weights import files
 from patchnets.weights.class_names import class_names
 from patchnets.weights.layout import (
     HALF,
-    IMAGE_SIZE,
     Notes,
     Preprocessing,
     Pretrained,
@@ -25,11 +24,11 @@ from patchnets.weights.layout import (
     architecture_of,
     assume_heads,
     depth_of,
+    image_size_of,
     is_square,
     make_spec,
     numbers_of,
     size_of,
-    square_side,
     value_of,
 )
 from patchnets.weights.load_timm import Shape, layers_of, match_entries, to_variables, variable_shapes
@@ -82,18 +81,23 @@ def read(
     cfg = value_of(config, "pretrained_cfg", dict, label) or {}
     fields, patches = _fields(family, shapes, config, architecture, args, notes, label)
     image_size = _image_size(fields["patch_size"], patches, cfg, notes, label)
-    shapes = _with_class_position(shapes, patches)
-    head = shapes.get("head.weight", (0,))
+    shapes = _with_class_position(shapes, patches) if family == "vit" and patches is not None else shapes
+    num_classes = size_of(shapes, "head.weight", 0, label, missing=0)
+    rules = {
+        "exif_orientation": value_of(config, "exif_orientation", bool, label),
+        "background": config.get("background"),
+    }
     spec = make_spec(
         family,
         fields,
         image_size=image_size,
         channels=_stem(shapes, family, label)[1],
-        classes=class_names(head[0], config.get("label_names", cfg.get("label_names")), notes, label),
+        classes=class_names(num_classes, config.get("label_names", cfg.get("label_names")), notes, label),
         preprocessing=_preprocessing(cfg, notes, label),
         default=default,
         notes=notes,
         label=label,
+        **{name: value for name, value in rules.items() if value is not None},
     )
     model = spec.create_model()
     ours = variable_shapes(model, image_size, spec.channels)
@@ -154,7 +158,7 @@ def _fields(
     fields["pool_type"] = _pool_type(shapes, config, args, label)
     fields["posemb"] = "learned" if "pos_embed" in shapes else "none"
     fields["norm_after_pooling"] = "fc_norm.weight" in shapes
-    fields["rep_size"] = shapes.get("pre_logits.fc.weight", (0,))[0]
+    fields["rep_size"] = size_of(shapes, "pre_logits.fc.weight", 0, label, missing=0)
     if "blocks.0.ls1.gamma" in shapes:
         fields["layer_scale"] = float(value_of(args, "init_values", (float, int), label) or LAYER_SCALE)
     if "pos_embed" not in shapes:
@@ -217,22 +221,19 @@ def _pool_type(shapes: Mapping[str, Shape], config: Mapping[str, Any], args: Map
 
 
 def _image_size(patch_size: int, patches: int | None, cfg: Mapping[str, Any], notes: Notes, label: str) -> int:
-    if patches is not None:
-        return patch_size * square_side(patches, label)
     size = numbers_of(cfg, "input_size", label)
-    if size is None:
-        notes.assume(f"image_size {IMAGE_SIZE}, for the file has none")
-        return IMAGE_SIZE
+    if patches is not None or size is None:
+        return image_size_of(patches, patch_size, notes, label)
     if len(size) != 3 or size[1] != size[2] or size[1] != int(size[1]):
         raise UserError(f"{label}: input_size={list(size)} is no square [channels, height, width]")
     return int(size[1])
 
 
-def _with_class_position(shapes: dict[str, Shape], patches: int | None) -> dict[str, Shape]:
+def _with_class_position(shapes: dict[str, Shape], patches: int) -> dict[str, Shape]:
     """Return the shapes with a position of the class token, which timm's `no_embed_class` omits: it is zero."""
-    if "cls_token" in shapes and shapes.get("pos_embed", (1, 0))[1] == patches:
-        return shapes | {"pos_embed": (shapes["pos_embed"][0], patches + 1, *shapes["pos_embed"][2:])}
-    return shapes
+    first, tokens, *rest = shapes["pos_embed"]
+    has_class = "cls_token" in shapes and tokens == patches
+    return shapes | {"pos_embed": (first, tokens + has_class, *rest)}
 
 
 def _preprocessing(cfg: Mapping[str, Any], notes: Notes, label: str) -> Preprocessing:

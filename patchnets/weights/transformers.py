@@ -122,7 +122,7 @@ def read(
     layers["head"] = ("classifier", DENSE)
     fields, patches = _fields(shapes, prefix, kind, config, notes, label)
     image_size = fields["patch_size"] * square_side(patches, label)
-    num_classes = shapes.get("classifier.weight", (0,))[0]
+    num_classes = size_of(shapes, "classifier.weight", 0, label, missing=0)
     spec = make_spec(
         "vit",
         fields,

@@ -213,6 +213,7 @@ WRONG = {
     "many blocks": (with_array("Transformer/encoderblock/LayerNorm_0/bias", 1500, 8), UserError, "two arrays"),
     "far block": (with_array("Transformer/encoderblock_5000/LayerNorm_0/bias", 8), UserError, "3 blocks"),
     "no axes": (with_array("embedding/kernel"), UserError, "has shape ()"),
+    "no axes of a head": (with_array("head/kernel"), UserError, "has shape ()"),
     "no network": (lambda arrays: {"a": np.zeros(3)}, UserError, "its first array is 'a'"),
     "nothing": (lambda arrays: {}, UserError, "its first array is 'none'"),
 }

@@ -295,6 +295,8 @@ WRONG_CONFIG = {
     "std": (dict(pretrained_cfg=dict(std=[0.0] * 3)), UserError, "std="),
     "crop": (dict(pretrained_cfg=dict(crop_pct=2.0)), UserError, "decoded_crop_pct=2.0"),
     "labels": (dict(label_names=[1, 2]), UserError, "class names"),
+    "background": (dict(background="pink"), UserError, "background='pink'"),
+    "turned": (dict(exif_orientation=1), UserError, "exif_orientation="),
 }
 
 
@@ -306,6 +308,21 @@ def test_a_configuration_that_does_not_fit_is_one_line(what, tmp_path):
     with pytest.raises(kind, match=words) as caught:
         read_pretrained(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["head.weight", "patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight"])
+def test_entries_without_axes_are_one_line(name, tmp_path):
+    entries = entries_of(small_models.make_model("vit")) | {name: np.float32(1)}
+    with pytest.raises(UserError, match=r"has shape \(\)"):
+        read_pretrained(write(tmp_path, entries, dict(model_args=dict(num_heads=2))))
+
+
+def test_a_network_that_is_no_name_is_one_line(tmp_path):
+    write(tmp_path, entries_of(small_models.make_model("mlp_mixer")))
+    with pytest.raises(UserError, match="network='mixr_b16' is neither one of mlp_mixer, fnet"):
+        read_pretrained(tmp_path, "mixr_b16")
+    with pytest.raises(UserError, match="holds the weights of mlp_mixer, not of network=vit"):
+        read_pretrained(tmp_path, "vit")
 
 
 def test_an_entry_that_fits_no_parameter_is_named(tmp_path):
@@ -392,7 +409,7 @@ def cache(tmp_path, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     repo = tmp_path / "hub" / "models--timm--tiny.in1k"
-    write(repo / "snapshots" / COMMIT, entries_of(small_models.make_model("mlp_mixer")))
+    write(repo / "snapshots" / COMMIT, entries_of(small_models.make_model("mlp_mixer")), dict(pretrained_cfg=CFG))
     (repo / "refs" / "pr").mkdir(parents=True)
     for revision in ("main", "v1", "pr/1"):
         (repo / "refs" / revision).write_text(COMMIT)
