@@ -49,6 +49,7 @@ EXCEPTIONS = {"vit_base_patch16_gap_224": 16, "test_vit": 2, "test_vit2": 2, "te
 # Architectures of timm 1.0.31 whose entry points ask for the tanh form of GELU.
 TANH = re.compile("base_patch32_siglip|large_patch16_siglip(_gap)?_512|so400m_patch16_siglip|giantopt_patch16_siglip")
 LAYER_SCALE = 1e-5  # initial value where the configuration has none; trained factors replace it
+NOT_HERE = ("reg_token", "dist_token", "norm_pre.weight")  # of ViTs; those that follow from them are less telling
 GELU = {"gelu": "exact", "gelu_erf": "exact", "gelu_tanh": "tanh"}
 
 
@@ -76,6 +77,8 @@ def read(
     if family is None:
         first = next(iter(shapes), "none")
         raise UserError(f"{label} is of no layout that is known: its first entry is {first!r}")
+    if other := next((name for name in NOT_HERE if name in shapes), None):
+        raise UserError(f"{label} has an entry {other!r}, for which no network here has a parameter")
     architecture = architecture_of(config, family, network, label)
     args = value_of(config, "model_args", dict, label) or {}
     cfg = value_of(config, "pretrained_cfg", dict, label) or {}
