@@ -21,6 +21,16 @@ def test_every_package_is_in_the_wheel():
     assert sorted(setuptools["packages"]) == sorted(packages | {"patchnets.configs"})
 
 
+def test_every_file_of_data_is_in_the_wheel():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    files = {
+        (".".join(path.parent.relative_to(ROOT).parts), path.name)
+        for path in (ROOT / "patchnets").rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    assert files == {(package, name) for package, names in declared.items() for name in names}
+
+
 @pytest.mark.slow
 def test_an_installed_wheel_trains_from_another_folder(tmp_path):
     installed, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"

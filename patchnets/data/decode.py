@@ -37,6 +37,7 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
 EXIF_ORIENTATION = 0x0112  # the tag; 1 is upright
 GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
 SAMPLES_PER_PIXEL, EXTRA_SAMPLES, UNSPECIFIED = 277, 338, 0  # tags of TIFF; a sample of no stated meaning
+INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 @functools.cache
@@ -109,6 +110,7 @@ def decode_image(
     size: int | None = None,
     crop_pct: float = 1.0,
     rules: PixelRules = DEFAULT_RULES,
+    interpolation: str = "bicubic",
 ) -> UInt8[np.ndarray, "height width channels"]:
     """Decode one image with Pillow.
 
@@ -117,15 +119,16 @@ def decode_image(
         .npy file.
       name: its name in errors.
       channels: 1 for gray, 3 for RGB; others for arrays only.
-      size: resize the center square to this side (bicubic, antialiased); None keeps the image as it is.
+      size: resize the center square to this side (antialiased); None keeps the image as it is.
       crop_pct: the side of that square as a share of the image's shorter side.
+      interpolation: a key of INTERPOLATIONS.
 
     Raises:
       RunError: the image is broken or truncated.
     """
     try:
         with _opened(data, channels, rules) as images:
-            return _joined([_crop_and_resize(image, size, crop_pct) for image in images])
+            return _joined([_crop_and_resize(image, size, crop_pct, INTERPOLATIONS[interpolation]) for image in images])
     except Exception as error:
         raise _unreadable(name, error) from error
 
@@ -144,12 +147,12 @@ def _opened(data: Any, channels: int, rules: PixelRules) -> Iterator[list[Image.
         yield [_with_channels(file, channels, rules, origin)]
 
 
-def _crop_and_resize(image: Image.Image, size: int | None, crop_pct: float) -> np.ndarray:
+def _crop_and_resize(image: Image.Image, size: int | None, crop_pct: float, resampling: Image.Resampling) -> np.ndarray:
     if size is not None:
         side = min(image.size) * crop_pct
         left, top = (image.width - side) / 2, (image.height - side) / 2
         box = (left, top, left + side, top + side)
-        image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+        image = image.resize((size, size), resampling, box=box)
     return _as_array(image)
 
 

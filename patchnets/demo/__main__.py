@@ -2,10 +2,10 @@
 
     python -m patchnets.demo MODEL [--port=7860] [--host=127.0.0.1] [--checkpoint=best]
 
-MODEL is a work directory, or an export for timm or npz. Whoever opens the page drops an image on it and sees its most
-probable classes, the image as the network gets it, and what the prediction rests on. The page is served to this machine
-only (--host=0.0.0.0: to every one that reaches it), and loads nothing from elsewhere. It needs Gradio:
-pip install 'patchnets[demo]'.
+MODEL is a work directory, an export for timm or npz, or weights that others trained (docs/weights.md). Whoever opens
+the page drops an image on it and sees its most probable classes, the image as the network gets it, and what the
+prediction rests on. The page is served to this machine only (--host=0.0.0.0: to every one that reaches it), and loads
+nothing from elsewhere. It needs Gradio: pip install 'patchnets[demo]'.
 """
 
 import argparse
@@ -26,11 +26,12 @@ PROGRAM = "patchnets.demo"
 def parse_args(arguments: list[str]) -> argparse.Namespace:
     """Return the options. Raise UserError for what is wrong with them."""
     parser = ArgumentParser(f"python -m {PROGRAM}", description=__doc__)
-    parser.add_argument("model", metavar="MODEL", type=path, help="a work directory, or an export for timm or npz")
+    parser.add_argument("model", metavar="MODEL", type=path, help="a run, an export, or others' weights")
     parser.add_argument(
         "--port", type=functools.partial(positive_int, limit=65_535), default=7860, help="default: 7860"
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: %(default)s)")
+    parser.add_argument("--network", metavar="NAME", help="what others' weights are of, if they do not say it")
     parser.add_argument(
         "--checkpoint", type=checkpoint, default="best", help="best, latest or a step (default: %(default)s)"
     )
@@ -52,7 +53,8 @@ def execute(arguments: list[str]) -> int:
     from patchnets.demo import page
     from patchnets.inference.load import load
 
-    model = load(options.model, options.checkpoint)
+    model = load(options.model, options.checkpoint, options.network)
+    model.require_classes()
     page.warm_up(model)
     blocks = page.build(model)
     try:

@@ -5,9 +5,10 @@
     python -m patchnets.evaluate MODEL --dataset=NAME --split=test [--data_dir=DIR]
     python -m patchnets.evaluate MODEL --probe=knn,fewshot,linear [--data=FOLDER | --dataset=NAME]
 
-MODEL is a work directory, or an export for timm or npz. The first evaluates on the test split of its own data
-set; the second on a folder that has a folder of images for each class, or folders test/ and val/ that have these; the
-third on a split of the digits or of a TFDS data set. Classes are matched by name.
+MODEL is a work directory, an export for timm or npz, or weights that others trained (docs/weights.md). The first
+evaluates on the test split of a run's own data set; the second on a folder that has a folder of images for each class,
+or folders test/ and val/ that have these; the third on a split of the digits or of a TFDS data set. Classes are matched
+by name.
 
 The last evaluates the features before the head: classifiers are fitted to those of the train split and tested on the
 test split, whose classes may be any. knn has the 20 nearest neighbors vote (DINO's rule); fewshot fits least squares to
@@ -27,13 +28,13 @@ from typing import Any
 
 from patchnets import runtime
 from patchnets.errors import RunError, UserError, first_line
-from patchnets.runtime.cli import ArgumentParser, checkpoint, out_folder, path, positive_int, run_cli
+from patchnets.runtime.cli import ArgumentParser, checkpoint, default_output, out_folder, path, positive_int, run_cli
 
 
 def make_parser() -> ArgumentParser:
     """Return the options of this command."""
     parser = ArgumentParser("python -m patchnets.evaluate", description=__doc__)
-    parser.add_argument("model", type=path, metavar="MODEL", help="a work directory, or an export for timm or npz")
+    parser.add_argument("model", type=path, metavar="MODEL", help="a run, an export, or others' weights")
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--data", type=path, metavar="FOLDER", help="a folder of class folders, or of test/ and val/")
     data.add_argument("--dataset", metavar="NAME", help="digits, or a name of TFDS")
@@ -45,6 +46,7 @@ def make_parser() -> ArgumentParser:
         "--probe", type=probe_names, metavar="NAMES", help="knn, fewshot, linear, or several with commas"
     )
     parser.add_argument("--output", type=out_folder, metavar="DIR", help="default: MODEL/evaluation/DATA")
+    parser.add_argument("--network", metavar="NAME", help="what others' weights are of, if they do not say it")
     parser.add_argument(
         "--checkpoint",
         type=checkpoint,
@@ -75,9 +77,10 @@ def execute(arguments: list[str]) -> int:
     from patchnets.inference import evaluation
     from patchnets.inference.load import load
 
-    model = load(options.model, options.checkpoint)
+    model = load(options.model, options.checkpoint, options.network)
     if options.probe:
         return probe_features(model, options)
+    model.require_classes()
     selection = data.select(
         model.spec,
         options.model,
@@ -87,7 +90,7 @@ def execute(arguments: list[str]) -> int:
         data_dir=options.data_dir,
     )
     label = selection.label if options.checkpoint == "best" else f"{selection.label}-{options.checkpoint}"
-    directory = options.output or options.model / "evaluation" / label
+    directory = options.output or default_output(options.model, "evaluation", label)
     with report.output_folder(directory) as partial:
         outputs = evaluation.compute_outputs(model, with_progress(selection.data), options.batch_size)
         val, val_name = None, selection.val_name

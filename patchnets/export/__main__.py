@@ -16,14 +16,14 @@ exit status is 1.
 import sys
 
 from patchnets import runtime
-from patchnets.runtime.cli import ArgumentParser, checkpoint, out_folder, path, run_cli
+from patchnets.runtime.cli import ArgumentParser, checkpoint, default_output, out_folder, path, run_cli
 from patchnets.weights import FORMATS, INPUTS, OUTPUTS
 
 
 def execute(arguments: list[str]) -> int:
     """Export as a command line says, print the folder and the comparison, and return the exit status."""
     parser = ArgumentParser("python -m patchnets.export", description=__doc__)
-    parser.add_argument("model", metavar="MODEL", type=path, help="a work directory, or an export for timm or npz")
+    parser.add_argument("model", metavar="MODEL", type=path, help="a run, an export, or others' weights")
     parser.add_argument("--to", required=True, choices=FORMATS, help="format")
     parser.add_argument("--output", type=out_folder, metavar="DIR", help="default: MODEL/export/FORMAT")
     parser.add_argument(
@@ -33,6 +33,7 @@ def execute(arguments: list[str]) -> int:
         help="of onnx and stablehlo: normalized floats, or decoded images, which the program then normalizes",
     )
     parser.add_argument("--output_type", choices=OUTPUTS, default="logits", help="of onnx and stablehlo")
+    parser.add_argument("--network", metavar="NAME", help="what others' weights are of, if they do not say it")
     parser.add_argument("--checkpoint", type=checkpoint, default="best", help="best, latest or a step")
     parser.add_argument("--verify", choices=("on", "off"), default="on", help="compare outputs (default: on)")
     settings = parser.parse_args(arguments)
@@ -40,9 +41,9 @@ def execute(arguments: list[str]) -> int:
     runtime.enable_compilation_cache()
     from patchnets.inference.load import load
 
-    model = load(settings.model, settings.checkpoint)
+    model = load(settings.model, settings.checkpoint, settings.network)
     report = model.export(
-        settings.output or settings.model / "export" / settings.to,
+        settings.output or default_output(settings.model, "export", settings.to),
         settings.to,
         inputs=settings.input,
         outputs=settings.output_type,

@@ -170,6 +170,8 @@ class _Export:
         notes = f"Names and shapes are those of google-research/{owner}."
         if self.spec.fields["gelu"] != "tanh":
             notes += f" This network has gelu={self.spec.fields['gelu']}; that project's code computes tanh."
+        if (epsilon := self.spec.fields.get("norm_epsilon", 1e-6)) != 1e-6:
+            notes += f" This network has norm_epsilon={epsilon}; that project's code has 1e-6."
         self.write_readme(folder, "npz", comparison, notes=notes)
         return comparison, notes
 

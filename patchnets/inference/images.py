@@ -46,7 +46,7 @@ def decode_one(image: AnyImage, spec: ModelSpec, name: str = "the image") -> Dec
         image, name = pathlib.Path(image), str(image)
     if not isinstance(image, Image.Image | bytes | pathlib.Path):
         raise TypeError(f"{name} is a {type(image).__name__}; give a path, a Pillow image or a uint8 array")
-    return decode.decode_image(image, name, spec.channels, size, crop_pct, spec.rules)
+    return decode.decode_image(image, name, spec.channels, size, crop_pct, spec.rules, spec.interpolation)
 
 
 def _checked(image: np.ndarray, spec: ModelSpec, name: str) -> np.ndarray:

@@ -60,6 +60,14 @@ class Model:
     def classes(self) -> tuple[str, ...]:
         return self.spec.classes
 
+    def require_classes(self) -> None:
+        """Raise UserError for a network without a head, which computes features and no probabilities."""
+        if not self.classes:
+            raise UserError(
+                f"{self.source} has no classes: its weights have no head, and give features only (model.features, or "
+                "--features); train a head on your classes"
+            )
+
     def preprocess(self, images: Any) -> Float32[Array, "images size size channels"]:
         """Return images as inputs of the network: decoded, cropped, resized and normalized as in evaluation.
 
@@ -88,6 +96,7 @@ class Model:
           batch_size: the most images that go through the network at a time.
 
         Raises:
+          UserError: the network has no classes.
           RunError: an image file cannot be read.
           ValueError: an array that is no image.
         """
@@ -103,6 +112,7 @@ class Model:
 
     def logits(self, images: Any, batch_size: int = BATCH_SIZE) -> Float32[np.ndarray, "images classes"]:
         """Return the logits of each image. Args and errors: as `probabilities`."""
+        self.require_classes()
         outputs = list(self._batches(images, self._logits_fn, batch_size))
         return np.concatenate(outputs) if outputs else np.zeros((0, len(self.classes)), np.float32)
 
@@ -137,6 +147,7 @@ class Model:
           UserError: there is no such class or method, or the network has no attention.
           RunError, ValueError: as of `probabilities`.
         """
+        self.require_classes()
         if class_ is None:
             index = None
         elif class_ in self.classes:
@@ -209,6 +220,7 @@ class Model:
           RunError: no image can be read, or the outputs are not finite.
           ValueError: not as many labels as images, or an index outside the classes.
         """
+        self.require_classes()
         from patchnets.inference import evaluation  # scikit-learn takes a second to import
 
         labeled = evaluation.as_labeled(data, self.classes)

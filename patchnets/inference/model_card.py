@@ -75,9 +75,10 @@ def write_readme(
         "onnx": lambda: _use_onnx(spec, inputs, outputs),
         "stablehlo": lambda: _use_jax_export(spec, inputs, outputs),
     }[to]()
+    kind = f"A classifier of {len(spec.classes)} classes" if spec.classes else "A network without a head"
     sections = [
         f"# {spec.network} for {spec.dataset.get('name', 'images')}",
-        f"A classifier of {len(spec.classes)} classes, trained and exported by patchnets {__version__}.",
+        f"{kind}, {'trained and ' * bool(spec.versions)}exported by patchnets {__version__}.",
         *_figures(spec, summary, step),
         "## Use",
         use,

@@ -98,8 +98,13 @@ class PatchEmbed(nn.Module):
 
 
 def classifier_head(network: Any, x: Float[Array, "batch channels"], param_init: Init) -> Float[Array, "batch classes"]:
-    """Apply the linear head of `network` and return float32 logits. Call it from the compact method of a network."""
+    """Apply the linear head of `network` and return float32 logits. Call it from the compact method of a network.
+
+    A network of 0 classes has no head: it returns the input of the head, as in timm.
+    """
     network.sow("intermediates", "pre_logits", x)
+    if network.num_classes == 0:
+        return x.astype(jnp.float32)
     head = nn.Dense(network.num_classes, dtype=jnp.float32, **param_init.dense(x.shape[-1]), name="head")
     return head(x.astype(jnp.float32))
 

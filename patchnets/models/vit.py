@@ -26,7 +26,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 POOL_TYPES = ("cls", "gap", "map")
 POSEMBS = ("learned", "sincos2d", "none")
-EPSILON = 1e-6  # of every LayerNorm
 
 
 def attention_weights(
@@ -133,6 +132,7 @@ class VitBlock(nn.Module):
     dropout_rate: float = 0.0
     attention_dropout_rate: float = 0.0
     layer_scale: float = 0.0
+    norm_epsilon: float = 1e-6
     attention_impl: str = "auto"
     dtype: Any = jnp.float32
     drop_path_scale_by_keep: bool = True
@@ -147,13 +147,13 @@ class VitBlock(nn.Module):
                 y = y * self.param(f"{name}_scale", scale, (x.shape[-1],), jnp.float32).astype(self.dtype)
             return DropPath(self.drop_path_scale_by_keep)(y, drop_path_rate, train=train)
 
-        y = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="attention_norm")(x)
+        y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="attention_norm")(x)
         y = MultiHeadAttention(
             self.num_heads, self.attention_dropout_rate, self.attention_impl, self.dtype, name="attention"
         )(y, y, train=train)
         x = x + branch(Dropout(self.dropout_rate)(y, train=train), "attention")
 
-        y = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="mlp_norm")(x)
+        y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="mlp_norm")(x)
         y = MlpBlock(self.mlp_dim, self.gelu, self.dropout_rate, self.dtype, XAVIER, name="mlp")(y, train=train)
         return x + branch(y, "mlp")
 
@@ -164,6 +164,7 @@ class MapHead(nn.Module):
     num_heads: int
     mlp_dim: int
     gelu: str = "tanh"
+    norm_epsilon: float = 1e-6
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -172,7 +173,7 @@ class MapHead(nn.Module):
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, channels), jnp.float32)
         probe = jnp.broadcast_to(probe.astype(self.dtype), (batch, 1, channels))
         x = MultiHeadAttention(self.num_heads, dtype=self.dtype, name="attention")(probe, x, train=train)
-        y = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="norm")(x)
+        y = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="norm")(x)
         y = MlpBlock(self.mlp_dim, self.gelu, dtype=self.dtype, param_init=XAVIER, name="mlp")(y, train=train)
         return (x + y)[:, 0]
 
@@ -205,6 +206,7 @@ class VisionTransformer(nn.Module):
     drop_path_schedule: str = "linear"
     drop_path_scale_by_keep: bool = True
     layer_scale: float = 0.0
+    norm_epsilon: float = 1e-6
     gelu: str = "tanh"
     attention_impl: str = "auto"
     remat: bool = False
@@ -225,16 +227,19 @@ class VisionTransformer(nn.Module):
             dropout_rate=self.dropout_rate,
             attention_dropout_rate=self.attention_dropout_rate,
             layer_scale=self.layer_scale,
+            norm_epsilon=self.norm_epsilon,
             attention_impl=self.attention_impl,
             dtype=self.dtype,
             drop_path_scale_by_keep=self.drop_path_scale_by_keep,
         )
         drop = (self.drop_path_rate, self.drop_path_schedule)
         x = apply_blocks(self, block, x, *drop, train=train)
-        norm = nn.LayerNorm(epsilon=EPSILON, dtype=self.dtype, name="pre_head_layer_norm")
+        norm = nn.LayerNorm(epsilon=self.norm_epsilon, dtype=self.dtype, name="pre_head_layer_norm")
         x = x if self.norm_after_pooling else norm(x)
         if self.pool_type == "map":
-            x = MapHead(self.num_heads, self.mlp_dim, self.gelu, self.dtype, name="map_head")(x, train=train)
+            x = MapHead(self.num_heads, self.mlp_dim, self.gelu, self.norm_epsilon, self.dtype, name="map_head")(
+                x, train=train
+            )
         else:
             x = x[:, 0] if self.pool_type == "cls" else x.mean(axis=1)  # (batch, channels)
         x = norm(x) if self.norm_after_pooling else x

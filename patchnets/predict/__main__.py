@@ -2,10 +2,10 @@
 
     python -m patchnets.predict MODEL IMAGES... [--output=FILE.csv|.jsonl|.npz] [--topk=5] [--explain=DIR] ...
 
-MODEL is a work directory, or an export for timm or npz. IMAGES are files, folders (searched with the folders in them,
-for names that end as an image's), quoted patterns such as 'photos/**/*.jpg', or - for a list of paths on standard
-input, one a line. Images of any size and of every format that Pillow decodes are cropped and resized as in the
-evaluation of training.
+MODEL is a work directory, an export for timm or npz, or weights that others trained (docs/weights.md). IMAGES are
+files, folders (searched with the folders in them, for names that end as an image's), quoted patterns such as
+'photos/**/*.jpg', or - for a list of paths on standard input, one a line. Images of any size and of every format that
+Pillow decodes are cropped and resized as in the evaluation of training.
 
 Each image is a line on the terminal: its name and its most probable classes. With --output they go into a file:
 
@@ -37,7 +37,7 @@ SUFFIXES = (".csv", ".jsonl", ".npz")
 def parse_args(arguments: list[str]) -> argparse.Namespace:
     """Return the options. Raise UserError for what is wrong with them."""
     parser = ArgumentParser(f"python -m {PROGRAM}", description=__doc__)
-    parser.add_argument("model", metavar="MODEL", type=path, help="a work directory, or an export for timm or npz")
+    parser.add_argument("model", metavar="MODEL", type=path, help="a run, an export, or others' weights")
     parser.add_argument("images", metavar="IMAGES", nargs="+", help="files, folders, patterns, or -")
     parser.add_argument("--topk", type=count, default=5, help="how many classes of each image (default: %(default)s)")
     parser.add_argument("--output", metavar="FILE", type=_output, help="a .csv, .jsonl or .npz file to write")
@@ -49,6 +49,7 @@ def parse_args(arguments: list[str]) -> argparse.Namespace:
         "without any is uncertain (default: 0.5 for a network of several labels an image, trained with loss sigmoid; "
         "no marks for others)",
     )
+    parser.add_argument("--network", metavar="NAME", help="what others' weights are of, if they do not say it")
     parser.add_argument(
         "--checkpoint", type=checkpoint, default="best", help="best, latest or a step (default: %(default)s)"
     )
@@ -96,7 +97,9 @@ def execute(arguments: list[str]) -> int:
     from patchnets.inference.load import load
     from patchnets.predict import stream, writers
 
-    model = load(options.model, options.checkpoint)
+    model = load(options.model, options.checkpoint, options.network)
+    if options.explain or not options.features:
+        model.require_classes()
     threshold = 0.5 if options.threshold is None and model.spec.loss == "sigmoid" else options.threshold
     layout = writers.Layout(
         model.classes, min(options.topk, len(model.classes)), options.all, threshold, options.explain is not None

@@ -95,7 +95,7 @@ def _predict_batch(
     if readable:
         stacked = np.stack(list(readable.values()))
         logits = model.logits_of_decoded(stacked, options.batch_size)
-        rows = zip(logits, model.to_probabilities(logits))
+        rows = zip(logits, model.to_probabilities(logits)[:, : len(model.classes)])  # none of a network without a head
         if options.features:
             features = iter(model.features_of_decoded(stacked, batch_size=options.batch_size))
         if draw is not None:

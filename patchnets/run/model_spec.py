@@ -21,6 +21,7 @@ from patchnets import config as config_lib
 from patchnets.augment.preprocess import Preprocess
 from patchnets.config.schema import KEYS
 from patchnets.data.bit_depth import ValueRanges
+from patchnets.data.decode import INTERPOLATIONS
 from patchnets.data.options import is_range
 from patchnets.data.pixel_rules import BACKGROUNDS, PixelRules
 from patchnets.errors import UserError
@@ -40,14 +41,15 @@ class ModelSpec:
     Attributes:
       network: its name in `models.MODELS`.
       fields: every field of the network that a configuration may set.
-      classes: names, in the order of the logits.
+      classes: names, in the order of the logits; none for a network without a head, whose outputs are features.
       loss: softmax or sigmoid, the function that turns logits into probabilities.
       channels: 1 for gray, 3 for RGB, others for arrays.
-      decoded_size: side in pixels to which an image's center square is resized when it is decoded (Pillow, bicubic).
+      decoded_size: side in pixels to which an image's center square is resized when it is decoded (by Pillow).
       decoded_crop_pct: side of that square as a share of the image's shorter side.
       image_size: side in pixels of the network's inputs.
       crop_pct: share of the decoded side kept by the center crop before resizing to `image_size`.
       mean, std: per channel, on the scale 0 to 255.
+      interpolation: bicubic or bilinear, that of decoding.
       exif_orientation, background, value_ranges: as in `patchnets.data.pixel_rules.PixelRules`.
       ema: whether checkpoints hold a running mean of the variables, by which the network is evaluated.
       best_metric: validation metric that selects the best checkpoint.
@@ -82,7 +84,7 @@ class ModelSpec:
         streaming = data.preprocess.cropped  # images are cropped to the input size while they are decoded
         return cls(
             network=config.model.name,
-            fields={name: _plain(getattr(model, name)) for name in models.config_fields(config.model.name)},
+            fields=plain_fields(config.model.name, model),
             classes=data.class_names,
             loss=config.loss,
             channels=data.channels,
@@ -148,10 +150,14 @@ class ModelSpec:
         if isinstance(pairs := values.get("value_ranges"), list):
             values["value_ranges"] = tuple(tuple(pair) if isinstance(pair, list) else pair for pair in pairs)
         spec = cls(**values)
-        for name, holds, expected in spec._checks():
-            if not holds:
-                raise UserError(f"{label}: {name}={getattr(spec, name)!r} cannot be used; expected {expected}")
+        spec.check(label)
         return spec
+
+    def check(self, label: str) -> None:
+        """Raise UserError, which calls the file `label`, for a value that cannot be used."""
+        for name, holds, expected in self._checks():
+            if not holds:
+                raise UserError(f"{label}: {name}={getattr(self, name)!r} cannot be used; expected {expected}")
 
     def _checks(self) -> list[tuple[str, bool, str]]:
         """Return (attribute, whether its value can be used, the expected value) of what a file may get wrong."""
@@ -175,7 +181,7 @@ class ModelSpec:
         return [
             ("network", isinstance(self.network, str), "the name of a network"),
             ("fields", isinstance(self.fields, Mapping), "the fields of a network"),
-            ("classes", of(str, self.classes) and 0 < len(set(self.classes)) == len(self.classes), "different names"),
+            ("classes", of(str, self.classes) and len(set(self.classes)) == len(self.classes), "different names"),
             ("loss", self.loss in LOSSES, " or ".join(LOSSES)),
             ("channels", type(self.channels) is int and self.channels > 0, "a number of at least 1"),
             ("decoded_size", size_in_pixels(self.decoded_size), KEYS["image_size"].rule[0]),
@@ -184,7 +190,7 @@ class ModelSpec:
             ("crop_pct", share(self.crop_pct), "a number above 0 and at most 1"),
             ("mean", per_channel(self.mean, -math.inf), "a number for each channel"),
             ("std", per_channel(self.std, 0.0), "a number above 0 for each channel"),
-            ("interpolation", self.interpolation == "bicubic", "bicubic"),
+            ("interpolation", self.interpolation in INTERPOLATIONS, " or ".join(INTERPOLATIONS)),
             ("exif_orientation", isinstance(self.exif_orientation, bool), "true or false"),
             ("background", self.background in (*BACKGROUNDS, "none"), "white, black or none"),
             (
@@ -197,6 +203,11 @@ class ModelSpec:
             ("dataset", isinstance(self.dataset, Mapping), "an object"),
             ("versions", isinstance(self.versions, Mapping), "an object"),
         ]
+
+
+def plain_fields(name: str, network: Any) -> dict[str, Any]:
+    """Return every field of a network, `name` in `models.MODELS`, that a configuration may set, as JSON holds it."""
+    return {field: _plain(getattr(network, field)) for field in models.config_fields(name)}
 
 
 def _plain(value: Any) -> Any:

@@ -132,6 +132,13 @@ def file_of_type(suffix: str) -> Callable[[str], pathlib.Path]:
     return parse
 
 
+def default_output(model: pathlib.Path, *names: str) -> pathlib.Path:
+    """Return a folder for what is made of a model: within the folder that it is. Raise UserError if it is none."""
+    if not model.is_dir():
+        raise UserError(f"{model} is no folder, in which to write; name one with --output=DIR")
+    return model.joinpath(*names)
+
+
 def checkpoint(value: str) -> str | int:
     """Which checkpoint of a run: best, latest, or a step."""
     if value in ("best", "latest"):

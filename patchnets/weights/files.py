@@ -7,12 +7,13 @@ import io
 import math
 import pathlib
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
-from patchnets.errors import RunError, UserError, first_line
+from patchnets.errors import RunError, first_line
 from patchnets.runtime.files import atomic_path
 from patchnets.runtime.format import format_bytes
 
@@ -21,6 +22,7 @@ Header = dict[str, tuple[tuple[int, ...], str]]  # name -> (shape, NumPy's name 
 Check = Callable[[Header], None]
 MAX_MEMBERS, MAX_NPY_HEADER = 10**5, 2**16  # of an .npz archive; bytes of one array's header
 ENCRYPTED = 1  # the bit of a zip member's flags
+FLOATS = ("float32", "float16", "bfloat16", "float64", "void16")  # void16: bfloat16 in an .npz, which NumPy cannot name
 SAFETENSORS_TYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64", "I64": "int64"}
 
 
@@ -49,17 +51,89 @@ def read_safetensors(path: pathlib.Path, check: Check) -> Arrays:
     Raises:
       RunError: it cannot be read, or its header does not agree with its size.
     """
-    from safetensors import safe_open
+    check(read_header(path, safetensors=True))
+    return dict(iterate(path, safetensors=True))
 
+
+def is_safetensors(path: pathlib.Path) -> bool:
+    """Return whether a file begins as safetensors do: the length of a header, and a brace. An .npz begins with "PK"."""
     try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return start[8:] == b"{" and not start.startswith(b"PK")
+
+
+def read_header(path: pathlib.Path, safetensors: bool | None = None) -> Header:
+    """Return shape and type of every array of a safetensors file or an .npz archive, of which nothing else is read.
+
+    Args:
+      safetensors: whether it is a safetensors file; None to see from its first bytes.
+
+    Raises:
+      RunError: it cannot be read, or its header declares more than the file has.
+    """
+    safetensors = is_safetensors(path) if safetensors is None else safetensors
+    try:
+        if not safetensors:
+            return npz_header(path)
+        from safetensors import safe_open
+
         with safe_open(path, framework="np") as file:  # refuses a header that does not fit the file's size
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no dictionary
-            check({name: (tuple(s.get_shape()), _type_of(s.get_dtype())) for name, s in slices.items()})
-            return {name: file.get_tensor(name) for name in slices}
-    except (UserError, RunError):
-        raise
+            return {name: (tuple(s.get_shape()), _type_of(s.get_dtype())) for name, s in slices.items()}
     except Exception as error:  # whatever a damaged file makes the reader raise
         raise _unreadable(path, error) from error
+
+
+def iterate(path: pathlib.Path, safetensors: bool | None = None) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield every array of a safetensors file or an .npz archive with its name, and keep none in memory.
+
+    Args and errors: as `read_header`, which is to be called first.
+    """
+    safetensors = is_safetensors(path) if safetensors is None else safetensors
+    try:
+        if safetensors:
+            from safetensors import safe_open
+
+            with safe_open(path, framework="np") as file:
+                for name in file.keys():  # noqa: SIM118, it is no dictionary
+                    yield name, file.get_tensor(name)
+        else:
+            with np.load(path, allow_pickle=False) as archive:
+                for name in archive.files:
+                    array = archive[name]
+                    yield name, array.view(jnp.bfloat16) if array.dtype == "V2" else array
+    except Exception as error:  # zlib.error, tokenize.TokenError, RecursionError and more, of a damaged file
+        raise _unreadable(path, error) from error
+
+
+def check_floats(path: pathlib.Path, header: Header) -> None:
+    """Raise RunError, by the header alone, for arrays that are no floating-point numbers, empty, or of many axes."""
+    for name, (shape, kind) in header.items():
+        if kind not in FLOATS:
+            raise RunError(f"{path}: {name!r} is {kind}; expected {', '.join(FLOATS)}")
+        if 0 in shape or len(shape) > 8:
+            raise RunError(f"{path}: {name!r} is of shape {shape}, which no weights have")
+
+
+def read_floats(path: pathlib.Path, names: Collection[str], safetensors: bool | None = None) -> Arrays:
+    """Return these arrays of a file as float32; call `check_floats` first.
+
+    Raises:
+      RunError: the file cannot be read, or holds a number that is not finite.
+    """
+    arrays = {}
+    for name, array in iterate(path, safetensors):
+        if name not in names:
+            continue
+        with np.errstate(over="ignore"):  # float64 that float32 cannot hold is not finite
+            array = np.asarray(array, np.float32)
+        if not np.isfinite(array).all():
+            raise RunError(f"{path}: {name!r} holds numbers that are not finite as float32")
+        arrays[name] = array
+    return arrays
 
 
 def _type_of(code: str) -> str:
@@ -82,15 +156,8 @@ def read_npz(path: pathlib.Path, check: Check) -> Arrays:
       RunError: it cannot be read, is compressed or encrypted, holds Python objects, or its headers declare more than
         the file has.
     """
-    try:
-        header = npz_header(path)
-        check(header)
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in header}
-    except (UserError, RunError):
-        raise
-    except Exception as error:  # zlib.error, tokenize.TokenError, RecursionError and more, of a damaged file
-        raise _unreadable(path, error) from error
+    check(read_header(path, safetensors=False))
+    return dict(iterate(path, safetensors=False))
 
 
 def npz_header(path: pathlib.Path) -> Header:
@@ -135,4 +202,4 @@ def _refuse_unsafe(member: zipfile.ZipInfo, size: int) -> None:
 
 
 def _unreadable(path: pathlib.Path, error: Exception) -> RunError:
-    return RunError(f"{path} cannot be read ({first_line(error, 200)}); export the model anew")
+    return RunError(f"{path} cannot be read ({first_line(error, 200)}); export or download it anew")

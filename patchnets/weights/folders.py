@@ -31,6 +31,19 @@ def read_step(directory: pathlib.Path) -> int | None:
     return step if type(step) is int and step >= 0 else None
 
 
+def weights_file(directory: pathlib.Path) -> pathlib.Path:
+    """Return the file of weights in an exported folder.
+
+    Raises:
+      UserError: it holds a compiled program in place of weights.
+    """
+    for name, call in LOADED_BY.items():
+        if (directory / name).is_file():
+            what = call.format(path=str(directory / name))
+            raise UserError(f"{directory} holds a program and no weights; load it by {what} (its README.md shows how)")
+    return directory / (SAFETENSORS if (directory / SAFETENSORS).is_file() else NPZ)
+
+
 def read_variables(directory: pathlib.Path, spec: ModelSpec) -> dict[str, Any]:
     """Return the variables in the folder of an export for timm or of an .npz export.
 
@@ -38,12 +51,8 @@ def read_variables(directory: pathlib.Path, spec: ModelSpec) -> dict[str, Any]:
       UserError: it holds a compiled program in place of weights, or weights of another network than `spec`.
       RunError: its file is broken, or not what its header declares.
     """
-    for name, call in LOADED_BY.items():
-        if (directory / name).is_file():
-            what = call.format(path=str(directory / name))
-            raise UserError(f"{directory} holds a program and no weights; load it by {what} (its README.md shows how)")
+    path = weights_file(directory)
     models.validate(spec.image_size, spec.network, **spec.fields)
-    path = directory / (SAFETENSORS if (directory / SAFETENSORS).is_file() else NPZ)
     network = spec.create_model()
 
     def check(header: files.Header) -> None:

@@ -1,6 +1,6 @@
 """Networks and variables as timm has them (https://github.com/huggingface/pytorch-image-models, 1.0).
 
-timm's own weights are read by `patchnets.models.load_timm`, whose mapping of names and layouts this module inverts.
+timm's own weights are read by `patchnets.weights.load_timm`, whose mapping of names and layouts this module inverts.
 PyTorch and timm are not required.
 """
 
@@ -17,8 +17,8 @@ from flax import traverse_util
 from patchnets.errors import UserError
 from patchnets.models import convmixer, gmlp, mlp_mixer, vit
 from patchnets.models.blocks import unstack_blocks
-from patchnets.models.load_timm import FAMILIES, Shape, from_timm, param_sources
 from patchnets.run.model_spec import ModelSpec
+from patchnets.weights.load_timm import FAMILIES, Shape, from_timm, param_sources
 
 INSTEAD = "use --to=onnx or --to=stablehlo"
 POOLS = {"cls": "token", "gap": "avg", "map": "map"}

@@ -329,9 +329,9 @@ def test_a_torn_model_json_is_one_line(tmp_path, content):
 
 
 def test_what_is_no_work_directory_is_one_line(tmp_path, workdir):
-    with pytest.raises(UserError, match=r"is no work directory: there is neither model\.json nor a config\.json"):
+    with pytest.raises(UserError, match=r"has no model\.safetensors; expected a work directory"):
         patchnets.load(tmp_path)
-    with pytest.raises(UserError, match="is no work directory"):
+    with pytest.raises(UserError, match=r"there is no .*nothing; expected a work directory"):
         patchnets.load(tmp_path / "nothing")
     shutil.copy(workdir / "model.json", tmp_path)
     with pytest.raises(RunError, match="has no checkpoints"):

@@ -4,6 +4,7 @@ All weights, running statistics included, are random. timm 1.0.31 and PyTorch 2.
 """
 
 import importlib
+import json
 import sys
 
 import jax
@@ -12,10 +13,13 @@ import pytest
 
 from experiments.benchmark.without_torchvision import stand_in
 from patchnets.errors import UserError
-from patchnets.models import convmixer, fnet, gmlp, load_timm, mlp_mixer, vit
-from patchnets.models.load_timm import from_timm
+from patchnets.models import convmixer, fnet, gmlp, mlp_mixer, vit
+from patchnets.weights import files, load_timm, timm_folder
+from patchnets.weights.load_timm import from_timm
+from patchnets.weights.pretrained import read_pretrained
 
 torch = pytest.importorskip("torch")
+save_file = pytest.importorskip("safetensors.torch").save_file
 with stand_in():
     timm = pytest.importorskip("timm")
 
@@ -136,6 +140,88 @@ def test_logits_are_those_of_timm(name):
     assert actual.dtype == np.float32
     assert 0.1 < theirs.std() < 10  # or agreement would say little
     np.testing.assert_allclose(actual, theirs, **CLOSE)
+
+
+def settings(network, ours, name, size):
+    """The config.json of a network as timm writes it, with the arguments that its entry point does not have."""
+    args = dict(num_heads=ours.num_heads) if name.startswith("vit") else {}
+    args |= dict(act_layer="relu") if getattr(ours, "activation", "") == "relu" else {}
+    cfg = dict(input_size=[network.in_chans, size, size], mean=[0.5], std=[0.5], crop_pct=0.9, interpolation="bicubic")
+    return dict(
+        architecture=name if name.endswith("224") else "",
+        model_args={} if name.endswith("224") else args | dict(act_layer=args.get("act_layer", "gelu")),
+        global_pool=network.global_pool if name.startswith("vit") else "avg",
+        pretrained_cfg=cfg,
+        label_names=[f"class {i}" for i in range(CLASSES)],
+    )
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_folder_of_timm_s_gives_its_logits(name, tmp_path):
+    network, ours, size = PAIRS[name]()
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(settings(network, ours, name, size)))
+    pretrained = read_pretrained(tmp_path)
+    actual, theirs = logits_of_both(network, pretrained.spec.create_model(), size, pretrained.variables)
+    np.testing.assert_allclose(actual, theirs, **CLOSE)
+    assert (pretrained.image_size, pretrained.channels) == (size, network.in_chans)
+    assert pretrained.assumed == () and pretrained.classes[1] == "class 1"
+
+
+@pytest.mark.parametrize(
+    "name", ["mixer_s32_224", "gmlp_ti16_224", "vit_tiny_patch16_224", "convmixer, kernel 8, gelu"]
+)
+def test_a_bare_file_of_timm_s_gives_its_logits(name, tmp_path):
+    network, _, size = PAIRS[name]()
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    pretrained = read_pretrained(tmp_path / "weights.safetensors")
+    actual, theirs = logits_of_both(network, pretrained.spec.create_model(), size, pretrained.variables)
+    np.testing.assert_allclose(actual, theirs, **CLOSE)
+    assert any("numbers as class names" in line for line in pretrained.assumed)
+
+
+@pytest.mark.parametrize(
+    "args", [dict(num_classes=0), dict(no_embed_class=True), dict(num_classes=0, global_pool="avg", class_token=False)]
+)
+def test_features_and_positions_without_a_class_token_s_are_timm_s(args, tmp_path):
+    network = randomized(timm.models.VisionTransformer(**SMALL_VIT | args))
+    save_file(network.state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(dict(model_args=dict(num_heads=3))))
+    pretrained = read_pretrained(tmp_path)
+    actual, theirs = logits_of_both(network, pretrained.spec.create_model(), 16, pretrained.variables)
+    assert actual.shape == (2, 24 if "num_classes" in args else CLASSES)
+    np.testing.assert_allclose(actual, theirs, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [dict(global_pool="avg"), dict(reg_tokens=2), dict(pre_norm=True), dict(qk_norm=True), dict(qkv_bias=False)],
+)
+def test_networks_of_timm_s_that_none_of_ours_equals_are_one_line(args, tmp_path):
+    save_file(timm.models.VisionTransformer(**SMALL_VIT | args).state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(dict(model_args=dict(num_heads=3))))
+    with pytest.raises(UserError, match=r"reg_token|norm_pre|[qk]_norm|qkv\.bias|cls_token") as caught:
+        read_pretrained(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+VITS = [
+    *("vit_tiny_patch16_224", "vit_small_patch32_224", "vit_large_patch14_224", "vit_huge_patch14_224"),
+    *("vit_giant_patch14_224", "vit_base_patch16_gap_224", "vit_base_patch8_224", "vit_small_patch14_dinov2"),
+    *("vit_base_patch16_siglip_224", "vit_base_patch32_siglip_256", "vit_large_patch16_siglip_512", "test_vit"),
+    *("vit_so400m_patch14_siglip_224", "vit_so400m_patch16_siglip_256", "deit3_medium_patch16_224"),
+]
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_heads_and_gelu_of_architectures_are_those_that_timm_builds(name, tmp_path, monkeypatch):
+    with torch.device("meta"):
+        network = timm.create_model(name)
+    header = {key: (tuple(value.shape), "float32") for key, value in network.state_dict().items()}
+    monkeypatch.setattr(files, "read_header", lambda *args, **kwargs: header)
+    fields = timm_folder.read(tmp_path, dict(architecture=name), source=name).fields
+    assert fields["num_heads"] == network.blocks[0].attn.num_heads
+    assert fields["gelu"] == ("exact" if type(network.blocks[0].mlp.act) is torch.nn.GELU else "tanh")
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -214,7 +214,7 @@ def test_nothing_that_is_printed_has_control_characters(trained, tmp_path, monke
     [
         (["{run}"], "the following arguments are required: IMAGES"),
         (["{run}", "gone.png"], "gone.png is neither a file nor a folder"),
-        (["gone", "{image}"], "gone is no work directory"),
+        (["gone", "{image}"], "there is no gone; expected a work directory"),
         (["{run}", "{image}", "--output=out.txt"], "expected the name of a .csv, .jsonl or .npz file, got 'out.txt'"),
         (["{run}", "{image}", "--output={folder}"], "folder.csv is a folder; name a file"),
         (["{run}", "{image}", "--features"], "--features are written to .npz files"),

@@ -2,7 +2,6 @@
 
 Layouts are those of timm's `mlp_mixer.py` (MLP-Mixer and gMLP), `convmixer.py` and `vision_transformer.py`. PyTorch is
 not required; any value that NumPy reads as an array works.
-
 """
 
 import math
@@ -23,6 +22,7 @@ from patchnets.models.mlp_mixer import MlpMixer
 from patchnets.models.vit import VisionTransformer
 
 Shape = tuple[int, ...]
+STATE_DICT = "the state dict"
 
 
 class ParamSource(NamedTuple):
@@ -53,7 +53,7 @@ class ParamSource(NamedTuple):
         return ordered.reshape(self.merge(ordered.shape))
 
 
-def _heads(part: int = 0, parts: int = 1) -> dict[str, ParamSource]:
+def to_heads(part: int = 0, parts: int = 1) -> dict[str, ParamSource]:
     """Map a projection to heads: our (channels, heads, width) is one part of (heads * width, channels)."""
     kernel = ParamSource("weight", (1, 2, 0), lambda shape: (shape[0] * shape[1], shape[2]), part, parts)
     return dict(kernel=kernel, bias=ParamSource("bias", (), lambda shape: (math.prod(shape),), part, parts))
@@ -108,9 +108,9 @@ VIT: Layers = {
     "class_token": ("cls_token", PLAIN),
     "position_embedding": ("pos_embed", PLAIN),
     "VitBlock_{i}/attention_norm": ("blocks.{i}.norm1", NORM),
-    "VitBlock_{i}/attention/query": ("blocks.{i}.attn.qkv", _heads(0, 3)),
-    "VitBlock_{i}/attention/key": ("blocks.{i}.attn.qkv", _heads(1, 3)),
-    "VitBlock_{i}/attention/value": ("blocks.{i}.attn.qkv", _heads(2, 3)),
+    "VitBlock_{i}/attention/query": ("blocks.{i}.attn.qkv", to_heads(0, 3)),
+    "VitBlock_{i}/attention/key": ("blocks.{i}.attn.qkv", to_heads(1, 3)),
+    "VitBlock_{i}/attention/value": ("blocks.{i}.attn.qkv", to_heads(2, 3)),
     "VitBlock_{i}/attention/out": ("blocks.{i}.attn.proj", FROM_HEADS),
     "VitBlock_{i}/attention_scale": ("blocks.{i}.ls1.gamma", PLAIN),
     "VitBlock_{i}/mlp_norm": ("blocks.{i}.norm2", NORM),
@@ -118,9 +118,9 @@ VIT: Layers = {
     "VitBlock_{i}/mlp/Dense_1": ("blocks.{i}.mlp.fc2", DENSE),
     "VitBlock_{i}/mlp_scale": ("blocks.{i}.ls2.gamma", PLAIN),
     "map_head/probe": ("attn_pool.latent", PLAIN),
-    "map_head/attention/query": ("attn_pool.q", _heads()),
-    "map_head/attention/key": ("attn_pool.kv", _heads(0, 2)),
-    "map_head/attention/value": ("attn_pool.kv", _heads(1, 2)),
+    "map_head/attention/query": ("attn_pool.q", to_heads()),
+    "map_head/attention/key": ("attn_pool.kv", to_heads(0, 2)),
+    "map_head/attention/value": ("attn_pool.kv", to_heads(1, 2)),
     "map_head/attention/out": ("attn_pool.proj", FROM_HEADS),
     "map_head/norm": ("attn_pool.norm", NORM),
     "map_head/mlp/Dense_0": ("attn_pool.mlp.fc1", DENSE),
@@ -193,25 +193,52 @@ def from_timm(model: nn.Module, state_dict: Mapping[str, Any]) -> dict[str, Any]
             f"the state dict has {has} ('head.weight'), but this {name} has num_classes={network.num_classes}"
         )
     shapes = _shapes(network, entries)
-    sources = param_sources(network)
+    sources = match_entries(model, layers_of(model), {name: entry.shape for name, entry in entries.items()}, shapes)
+    variables = to_variables(entries, sources, shapes)
+    return jax.tree.map(np.asarray, stack_blocks(variables)) if any_model.scan else variables
+
+
+def match_entries(
+    model: nn.Module, layers: Layers, entries: Mapping[str, Shape], shapes: Mapping[str, Shape], label: str = STATE_DICT
+) -> dict[str, tuple[str, ParamSource]]:
+    """Return {collection/path: (entry, its location)} of every variable of a network.
+
+    Args:
+      model: the network.
+      layers: our layers and theirs.
+      entries: {name: shape} of what there is.
+      shapes: {collection/path: shape} of the variables of `model`, without stacked blocks.
+      label: what to call the file in errors.
+
+    Raises:
+      UserError: an entry is unused, missing or of another shape, the first one named.
+    """
+    name = type(model).__name__
+    sources = param_sources(model, layers)
     wanted = {path: sources[path.split("/", 1)[1]] for path in shapes}
 
     # Report unused entries first, then missing ones, then shapes: one wrong field may cause all three.
     taken = {entry for entry, _ in wanted.values()}
     for entry in (entry for entry in entries if entry not in taken):
-        what = f"entry {entry!r} of shape {entries[entry].shape}, for which this {name} has no parameter"
-        raise UserError(f"the state dict has an {what}; {_check(model, entry)}")
+        what = f"entry {entry!r} of shape {entries[entry]}, for which this {name} has no parameter"
+        raise UserError(f"{label} has an {what}; {_check(model, entry)}")
     for path, (entry, source) in wanted.items():
         if entry not in entries:
             what = f"entry {entry!r} of shape {source.expected(shapes[path])}, which this {name} needs for {path}"
-            raise UserError(f"the state dict has no {what}; {_check(model, entry)}")
+            raise UserError(f"{label} has no {what}; {_check(model, entry)}")
     for path, (entry, source) in wanted.items():
-        if entries[entry].shape != (expected := source.expected(shapes[path])):
-            what = f"has shape {entries[entry].shape}, but this {name} needs {expected} for {path}"
-            raise UserError(f"entry {entry!r} of the state dict {what}; {_check(model, entry)}")
-    flat = {path: source.read(entries[entry], shapes[path]) for path, (entry, source) in wanted.items()}
-    variables = traverse_util.unflatten_dict(flat, sep="/")
-    return jax.tree.map(np.asarray, stack_blocks(variables)) if any_model.scan else variables
+        if entries[entry] != (expected := source.expected(shapes[path])):
+            what = f"has shape {entries[entry]}, but this {name} needs {expected} for {path}"
+            raise UserError(f"entry {entry!r} of {label} {what}; {_check(model, entry)}")
+    return wanted
+
+
+def to_variables(
+    entries: Mapping[str, np.ndarray], sources: Mapping[str, tuple[str, ParamSource]], shapes: Mapping[str, Shape]
+) -> dict[str, Any]:
+    """Return the variables whose entries `match_entries` determined, as float32 copies."""
+    flat = {path: source.read(entries[entry], shapes[path]) for path, (entry, source) in sources.items()}
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _as_array(name: str, value: Any) -> np.ndarray:
@@ -224,13 +251,18 @@ def _as_array(name: str, value: Any) -> np.ndarray:
         ) from error
 
 
-def param_sources(model: Any) -> dict[str, tuple[str, ParamSource]]:
-    """Return {our parameter: (timm's entry, its location)} for all parameters that networks of this family may have."""
+def layers_of(model: Any) -> Layers:
+    """Return the layers of a network's family, and timm's."""
     layers = FAMILIES[type(model)]
     if getattr(model, "norm_after_pooling", False):
         layers = layers | {"pre_head_layer_norm": ("fc_norm", NORM)}
+    return layers
+
+
+def param_sources(model: Any, layers: Layers | None = None) -> dict[str, tuple[str, ParamSource]]:
+    """Return {our parameter: (timm's entry, its location)} for all parameters that networks of this family may have."""
     sources = {}
-    for ours, (timms, kind) in layers.items():
+    for ours, (timms, kind) in (layers_of(model) if layers is None else layers).items():
         for i in range(model.depth if "{i}" in ours else 1):
             for leaf, source in kind.items():
                 path, entry = f"{ours}/{leaf}".format(i=i), f"{timms}.{source.suffix}".format(i=i)
@@ -243,9 +275,14 @@ def _shapes(model: Any, entries: Mapping[str, np.ndarray]) -> dict[str, Shape]:
     counts = [entries[name].shape[axis] for name, axis in PATCHES.items() if name in entries and entries[name].ndim > 1]
     side = model.patch_size * (max(1, math.isqrt(counts[0])) if counts else 1)  # rounds the class token away
     stem = entries.get(FAMILIES[type(model)]["stem"][0] + ".weight")
-    channels = 3 if stem is None or stem.ndim != 4 else stem.shape[1]
-    image = jax.ShapeDtypeStruct((1, side, side, channels), np.float32)
-    tree = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), image)
+    return variable_shapes(model, side, 3 if stem is None or stem.ndim != 4 else stem.shape[1])
+
+
+def variable_shapes(model: Any, image_size: int, channels: int) -> dict[str, Shape]:
+    """Return {collection/path: shape} of the variables of a network without stacked blocks."""
+    network = model.clone(scan=False)
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), np.float32)
+    tree = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), image)
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
 
 

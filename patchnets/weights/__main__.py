@@ -1,0 +1,101 @@
+"""Print what is inside weights: network, preprocessing, classes, what was assumed, and every array.
+
+    python -m patchnets.weights SOURCE [--network=NAME] [--checkpoint=best] [--norms=off]
+
+SOURCE is a work directory; an exported folder; a folder with config.json and model.safetensors, or a .safetensors file,
+of timm or of transformers' ViT or DINOv2; an official .npz of MLP-Mixer or ViT; hf-hub:ORG/NAME[@REVISION] or
+timm:NAME, from the local cache or, with huggingface_hub installed, from the network. --network is timm's name of the
+architecture (vit_small_patch16_224), or the family (vit), where a file does not say it. --norms=off reads the header
+only, and not the arrays.
+
+Exit status: 0; 1 the file is broken; 2 there is no such file, or no network fits it.
+"""
+
+import dataclasses
+import math
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from patchnets import runtime
+from patchnets.runtime.cli import ArgumentParser, checkpoint, run_cli
+
+PROGRAM = "patchnets.weights"
+COLUMNS = ("array", "shape", "type", "norm")
+
+
+def execute(arguments: list[str]) -> int:
+    """Print the contents; return the exit status."""
+    parser = ArgumentParser(f"python -m {PROGRAM}", description=__doc__)
+    parser.add_argument("source", metavar="SOURCE", help="a folder, a file, or an id of the hub")
+    parser.add_argument("--network", metavar="NAME", help="timm's name of the architecture, or ours of the family")
+    parser.add_argument("--checkpoint", type=checkpoint, default="best", help="of a run: best, latest or a step")
+    parser.add_argument("--norms", choices=("on", "off"), default="on", help="read every array for its norm")
+    options = parser.parse_args(arguments)
+    runtime.silence_logs()
+    from patchnets.weights.pretrained import read_pretrained
+
+    pretrained = read_pretrained(options.source, options.network, options.checkpoint)
+    for line in describe(pretrained):
+        print(line)
+    norms = {} if options.norms == "off" else norms_of(pretrained)
+    print()
+    for line in table(pretrained, norms):
+        print(line)
+    return 0
+
+
+def describe(pretrained: Any) -> Iterator[str]:
+    """Yield lines that say what the weights are."""
+    from patchnets import models
+    from patchnets.runtime.format import list_names, printable
+    from patchnets.weights.load_timm import variable_shapes
+
+    spec = pretrained.spec
+    fields = {name: spec.fields[name] for name in models.config_fields(spec.network) if name in spec.fields}
+    defaults = {field.name: field.default for field in dataclasses.fields(models.MODELS[spec.network][0])}
+    defaults["dtype"] = "float32"
+    shapes = variable_shapes(spec.create_model(), spec.image_size, spec.channels)
+    count = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("params/"))
+    levels = lambda values: ", ".join(f"{value:.4g}" for value in values)
+    yield f"{printable(pretrained.source)}: {pretrained.layout}"
+    yield f"network     {spec.network}: {', '.join(f'{k}={v}' for k, v in fields.items() if v != defaults[k])}"
+    yield f"parameters  {count:,}"
+    yield f"input       {spec.image_size} x {spec.image_size} pixels, {spec.channels} channels"
+    yield f"mean, std   {levels(spec.mean)}; {levels(spec.std)} (of levels from 0 to 255)"
+    yield f"crop_pct    {pretrained.crop_pct:.4g}, {spec.interpolation}"
+    yield f"classes     {len(spec.classes):,}" + (f": {list_names(spec.classes)}" if spec.classes else ", no head")
+    for line in pretrained.assumed:
+        yield f"assumed     {printable(line)}"
+    if pretrained.leftovers:
+        yield f"left out    {list_names(pretrained.leftovers)}"
+
+
+def norms_of(pretrained: Any) -> dict[str, str]:
+    """Return the Euclidean norm of every array, by its name in the file."""
+    import numpy as np
+
+    return {name: f"{np.linalg.norm(np.asarray(array, np.float64)):.4g}" for name, array in pretrained.arrays()}
+
+
+def table(pretrained: Any, norms: dict[str, str]) -> Iterator[str]:
+    """Yield the lines of a table of all arrays."""
+    from patchnets.runtime.format import printable
+
+    rows = [COLUMNS] + [
+        (printable(name), " x ".join(map(str, shape)) or "-", kind, norms.get(name, "-"))
+        for name, (shape, kind) in pretrained.header.items()
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
+    for row in rows:
+        yield "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip()
+
+
+def main(argv: list[str]) -> int:
+    """Carry out a command line and return the exit status."""
+    return run_cli(argv, execute, PROGRAM)
+
+
+if __name__ == "__main__":
+    runtime.reexec_with_huge_pages()
+    sys.exit(main(sys.argv))
