@@ -120,6 +120,8 @@ def _split_images(directory: pathlib.Path, spec: ModelSpec) -> tuple[Decoded, st
         if not tfds.is_prepared(options.name, options.data_dir):
             raise UserError(f"{options.name} is not prepared on this machine")
     data = options.open_source()
+    if spec.value_ranges is not None:
+        data = data.with_ranges(spec.value_ranges)
     chosen = options.choose_splits(data.sizes)
     role = "test" if chosen["test"] else "val"
     split = chosen[role]
