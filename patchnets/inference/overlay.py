@@ -45,10 +45,10 @@ def side_by_side(
     draw, title = ImageDraw.Draw(sheet), fonts.shorten(fonts.drawable(title), sheet.width // NARROWEST)
     while sum(_font(file).getlength(part) for file, part in fonts.segments(title)) > sheet.width - 2 * GAP:
         title = title.removesuffix(" ...")[:-1] + " ..."
-    left: float = GAP
+    offset: float = GAP
     for file, part in fonts.segments(title):
-        draw.text((left, LINE / 2), part, "black", _font(file), anchor="lm")
-        left += _font(file).getlength(part)
+        draw.text((offset, LINE / 2), part, "black", _font(file), anchor="lm")
+        offset += _font(file).getlength(part)
     return sheet
 
 
