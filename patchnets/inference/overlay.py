@@ -18,12 +18,7 @@ NARROWEST = 4  # width of a letter in pixels
 
 
 def enlarge(image: UInt8[np.ndarray, "size size channels"]) -> Image.Image:
-    """Return an image in RGB, its pixels enlarged by a whole factor to at least SIDE pixels a side.
-
-    Images that are neither gray nor RGB show the mean over their channels.
-    """
-    if image.shape[2] not in (1, 3):
-        image = image.mean(axis=2, keepdims=True).astype(np.uint8)
+    """Return an image in RGB, its pixels enlarged by a whole factor to at least SIDE pixels a side."""
     picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).convert("RGB")
     factor = -(-SIDE // min(picture.size))
     return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
@@ -50,10 +45,10 @@ def side_by_side(
     draw, title = ImageDraw.Draw(sheet), fonts.shorten(fonts.drawable(title), sheet.width // NARROWEST)
     while sum(_font(file).getlength(part) for file, part in fonts.segments(title)) > sheet.width - 2 * GAP:
         title = title.removesuffix(" ...")[:-1] + " ..."
-    x: float = GAP
+    offset: float = GAP
     for file, part in fonts.segments(title):
-        draw.text((x, LINE / 2), part, "black", _font(file), anchor="lm")
-        x += _font(file).getlength(part)
+        draw.text((offset, LINE / 2), part, "black", _font(file), anchor="lm")
+        offset += _font(file).getlength(part)
     return sheet
 
 
