@@ -36,6 +36,7 @@ def execute(arguments: list[str]) -> int:
     from patchnets.weights.pretrained import read_pretrained
 
     pretrained = read_pretrained(options.source, options.network, options.checkpoint)
+    print(f"{options.source}: {pretrained.layout}")
     for line in describe(pretrained):
         print(line)
     norms = {} if options.norms == "off" else norms_of(pretrained)
@@ -58,7 +59,6 @@ def describe(pretrained: Any) -> Iterator[str]:
     shapes = variable_shapes(spec.create_model(), spec.image_size, spec.channels)
     count = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("params/"))
     levels = lambda values: ", ".join(f"{value:.4g}" for value in values)
-    yield f"{printable(pretrained.source)}: {pretrained.layout}"
     yield f"network     {spec.network}: {', '.join(f'{k}={v}' for k, v in fields.items() if v != defaults[k])}"
     yield f"parameters  {count:,}"
     yield f"input       {spec.image_size} x {spec.image_size} pixels, {spec.channels} channels"

@@ -41,7 +41,10 @@ def read_pretrained(
     except (OSError, ValueError, RuntimeError) as error:  # too long, a zero byte, no such user
         raise UserError(f"{name[:200]!r} is no path; expected {KNOWN}") from error
     if is_folder and own.is_own(path):
-        return own.read(path, checkpoint)
+        pretrained = own.read(path, checkpoint)
+        if network not in (None, pretrained.network):
+            raise UserError(f"{name} holds the weights of {pretrained.network}, not of network={network}")
+        return pretrained
     _refuse_checkpoint(name, checkpoint)
     if is_folder:
         return _read_folder(path, str(path), network)

@@ -78,7 +78,7 @@ def read(
         first = next(iter(shapes), "none")
         raise UserError(f"{label} is of no layout that is known: its first entry is {first!r}")
     if other := next((name for name in NOT_HERE if name in shapes), None):
-        raise UserError(f"{label} has an entry {other!r}, for which no network here has a parameter")
+        raise UserError(f"{label} has an entry {other!r} of shape {shapes[other]}, which no network here has")
     architecture = architecture_of(config, family, network, label)
     args = value_of(config, "model_args", dict, label) or {}
     cfg = value_of(config, "pretrained_cfg", dict, label) or {}
