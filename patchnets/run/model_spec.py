@@ -182,7 +182,7 @@ class ModelSpec:
             ("network", isinstance(self.network, str), "the name of a network"),
             ("fields", isinstance(self.fields, Mapping), "the fields of a network"),
             ("classes", of(str, self.classes) and len(set(self.classes)) == len(self.classes), "different names"),
-            ("classes", len(self.classes) > 0 or not self.dataset, "names, for a run has classes"),
+            ("classes", bool(self.classes) or not self.dataset, "names, for a run has classes"),
             ("loss", self.loss in LOSSES, " or ".join(LOSSES)),
             ("channels", type(self.channels) is int and self.channels > 0, "a number of at least 1"),
             ("decoded_size", size_in_pixels(self.decoded_size), KEYS["image_size"].rule[0]),

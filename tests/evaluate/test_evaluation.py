@@ -25,7 +25,13 @@ class PixelClassifier:
 
     def __init__(self, classes=CLASSES, loss="softmax"):
         self.spec = types.SimpleNamespace(
-            classes=classes, loss=loss, channels=1, decoded_size=4, decoded_crop_pct=1.0, image_size=4
+            interpolation="bicubic",
+            classes=classes,
+            loss=loss,
+            channels=1,
+            decoded_size=4,
+            decoded_crop_pct=1.0,
+            image_size=4,
         )
         self.spec.rules = DEFAULT_RULES
 

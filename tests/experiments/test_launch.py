@@ -378,7 +378,7 @@ def test_devices_are_counted_where_they_can_be(arguments, actual):
         ([*TPU, "--config.mesh.data=8"], "config.mesh asks for 8 of 16 devices; several processes must use all"),
         ([*TPU[:3], "--workdir=/mnt/a"], "--zone is not given; for example --zone=us-west4-a"),
         ([*TPU[:4]], "--workdir is not given: a path that all hosts share"),
-        ([*TPU[:4], "--workdir=gs://bucket/a"], "--workdir=gs://bucket/a: expected an absolute path"),
+        ([*TPU[:4], "--workdir=gs://bucket/a"], "--workdir=gs://bucket/a is a URL; mount the bucket"),
         ([*TPU, "--nodes=2"], "unrecognized arguments: --nodes=2"),
     ],
 )
