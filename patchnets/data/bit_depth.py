@@ -67,7 +67,7 @@ def array_header(data: bytes | pathlib.Path) -> tuple[tuple[int, int, int], np.d
 def image_shape(shape: tuple[int, ...]) -> tuple[int, int, int]:
     """Return the shape of an array as (height, width, channels). Raise ValueError if it is none of an image."""
     full = (*shape, 1) if len(shape) == 2 else tuple(shape)
-    channels_first = len(full) == 3 and full[0] != full[1] == full[2]
+    channels_first = len(full) == 3 and (full[0] != full[1] == full[2] or full[0] <= 4 < full[2])
     if len(full) != 3 or 0 in full or channels_first:
         raise ValueError(f"it is of shape {tuple(shape)}; expected (height, width) or (height, width, channels)")
     if Image.MAX_IMAGE_PIXELS and full[0] * full[1] > 2 * Image.MAX_IMAGE_PIXELS:  # as Pillow refuses others
@@ -92,6 +92,13 @@ def array_levels(
     """Return the levels of an array. Raise ValueError if they hang on a range and there is none."""
     if has_eight_bits(values.dtype):
         return values.astype(np.uint8) * 255 if values.dtype == np.bool_ else values
+    if ranges is None and (values.dtype.kind, values.dtype.itemsize) != (
+        "u",
+        2,
+    ):  # NumPy makes 64-bit integers of levels too
+        raise ValueError(
+            f"its pixels are {values.dtype} and their range is not known: no image of train has more than 8 bits"
+        )
     if ranges is None:
         ranges = default_ranges(values.dtype)
     if len(ranges) not in (1, values.shape[-1]):

@@ -249,7 +249,7 @@ def _decode_jpeg(
     """Return the pixels, scaled down if there are more than enough, and the box of the crop in them. Return None for
     Pillow's part: other formats, CMYK, JPEGs that libjpeg-turbo rejects, or simplejpeg not installed."""
     jpeg = _simplejpeg()
-    if jpeg is None or data[:2] != b"\xff\xd8":
+    if jpeg is None or data[:2] != b"\xff\xd8" or channels not in (1, 3):
         return None
     try:
         if rules.exif_orientation and b"Exif\0\0" in data[:EXIF_WITHIN]:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import pathlib
+import platform
 import shutil
 import sys
 import tempfile
@@ -261,26 +262,28 @@ def _write_entry(
 
 @contextlib.contextmanager
 def _held(lock: pathlib.Path) -> Iterator[None]:
-    """Hold a lock, by which other processes see that this one is alive, if the disk has locks."""
+    """Hold a lock, by which other processes of this machine see that this one is alive, if the disk has locks."""
     try:
         held = lock_file(lock, wait=False)
     except OSError:
         yield
         return
     with held:
+        held.write(platform.node())  # on some shared disks locks are seen by one machine only
+        held.flush()
         yield
 
 
 def _remove_abandoned(folder: pathlib.Path) -> None:
     """Remove the temporary folders of processes that were killed while decoding.
 
-    Without locks, or if an older version made them, those that are a day old.
+    Without locks, or if an older version or another machine made them, those that are a day old.
     """
     for partial in folder.glob(".*-*"):
         with contextlib.suppress(OSError):  # it is gone meanwhile
             age = time.time() - partial.stat().st_mtime
             abandoned = age > STALE_SECONDS
-            if age > FRESH_SECONDS and (partial / LOCK).exists():
+            if age > FRESH_SECONDS and (partial / LOCK).exists() and (partial / LOCK).read_text() == platform.node():
                 try:
                     lock_file(partial / LOCK, wait=False).close()
                     abandoned = True

@@ -69,8 +69,7 @@ def measure(parts: Parts, channels: int) -> Measured | None:
     constant = ranges[:, 0] == ranges[:, 1]
     ranges[constant, 1] += np.maximum(1.0, 1e-3 * np.abs(ranges[constant, 0]))
     sample = deep[:: -(-len(deep) // SAMPLED_IMAGES)]
-    columns = [_values(job, channels) for job, _ in sample]
-    values = np.concatenate([column[:: -(-len(column) // SAMPLED_VALUES)] for column in columns if column is not None])
+    values = np.concatenate([column for job, _ in sample if (column := _sampled_values(job, channels)) is not None])
     usual = tuple(_usual(column, low, high) for column, (low, high) in zip(values.T, ranges))
     return Measured(tuple((float(low), float(high)) for low, high in ranges), usual)
 
@@ -84,6 +83,12 @@ def _values(job: Job, channels: int) -> Float[np.ndarray, "pixels ranges"] | Non
         if values is not None:
             return values.reshape(-1, channels if channels not in (1, 3) else 1).astype(np.float64)
     return None
+
+
+def _sampled_values(job: Job, channels: int) -> Float[np.ndarray, "pixels ranges"] | None:
+    """Return some of `_values`, as a copy: many whole images would take gigabytes."""
+    values = _values(job, channels)
+    return None if values is None else values[:: -(-len(values) // SAMPLED_VALUES)].copy()
 
 
 def _span(job: Job, channels: int) -> Float[np.ndarray, "2 ranges"] | None:

@@ -147,7 +147,7 @@ def _opened(options: DataOptions, devices: int) -> DatasetSpec:
     source, on_device = opened.source, opened.loader == "on_device"
     first = next(iter(opened.parts["train"]))[0]
     return DatasetSpec(
-        options,
+        opened.options,
         source.name,
         {role: splits.examples(slices) for role, slices in opened.parts.items()},
         "val" in opened.parts,

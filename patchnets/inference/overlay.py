@@ -18,7 +18,12 @@ NARROWEST = 4  # width of a letter in pixels
 
 
 def enlarge(image: UInt8[np.ndarray, "size size channels"]) -> Image.Image:
-    """Return an image in RGB, its pixels enlarged by a whole factor to at least SIDE pixels a side."""
+    """Return an image in RGB, its pixels enlarged by a whole factor to at least SIDE pixels a side.
+
+    Images of other channels than gray and RGB are shown as the mean over these.
+    """
+    if image.shape[2] not in (1, 3):
+        image = image.mean(axis=2, keepdims=True).round().astype(np.uint8)
     picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).convert("RGB")
     factor = -(-SIDE // min(picture.size))
     return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)

@@ -30,13 +30,21 @@ def save(figure: Any, path: pathlib.Path) -> pathlib.Path:
     from matplotlib.text import Text
 
     try:
+        powers = _labels_of_logarithmic_axes(figure)
         for text in figure.findobj(Text):
-            _draw_literally(text)
+            if text not in powers:
+                _draw_literally(text)
         with atomic_path(path) as partial:
             figure.savefig(partial, dpi=DPI)
     finally:
         pyplot().close(figure)
     return path
+
+
+def _labels_of_logarithmic_axes(figure: Any) -> set[Any]:
+    """Return the labels that matplotlib itself writes as formulas, such as powers of ten."""
+    axes = [axis for part in figure.axes for axis in (part.xaxis, part.yaxis) if axis.get_scale() == "log"]
+    return {label for axis in axes for label in (*axis.get_majorticklabels(), *axis.get_minorticklabels())}
 
 
 def _draw_literally(text: Any) -> None:

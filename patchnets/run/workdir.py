@@ -241,8 +241,12 @@ class Workdir:
 
 
 def changed_data(stored: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
-    """Return the keys in which data.json and a data set differ; both loaders, and older versions, lack some."""
-    return [name for name in data if name in stored and data[name] != stored[name]]
+    """Return the keys in which data.json and a data set differ; both loaders, and older versions, lack some.
+
+    Without `value_ranges`, images of more than 8 bits were scaled by another range.
+    """
+    changed = [name for name in data if name in stored and data[name] != stored[name]]
+    return changed + [name for name in ("value_ranges",) if (name in data) != (name in stored)]
 
 
 def _is_summary(content: Any) -> bool:

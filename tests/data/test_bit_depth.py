@@ -155,7 +155,7 @@ def test_without_a_range_sixteen_bits_span_their_type_and_floats_are_refused():
     array = np.random.default_rng(1).integers(0, 65536, SHAPE).astype(np.uint16)
     for data in (encode(".png", array), tiff(array, "big"), npy(array)):
         assert_levels(decode.decode_image(data, "it", 1), (array.astype(int) + 128) // 257)
-    with pytest.raises(RunError, match=r"it cannot be decoded \(its pixels are floats and their range is not known"):
+    with pytest.raises(RunError, match=r"it cannot be decoded \(its pixels are float32 and their range is not known"):
         decode.decode_image(npy(np.zeros(SHAPE, np.float32)), "it", 1)
 
 
@@ -234,3 +234,17 @@ def test_images_that_are_gray_or_rgb_are_refused_by_networks_of_other_channels()
 def test_a_constant_image_is_no_division_by_zero():
     levels = bit_depth.to_levels(np.full((2, 2, 1), 7), ((7.0, 7.0),))
     np.testing.assert_array_equal(levels, np.zeros((2, 2, 1)))
+
+
+def test_an_array_of_wide_integers_is_not_read_by_a_range_that_is_not_known(tmp_path):
+    """NumPy's own integers have 64 bits, whatever they count."""
+    np.save(tmp_path / "levels.npy", np.arange(64).reshape(8, 8, 1) * 4)
+    with pytest.raises(RunError, match="its pixels are int64 and their range is not known"):
+        decode.decode_image(tmp_path / "levels.npy", "levels.npy", 1)
+
+
+def test_a_jpeg_among_arrays_of_more_channels_is_refused_when_it_is_streamed_too():
+    encoded = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(encoded, "JPEG")
+    with pytest.raises(RunError, match="it has 3 channels; expected 5"):
+        decode.decode_crop(encoded.getvalue(), "a.jpg", 5, 8, lambda height, width: (0, 0, 8, 8))
