@@ -63,12 +63,11 @@ def train(
     """
     began = time.monotonic() if began is None else began
     if config_lib.network_of_weights(config_lib.flatten(config)):
-        from patchnets.inference.warm_start import network_of_weights
+        from patchnets.inference.warm_start import fields_of_weights
 
-        with multihost.errors_on_all():
-            name, fields = network_of_weights(config.init.weights, pathlib.Path(workdir).expanduser())
+        fields = fields_of_weights(config_lib.flatten(config), pathlib.Path(workdir).expanduser())
         config = config.copy_and_resolve_references()
-        config.model.update(name=name, **fields)
+        config.update_from_flattened_dict(fields)
     flat = config_lib.flatten(config)
     check_same_config(flat)
     run_dir = Workdir(workdir, flat, writes=multihost.is_first_process())
@@ -82,8 +81,11 @@ def train(
     if config.init.weights:
         from patchnets.inference.warm_start import warm_start
 
-        with multihost.errors_on_all():
-            initialization = warm_start(experiment, run_dir.path)
+        initialization = warm_start(experiment, run_dir.path)
+        if (
+            other := multihost.first_different({"sha256": initialization.sha256 if initialization else ""})
+        ) is not None:
+            raise UserError(f"config.init.weights={config.init.weights} holds other weights in process {other}")
     run_dir.check_shared()
     with multihost.errors_on_all():
         run_dir.acquire(experiment.data.fingerprint)

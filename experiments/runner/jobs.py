@@ -21,6 +21,7 @@ from experiments.runner.run_spec import RunSpec
 from patchnets import config as config_lib
 from patchnets.config import flags
 from patchnets.errors import UserError, first_line
+from patchnets.inference.warm_start import fields_of_weights
 from patchnets.run import workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -105,7 +106,9 @@ def job(row: RunSpec, seed: int, folder: pathlib.Path, data: str | None, handed_
         config = flags.parse_flags(["reproduce", *arguments])[0]
     changed = config_lib.recipe_diff(published, config_lib.flatten(config))
     directory = _folder_of(row, folder, data) / f"seed-{seed}"
-    return Job(row, seed, arguments, directory, config_lib.config_hash(config), tuple(changed), data)
+    flat = config_lib.flatten(config)
+    identity = config_lib.unflatten(flat | fields_of_weights(flat, directory))  # as the run itself completes it
+    return Job(row, seed, arguments, directory, config_lib.config_hash(identity), tuple(changed), data)
 
 
 def _folder_of(row: RunSpec, folder: pathlib.Path, data: str | None) -> pathlib.Path:

@@ -69,12 +69,17 @@ def execute(arguments: list[str]) -> int:
         jax.config.update("jax_platforms", "cpu")  # compilation alone needs no accelerator
     else:
         use_cpu_cores(config)
+    from patchnets.config import flatten
     from patchnets.estimate.compile_step import make_abstract_run
     from patchnets.estimate.dataset_spec import find_dataset_spec
     from patchnets.estimate.report import Options, estimate
     from patchnets.estimate.text import format_report
     from patchnets.estimate.topology import find_topology
 
+    if config.init.weights:
+        from patchnets.inference.warm_start import fields_of_weights
+
+        config.update_from_flattened_dict(fields_of_weights(flatten(config)))
     target = find_topology(options.topology, options.memory)
     dataset = find_dataset_spec(data_options(config), len(target.devices), options.examples, options.classes)
     abstract_run = make_abstract_run(config, target, dataset)

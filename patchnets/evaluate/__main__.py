@@ -125,18 +125,28 @@ def probe_features(model: Any, options: argparse.Namespace) -> int:
     """Evaluate a model's features as a command line says; return the exit status."""
     from patchnets.evaluate import probe
 
+    if options.split:
+        raise UserError("--split does not go with --probe, which uses the train, val and test splits")
     data = probe.select(
         model.spec, options.model, folder=options.data, dataset=options.dataset, data_dir=options.data_dir
     )
+    label = data.label if options.checkpoint == "best" else f"{data.label}-{options.checkpoint}"
+    label = "".join(c if c.isalnum() or c in "-._" else "_" for c in label)
+    directory = options.output or default_output(options.model, "evaluation", f"{label}-probes")
     train, val, test = (
         probe.compute_features(model, with_progress(images), data.train.classes, options.batch_size)
         for images in (data.train, data.val, data.test)
     )
     results = probe.run_probes(options.probe, train, val, test)
-    directory = options.output or options.model / "evaluation" / f"{data.label}-probes"
-    about = {"model": str(options.model), "network": model.spec.network, "data": data.label}
-    probe.write_results(directory, about, results)
     print(probe.format_table(data, (train, val, test), results))
+    about = {
+        "model": str(options.model),
+        "network": model.spec.network,
+        "checkpoint": options.checkpoint,
+        "data": data.label,
+        "images": {"train": len(train.labels), "val": len(val.labels), "test": len(test.labels)},
+    }
+    probe.write_results(directory, about, results)
     print(f"  {directory}: {probe.FILE_NAME}", flush=True)
     unreadable = [line for images in (train, val, test) for line in images.unreadable]
     for line in [*unreadable[:3], f"{len(unreadable):,} images could not be read"] if unreadable else []:

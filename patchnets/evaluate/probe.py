@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,8 @@ def run_probes(names: list[str], train: FeatureSet, val: FeatureSet, test: Featu
     if "fewshot" in names:
         fewest = np.unique(train.labels, return_counts=True)[1].min()
         results += [probes.fewshot(*fit, *on, shots) for shots in probes.SHOTS if shots <= fewest]
+        if fewest < probes.SHOTS[-1]:
+            print(f"patchnets.evaluate: a class has {fewest} training images; no more shots than that", file=sys.stderr)
     if "linear" in names:
         results.append(probes.linear(*fit, val.features, val.labels, *on))
     return results

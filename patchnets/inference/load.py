@@ -1,16 +1,19 @@
 """Models from work directories, exported folders, and weights of other projects."""
 
 import os
+import sys
 from typing import Any
 
 from patchnets.inference.model import Model
 from patchnets.models.blocks import stack_blocks
 from patchnets.runtime.files import refuse_url
+from patchnets.runtime.format import list_names, printable
 from patchnets.weights.pretrained import read_pretrained
 
 
 def load(source: str | os.PathLike[str], checkpoint: str | int = "best", network: str | None = None) -> Model:
-    """Return a trained model: a run's, an export of one, or weights that others trained.
+    """Return a trained model: a run's, an export of one, or weights that others trained. What the source does not say,
+    and was assumed, is printed on stderr.
 
     Args:
       source: a work directory; an exported folder; a folder, a file or an id of the hub as `read_pretrained` takes them
@@ -26,4 +29,9 @@ def load(source: str | os.PathLike[str], checkpoint: str | int = "best", network
     pretrained = read_pretrained(source, network, checkpoint)
     variables: Any = pretrained.variables
     variables = stack_blocks(variables) if pretrained.fields.get("scan") else variables
-    return Model(pretrained.spec, variables, str(pretrained.path), pretrained.step)
+    notes = [f"assumed: {line}" for line in pretrained.assumed]
+    if pretrained.leftovers:
+        notes.append(f"left out: {list_names(pretrained.leftovers)}")
+    for note in notes:
+        print(f"{source}: {printable(note)}", file=sys.stderr)
+    return Model(pretrained.spec, variables, str(pretrained.path), pretrained.step, tuple(notes))

@@ -40,10 +40,19 @@ class Model:
       variables: its trained variables, {"params", "batch_stats"}, as host arrays.
       source: where it was loaded from, as an absolute path.
       step: of the checkpoint that it was loaded from; None if unknown.
+      notes: lines on what the source did not say, and was assumed.
     """
 
-    def __init__(self, spec: ModelSpec, variables: Any, source: str = "", step: int | None = None):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        variables: Any,
+        source: str = "",
+        step: int | None = None,
+        notes: tuple[str, ...] = (),
+    ):
         self.spec, self.variables, self.source, self.step = spec, jax.device_get(variables), source, step
+        self.notes = notes
         self.network: nn.Module = spec.create_model()
         # Programs and copies on devices live as long as the model.
         self._logits_fn = functools.cache(self._make_logits_fn)

@@ -17,9 +17,7 @@ from patchnets.errors import UserError
 Features = Float[np.ndarray, "images width"]
 Labels = Int[np.ndarray, " images"]
 SHOTS = (1, 5, 10, 25)
-REGULARIZATION = tuple(
-    10.0**e for e in range(-6, 5)
-)  # times the squared norm of the weights, over the number of images
+REGULARIZATION = tuple(10.0**e for e in range(-6, 5))  # times half the squared norm, added to the mean loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +27,8 @@ class ProbeResult:
     Attributes:
       name: knn, fewshot or linear.
       accuracy: on the test images; the mean over draws.
-      interval: half of its 95 % confidence interval: over draws of the training images if there are several, else of a
-        share of as many test images.
+      interval: half of its 95 % confidence interval: over draws of the training images if there are several (Student's
+        t), else of a share of as many test images (Wilson's).
       settings: what the classifier was.
     """
 
@@ -77,6 +75,8 @@ def fewshot(
     Raises:
       UserError: a class has fewer images.
     """
+    from scipy import stats
+
     classes = np.unique(train_labels)
     counts = {int(label): int((train_labels == label).sum()) for label in classes}
     if min(counts.values()) < shots:
@@ -92,7 +92,7 @@ def fewshot(
         accuracies.append(float((classes[scores.argmax(axis=1)] == test_labels).mean()))
     accuracy = float(np.mean(accuracies))
     error = float(np.std(accuracies, ddof=1)) / math.sqrt(draws) if draws > 1 else 0.0
-    interval = 1.96 * error if draws > 1 else _of_share(accuracy, len(test))
+    interval = float(stats.t.ppf(0.975, draws - 1)) * error if draws > 1 else _of_share(accuracy, len(test))
     return ProbeResult("fewshot", accuracy, interval, dict(shots=shots, draws=draws, l2=l2, seed=seed))
 
 
@@ -123,10 +123,12 @@ def linear(
 
     As in CLIP (arXiv 2103.00020, appendix A.3), whose features are also used as they are but for their scale.
     """
+    if len(np.unique(train_labels)) < 2:
+        raise UserError("a linear probe takes training images of at least two classes, and there is one")
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    scale = float(np.sqrt((train.astype(np.float64) ** 2).mean()))
+    scale = float(np.sqrt((train.astype(np.float64) ** 2).mean())) or 1.0
     train, val, test = (features / scale for features in (train, val, test))
     best: tuple[float, float, LogisticRegression] | None = None
     for value in sorted(regularization, reverse=True):

@@ -1,31 +1,47 @@
 """Start a run from trained weights, as `config.init` says."""
 
-import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from patchnets import config as config_lib
+from patchnets.augment.preprocess import Preprocess
+from patchnets.config.schema import KEYS
 from patchnets.errors import RunError, UserError
 from patchnets.experiment import Experiment
 from patchnets.inference.load import load
 from patchnets.inference.model import Model
-from patchnets.run.checkpoints import Checkpoints
-from patchnets.run.model_spec import FILE_NAME, read_model_spec
+from patchnets.run.model_spec import FILE_NAME, ModelSpec, read_model_spec
 from patchnets.run.workdir import read_json
 from patchnets.weights.initialize import FILE_NAME as INIT_FILE
 from patchnets.weights.initialize import Initialization, digest, initialize
+from patchnets.weights.pretrained import read_pretrained
 
-_load = functools.lru_cache(maxsize=1)(load)  # for the network first, then for its weights
 
+def fields_of_weights(flat: Mapping[str, Any], workdir: pathlib.Path | None = None) -> dict[str, Any]:
+    """Return {"model.depth": 12} of the network that a configuration leaves to its `init.weights`; empty for others.
 
-def network_of_weights(source: str, workdir: pathlib.Path) -> tuple[str, dict[str, Any]]:
-    """Return name and fields of the network in `source`; in the work directory of a run that has started, its own.
+    Args:
+      flat: the configuration, as of `config.flatten`.
+      workdir: of the run; if it has started there, its own network counts.
 
     Raises:
-      UserError, RunError: as `load`.
+      UserError: the source cannot be used, or is of another network than model.name.
+      RunError: the source cannot be read.
     """
-    spec = read_model_spec(workdir) if (workdir / FILE_NAME).exists() else _load(source).spec
-    fields = {name: value for name, value in spec.fields.items() if value is not None}
-    return spec.network, fields
+    if not config_lib.network_of_weights(flat):
+        return {}
+    started = workdir if workdir is not None and (workdir / FILE_NAME).exists() else None
+    spec = read_model_spec(started) if started else read_pretrained(flat["init.weights"]).spec
+    if flat["model.name"] not in (KEYS["model.name"].default, spec.network):
+        raise UserError(
+            f"config.model.name={flat['model.name']}, and config.init.weights holds a {spec.network}; set the same, or "
+            "leave it out"
+        )
+    fields = {f"model.{name}": value for name, value in spec.fields.items() if value is not None}
+    return {"model.name": spec.network} | fields
 
 
 def warm_start(experiment: Experiment, workdir: pathlib.Path) -> Initialization | None:
@@ -41,18 +57,16 @@ def warm_start(experiment: Experiment, workdir: pathlib.Path) -> Initialization 
     config = experiment.config
     stored = read_json(workdir / INIT_FILE) if (workdir / INIT_FILE).exists() else None
     try:
-        trained = _load(config.init.weights)
+        trained = load(config.init.weights)
     except (UserError, RunError):
         if stored is not None and _has_checkpoint(workdir):
             return None
         raise
-    finally:
-        _load.cache_clear()
     sha = digest(trained.variables)
     if stored is not None and stored.get("sha256") != sha:
         raise UserError(
             f"config.init.weights={config.init.weights} has changed since {workdir} was started from it; give another "
-            "--workdir, or restore the weights"
+            "--workdir, restore the weights, or, to resume without them, move them away"
         )
     if config.init.head == "keep":
         _check_same_classes(trained, experiment.data.class_names)
@@ -69,15 +83,22 @@ def warm_start(experiment: Experiment, workdir: pathlib.Path) -> Initialization 
         skip=config.init.skip,
         source=config.init.weights,
         sha256=sha,
+        notes=[*trained.notes, *_compare_preprocessing(trained.spec, experiment.data.preprocess)],
     )
 
 
+def _compare_preprocessing(spec: ModelSpec, preprocess: Preprocess) -> list[str]:
+    """Return a line if the network is to get inputs of another mean or deviation than it was trained with."""
+    before, now = (tuple(zip(x.mean, x.std)) for x in (spec, preprocess))
+    if len(before) != len(now) or np.allclose(before, now, rtol=1e-3, atol=0.1):
+        return []
+    mean, std = ("(" + ", ".join(f"{value / 255:.3f}" for value in values) + ")" for values in (spec.mean, spec.std))
+    return [f"note: the weights were trained on inputs of mean {mean} and deviation {std}; config.normalize is another"]
+
+
 def _has_checkpoint(workdir: pathlib.Path) -> bool:
-    checkpoints = Checkpoints(workdir / "checkpoints", read_only=True)
-    try:
-        return checkpoints.latest_step() is not None
-    finally:
-        checkpoints.close()
+    """Return whether a run has saved its state: without opening it, for this process may be alone in doing so."""
+    return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("[0-9]*"))
 
 
 def _check_same_classes(trained: Model, classes: tuple[str, ...]) -> None:

@@ -101,14 +101,15 @@ def _init_state(
     initial: Mapping[str, Array] = MappingProxyType({}),
 ) -> TrainState:
     variables = init_variables(model, prng.key(seed, prng.RngStream.INIT), image_size, channels)
+    if init_head_bias:
+        params = variables["params"]
+        head = params["head"] | {"bias": jnp.full_like(params["head"]["bias"], init_head_bias)}
+        variables = variables | {"params": params | {"head": head}}
     if initial:
         flat = traverse_util.flatten_dict(unstack_blocks(variables), sep="/", keep_empty_nodes=True) | dict(initial)
         variables = traverse_util.unflatten_dict(flat, sep="/")
         variables = stack_blocks(variables) if getattr(model, "scan", False) else variables
     params, batch_stats = variables["params"], variables["batch_stats"]
-    if init_head_bias:
-        head = params["head"]
-        params = params | {"head": head | {"bias": jnp.full_like(head["bias"], init_head_bias)}}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

@@ -37,7 +37,8 @@ def class_names(count: int, names: Any, notes: Notes, label: str) -> tuple[str, 
         raise UserError(f"{label}: its class names are no list of texts, but {str(names)[:80]!r}")
     if names and len(names) == count and names != [f"LABEL_{i}" for i in range(count)]:
         times = Counter(names)
-        return tuple(name if times[name] == 1 else f"{name} ({i})" for i, name in enumerate(names))
+        different = tuple(name if times[name] == 1 else f"{name} ({i})" for i, name in enumerate(names))
+        return different if len(set(different)) == count else tuple(f"{name} ({i})" for i, name in enumerate(names))
     if count == 0:
         return ()
     reason = f"the file names {len(names):,} of {count:,}" if names and len(names) != count else "the file has none"

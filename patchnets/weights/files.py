@@ -62,7 +62,7 @@ def is_safetensors(path: pathlib.Path) -> bool:
             start = file.read(9)
     except OSError as error:
         raise _unreadable(path, error) from error
-    return start[8:] == b"{" and not start.startswith(b"PK")
+    return start[8:] == b"{" and not start.startswith(b"PK\x03\x04")
 
 
 def read_header(path: pathlib.Path, safetensors: bool | None = None) -> Header:

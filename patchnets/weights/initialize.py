@@ -30,7 +30,7 @@ OPTIONAL = {
     "params/representation/": "dense layer before the head",
 }
 # Fields that change what the same weights compute, and that no shape shows.
-SAME_FIELDS = ("num_heads", "activation")
+SAME_FIELDS = ("num_heads", "activation", "posemb")  # of posemb, those without parameters
 USUALLY_SAME_FIELDS = ("gelu", "norm_epsilon", "batch_norm_epsilon", "norm_after_pooling")
 
 
@@ -94,6 +94,7 @@ def initialize(
     skip: Sequence[str] = (),
     source: str = "",
     sha256: str = "",
+    notes: Sequence[str] = (),
 ) -> Initialization:
     """Adapt trained variables to `model`, as far as they fit.
 
@@ -104,7 +105,7 @@ def initialize(
       head: new (as in a run from scratch), zeros, or keep (the classes must be the same).
       resize: rule of `models.resize_weights`.
       skip: regular expressions; variables of `model` whose full name one of them matches start new.
-      source, sha256: kept in the result.
+      source, sha256, notes: kept in the result.
 
     Raises:
       UserError: the networks are of different kinds, or a parameter of either fits nowhere in the other.
@@ -116,7 +117,7 @@ def initialize(
             f"config.init.weights holds a {type(trained).__name__}, and config.model is a {type(model).__name__}; "
             f"leave config.model unset, or set config.model.name={network}"
         )
-    notes = _compare_fields(trained, target)
+    notes = [*notes, *_compare_fields(trained, target)]
     apart = unstack_blocks(variables)
     new_size = image_size // target.patch_size * trained.patch_size  # for which the source has as many patches
     resized = apart if new_size == old_size else resize_weights(trained, apart, old_size, new_size, resize)[1]
@@ -147,7 +148,7 @@ def initialize(
         else:
             how = f", {resize}" if not np.array_equal(available[name], before[name]) else ""
             result.adapted[name] = f"{before[name].shape} -> {shape}{how}"
-    for name in available.keys() - used:
+    for name in sorted(available.keys() - used):
         if name in result.new:
             result.left_out[name] = result.new[name]
         else:
@@ -182,7 +183,7 @@ def _compare_fields(trained: Any, target: Any) -> list[str]:
     notes = []
     for name in (*SAME_FIELDS, *USUALLY_SAME_FIELDS):
         before, now = getattr(trained, name, None), getattr(target, name, None)
-        if before == now:
+        if before == now or "learned" in (before, now):
             continue
         if name in SAME_FIELDS:
             raise UserError(f"config.model.{name}={now}, and config.init.weights was trained with {before}; set it so")

@@ -119,6 +119,7 @@ def read(path: pathlib.Path, source: str, network: str | None = None) -> Pretrai
         notes=notes,
         label=label,
     )
+    notes.assume("gelu tanh and norm_epsilon 1e-6, as of the official networks, for the file has none")
     expected = variable_shapes(spec.create_model(), image_size, spec.channels)
     padded = (
         patches is not None and fields.get("pool_type") == "cls" and shapes["position_embedding"][1:2] == (patches,)

@@ -102,6 +102,10 @@ def read(
         label=label,
         **{name: value for name, value in rules.items() if value is not None},
     )
+    if not config and not network and family != "convmixer":
+        notes.assume("gelu exact and timm's norm_epsilon, for the file has none")
+    if fields.get("posemb") == "none":
+        notes.assume("posemb none, for the file has no position embeddings")
     model = spec.create_model()
     ours = variable_shapes(model, image_size, spec.channels)
     sources = match_entries(model, layers_of(model), shapes, ours, label)

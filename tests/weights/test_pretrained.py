@@ -97,6 +97,7 @@ def test_what_a_bare_file_does_not_say_is_assumed_and_said(tmp_path, monkeypatch
         "num_heads 1, 64 channels each, for the file has none",
         "numbers as class names, for the file has none",
         "mean (0.5, 0.5, 0.5), std (0.5, 0.5, 0.5), crop_pct 0.9, interpolation bicubic, for the file has none",
+        "gelu exact and timm's norm_epsilon, for the file has none",
     )
     for network, heads in (("vit_small_patch16_224", 6), ("timm/vit_huge_patch14_224.orig_in21k", 16), ("vit", 1)):
         if heads != 6:
