@@ -82,35 +82,32 @@ def train(
         from patchnets.inference.warm_start import warm_start
 
         initialization = warm_start(experiment, run_dir.path)
-        if (
-            other := multihost.first_different({"sha256": initialization.sha256 if initialization else ""})
-        ) is not None:
-            raise UserError(f"config.init.weights={config.init.weights} holds other weights in process {other}")
+        if len(multihost.union({initialization.sha256} if initialization else set())) > 1:
+            raise UserError(f"config.init.weights={config.init.weights} is not the same for all processes")
     run_dir.check_shared()
-    with multihost.errors_on_all():
-        run_dir.acquire(experiment.data.fingerprint)
-        if initialization:
-            run_dir.write_json(INIT_FILE, initialization.to_json())
-        run_dir.write_json(model_spec.FILE_NAME, ModelSpec.of_experiment(experiment).to_json())
-    if run_dir.grown_from:
-        console.print_growth(run_dir.grown_from, experiment)
-    checkpoints = Checkpoints(
-        run_dir.checkpoints, max_to_keep=config.checkpoint.max_to_keep, best_metric=config.checkpoint.best_metric
-    )
-    board = TensorBoard(run_dir.path, config.tensorboard and multihost.is_first_process())
     lost = False
-    try:
-        with contextlib.nullcontext(preemption) if preemption else PreemptionHandler() as handler:
+    with contextlib.ExitStack() as stack:
+        stack.callback(run_dir.release)
+        stack.callback(experiment.data.close)
+        with multihost.errors_on_all():
+            run_dir.acquire(experiment.data.fingerprint)
+            if initialization:
+                run_dir.write_json(INIT_FILE, initialization.to_json())
+            run_dir.write_json(model_spec.FILE_NAME, ModelSpec.of_experiment(experiment).to_json())
+        if run_dir.grown_from:
+            console.print_growth(run_dir.grown_from, experiment)
+        checkpoints = Checkpoints(
+            run_dir.checkpoints, max_to_keep=config.checkpoint.max_to_keep, best_metric=config.checkpoint.best_metric
+        )
+        stack.callback(lambda: None if lost else checkpoints.close())  # it would wait for a lost process
+        board = TensorBoard(run_dir.path, config.tensorboard and multihost.is_first_process())
+        stack.callback(board.close)
+        handler = preemption or stack.enter_context(PreemptionHandler())
+        try:
             return Run(experiment, run_dir, checkpoints, board, handler, began, initialization).complete()
-    except Exception as error:
-        lost = distributed.lost_peer(error)
-        raise
-    finally:
-        experiment.data.close()
-        board.close()
-        if not lost:  # closing would wait for the lost process
-            checkpoints.close()
-        run_dir.release()
+        except Exception as error:
+            lost = distributed.lost_peer(error)
+            raise
 
 
 def check_same_config(flat: Mapping[str, Any]) -> None:

@@ -346,6 +346,8 @@ def test_every_known_key_is_read_by_a_run(tiny_config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(config_lib, "flatten", flatten_without_reading)
     train.train(tiny_config, tmp_path / "run")
+    tiny_config.init.weights = str(tmp_path / "run")  # and what only a run from trained weights looks at
+    train.train(tiny_config, tmp_path / "warm")
     for name in ("folder", "no_such_dataset"):  # what only other data sets look at
         tiny_config.dataset.name = name
         with pytest.raises(UserError):
