@@ -104,7 +104,7 @@ def read(
     )
     if not config and not network and family != "convmixer":
         notes.assume("gelu exact and timm's norm_epsilon, for the file has none")
-    if fields.get("posemb") == "none":
+    if fields.get("posemb") == "none" and args.get("pos_embed") != "none":
         notes.assume("posemb none, for the file has no position embeddings")
     model = spec.create_model()
     ours = variable_shapes(model, image_size, spec.channels)
