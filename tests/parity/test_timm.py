@@ -146,6 +146,7 @@ def settings(network, ours, name, size):
     """The config.json of a network as timm writes it, with the arguments that its entry point does not have."""
     args = dict(num_heads=ours.num_heads) if name.startswith("vit") else {}
     args |= dict(act_layer="relu") if getattr(ours, "activation", "") == "relu" else {}
+    args |= dict(pos_embed="none") if getattr(ours, "posemb", "") == "none" else {}
     cfg = dict(input_size=[network.in_chans, size, size], mean=[0.5], std=[0.5], crop_pct=0.9, interpolation="bicubic")
     return dict(
         architecture=name if name.endswith("224") else "",
