@@ -80,6 +80,7 @@ NONE_IF_ZERO = ("rep_size",)  # whole numbers that may be 0
 NOT_NEGATIVE = ("layer_scale",)
 POSITIVE = ("norm_epsilon", "batch_norm_epsilon")
 MAX_SIZE = 2**20  # of whole numbers: units, patches, blocks
+MAX_POSITIONS = 2**27  # numbers in a table of fixed positions, which a file of weights could ask for
 NON_CONFIG_FIELDS = ("parent", "name", "num_classes", "param_init", "head_init")  # not for configurations
 
 
@@ -147,6 +148,11 @@ def validate(image_size: int, name: str, variant: str | None = None, **fields: A
     if chosen.get("posemb") == "sincos2d" and width % 4:
         raise UserError(
             f"config.model.hidden_dim={width} does not divide by 4, which config.model.posemb=sincos2d needs"
+        )
+    if chosen.get("posemb") == "sincos2d" and (image_size // chosen["patch_size"]) ** 2 * width > MAX_POSITIONS:
+        raise UserError(
+            f"config.model.posemb=sincos2d makes a table of more than {MAX_POSITIONS:,} numbers for images of "
+            f"{image_size} px, patches of {chosen['patch_size']} and width {width}; make these smaller"
         )
     if image_size % (patch := chosen["patch_size"]):
         below, over = image_size // patch * patch, -(-image_size // patch) * patch

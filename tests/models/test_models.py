@@ -139,3 +139,10 @@ def test_what_a_transformer_cannot_be_is_told(values, words):
 
 def test_a_transformer_without_representation_and_layer_scale_passes():
     assert models.validate(64, **model_config(**VIT, rep_size=0, layer_scale=0.0)) is None
+
+
+def test_a_table_of_positions_that_takes_gigabytes_is_refused():
+    fields = dict(patch_size=1, depth=1, hidden_dim=1024, mlp_dim=4, num_heads=1, posemb="sincos2d")
+    with pytest.raises(UserError, match="more than 134,217,728 numbers for images of 16384 px"):
+        models.validate(16384, "vit", **fields)
+    models.validate(1024, "vit", variant="H/16", posemb="sincos2d")
