@@ -106,9 +106,9 @@ def job(row: RunSpec, seed: int, folder: pathlib.Path, data: str | None, handed_
         config = flags.parse_flags(["reproduce", *arguments])[0]
     changed = config_lib.recipe_diff(published, config_lib.flatten(config))
     directory = _folder_of(row, folder, data) / f"seed-{seed}"
-    flat = config_lib.flatten(config)
-    identity = config_lib.unflatten(flat | fields_of_weights(flat, directory))  # as the run itself completes it
-    return Job(row, seed, arguments, directory, config_lib.config_hash(identity), tuple(changed), data)
+    if fields := fields_of_weights(config_lib.flatten(config), directory):  # as the run itself completes it
+        config.update_from_flattened_dict(fields)
+    return Job(row, seed, arguments, directory, config_lib.config_hash(config), tuple(changed), data)
 
 
 def _folder_of(row: RunSpec, folder: pathlib.Path, data: str | None) -> pathlib.Path:
