@@ -88,19 +88,11 @@ def compute_features(model: Model, data: LabeledImages, classes: tuple[str, ...]
 
     kept: list[int] = []
     batches: list[np.ndarray] = []
-    pending: list[np.ndarray] = []
     unreadable: list[str] = []
-    for number, image in enumerate(images_lib.decode_many(images(), model.spec, f"image {{}} of {data.name}".format)):
-        if isinstance(image, RunError):
-            unreadable.append(str(image))
-            continue
-        kept.append(number)
-        pending.append(image)
-        if len(pending) == batch_size:
-            batches.append(model.features_of_decoded(np.stack(pending), batch_size=batch_size))
-            pending = []
-    if pending:
-        batches.append(model.features_of_decoded(np.stack(pending), batch_size=batch_size))
+    name_of = lambda number: f"image {number} of {data.name}"
+    for numbers, decoded in images_lib.readable_batches(images(), model.spec, batch_size, name_of, unreadable):
+        kept += numbers
+        batches.append(model.features_of_decoded(decoded, batch_size=batch_size))
     if not batches:
         raise RunError(f"none of the images of {data.name} can be read; the first: {unreadable[0]}")
     features = np.concatenate(batches).astype(np.float32)

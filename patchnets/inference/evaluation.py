@@ -185,30 +185,17 @@ def compute_outputs(model: Classifier, data: LabeledImages, batch_size: int) -> 
     kept: list[int] = []
     unreadable: list[str] = []
     worst: list[tuple[float, int, np.ndarray]] = []
-    pending: list[np.ndarray] = []
-
-    def run_batch() -> None:
-        logits = model.logits_of_decoded(np.stack(pending), batch_size)
+    name_of = lambda number: f"image {names[number]} of {data.name}"
+    for numbers, decoded in images_lib.readable_batches(known_images(), model.spec, batch_size, name_of, unreadable):
+        logits = model.logits_of_decoded(decoded, batch_size)
         batches.append(logits)
         confidence, predicted = model.to_probabilities(logits).max(axis=-1), logits.argmax(axis=-1)
-        first = len(kept) - len(pending)
-        for i, image in enumerate(pending):
-            if predicted[i] != labels[kept[first + i]]:
-                worst.append((float(confidence[i]), first + i, image))
+        for i, (number, image) in enumerate(zip(numbers, decoded)):
+            if predicted[i] != labels[number]:
+                worst.append((float(confidence[i]), len(kept) + i, image.copy()))
+        kept += numbers
         worst.sort(key=lambda mistake: -mistake[0])
-        del worst[MISTAKES:], pending[:]
-
-    name_of = lambda number: f"image {names[number]} of {data.name}"
-    for number, image in enumerate(images_lib.decode_many(known_images(), model.spec, name_of)):
-        if isinstance(image, RunError):
-            unreadable.append(str(image))
-            continue
-        kept.append(number)
-        pending.append(image)
-        if len(pending) == batch_size:
-            run_batch()
-    if pending:
-        run_batch()
+        del worst[MISTAKES:]
     if not kept and unreadable:
         raise RunError(f"none of the {len(unreadable):,} images of {data.name} can be read; the first: {unreadable[0]}")
     if not kept:

@@ -101,6 +101,32 @@ def decode_many(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+def readable_batches(
+    images: Iterable[AnyImage | RunError],
+    spec: ModelSpec,
+    batch_size: int,
+    name_of: Callable[[int], str],
+    unreadable: list[str],
+) -> Iterator[tuple[list[int], UInt8[np.ndarray, "images size size channels"]]]:
+    """Yield (numbers, decoded images) of those that can be read, in batches; add the errors of others to `unreadable`.
+
+    Args: as for `decode_many`.
+    """
+    numbers: list[int] = []
+    pending: list[Decoded] = []
+    for number, image in enumerate(decode_many(images, spec, name_of)):
+        if isinstance(image, RunError):
+            unreadable.append(str(image))
+            continue
+        numbers.append(number)
+        pending.append(image)
+        if len(pending) == batch_size:
+            yield numbers, np.stack(pending)
+            numbers, pending = [], []
+    if pending:
+        yield numbers, np.stack(pending)
+
+
 def stack(decoded: Iterable[Decoded | RunError]) -> UInt8[np.ndarray, "images size size channels"]:
     """Return the images of `decode_many` as one array. Raise the first error among them."""
     images = []
