@@ -104,8 +104,9 @@ class Experiment:
             **self._state_options(),
         )
 
+    @functools.cached_property
     def abstract_state(self) -> TrainState:
-        """Return shape, type and sharding of every array of a state (`jax.ShapeDtypeStruct`), computing none."""
+        """Shape, type and sharding of every array of a state (`jax.ShapeDtypeStruct`)."""
         return abstract_train_state(**self._state_options())
 
     def _state_options(self) -> dict[str, Any]:

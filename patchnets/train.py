@@ -148,7 +148,7 @@ class Run:
         self.experiment, self.workdir, self.checkpoints, self.tensorboard = experiment, workdir, checkpoints, board
         self.preemption, self.began = preemption, began
         self.first_step_seconds: float | None = None
-        self.abstract_state = experiment.abstract_state()
+        self.abstract_state = experiment.abstract_state
         self.restored = Progress()
         restored = checkpoints.restore_latest(self.abstract_state)
         self.initialization = None if restored else initialization

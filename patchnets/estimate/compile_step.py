@@ -141,7 +141,7 @@ def make_abstract_run(config: ml_collections.ConfigDict, target: Topology, datas
             f"config.mesh asks for {experiment.mesh.size} of the {len(target.devices)} devices of the topology; use "
             "all of them, or name a smaller one"
         )
-    return AbstractRun(target, dataset, experiment, experiment.abstract_state())
+    return AbstractRun(target, dataset, experiment, experiment.abstract_state)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -215,7 +215,7 @@ def load_run(directory: pathlib.Path, changes: dict[str, Any] | None = None) -> 
         raise RunError(f"{directory} has no checkpoints")
     checkpoints = Checkpoints(directory / "checkpoints", best_metric=config.checkpoint.best_metric, read_only=True)
     try:
-        return experiment, checkpoints.restore_best(experiment.abstract_state())[1]
+        return experiment, checkpoints.restore_best(experiment.abstract_state)[1]
     finally:
         checkpoints.close()
 

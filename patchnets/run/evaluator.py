@@ -18,7 +18,7 @@ class Evaluator:
     """A compiled evaluation on the split of one loader."""
 
     def __init__(self, experiment: Experiment, loader: Loader):
-        shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state())
+        shardings = jax.tree.map(lambda x: x.sharding, experiment.abstract_state)
         self._eval_steps = compile_eval_steps(experiment.task, loader.batch, experiment.mesh, shardings)
         self._loader, self._mesh = loader, experiment.mesh
         self._timer = StepTimer(experiment.config.steps_per_call)
