@@ -34,6 +34,7 @@ def timm_config(spec: ModelSpec, network: TimmNetwork) -> dict[str, Any]:
     """Return the config.json that `timm.create_model("local-dir:...")` and transformers read."""
     values = preprocessing(spec)
     size = [spec.channels, spec.image_size, spec.image_size]
+    args = network.entry_args if network.entry_point else network.class_args
     return dict(
         architecture=network.entry_point or network.class_name,  # create_model refuses the name of a class
         num_classes=len(spec.classes),
@@ -43,7 +44,8 @@ def timm_config(spec: ModelSpec, network: TimmNetwork) -> dict[str, Any]:
         exif_orientation=values["exif_orientation"],  # timm refuses other keys in pretrained_cfg
         background=values["background"],
         **({} if spec.value_ranges is None else {"value_ranges": spec.value_ranges}),
-        model_args=network.entry_args if network.entry_point else network.class_args,
+        # transformers passes num_classes besides these
+        model_args={name: value for name, value in args.items() if name != "num_classes"},
         pretrained_cfg=dict(
             tag="patchnets",
             custom_load=False,

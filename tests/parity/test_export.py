@@ -4,6 +4,7 @@ The code in an exported README.md is run as it stands.
 """
 
 import importlib.util
+import json
 import re
 
 import numpy as np
@@ -23,7 +24,7 @@ from patchnets.weights import timm as timm_layout
 torch = pytest.importorskip("torch")
 with stand_in():
     timm = pytest.importorskip("timm")
-pytest.importorskip("safetensors.torch")
+load_file = pytest.importorskip("safetensors.torch").load_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")  # PyTorch's
 
@@ -114,6 +115,19 @@ def test_timm_gives_the_same_logits(name, channels, tmp_path, monkeypatch):
     check_photo(model, tmp_path / "folder", defined)
     loaded = patchnets.load(tmp_path / "folder")
     assert verify.same_variables(loaded.variables, model.variables)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_transformers_call_of_timm_gives_the_same_logits(channels, tmp_path):
+    """transformers (TimmWrapperForImageClassification) passes num_classes, and then model_args as they stand."""
+    model = make_model("vit", {}, channels=channels, mean=(110.0,) * channels, std=(60.0,) * channels)
+    model.export(tmp_path / "folder", "timm")
+    config = json.loads((tmp_path / "folder" / "config.json").read_text())
+    network = timm.create_model(config["architecture"], num_classes=config["num_classes"], **config["model_args"])
+    network.load_state_dict(load_file(tmp_path / "folder" / "model.safetensors"))
+    pictures = images(5, channels=channels)
+    actual = logits_by(network.eval(), model.preprocess(pictures))
+    np.testing.assert_allclose(actual, model.logits(pictures), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["mlp_mixer", "gmlp", "convmixer", "vit"])
