@@ -57,10 +57,15 @@ def room(name: str) -> str:
     return name.split(".")[0]
 
 
+def level(name: str) -> int:
+    """The line in LAYERS; that of `main` for the command of a room, which nobody imports."""
+    return LEVEL["main" if name.endswith("__main__") else room(name)]
+
+
 @pytest.mark.parametrize("name", [name for name in MODULES if name != "patchnets"])
 def test_every_module_has_its_place_and_imports_nothing_above_it(name):
     assert room(name) in LEVEL, f"patchnets/{name} has no place in LAYERS"
-    assert {target for target in imports(name) if LEVEL[room(target)] < LEVEL[room(name)]} == set()
+    assert {target for target in imports(name) if LEVEL[room(target)] < level(name)} == set()
 
 
 def test_no_imports_go_round_in_a_circle():

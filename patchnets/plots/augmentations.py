@@ -100,22 +100,37 @@ def sheet(
     """Return {label: a row of images}: originals, samples with the augmentation of `options`, and every operation."""
     channels, key = images.shape[-1], jax.random.key(options.seed)
     plain = Preprocess(options.image_size, (0.0,) * channels, (1.0,) * channels)
-    gray = (127.5,) * channels
-    prepare = Preprocess(options.image_size, gray, (64.0,) * channels, options.augment)
+    resized = plain(jnp.asarray(images))
+    augmented = augmentation(options)
+    rows = {"original": resized}
+    rows |= {
+        f"this configuration, {i + 1}": augmented(jax.random.fold_in(key, i), jnp.asarray(images))
+        for i in range(SAMPLES)
+    }
+    rows |= {label: jax.jit(run)(key, resized) for label, run in operations(channels, options.image_size).items()}
+    return {label: to_bytes(row) for label, row in rows.items()}
+
+
+def augmentation(options: DataOptions) -> Callable[[Array, Levels], Levels]:
+    """Return the function (key, stored images) -> levels of what a training step with these options sees, mixing and
+    erasing included."""
     mix, erase = make_mix(options.augment), make_erase(options.augment)
 
     @jax.jit
-    def augmented(key: Array) -> Array:
-        x = prepare(jnp.asarray(images), jax.random.fold_in(key, 0))
+    def augmented(key: Array, images: Levels) -> Levels:
+        channels = images.shape[-1]
+        prepare = Preprocess(options.image_size, (127.5,) * channels, (64.0,) * channels, options.augment)
+        x = prepare(images, jax.random.fold_in(key, 0))
         if mix is not None:
             x, _ = mix(jax.random.fold_in(key, 1), x, jnp.zeros((len(images), CLASSES), jnp.float32))
         return 127.5 + 64 * (x if erase is None else erase(jax.random.fold_in(key, 2), x))
 
-    resized = plain(jnp.asarray(images))
-    rows = {"original": resized}
-    rows |= {f"this configuration, {i + 1}": augmented(jax.random.fold_in(key, i)) for i in range(SAMPLES)}
-    rows |= {label: jax.jit(run)(key, resized) for label, run in operations(channels, options.image_size).items()}
-    return {label: np.asarray(jnp.clip(jnp.round(row), 0, 255)).astype(np.uint8) for label, row in rows.items()}
+    return augmented
+
+
+def to_bytes(images: Levels) -> UInt8[np.ndarray, "batch height width channels"]:
+    """Round levels to bytes."""
+    return np.asarray(jnp.clip(jnp.round(images), 0, 255)).astype(np.uint8)
 
 
 def draw(options: DataOptions, path: pathlib.Path, count: int = 8) -> pathlib.Path:

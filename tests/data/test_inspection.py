@@ -1,0 +1,144 @@
+"""What an inspection says of a folder that was made for it, and of data sets that are known."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from patchnets.data import __main__ as program
+from patchnets.data import inspection
+from patchnets.data.sources import open_source
+from patchnets.data.sources.folder import Folder
+from patchnets.errors import UserError
+from patchnets.plots import contact_sheet
+
+
+def picture(seed, mode="RGB", size=(12, 10)):
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 4), np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two classes of 4 and 2 training images and 3 of test, with a fault of every kind."""
+    root = tmp_path / "photos"
+    for name in ("train/cat", "train/dog", "test/cat", "test/dog"):
+        (root / name).mkdir(parents=True)
+    picture(0).save(root / "train/cat/a.png")
+    picture(0).save(root / "train/cat/again.bmp")  # other bytes, the same pixels
+    picture(1, size=(40, 10)).save(root / "train/cat/wide.png")
+    (root / "train/cat/torn.png").write_bytes((root / "train/cat/a.png").read_bytes()[:60])
+    picture(0).save(root / "train/dog/as_cat.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(2).save(root / "train/dog/turned.jpg", exif=exif)
+    picture(1, size=(40, 10)).save(root / "test/cat/leaked.png")
+    picture(3, "RGBA").save(root / "test/cat/clear.png")
+    picture(4).save(root / "test/dog/moving.gif", save_all=True, append_images=[picture(5)])
+    return root
+
+
+def test_every_fault_of_a_folder_is_counted_and_named(folder):
+    figures = inspection.inspect(Folder(str(folder))).to_json()
+    assert figures["splits"]["train"] == dict(images=6, unlabeled=0, classes=dict(cat=4, dog=2))
+    assert figures["splits"]["test"] == dict(images=3, unlabeled=0, classes=dict(cat=2, dog=1))
+    assert figures["kinds"] == {"PNG RGB": 4, "BMP RGB": 1, "JPEG RGB": 1, "PNG RGBA": 1, "GIF P": 1}
+    assert figures["sizes"] == {"10 x 12": 6, "10 x 40": 2}
+    assert (figures["turned"], figures["animated"]) == (1, 1)
+    (torn,) = figures["unreadable"]
+    assert "torn.png" in torn
+    assert figures["repeated_within"] == dict(train=2, test=0)
+    assert figures["shared_between"] == {"train, test": 1}
+    (conflict,) = figures["other_labels"]
+    assert sorted(name.rsplit("/", 1)[1] for name in conflict) == ["a.png", "again.bmp", "as_cat.png"]
+    assert len(figures["same_pixels"]) == 2
+
+
+def test_the_screen_says_what_the_figures_say(folder):
+    text = "\n".join(inspection.describe(inspection.inspect(Folder(str(folder)))))
+    for line in (
+        "2 classes, 3 channel(s)",
+        "1 images by their EXIF orientation",
+        "1 images, of which the first frame",
+        "WARNING: 1 images cannot be read",
+        "2 of 6 train images are in it more than once",
+        "WARNING: 1 of 3 test images are in train too",
+        "WARNING: 1 images are there under different labels",
+        "width 12 to 40 pixels, median 12; height 10 to 10",
+    ):
+        assert line in text
+    rows = {line.split()[0]: line.split()[1:] for line in text.splitlines() if line.startswith(("all", "cat", "dog"))}
+    assert rows == dict(all=["6", "3"], cat=["4", "2"], dog=["2", "1"])
+
+
+def test_a_split_that_cannot_be_used_is_a_line_and_the_others_are_read(folder):
+    (folder / "test/bird").mkdir()
+    picture(9).save(folder / "test/bird/x.png")
+    result = inspection.inspect(Folder(str(folder)))
+    assert list(result.facts) == ["train"]
+    (problem,) = result.problems
+    assert "test/bird is a class that train/ does not have" in problem
+
+
+def test_digits_are_whole_and_no_two_are_alike():
+    figures = inspection.inspect(open_source("digits")).to_json()
+    assert {name: split["images"] for name, split in figures["splits"].items()} == dict(train=1438, test=359)
+    # scikit-learn documents 178, 182, 177, 183, 181, 182, 181, 179, 174, 180 images of 0 to 9.
+    totals = [sum(split["classes"][str(digit)] for split in figures["splits"].values()) for digit in range(10)]
+    assert totals == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert figures["sizes"] == {"8 x 8": 1797} and figures["unreadable"] == [] and figures["same_pixels"] == []
+
+
+def test_of_many_classes_the_largest_and_the_smallest_are_shown(tmp_path):
+    for label in range(30):
+        directory = tmp_path / f"train/class{label:02}"
+        directory.mkdir(parents=True)
+        for i in range(1 + label):
+            picture(100 * label + i, size=(2, 2)).save(directory / f"{i}.png")
+    lines = list(inspection.describe(inspection.inspect(Folder(str(tmp_path)))))
+    names = [line.split()[0] for line in lines if line.startswith(("class", "..."))][1:]
+    assert names == [f"class{i}" for i in range(29, 19, -1)] + ["..."] + [f"class{i:02}" for i in range(9, -1, -1)]
+    assert "... 10 more" in lines
+
+
+def test_contact_sheets_show_readable_images_of_each_class(folder):
+    rows = contact_sheet.sample(inspection.inspect(Folder(str(folder))), 6)
+    assert {name: images.shape for name, images in rows.items()} == dict(cat=(3, 6, 6, 3), dog=(2, 6, 6, 3))
+
+
+@pytest.mark.slow  # compiles an augmentation
+def test_the_command_writes_figures_and_pictures_and_its_status_tells_of_unreadable_images(folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    assert program.main(["data", str(folder), f"--output={output}"]) == 1
+    assert sorted(path.name for path in output.iterdir()) == ["augmented.png", "classes.png", "inspection.json"]
+    assert json.loads((output / "inspection.json").read_text())["name"] == "folder"
+    assert np.ptp(np.asarray(Image.open(output / "classes.png").convert("L"))) > 100
+    (folder / "train/cat/torn.png").unlink()
+    augment = ["--config=vit_digits", "--config.augment.flip=True", "--config.image_size=8"]
+    assert program.main(["data", str(folder), f"--output={output}", *augment]) == 0
+    assert "wrote" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["/nowhere/at/all"], "/nowhere/at/all"),
+        (["digits", "--config.image_size=8"], "name it with --config"),
+        (["no_such_data_set_at_all"], "no_such_data_set_at_all"),
+        ([], "--help"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert program.main(["data", *arguments]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error and len(error.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_data_set_without_a_usable_split_is_an_error(folder):
+    source = Folder(str(folder))
+    source._errors = {name: UserError(f"{name} is broken") for name in source.sizes}
+    with pytest.raises(UserError, match="train is broken; test is broken"):
+        inspection.inspect(source)
