@@ -39,6 +39,7 @@ class Dataset:
     fingerprint: dict[str, Any]  # must be the same when a run resumes
     preprocess: Preprocess
     value_ranges: ValueRanges | None = None  # of images of more than 8 bits, as in `pixel_rules.PixelRules`
+    level_bits: int = 8  # of the images before the step, as in `pixel_rules.PixelRules`
 
     @property
     def num_classes(self) -> int:
@@ -76,6 +77,7 @@ class OpenedDataset:
     parts: dict[str, list[splits.Part]]
     loader: str  # on_device or streaming
     native: int | None  # side in pixels if all images seem to be squares of one size that are kept as they are
+    level_bits: int  # 8 or 16, judged by the first image until the range of values is measured
 
     @property
     def train_examples(self) -> int:
@@ -109,13 +111,23 @@ def open_dataset(options: DataOptions, devices: int) -> OpenedDataset:
     split_specs = options.choose_splits(source.sizes)
     parts = {role: splits.parse_split(spec, source.sizes) for role, spec in split_specs.items() if spec}
     native = native_side(source, parts, options.stored_size)
-    needed, encoded = decoded_bytes(source, parts, options.stored_size), source.encoded
-    loader = choose_loader(options, encoded, native, needed <= options.allowed_bytes(devices))
+    level_bits = level_bits_of(source, parts)
+    if options.value_ranges is None and value_range.begins_deep(source.records(parts["train"][0][0])):
+        level_bits = 16
+    return with_loader(OpenedDataset(options, source, split_specs, parts, "", native, level_bits), devices)
+
+
+def with_loader(opened: OpenedDataset, devices: int) -> OpenedDataset:
+    """Return an open data set with the loader for its options and its size. Raises UserError as `open_dataset`."""
+    options, source = opened.options, opened.source
+    needed = decoded_bytes(source, opened.parts, options.stored_size) * opened.level_bits // 8
+    fits = needed <= options.allowed_bytes(devices)
+    loader = choose_loader(options, source.encoded, opened.native, fits)
     if loader == "streaming":
         check_streaming(options)
-    elif options.loader == "auto" and encoded and needed > options.allowed_bytes(devices):
+    elif options.loader == "auto" and source.encoded and not fits:
         options = dataclasses.replace(options, on_device_sharding="sharded")  # the same batches, from less memory
-    return OpenedDataset(options, source, split_specs, parts, loader, native)
+    return dataclasses.replace(opened, options=options, loader=loader)
 
 
 def load_dataset(options: DataOptions, mesh: Mesh) -> Dataset:
@@ -137,7 +149,10 @@ def load_opened(opened: OpenedDataset, mesh: Mesh) -> Dataset:
     """
     for note in opened.source.notes:
         print(printable(note), flush=True)
+    judged_by_first = opened.level_bits
     opened, value_ranges = with_measured_ranges(opened)
+    if opened.level_bits > judged_by_first:
+        opened = with_loader(opened, mesh.size)
     options, source = opened.options, opened.source
     try:
         split_loaders = (_on_device if opened.loader == "on_device" else _streaming)(opened, mesh)
@@ -162,9 +177,11 @@ def load_opened(opened: OpenedDataset, mesh: Mesh) -> Dataset:
         split_specs=opened.split_specs,
         fingerprint={"name": source.name, "classes": list(source.class_names)}
         | ({} if value_ranges is None else {"value_ranges": [list(pair) for pair in value_ranges]})
+        | ({} if opened.level_bits == 8 else {"level_bits": opened.level_bits})
         | split_loaders.fingerprint,
         preprocess=Preprocess(options.image_size, mean, std, options.augment, options.crop_pct, cropped=not on_device),
         value_ranges=value_ranges,
+        level_bits=opened.level_bits,
     )
 
 
@@ -180,9 +197,10 @@ def with_measured_ranges(opened: OpenedDataset) -> tuple[OpenedDataset, ValueRan
         root = runtime.cache_root(options.cache_dir)
         measured = value_range.measure_once(parts, source.channels, identity, root)
         if measured is None:
-            return opened, None
+            return dataclasses.replace(opened, level_bits=8), None
         lines, ranges = value_range.describe(measured.ranges, measured), measured.ranges
-        opened = dataclasses.replace(opened, source=source.with_ranges(ranges))
+        source = source.with_ranges(ranges)
+        opened = dataclasses.replace(opened, source=source, level_bits=level_bits_of(source, opened.parts))
     for line in lines:
         print(line, flush=True)
     return opened, ranges
@@ -203,8 +221,13 @@ def split_names(parts: Mapping[str, list[splits.Part]]) -> list[str]:
     return list(dict.fromkeys(name for slices in parts.values() for name, _, _ in slices))
 
 
+def level_bits_of(source: base.Source, parts: Mapping[str, list[splits.Part]]) -> int:
+    """Return the bits of the levels to which a source's images are decoded."""
+    return source.records(parts["train"][0][0]).rules.level_bits
+
+
 def decoded_bytes(source: base.Source, parts: Mapping[str, list[splits.Part]], largest: int) -> int:
-    """Estimate the memory of on-device images of at most this side, without reading them all."""
+    """Estimate the memory of on-device images of at most this side and 8 bits, without reading them all."""
     pixels = (source.sizes[name] * stored_side(source, name, largest) ** 2 for name in split_names(parts))
     return sum(pixels) * source.channels
 

@@ -6,7 +6,6 @@ Reads every format that Pillow itself decodes, in nested folders too. `notes` na
 import collections
 import contextlib
 import copy
-import dataclasses
 import functools
 import hashlib
 import os
@@ -185,7 +184,7 @@ class Folder:
 
     def with_ranges(self, ranges: ValueRanges) -> "Folder":
         source = copy.copy(self)
-        source.rules = dataclasses.replace(self.rules, value_ranges=ranges)
+        source.rules = self.rules.with_ranges(ranges)
         source._records = {split: copy.copy(records) for split, records in self._records.items()}
         for records in source._records.values():
             records.rules = source.rules
