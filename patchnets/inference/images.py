@@ -38,7 +38,7 @@ def decode_one(image: AnyImage, spec: ModelSpec, name: str = "the image") -> Dec
     if isinstance(image, np.ndarray):
         image = _checked(image, spec, name)
         if image.dtype == np.uint8 and image.shape == (size, size, spec.channels) and crop_pct == 1:
-            return bit_depth.widen(image, spec.level_bits)
+            return bit_depth.widen(image, spec.rules.level_bits)
         if image.dtype != np.uint8 or spec.channels not in (1, 3):
             return decode.decode_image(image, name, spec.channels, size, crop_pct, spec.rules)
         image = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)

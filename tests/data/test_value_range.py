@@ -121,6 +121,15 @@ def test_what_is_no_range_is_refused(value):
         DataOptions(value_range=value)
 
 
+def test_images_are_measured_by_their_content_and_not_by_their_name(scans, mesh1, capsys):
+    for path in list((scans / "train").rglob("*.png")):
+        path.rename(path.with_suffix(".jpg"))
+    Image.fromarray(np.zeros((SIZE, SIZE), np.uint8)).save(scans / "train/a/jpeg.jpg")
+    loaded = data.load_dataset(options_of(scans), mesh1)
+    assert loaded.value_ranges == ((100.0, 3000.0),) and loaded.level_bits == 16
+    assert "values from 100 to 3,000" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
 def test_images_of_eight_bits_have_no_range(tmp_path, mesh1, capsys, suffix):
     for i in range(2):
