@@ -22,6 +22,7 @@ from patchnets.data.on_device import OnDeviceLoader
 from patchnets.data.options import DataOptions
 from patchnets.data.pixel_rules import PixelRules
 from patchnets.errors import UserError
+from patchnets.estimate.dataset_spec import find_dataset_spec
 from patchnets.inference import images as images_lib
 from patchnets.inference.model import Model
 from patchnets.run import workdir
@@ -292,6 +293,16 @@ def test_memory_counts_both_bytes(tmp_path, mesh1, first_is_deep):
     loaded.train.close()
     with pytest.raises(UserError, match=r"take 5\.0 KiB of memory"):
         data.load_dataset(dataclasses.replace(options, loader="on_device"), mesh1)
+
+
+@pytest.mark.parametrize("loader", ["on_device", "streaming"])
+def test_an_estimate_counts_both_bytes(scans, mesh1, loader):
+    """By the first image, for it measures nothing."""
+    estimated = find_dataset_spec(options_of(scans, loader=loader, value_range=None), 1)
+    inputs = estimated.step_inputs(mesh1)
+    images = inputs["image"] if loader == "streaming" else inputs.images
+    assert (images.dtype, images.shape) == (np.uint16, (24, SIZE, SIZE, 1))
+    assert estimated.image_bytes == 2 * SIZE**2
 
 
 def test_arrays_of_bytes_are_levels_of_a_model_of_sixteen_bits(scans, mesh1):
