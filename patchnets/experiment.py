@@ -155,13 +155,11 @@ def build_experiment(
     opened = open_dataset(data_options(config), mesh.size) if data is None else None
     summary = cast(DataSummary, opened or data)
 
-    per_epoch = summary.steps_per_epoch
-    total_steps = in_steps("total", steps=config.total_steps, epochs=config.total_epochs, steps_per_epoch=per_epoch)
-    total_steps = max(1, total_steps or 0)
-    eval_every = in_steps(
-        "eval_every", steps=config.eval_every_steps, epochs=config.eval_every_epochs, steps_per_epoch=per_epoch
+    total_steps, eval_every = run_lengths(
+        total=(config.total_steps, config.total_epochs),
+        eval_every=(config.eval_every_steps, config.eval_every_epochs),
+        steps_per_epoch=summary.steps_per_epoch,
     )
-    eval_every = per_epoch if eval_every is None else max(1, eval_every)
     early_stopping = EarlyStopping(**config.early_stopping.to_dict())
     reduce_on_plateau = ReduceLROnPlateau(**config.reduce_on_plateau.to_dict())
     for watcher in (early_stopping, reduce_on_plateau):
@@ -169,7 +167,7 @@ def build_experiment(
 
     model = models.create_model(**config.model, num_classes=summary.num_classes)
     params = abstract_params(model, config.image_size, summary.channels)
-    schedule = build_schedule(config, total_steps, per_epoch)
+    schedule = build_schedule(config, total_steps, summary.steps_per_epoch)
     optimizer = make_optimizer(**optimizer_options(config.optimizer.to_dict()), learning_rate=schedule, params=params)
     sharding.fsdp_dimensions(params, mesh, fsdp_rules)
 
@@ -180,26 +178,21 @@ def build_experiment(
     if opened is not None:  # last, because decoding may take minutes and errors should come first
         data = load_opened(opened, mesh)
     assert data is not None
-    augment, loss = Augment(**config.augment.to_dict()), LOSSES[config.loss]
-    task = Task(
+    task = make_task(
         model,
         optimizer,
         data.preprocess,
-        config.seed,
+        mesh=mesh,
+        seed=config.seed,
+        loss=config.loss,
         label_smoothing=config.label_smoothing,
-        mix=make_mix(augment),
-        erase=make_erase(augment),
-        loss=loss if in_train > 1 else sharding.batch_sharded_loss(loss, mesh),
+        augment=Augment(**config.augment.to_dict()),
         ema_decay=config.ema_decay,
-        wrap_grad_fn=functools.partial(
-            wrap_grad_fn,
-            mesh=mesh,
-            num_microbatches=in_train,
-            grad_accum_steps=config.grad_accum_steps,
-            frozen=frozen_params(config.optimizer.frozen, params) if config.optimizer.frozen else None,
-            sam_rho=config.optimizer.sam_rho,
-        ),
-        wrap_logits_fn=functools.partial(wrap_logits_fn, mesh=mesh, num_microbatches=in_eval),
+        grad_accum_steps=config.grad_accum_steps,
+        frozen=frozen_params(config.optimizer.frozen, params) if config.optimizer.frozen else None,
+        sam_rho=config.optimizer.sam_rho,
+        num_microbatches=in_train,
+        num_eval_microbatches=in_eval,
     )
     return Experiment(
         config=config,
@@ -214,8 +207,72 @@ def build_experiment(
         reduce_on_plateau=reduce_on_plateau,
         published=Published(**config.published.to_dict()),
         total_steps=total_steps,
-        eval_every=min(eval_every, total_steps),
+        eval_every=eval_every,
         num_microbatches=in_train,
+    )
+
+
+def run_lengths(
+    *,
+    total: tuple[int | None, float | None],
+    eval_every: tuple[int | None, float | None],
+    steps_per_epoch: int,
+) -> tuple[int, int]:
+    """Return the steps of a run and those from each validation to the next, an epoch by default, at least one of each.
+
+    Args:
+      total, eval_every: in (steps, epochs), of which at most one is set.
+    """
+    total_steps = in_steps("total", steps=total[0], epochs=total[1], steps_per_epoch=steps_per_epoch)
+    between = in_steps("eval_every", steps=eval_every[0], epochs=eval_every[1], steps_per_epoch=steps_per_epoch)
+    total_steps = max(1, total_steps or 0)
+    return total_steps, min(steps_per_epoch if between is None else max(1, between), total_steps)
+
+
+def make_task(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    preprocess: Preprocess,
+    *,
+    mesh: Mesh,
+    seed: int,
+    loss: str,
+    label_smoothing: float,
+    augment: Augment,
+    ema_decay: float | None,
+    grad_accum_steps: int,
+    frozen: Any,
+    sam_rho: float | None,
+    num_microbatches: int,
+    num_eval_microbatches: int,
+) -> Task:
+    """Return what the compiled steps compute.
+
+    Args:
+      loss: softmax or sigmoid.
+      frozen: tree like the parameters, true for those that are not trained; None if all are.
+      num_microbatches, num_eval_microbatches: parts into which a CPU splits a batch of training and of evaluation.
+    """
+    loss_fn = LOSSES[loss]
+    return Task(
+        model,
+        optimizer,
+        preprocess,
+        seed,
+        label_smoothing=label_smoothing,
+        mix=make_mix(augment),
+        erase=make_erase(augment),
+        loss=loss_fn if num_microbatches > 1 else sharding.batch_sharded_loss(loss_fn, mesh),
+        ema_decay=ema_decay,
+        wrap_grad_fn=functools.partial(
+            wrap_grad_fn,
+            mesh=mesh,
+            num_microbatches=num_microbatches,
+            grad_accum_steps=grad_accum_steps,
+            frozen=frozen,
+            sam_rho=sam_rho,
+        ),
+        wrap_logits_fn=functools.partial(wrap_logits_fn, mesh=mesh, num_microbatches=num_eval_microbatches),
     )
 
 

@@ -77,15 +77,34 @@ def train(
         return print_finished(Published(**config.published.to_dict()), summary, run_dir) if summary else {}
     with multihost.errors_on_all():
         experiment = build_experiment(config)
-    initialization = None
-    if config.init.weights:
-        from patchnets.inference.warm_start import warm_start
-
-        initialization = warm_start(experiment, run_dir.path)
-        if len(multihost.union({initialization.sha256} if initialization else set())) > 1:
-            raise UserError(f"config.init.weights={config.init.weights} is not the same for all processes")
+    initialization = read_initialization(experiment, run_dir) if config.init.weights else None
     run_dir.check_shared()
-    lost = False
+    return run_in(run_dir, experiment, initialization, began, preemption)
+
+
+def read_initialization(experiment: Experiment, run_dir: Workdir) -> Initialization | None:
+    """Return the trained weights that a run starts from; None if it resumes, and they are gone.
+
+    Raises:
+      UserError: they cannot be read or do not fit, or are not the same for all processes.
+    """
+    from patchnets.inference.warm_start import warm_start
+
+    initialization = warm_start(experiment, run_dir.path)
+    if len(multihost.union({initialization.sha256} if initialization else set())) > 1:
+        raise UserError(f"config.init.weights={experiment.config.init.weights} is not the same for all processes")
+    return initialization
+
+
+def run_in(
+    run_dir: Workdir,
+    experiment: Experiment,
+    initialization: Initialization | None,
+    began: float,
+    preemption: PreemptionHandler | None,
+) -> dict[str, Any]:
+    """Start or resume a run in its locked work directory, and return the summary; everything is closed afterwards."""
+    settings, lost = experiment.config, False
     with contextlib.ExitStack() as stack:
         stack.callback(run_dir.release)
         stack.callback(experiment.data.close)
@@ -97,10 +116,12 @@ def train(
         if run_dir.grown_from:
             console.print_growth(run_dir.grown_from, experiment)
         checkpoints = Checkpoints(
-            run_dir.checkpoints, max_to_keep=config.checkpoint.max_to_keep, best_metric=config.checkpoint.best_metric
+            run_dir.checkpoints,
+            max_to_keep=settings.checkpoint.max_to_keep,
+            best_metric=settings.checkpoint.best_metric,
         )
         stack.callback(lambda: None if lost else checkpoints.close())  # it would wait for a lost process
-        board = TensorBoard(run_dir.path, config.tensorboard and multihost.is_first_process())
+        board = TensorBoard(run_dir.path, settings.tensorboard and multihost.is_first_process())
         stack.callback(board.close)
         handler = preemption or stack.enter_context(PreemptionHandler())
         try:

@@ -1,4 +1,8 @@
-"""Convert stored uint8 images to model inputs on the device: resize, augment, normalize."""
+"""Convert stored images to model inputs on the device: resize, augment, normalize.
+
+Stored levels of 16 bits become fractions of those from 0 to 255, which every operation takes; tables of policies round
+them to whole levels, as they do those of resized images.
+"""
 
 import dataclasses
 from typing import Any
@@ -6,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, UInt
 
 from patchnets.augment import color, geometry, policies, random_erasing
 from patchnets.augment import mixup as mixing
@@ -109,7 +113,7 @@ class Preprocess:
     cropped: bool = False
 
     def __call__(
-        self, images: UInt8[Array, "batch height width channels"], key: Array | None = None
+        self, images: UInt[Array, "batch height width channels"], key: Array | None = None
     ) -> Float[Array, "batch size size channels"]:
         """Preprocess a batch: with augmentation from `key`, or for evaluation if `key` is None."""
         if key is None:
@@ -125,21 +129,21 @@ class Preprocess:
         return (x - mean) * (1 / std)
 
     def resize(
-        self, images: UInt8[Array, "batch height width channels"], crop: float = 1.0
+        self, images: UInt[Array, "batch height width channels"], crop: float = 1.0
     ) -> Float[Array, "batch size size channels"]:
         """Center-crop a share `crop` of the sides and resize it to `image_size`; levels are not normalized."""
-        x = images.astype(jnp.float32)
+        x = _levels(images)
         height, width = x.shape[1:3]
         if self.cropped or (crop == 1.0 and (height, width) == (self.image_size, self.image_size)):
             return x
         return geometry.resample(x, *geometry.center_crop_matrices(height, width, self.image_size, crop))
 
     def apply_geometry(
-        self, images: UInt8[Array, "batch height width channels"], keys: Array
+        self, images: UInt[Array, "batch height width channels"], keys: Array
     ) -> Float[Array, "batch size size channels"]:
         """Crop and resize; then rotate and shear; then flip, zoom and translate."""
         augment, size = self.augment, self.image_size
-        x = images.astype(jnp.float32)
+        x = _levels(images)
         height, width = x.shape[1:3]
         steps = []
         if augment.crop_padding > 0:
@@ -194,6 +198,12 @@ class Preprocess:
         return x
 
 
+def _levels(images: UInt[Array, "batch height width channels"]) -> Float[Array, "batch height width channels"]:
+    """Return stored images as levels from 0 to 255."""
+    levels = images.astype(jnp.float32)
+    return levels / 257 if images.dtype == jnp.uint16 else levels
+
+
 def check_channels(augment: Augment, channels: int, normalize: str = "unit") -> None:
     """Raise UserError for color operations on gray images, and on others for what takes only gray or RGB."""
     if channels not in (1, 3):
@@ -214,7 +224,7 @@ def check_channels(augment: Augment, channels: int, normalize: str = "unit") -> 
 
 
 def normalization(
-    name: str, images: UInt8[np.ndarray, "examples h w channels"], skipped: int = 0
+    name: str, images: UInt[np.ndarray, "examples h w channels"], skipped: int = 0
 ) -> tuple[tuple[float, ...], ...]:
     """Return (mean, std) per channel on the scale 0 to 255; "dataset" computes them exactly from `images`, of which
     `skipped` are black in place of some that could not be read, and do not count."""
@@ -230,11 +240,12 @@ def normalization(
         return (127.5,) * channels, (127.5,) * channels
     if name != "dataset":
         raise UserError(f"config.normalize={name} is unknown; use symmetric, unit, imagenet or dataset")
-    levels = np.arange(256)
+    largest = int(np.iinfo(images.dtype).max)
+    levels = np.arange(largest + 1) * (255 / largest)
     means, stds = [], []
     for c in range(channels):
         parts = np.array_split(images, 64)
-        counts = np.sum([np.bincount(part[..., c].ravel(), minlength=256) for part in parts], axis=0)
+        counts = np.sum([np.bincount(part[..., c].ravel(), minlength=largest + 1) for part in parts], axis=0)
         counts[0] -= skipped * images.shape[1] * images.shape[2]
         mean = float((counts * levels).sum() / counts.sum())
         variance = float((counts * (levels - mean) ** 2).sum() / counts.sum())

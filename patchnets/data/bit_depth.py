@@ -1,33 +1,47 @@
-"""Pixels of more than 8 bits, and images in .npy files, as levels from 0 to 255.
+"""Pixels of more than 8 bits, and images in .npy files, as levels of 8 bits (0 to 255) or 16 (0 to 65,535).
 
-Pillow keeps 16-bit and float gray images as they are, but of 16-bit color images only the higher byte of each value.
-It reads no .npy files.
+A level of 8 bits is 257 of 16. Pillow keeps 16-bit and float gray images as they are, but of 16-bit color images only
+the higher byte of each value. It reads no .npy files.
 """
 
 import io
 import math
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Num, UInt8
+from jaxtyping import Float, Num, UInt
 from PIL import Image
 
 ValueRanges = tuple[tuple[float, float], ...]  # (lowest, highest): a pair for all channels, or a pair for each
 SIXTEEN_BITS: ValueRanges = ((0.0, 65535.0),)
 ARRAY_SUFFIX = ".npy"
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in gray (ITU-R 601-2), as Pillow has them
 # What Pillow calls the byte order of 16-bit colors, and the order in which it would keep the other byte.
 OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
+GRAY_ALPHA = "RGBA"  # raw mode of all bytes of 16-bit gray and alpha
+Levels = UInt[np.ndarray, "height width channels"]  # uint8 or uint16
 
 
-def to_levels(values: Num[np.ndarray, "height width channels"], ranges: ValueRanges) -> UInt8[np.ndarray, "..."]:
-    """Map the lowest value of each range to 0 and the highest to 255; clip others. NaN becomes 0."""
+def dtype_of(bits: int) -> np.dtype:
+    """Return the type of levels of 8 or 16 bits."""
+    return np.dtype(f"uint{bits}")
+
+
+def to_levels(values: Num[np.ndarray, "height width channels"], ranges: ValueRanges, bits: int = 8) -> Levels:
+    """Map the lowest value of each range to 0 and the highest to the highest level; clip others. NaN becomes 0."""
+    top = 2**bits - 1
     low, high = np.array(ranges, np.float64).T
     with np.errstate(invalid="ignore", over="ignore"):
-        levels = np.rint((values.astype(np.float64) - low) * (255 / np.maximum(high - low, np.finfo(np.float64).tiny)))
-    return np.nan_to_num(np.clip(levels, 0, 255)).astype(np.uint8)
+        levels = np.rint((values.astype(np.float64) - low) * (top / np.maximum(high - low, np.finfo(np.float64).tiny)))
+    return np.nan_to_num(np.clip(levels, 0, top)).astype(dtype_of(bits))
+
+
+def widen(levels: Levels, bits: int) -> Levels:
+    """Return levels of 8 bits as the same ones of `bits`, which is 8 or 16."""
+    return levels if bits == 8 else levels.astype(np.uint16) * np.uint16(257)
 
 
 def is_array_file(data: Any) -> bool:
@@ -86,12 +100,10 @@ def has_eight_bits(dtype: np.dtype) -> bool:
     return dtype in (np.uint8, np.bool_)
 
 
-def array_levels(
-    values: Num[np.ndarray, "height width channels"], ranges: ValueRanges | None
-) -> UInt8[np.ndarray, "height width channels"]:
+def array_levels(values: Num[np.ndarray, "height width channels"], ranges: ValueRanges | None, bits: int = 8) -> Levels:
     """Return the levels of an array. Raise ValueError if they hang on a range and there is none."""
     if has_eight_bits(values.dtype):
-        return values.astype(np.uint8) * 255 if values.dtype == np.bool_ else values
+        return widen(values.astype(np.uint8) * 255 if values.dtype == np.bool_ else values, bits)
     if ranges is None and (values.dtype.kind, values.dtype.itemsize) != (
         "u",
         2,
@@ -103,7 +115,7 @@ def array_levels(
         ranges = default_ranges(values.dtype)
     if len(ranges) not in (1, values.shape[-1]):
         raise ValueError(f"it has {values.shape[-1]} channels; expected {len(ranges)}")
-    return to_levels(values, ranges)
+    return to_levels(values, ranges, bits)
 
 
 def default_ranges(dtype: np.dtype) -> ValueRanges:
@@ -113,19 +125,53 @@ def default_ranges(dtype: np.dtype) -> ValueRanges:
     return SIXTEEN_BITS
 
 
-def split_channels(levels: UInt8[np.ndarray, "height width channels"], channels: int) -> list[Image.Image]:
+def split_channels(levels: Levels, channels: int) -> list[Image.Image]:
     """Return an image as Pillow's: one gray or RGB image if `channels` is 1 or 3, else a gray one for each channel.
+
+    Levels of 16 bits become floats, a gray image for each channel: Pillow resizes no others of more than 8 bits.
 
     Raises:
       ValueError: it has another number of channels, and is neither gray nor RGB.
     """
-    count = levels.shape[2]
-    if count in (1, 3) and channels in (1, 3):
+    count, in_color = levels.shape[2], {levels.shape[2], channels} <= {1, 3}
+    if count != channels and not in_color:
+        raise ValueError(f"it has {count} channels; expected {channels}")
+    if in_color and levels.dtype == np.uint8:
         image = Image.fromarray(np.ascontiguousarray(levels[..., 0] if count == 1 else levels))
         return [image.convert("RGB" if channels == 3 else "L")]
-    if count != channels:
-        raise ValueError(f"it has {count} channels; expected {channels}")
-    return [Image.fromarray(np.ascontiguousarray(levels[..., c])) for c in range(count)]
+    if count > channels:
+        levels = np.rint(levels @ np.array(LUMA))[..., None]
+    kind = np.uint8 if levels.dtype == np.uint8 else np.float32
+    images = [Image.fromarray(np.ascontiguousarray(levels[..., c], kind)) for c in range(levels.shape[2])]
+    return images * (channels // len(images))  # gray as RGB
+
+
+def join_channels(images: Sequence[Image.Image]) -> Levels:
+    """Return the levels of `split_channels`: uint8, or uint16 of floats, rounded and clipped."""
+    return np.concatenate([_levels_of(image) for image in images], axis=-1) if images[1:] else _levels_of(images[0])
+
+
+def _levels_of(image: Image.Image) -> Levels:
+    if image.mode == "F":
+        return np.clip(np.rint(np.asarray(image)), 0, 65535).astype(np.uint16)[..., None]
+    return np.asarray(image, np.uint8).reshape(image.height, image.width, -1)
+
+
+def lay_on(levels: Levels, opacity: Float[np.ndarray, "height width 1"], background: int) -> Levels:
+    """Return levels over a background of this level, which shows where they are not opaque."""
+    return np.rint(levels * opacity + background * (1 - opacity)).astype(levels.dtype)
+
+
+def low_raw_mode(image: Image.Image) -> str | None:
+    """Return the raw mode in which Pillow reads the lower bytes of a 16-bit color image whose pixels are not loaded;
+    None for others. Gray and alpha are read as four channels of a byte each."""
+    raw_modes = {_raw_mode(tile) for tile in getattr(image, "tile", ())}
+    if image.mode not in ("RGB", "RGBA") or len(raw_modes) != 1:
+        return None
+    layout, _, order = raw_modes.pop().partition(";")
+    if layout == "LA" and order == "16B":
+        return GRAY_ALPHA
+    return f"{layout};{OTHER_BYTE[order]}" if layout in ("RGB", "RGBA", "RGBX") and order in OTHER_BYTE else None
 
 
 def low_bytes(image: Image.Image, reopen: Callable[[], Image.Image]) -> Image.Image | None:
@@ -134,18 +180,15 @@ def low_bytes(image: Image.Image, reopen: Callable[[], Image.Image]) -> Image.Im
     Args:
       reopen: opens the same file again.
     """
-    raw_modes = {_raw_mode(tile) for tile in getattr(image, "tile", ())}
-    if raw_modes == {"LA;16B"}:  # whose lower bytes Pillow cannot read
-        return reopen()
-    if image.mode not in ("RGB", "RGBA") or len(raw_modes) != 1:
-        return None
-    layout, _, order = raw_modes.pop().partition(";")
-    if layout not in ("RGB", "RGBA", "RGBX") or order not in OTHER_BYTE:
+    raw_mode = low_raw_mode(image)
+    if raw_mode is None:
         return None
     other: Any = reopen()
-    raw_mode = f"{layout};{OTHER_BYTE[order]}"
     others = [raw_mode if isinstance(tile.args, str) else (raw_mode, *tile.args[1:]) for tile in other.tile]
     other.tile = [tile._replace(args=args) for tile, args in zip(other.tile, others)]
+    if raw_mode == GRAY_ALPHA:
+        _, gray, _, alpha = other.split()
+        other.paste(Image.merge("RGBA", (gray, gray, gray, alpha)))  # in place, to keep its EXIF header
     return other
 
 
@@ -161,10 +204,27 @@ def pixel_values(image: Image.Image, low: Image.Image | None) -> Num[np.ndarray,
       low: its `low_bytes`, turned as the image.
     """
     if low is not None:
-        colors = slice(0, 3)
-        high = np.asarray(image)[..., colors].astype(np.uint16)
-        return high << 8 | np.asarray(low)[..., colors]
+        return _sixteen_bits(image, low)[..., :3]
     return np.asarray(image)[..., None] if is_deep_gray(image) else None
+
+
+def opacity(image: Image.Image, low: Image.Image | None) -> Float[np.ndarray, "height width 1"] | None:
+    """Return the alpha channel of an image of `pixel_values`, from 0 to 1; None if it has none."""
+    return _sixteen_bits(image, low)[..., 3:] / 65535 if low is not None and image.mode == "RGBA" else None
+
+
+def _sixteen_bits(high: Image.Image, low: Image.Image) -> UInt[np.ndarray, "height width channels"]:
+    return np.asarray(high).astype(np.uint16) << 8 | np.asarray(low)
+
+
+def is_gray_alpha(image: Image.Image) -> bool:
+    """Return whether an image is gray with alpha of 16 bits, which Pillow opens as RGBA."""
+    return low_raw_mode(image) == GRAY_ALPHA
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Return whether an image whose pixels are not loaded yet has more than 8 bits."""
+    return is_deep_gray(image) or low_raw_mode(image) is not None
 
 
 def is_deep_gray(image: Image.Image) -> bool:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, UInt
 
 from patchnets.runtime.format import list_names, printable
 
@@ -31,7 +31,7 @@ def check_classes(class_names: Sequence[str], train_labels: Int[np.ndarray, " ex
 
 
 def check_duplicates(
-    images_of: Mapping[str, UInt8[np.ndarray, "examples height width channels"]],
+    images_of: Mapping[str, UInt[np.ndarray, "examples height width channels"]],
     skipped: Mapping[str, Container[int]] | None = None,
 ) -> list[str]:
     """Return lines about images of a later split, by their pixels, that an earlier one has too.
@@ -58,5 +58,5 @@ def check_duplicates(
     return lines
 
 
-def _hash(image: UInt8[np.ndarray, "height width channels"]) -> bytes:
+def _hash(image: UInt[np.ndarray, "height width channels"]) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()

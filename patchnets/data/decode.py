@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Num, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from jaxtyping import Float32, Num, UInt
+from PIL import Image, UnidentifiedImageError
 
-from patchnets.data import bit_depth
-from patchnets.data.pixel_rules import BACKGROUNDS, DEFAULT_RULES, PixelRules
+from patchnets.data import bit_depth, pixels
+from patchnets.data.bit_depth import Levels, join_channels
+from patchnets.data.pixel_rules import DEFAULT_RULES, PixelRules
 from patchnets.errors import RunError, first_line
 
 # Silence Pillow's warning for large images; still larger ones raise its error.
@@ -34,8 +35,6 @@ NOT_DECODED = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF"}
 EXIF_WITHIN = 2**16  # bytes from the start of a JPEG; EXIF is in its first or second segment
 LARGEST_FILTERED = 4.0  # beyond this factor Pillow shrinks images: a blur would need too many taps
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
-EXIF_ORIENTATION = 0x0112  # the tag; 1 is upright
-GRAY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"}
 SAMPLES_PER_PIXEL, EXTRA_SAMPLES, UNSPECIFIED = 277, 338, 0  # tags of TIFF; a sample of no stated meaning
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
@@ -84,9 +83,22 @@ def count_channels(data: bytes | pathlib.Path) -> int | None:
             tags = getattr(file, "tag_v2", {})
             if UNSPECIFIED in tags.get(EXTRA_SAMPLES, ()):
                 return tags[SAMPLES_PER_PIXEL]
-            return 1 if file.mode in GRAY_MODES else 3
+            return 1 if file.mode in pixels.GRAY_MODES or bit_depth.is_gray_alpha(file) else 3
     except Exception:
         return None
+
+
+def is_deep(data: bytes | pathlib.Path) -> bool:
+    """Return whether an image has more than 8 bits, by its header.
+
+    Raises an error of NumPy or Pillow if that cannot be read.
+    """
+    if bit_depth.is_array_file(data):
+        return not bit_depth.has_eight_bits(bit_depth.array_header(data)[1])
+    if bit_depth.is_png_of_eight_bits(data):  # most candidates, of which Pillow would read more than the first bytes
+        return False
+    with _open(data) as file:
+        return bit_depth.is_deep(file)
 
 
 def deep_values(data: bytes | pathlib.Path) -> Num[np.ndarray, "height width channels"] | None:
@@ -94,13 +106,12 @@ def deep_values(data: bytes | pathlib.Path) -> Num[np.ndarray, "height width cha
 
     Raises an error of NumPy or Pillow if it cannot be read.
     """
-    if bit_depth.is_array_file(data):
-        return None if bit_depth.has_eight_bits(bit_depth.array_header(data)[1]) else bit_depth.read_array(data)
-    if bit_depth.is_png_of_eight_bits(data):  # most candidates, of which Pillow would read more than the first bytes
+    if not is_deep(data):
         return None
+    if bit_depth.is_array_file(data):
+        return bit_depth.read_array(data)
     with _open(data) as file:
-        low = bit_depth.low_bytes(file, lambda: _open(data))
-        return bit_depth.pixel_values(file, low) if low is not None or bit_depth.is_deep_gray(file) else None
+        return bit_depth.pixel_values(file, bit_depth.low_bytes(file, lambda: _open(data)))
 
 
 def decode_image(
@@ -111,7 +122,7 @@ def decode_image(
     crop_pct: float = 1.0,
     rules: PixelRules = DEFAULT_RULES,
     interpolation: str = "bicubic",
-) -> UInt8[np.ndarray, "height width channels"]:
+) -> Levels:
     """Decode one image with Pillow.
 
     Args:
@@ -128,7 +139,8 @@ def decode_image(
     """
     try:
         with _opened(data, channels, rules) as images:
-            return _joined([_crop_and_resize(image, size, crop_pct, INTERPOLATIONS[interpolation]) for image in images])
+            resampling = INTERPOLATIONS[interpolation]
+            return join_channels([_crop_and_resize(image, size, crop_pct, resampling) for image in images])
     except Exception as error:
         raise _unreadable(name, error) from error
 
@@ -139,68 +151,22 @@ def _opened(data: Any, channels: int, rules: PixelRules) -> Iterator[list[Image.
     if bit_depth.is_array_file(data):
         data = bit_depth.read_array(data)
     if isinstance(data, np.ndarray):
-        yield bit_depth.split_channels(bit_depth.array_levels(data, rules.value_ranges), channels)
+        yield bit_depth.split_channels(bit_depth.array_levels(data, rules.value_ranges, rules.level_bits), channels)
         return
     with contextlib.nullcontext(data) if isinstance(data, Image.Image) else _open(data) as file:
         path = getattr(data, "filename", "") if isinstance(data, Image.Image) else ""
         origin = pathlib.Path(path) if path else None if isinstance(data, Image.Image) else data
-        yield [_with_channels(file, channels, rules, origin)]
+        yield pixels.split_pixels(file, channels, rules, None if origin is None else lambda: _open(origin))
 
 
-def _crop_and_resize(image: Image.Image, size: int | None, crop_pct: float, resampling: Image.Resampling) -> np.ndarray:
-    if size is not None:
-        side = min(image.size) * crop_pct
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        box = (left, top, left + side, top + side)
-        image = image.resize((size, size), resampling, box=box)
-    return _as_array(image)
-
-
-def _joined(channels: list[np.ndarray]) -> np.ndarray:
-    return channels[0] if len(channels) == 1 else np.concatenate(channels, axis=-1)
-
-
-def _as_array(image: Image.Image) -> np.ndarray:
-    return np.asarray(image, np.uint8).reshape(image.height, image.width, -1)
-
-
-def _orientation(image: Image.Image, rules: PixelRules) -> int:
-    """Return the EXIF orientation from 1 to 8; 1 if there is none or the rules ignore it."""
-    orientation = image.getexif().get(EXIF_ORIENTATION, 1) if rules.exif_orientation else 1
-    return orientation if orientation in range(1, 9) else 1
-
-
-def _upright(image: Image.Image, rules: PixelRules) -> Image.Image:
-    return image if _orientation(image, rules) == 1 else ImageOps.exif_transpose(image)
-
-
-def _with_channels(
-    file: Image.Image, channels: int, rules: PixelRules, origin: bytes | pathlib.Path | None
+def _crop_and_resize(
+    image: Image.Image, size: int | None, crop_pct: float, resampling: Image.Resampling
 ) -> Image.Image:
-    """Return an opened image upright, in gray or RGB. `origin` is what it was opened from, if that is known."""
-
-    def reopen() -> Image.Image:
-        if origin is None:
-            raise ValueError("of the 16 bits of its colors Pillow keeps 8; give the path of its file or an array")
-        return _open(origin)
-
-    if channels not in (1, 3):
-        raise ValueError(f"it has {1 if file.mode in GRAY_MODES else 3} channels; expected {channels}")
-    low = None if origin is None and rules.value_ranges is None else bit_depth.low_bytes(file, reopen)
-    image = _upright(file, rules)
-    values = bit_depth.pixel_values(image, None if low is None else _upright(low, rules))
-    if values is not None:
-        ranges = rules.value_ranges or bit_depth.default_ranges(values.dtype)
-        levels = Image.fromarray(np.squeeze(bit_depth.to_levels(values, ranges), -1 if values.shape[2] == 1 else ()))
-        if image.mode == "RGBA":
-            levels.putalpha(image.getchannel("A"))
-        image = levels
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        if rules.background != "none":
-            canvas = Image.new("RGBA", image.size, BACKGROUNDS[rules.background])
-            image = Image.alpha_composite(canvas, image)
-    return image.convert("RGB" if channels == 3 else "L")
+    if size is None:
+        return image
+    side = min(image.size) * crop_pct
+    left, top = (image.width - side) / 2, (image.height - side) / 2
+    return image.resize((size, size), resampling, box=(left, top, left + side, top + side))
 
 
 def decode_crop(
@@ -210,7 +176,7 @@ def decode_crop(
     size: int,
     choose: Callable[[int, int], tuple[int, int, int, int]],
     rules: PixelRules = DEFAULT_RULES,
-) -> UInt8[np.ndarray, "size size channels"]:
+) -> UInt[np.ndarray, "size size channels"]:
     """Decode a part of an image, resized to `size` pixels a side (bilinear, antialiased).
 
     Args:
@@ -226,8 +192,8 @@ def decode_crop(
     """
     decoded = _decode_jpeg(data, channels, size, choose, rules)
     try:
-        pixels, box = decoded or _decode_with_pillow(data, channels, size, choose, rules)
-        return resize_box(pixels, box, size)
+        levels, box = decoded or _decode_with_pillow(data, channels, size, choose, rules)
+        return resize_box(levels, box, size)
     except Exception as error:
         raise _unreadable(name, error) from error
 
@@ -246,7 +212,7 @@ def _scaled(crop: tuple[int, int, int, int], height: float, width: float) -> Box
 def _decode_jpeg(
     data: bytes, channels: int, size: int, choose: Callable[..., Any], rules: PixelRules
 ) -> tuple[np.ndarray, Box] | None:
-    """Return the pixels, scaled down if there are more than enough, and the box of the crop in them. Return None for
+    """Return the levels, scaled down if there are more than enough, and the box of the crop in them. Return None for
     Pillow's part: other formats, CMYK, JPEGs that libjpeg-turbo rejects, or simplejpeg not installed."""
     jpeg = _simplejpeg()
     if jpeg is None or data[:2] != b"\xff\xd8" or channels not in (1, 3):
@@ -254,7 +220,7 @@ def _decode_jpeg(
     try:
         if rules.exif_orientation and b"Exif\0\0" in data[:EXIF_WITHIN]:
             with _open(data) as file:
-                if _orientation(file, rules) != 1:
+                if pixels.orientation(file, rules) != 1:
                     return None
         height, width, colors, _ = jpeg.decode_jpeg_header(data)
         if colors not in ("YCbCr", "Gray", "RGB") or height * width > (Image.MAX_IMAGE_PIXELS or math.inf):
@@ -262,10 +228,10 @@ def _decode_jpeg(
         crop = choose(height, width)
         by = reduction(crop, size)
         least = dict(min_height=-(-height // by), min_width=-(-width // by)) if by > 1 else {}
-        pixels = jpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY", **least)
+        levels = jpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY", **least)
     except Exception:
         return None
-    return pixels, _scaled(crop, pixels.shape[0] / height, pixels.shape[1] / width)
+    return bit_depth.widen(levels, rules.level_bits), _scaled(crop, levels.shape[0] / height, levels.shape[1] / width)
 
 
 def _decode_with_pillow(
@@ -273,33 +239,30 @@ def _decode_with_pillow(
 ) -> tuple[np.ndarray, Box]:
     if bit_depth.is_array_file(data):
         with _opened(data, channels, rules) as images:
-            pixels = _joined([_as_array(image) for image in images])
-        return pixels, _scaled(choose(*pixels.shape[:2]), 1.0, 1.0)
+            levels = join_channels(images)
+        return levels, _scaled(choose(*levels.shape[:2]), 1.0, 1.0)
     with _open(data) as file:
-        on_its_side = file.format != "TIFF" and _orientation(file, rules) > 4  # Pillow turns TIFFs itself
+        on_its_side = file.format != "TIFF" and pixels.orientation(file, rules) > 4  # Pillow turns TIFFs itself
         width, height = reversed(file.size) if on_its_side else file.size
         crop = choose(height, width)
         by = reduction(crop, size)
         if by > 1 and file.format == "JPEG":
             file.draft(None, (file.width // by, file.height // by))
-        pixels = _as_array(_with_channels(file, channels, rules, data))
-    return pixels, _scaled(crop, pixels.shape[0] / height, pixels.shape[1] / width)
+        levels = join_channels(pixels.split_pixels(file, channels, rules, lambda: _open(data)))
+    return levels, _scaled(crop, levels.shape[0] / height, levels.shape[1] / width)
 
 
-def resize_box(
-    pixels: UInt8[np.ndarray, "height width channels"], box: Box, size: int
-) -> UInt8[np.ndarray, "size size channels"]:
+def resize_box(levels: Levels, box: Box, size: int) -> UInt[np.ndarray, "size size channels"]:
     """Resize a box of an image, rounded to whole pixels, to a square of side `size` (bilinear, antialiased)."""
     left, top = round(box[0]), round(box[1])
-    part = pixels[top : max(round(box[3]), top + 1), left : max(round(box[2]), left + 1)]
-    if part.shape[2] not in (1, 3):
-        return np.concatenate([resize_box(pixels[..., [c]], box, size) for c in range(part.shape[2])], axis=-1)
+    part = levels[top : max(round(box[3]), top + 1), left : max(round(box[2]), left + 1)]
+    channels = part.shape[2]
+    if channels not in (1, 3):
+        return np.concatenate([resize_box(levels[..., [c]], box, size) for c in range(channels)], axis=-1)
     opencv, scales = _opencv(), (part.shape[0] / size, part.shape[1] / size)
     if opencv is None or max(scales) > LARGEST_FILTERED:
-        channels = part.shape[2]
-        image = Image.fromarray(part if channels == 3 else part[..., 0])
-        resized = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
-        return np.asarray(resized, np.uint8).reshape(size, size, channels)
+        images = bit_depth.split_channels(part, channels)
+        return join_channels([i.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0) for i in images])
     if max(scales) > 1:
         part = opencv.sepFilter2D(part, -1, blur(scales[1]), blur(scales[0]), borderType=opencv.BORDER_REPLICATE)
     resized = opencv.resize(part, (size, size), interpolation=opencv.INTER_LINEAR)

@@ -1,4 +1,4 @@
-"""Cache of decoded images on disk: each split of a data set is decoded once, as uint8, and memory-mapped.
+"""Cache of decoded images on disk: each split of a data set is decoded once, to uint8 or uint16, and memory-mapped.
 
 An entry is a folder of images.npy, labels.npy and entry.json. It is written to a temporary folder and renamed, so that
 it is either complete or absent. Its checksums are verified whenever it is opened. Records that could not be read, where
@@ -19,7 +19,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int32, UInt
 from tqdm import tqdm
 
 from patchnets.data.loader import MAX_CONSECUTIVE_FAILURES, too_many_unreadable
@@ -37,7 +37,7 @@ CHUNK = 64  # images that a worker decodes at a time
 class Decoded(NamedTuple):
     """The images and labels of a split; `unreadable` maps positions of those that could not be read to the errors."""
 
-    images: UInt8[np.ndarray, "examples height width channels"]
+    images: UInt[np.ndarray, "examples height width channels"]
     labels: Int32[np.ndarray, " examples"]
     unreadable: dict[int, str]
 
@@ -74,7 +74,7 @@ def load_or_decode(
         decoded = _open_entry(entry)
         if decoded is None:
             return None
-        _refuse_too_large(source, split, decoded.images.shape[1], max_bytes, held_bytes)
+        _refuse_too_large(source, split, decoded.images.shape[1], decoded.images.itemsize, max_bytes, held_bytes)
         resized = False if may_resize else _was_resized(entry)
         if resized:
             raise MixedImageSizes
@@ -93,8 +93,8 @@ def load_or_decode(
         native = None
     if native is None and not may_resize:
         raise MixedImageSizes
-    side = native or image_size
-    _refuse_too_large(source, split, side, max_bytes, held_bytes)
+    side, level_bytes = native or image_size, records.rules.dtype.itemsize
+    _refuse_too_large(source, split, side, level_bytes, max_bytes, held_bytes)
     with _one_at_a_time(entry):
         if cached := opened():
             return cached
@@ -103,7 +103,7 @@ def load_or_decode(
         except MixedImageSizes:  # known only after reading them
             if not may_resize:
                 raise
-            _refuse_too_large(source, split, image_size, max_bytes, held_bytes)
+            _refuse_too_large(source, split, image_size, level_bytes, max_bytes, held_bytes)
             _write_entry(records, (len(records), image_size, image_size, source.channels), image_size, entry, skip)
     decoded = _open_entry(entry)
     if decoded is None:
@@ -154,8 +154,10 @@ def _one_at_a_time(entry: pathlib.Path) -> Iterator[None]:
             lock.unlink(missing_ok=True)
 
 
-def _refuse_too_large(source: Source, split: str, side: int, max_bytes: float, held_bytes: int) -> None:
-    size = source.sizes[split] * side * side * source.channels
+def _refuse_too_large(
+    source: Source, split: str, side: int, level_bytes: int, max_bytes: float, held_bytes: int
+) -> None:
+    size = source.sizes[split] * side * side * source.channels * level_bytes
     if held_bytes + size > max_bytes:
         others = f" in addition to {format_bytes(held_bytes)} of other splits" if held_bytes else ""
         streamed = ", or set config.dataset.loader=streaming" if source.encoded else ""
@@ -225,7 +227,7 @@ def _write_entry(
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
     with removed_afterwards(temporary) as partial, _held(partial / LOCK):
         partial.chmod(0o755)
-        images = np.lib.format.open_memmap(partial / "images.npy", mode="w+", dtype=np.uint8, shape=shape)
+        images = np.lib.format.open_memmap(partial / "images.npy", mode="w+", dtype=records.rules.dtype, shape=shape)
         _reserve(partial / "images.npy")
         labels = np.zeros(shape[0], np.int32)
         unreadable: dict[int, str] = {}

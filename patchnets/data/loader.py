@@ -9,7 +9,7 @@ from patchnets.errors import RunError
 
 MAX_CONSECUTIVE_FAILURES = 64  # records; more in a row point to another cause than the records
 
-# {"image": uint8 [batch, height, width, channels], "label": int32 [batch], "mask": float32 [batch]}
+# {"image": uint8 or uint16 [batch, height, width, channels], "label": int32 [batch], "mask": float32 [batch]}
 Batch = dict[str, Array]
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Float32, Int, Int32, UInt8
+from jaxtyping import Array, Float, Float32, Int, Int32, UInt
 
 from patchnets.data.loader import Batch
 from patchnets.data.order import epoch_order
@@ -16,7 +16,7 @@ from patchnets.parallel import sharding
 class EpochArrays(NamedTuple):
     """Inputs of the compiled step, from which it makes the batches of one epoch."""
 
-    images: UInt8[Array, "examples height width channels"]
+    images: UInt[Array, "examples height width channels"]
     labels: Int32[Array, " examples"]
     order: Int32[Array, " examples"]
     valid: Float32[Array, " examples"] | None = None  # 0 for examples that could not be read; None: all could
@@ -33,7 +33,7 @@ class OnDeviceLoader:
 
     def __init__(
         self,
-        images: UInt8[np.ndarray, "examples height width channels"],
+        images: UInt[np.ndarray, "examples height width channels"],
         labels: Int32[np.ndarray, " examples"],
         *,
         batch_size: int,

@@ -42,8 +42,8 @@ class DataOptions:
       data_dir: of TFDS, where data sets lie.
       channels: of folder, 1 for gray or 3 for RGB; None for what the images are (.npy arrays may have others).
       exif_orientation, background: as in `pixel_rules.PixelRules`.
-      value_range: of images of more than 8 bits, the values that become levels 0 and 255; None: the lowest and highest
-        in train.
+      value_range: of images of more than 8 bits, the values that become the lowest and the highest level; None: the
+        lowest and highest in train.
       train_split, val_split, test_split: in TFDS's syntax, or none; `choose_splits` fills in the defaults.
       cache_dir: where decoded images are kept.
       loader: on_device, streaming, or auto (`patchnets.data.loader_choice`).
@@ -99,7 +99,8 @@ class DataOptions:
 
     @property
     def rules(self) -> PixelRules:
-        return PixelRules(self.exif_orientation, self.background, self.value_ranges)
+        rules = PixelRules(self.exif_orientation, self.background)
+        return rules if self.value_ranges is None else rules.with_ranges(self.value_ranges)
 
     @property
     def value_ranges(self) -> ValueRanges | None:

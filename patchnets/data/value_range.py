@@ -1,4 +1,4 @@
-"""The range of values in training images of more than 8 bits: it becomes levels 0 to 255, in every split and in use."""
+"""The range of values in training images of more than 8 bits: it becomes that of levels, in every split and in use."""
 
 import concurrent.futures
 import contextlib
@@ -18,6 +18,7 @@ from patchnets.data.sources.base import Records
 from patchnets.runtime.files import write_atomically
 from patchnets.runtime.format import list_names
 
+VERSION = 2  # changes when the same images measure otherwise
 CHUNK = 64  # images that a thread reads at a time
 SAMPLED_IMAGES, SAMPLED_VALUES = 256, 10_000  # images, and values of each, that tell how values lie in their range
 FEW_LEVELS, SHARE = 48, 1e-4  # levels that hold at least this share of the values, below which they are too few
@@ -30,8 +31,8 @@ class Measured(NamedTuple):
 
     Attributes:
       ranges: lowest and highest.
-      usual: between which nearly all others lie, for a range of which so little is used that images have few levels;
-        None for others.
+      usual: between which nearly all others lie, for a range of which so little is used that images lack contrast; None
+        for others.
     """
 
     ranges: ValueRanges
@@ -101,7 +102,7 @@ def _span(job: Job, channels: int) -> Float[np.ndarray, "2 ranges"] | None:
 
 
 def _usual(values: Float[np.ndarray, " values"], low: float, high: float) -> tuple[float, float] | None:
-    """Return between which values nearly all lie, the ends of the range apart; None if many levels are in use."""
+    """Return between which values nearly all lie, the ends of the range apart; None if they use many of 256 levels."""
     values = values[np.isfinite(values)]
     counts = np.bincount(to_levels(values[:, None], ((low, high),)).ravel(), minlength=256)
     inner = values[(values > low) & (values < high)]
@@ -109,6 +110,14 @@ def _usual(values: Float[np.ndarray, " values"], low: float, high: float) -> tup
         return None
     below, above = np.percentile(inner, (0.5, 99.5))
     return float(below), float(above)
+
+
+def begins_deep(records: Records) -> bool:
+    """Return whether the first of the images that may have more than 8 bits does."""
+    candidates = records.deep_candidates()
+    with contextlib.suppress(Exception):  # whatever broken files make decoders raise
+        return bool(len(candidates)) and decode.is_deep(records.stored(candidates[0]))
+    return False
 
 
 def has_candidates(parts: Parts) -> bool:
@@ -125,7 +134,8 @@ def measure_once(parts: Parts, channels: int, identity: str, root: pathlib.Path)
     """
     if not has_candidates(parts):
         return None
-    path = root / "value_ranges" / f"{hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()[:16]}.json"
+    stamp = f"{identity} {VERSION}".encode(errors="surrogateescape")
+    path = root / "value_ranges" / f"{hashlib.sha256(stamp).hexdigest()[:16]}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):
         kept = json.loads(path.read_text())
         if kept is None:
@@ -144,13 +154,15 @@ def describe(ranges: ValueRanges, measured: Measured | None) -> list[str]:
     origin = "config.dataset.value_range" if measured is None else "the range in train"
     shown = list_names([f"{low:,.6g} to {high:,.6g}" for low, high in ranges])
     each = " (one for each channel)" if len(ranges) > 1 else ""
-    lines = [f"images of more than 8 bits: values from {shown}{each}, {origin}, become levels 0 to 255"]
+    lines = [
+        f"images of more than 8 bits: values from {shown}{each}, {origin}, become levels 0 to 255, kept in 16 bits"
+    ]
     for number, pair in enumerate(measured.usual if measured else ()):
         if pair is not None:
             which = f" of channel {number}" if len(ranges) > 1 else ""
             below, above = pair
             lines.append(
-                f"WARNING: nearly all values{which} lie between {below:,.6g} and {above:,.6g}, so that images have few "
-                f"levels; name their range, as config.dataset.value_range=({below:.6g},{above:.6g})"
+                f"WARNING: nearly all values{which} lie between {below:,.6g} and {above:,.6g}, so that images have "
+                f"little contrast; name their range, as config.dataset.value_range=({below:.6g},{above:.6g})"
             )
     return lines

@@ -104,7 +104,8 @@ def _picture(title: str) -> gr.Image:
 
 def warm_up(model: Model) -> None:
     """Compile what the page needs, so that nobody waits for it."""
-    decoded = np.zeros((1, model.spec.decoded_size, model.spec.decoded_size, model.spec.channels), np.uint8)
+    size, spec = model.spec.decoded_size, model.spec
+    decoded = np.zeros((1, size, size, spec.channels), spec.rules.dtype)
     model.explain_decoded(decoded, model.logits_of_decoded(decoded).argmax(axis=1))
     model.displayed(decoded)
 

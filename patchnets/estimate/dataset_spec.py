@@ -13,6 +13,7 @@ from patchnets import data as data_lib
 from patchnets import runtime
 from patchnets.augment.preprocess import Preprocess, normalization
 from patchnets.data import DataOptions, splits
+from patchnets.data.bit_depth import dtype_of
 from patchnets.data.loader_choice import choose_loader
 from patchnets.data.on_device import EpochArrays, gather_batch
 from patchnets.data.streaming.batch_reader import CHUNK_SIZE
@@ -37,6 +38,7 @@ class DatasetSpec:
       stored: images of the source's splits in use, all of which are kept on the host.
       side: side in pixels of the images that the step gets.
       source: origin of these numbers, as printed.
+      level_bits: of the stored images, 8 or 16.
     """
 
     options: DataOptions
@@ -49,10 +51,11 @@ class DatasetSpec:
     side: int
     loader: str  # on_device or streaming
     source: str
+    level_bits: int = 8
 
     @property
     def image_bytes(self) -> int:
-        return self.side**2 * self.channels
+        return self.side**2 * self.channels * self.level_bits // 8
 
     @property
     def steps_per_epoch(self) -> int:
@@ -69,15 +72,16 @@ class DatasetSpec:
     def step_inputs(self, mesh: Mesh) -> Any:
         """Return shape, type and sharding of what a loader's `step_inputs` returns."""
         replicated, parts = sharding.replicated(mesh), NamedSharding(mesh, PartitionSpec(mesh_lib.BATCH_AXES))
+        levels = dtype_of(self.level_bits)
         if self.loader == "streaming":
             of = lambda kind, *shape: jax.ShapeDtypeStruct((self.options.batch_size, *shape), kind, sharding=parts)
-            image = of(jnp.uint8, self.side, self.side, self.channels)
+            image = of(levels, self.side, self.side, self.channels)
             return {"image": image, "label": of(jnp.int32), "mask": of(jnp.float32)}
         count, sharded = self.counts["train"], self._sharded(mesh)
         padded = -(-count // mesh.size) * mesh.size if sharded else count
         shape = (padded, self.side, self.side, self.channels)
         numbers: Any = jax.ShapeDtypeStruct((count,), jnp.int32, sharding=replicated)
-        images: Any = jax.ShapeDtypeStruct(shape, jnp.uint8, sharding=parts if sharded else replicated)
+        images: Any = jax.ShapeDtypeStruct(shape, levels, sharding=parts if sharded else replicated)
         return EpochArrays(images, numbers, numbers)
 
     def batch_fn(self, mesh: Mesh) -> BatchFn:
@@ -157,6 +161,7 @@ def _opened(options: DataOptions, devices: int) -> DatasetSpec:
         data_lib.stored_side(source, first, options.stored_size) if on_device else options.image_size,
         opened.loader,
         "read from disk",
+        opened.level_bits,
     )
 
 

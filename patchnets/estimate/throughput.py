@@ -34,8 +34,8 @@ def _filled(like: Any) -> jax.Array:
     """Return random images, labels and positions of 0, and a mask of 1."""
 
     def make() -> jax.Array:
-        if like.dtype == jnp.uint8:
-            return jax.random.bits(jax.random.key(0), like.shape, jnp.uint8)
+        if jnp.issubdtype(like.dtype, jnp.unsignedinteger):
+            return jax.random.bits(jax.random.key(0), like.shape, like.dtype)
         return jnp.ones(like.shape, like.dtype) if like.dtype == jnp.float32 else jnp.zeros(like.shape, like.dtype)
 
     return jax.jit(make, out_shardings=like.sharding)()

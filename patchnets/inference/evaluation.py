@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32, Int, UInt8
+from jaxtyping import Float, Float32, Int, UInt
 from sklearn import metrics
 
 from patchnets.errors import RunError, UserError
@@ -30,7 +30,7 @@ class Classifier(Protocol):
 
     spec: ModelSpec
 
-    def logits_of_decoded(self, decoded: UInt8[np.ndarray, "..."], batch_size: int) -> Logits: ...
+    def logits_of_decoded(self, decoded: UInt[np.ndarray, "..."], batch_size: int) -> Logits: ...
     def to_probabilities(self, logits: Logits) -> Logits: ...
 
 
@@ -82,7 +82,7 @@ class Outputs:
     logits: Logits
     unreadable: tuple[str, ...]
     unknown_classes: dict[str, int]
-    mistakes: tuple[tuple[int, UInt8[np.ndarray, "size size channels"]], ...] = ()
+    mistakes: tuple[tuple[int, UInt[np.ndarray, "size size channels"]], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

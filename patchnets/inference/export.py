@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, UInt
 
 from patchnets.errors import RunError, UserError, first_line
 from patchnets.inference import metadata, model_card, programs, verify
@@ -32,7 +32,7 @@ class ExportedModel(Protocol):
     step: int | None
 
     def logits_of_decoded(
-        self, decoded: UInt8[np.ndarray, "images size size channels"]
+        self, decoded: UInt[np.ndarray, "images size size channels"]
     ) -> Float32[np.ndarray, "images classes"]: ...
 
     def to_probabilities(
@@ -72,7 +72,7 @@ def export(
       model: its network computes in float32.
       directory: which must not exist, or be empty.
       to: among FORMATS.
-      inputs: of onnx and stablehlo: float, normalized inputs; or uint8, decoded images.
+      inputs: of onnx and stablehlo: float, normalized inputs; or the type of decoded images, uint8 or uint16.
       outputs: of onnx and stablehlo: logits or probabilities.
       verified: whether to compare.
       dtype: in which the network computed when it was trained.
@@ -82,6 +82,8 @@ def export(
       RunError: what was written gives other outputs than the model; nothing is left of it.
     """
     check_options(to, inputs, outputs)
+    if inputs not in ("float", kind := model.spec.rules.dtype.name):
+        raise UserError(f"--input={inputs}: images of this model are decoded to {kind}; use --input={kind}, or float")
     refuse_url(directory)
     target = pathlib.Path(directory).expanduser().absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -182,7 +184,7 @@ class _Export:
         write_atomically(folder / folders.ONNX, program)
         comparison = None
         if self.verified:
-            comparison = self.compare(*verify.run_onnx(folder / folders.ONNX), decoded=self.inputs == "uint8")
+            comparison = self.compare(*verify.run_onnx(folder / folders.ONNX), decoded=self.inputs != "float")
             if self.outputs == "probabilities":
                 logits = programs.to_onnx(self.spec, self.model.variables, self.inputs, "logits", values)
                 comparison = self.compare_logits(
@@ -198,7 +200,7 @@ class _Export:
         comparison = None
         if self.verified:
             run, by = verify.run_jax_export(folder / folders.JAX_EXPORT)
-            comparison = self.compare(run, by, decoded=self.inputs == "uint8")
+            comparison = self.compare(run, by, decoded=self.inputs != "float")
             if self.outputs == "probabilities":
                 logits = programs.to_jax_export(self.spec, self.model.variables, self.inputs, "logits")
                 path = folder / f".logits-{folders.JAX_EXPORT}"
@@ -226,7 +228,7 @@ class _Export:
         """
         write_atomically(path, program)
         try:
-            logits = self.compare(*load(path), decoded=self.inputs == "uint8", outputs="logits")
+            logits = self.compare(*load(path), decoded=self.inputs != "float", outputs="logits")
         finally:
             path.unlink()
         return dataclasses.replace(comparison, logits=logits)

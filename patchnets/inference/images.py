@@ -1,4 +1,4 @@
-"""Images of any kind and size as uint8 arrays, cropped and resized as in the evaluation of training."""
+"""Images of any kind and size as arrays of levels, cropped and resized as in the evaluation of training."""
 
 import collections
 import concurrent.futures
@@ -8,21 +8,21 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt
 from PIL import Image
 
 from patchnets import runtime
-from patchnets.data import decode
+from patchnets.data import bit_depth, decode
 from patchnets.errors import RunError
 from patchnets.run.model_spec import ModelSpec
 
 AnyImage = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
-Decoded = UInt8[np.ndarray, "size size channels"]
+Decoded = UInt[np.ndarray, "size size channels"]  # of spec.rules.dtype: uint8, or uint16 for more than 8 bits
 READ_AHEAD = 64  # images that are decoded before they are asked for, for each thread
 
 
 def decode_one(image: AnyImage, spec: ModelSpec, name: str = "the image") -> Decoded:
-    """Return an image as `spec` has it decoded: uint8, (decoded_size, decoded_size, channels).
+    """Return an image as `spec` has it decoded: levels of spec.rules.dtype, (decoded_size, decoded_size, channels).
 
     Args:
       image: a path, the bytes of an encoded image, a Pillow image, or an array (height, width) or
@@ -38,7 +38,7 @@ def decode_one(image: AnyImage, spec: ModelSpec, name: str = "the image") -> Dec
     if isinstance(image, np.ndarray):
         image = _checked(image, spec, name)
         if image.dtype == np.uint8 and image.shape == (size, size, spec.channels) and crop_pct == 1:
-            return image
+            return bit_depth.widen(image, spec.rules.level_bits)
         if image.dtype != np.uint8 or spec.channels not in (1, 3):
             return decode.decode_image(image, name, spec.channels, size, crop_pct, spec.rules)
         image = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
@@ -107,7 +107,7 @@ def readable_batches(
     batch_size: int,
     name_of: Callable[[int], str],
     unreadable: list[str],
-) -> Iterator[tuple[list[int], UInt8[np.ndarray, "images size size channels"]]]:
+) -> Iterator[tuple[list[int], UInt[np.ndarray, "images size size channels"]]]:
     """Yield (numbers, decoded images) of those that can be read, in batches; add the errors of others to `unreadable`.
 
     Args: as for `decode_many`.
@@ -127,7 +127,7 @@ def readable_batches(
         yield numbers, np.stack(pending)
 
 
-def stack(decoded: Iterable[Decoded | RunError]) -> UInt8[np.ndarray, "images size size channels"]:
+def stack(decoded: Iterable[Decoded | RunError]) -> UInt[np.ndarray, "images size size channels"]:
     """Return the images of `decode_many` as one array. Raise the first error among them."""
     images = []
     for image in decoded:

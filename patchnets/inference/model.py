@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Float32, Int, UInt8
+from jaxtyping import Array, Float, Float32, Int, UInt, UInt8
 
 from patchnets.errors import RunError, UserError
 from patchnets.experiment import wrap_logits_fn
@@ -175,7 +175,7 @@ class Model:
 
     def explain_decoded(
         self,
-        decoded: UInt8[np.ndarray, "images size size channels"],
+        decoded: UInt[np.ndarray, "images size size channels"],
         classes: Int[np.ndarray, " images"],
         method: str = "auto",
     ) -> Float32[np.ndarray, "images size size"]:
@@ -191,7 +191,7 @@ class Model:
         return np.concatenate([self.apply_padded(maps, decoded[p], EXPLAINED, classes[p]) for p in parts])
 
     def _make_explain_fn(self, method: str, size: int) -> Any:
-        """Return the compiled function (uint8 images, classes) -> maps of `size` images."""
+        """Return the compiled function (decoded images, classes) -> maps of `size` images."""
         mesh, explain_fn = self._mesh_of(size), explain.METHODS[method]
         per_image, replicated = PartitionSpec(mesh_lib.BATCH_AXES), PartitionSpec()
         maps = jax.shard_map(
@@ -206,7 +206,7 @@ class Model:
         return functools.partial(jax.jit(maps), self._on_mesh(mesh))
 
     def displayed(
-        self, decoded: UInt8[np.ndarray, "images size size channels"]
+        self, decoded: UInt[np.ndarray, "images size size channels"]
     ) -> UInt8[np.ndarray, "images size size channels"]:
         """Return decoded images as the network gets them, but for the normalization: cropped and resized."""
         levels = self.spec.preprocess.resize(jnp.asarray(decoded), self.spec.crop_pct)
@@ -250,14 +250,14 @@ class Model:
             yield self.apply_padded(fn_of_size, np.stack(pending), batch_size)
 
     def logits_of_decoded(
-        self, decoded: UInt8[np.ndarray, "images size size channels"], batch_size: int = BATCH_SIZE
+        self, decoded: UInt[np.ndarray, "images size size channels"], batch_size: int = BATCH_SIZE
     ) -> Float32[np.ndarray, "images classes"]:
         """Return the logits of at most `batch_size` images that are decoded already (`images.decode_one`)."""
         return self.apply_padded(self._logits_fn, decoded, batch_size)
 
     def features_of_decoded(
         self,
-        decoded: UInt8[np.ndarray, "images size size channels"],
+        decoded: UInt[np.ndarray, "images size size channels"],
         layer: str = "pre_logits",
         batch_size: int = BATCH_SIZE,
     ) -> np.ndarray:
@@ -274,7 +274,7 @@ class Model:
         return np.asarray(fn_of_size(size)(*filled))[: len(decoded)]
 
     def _make_logits_fn(self, size: int) -> Any:
-        """Return the compiled function uint8 images -> logits of a batch of `size` images.
+        """Return the compiled function decoded images -> logits of a batch of `size` images.
 
         A batch is split over the devices if it divides, and on a CPU into microbatches that stay in cache.
         """
@@ -286,7 +286,7 @@ class Model:
         return functools.partial(compiled, self._on_mesh(mesh))
 
     def _make_features_fn(self, layer: str, size: int) -> Any:
-        """Return the compiled function uint8 images -> activations of a layer, of a batch of `size` images.
+        """Return the compiled function decoded images -> activations of a layer, of a batch of `size` images.
 
         The inputs of the head are computed on all devices, as logits are, other layers on one.
         """
@@ -337,7 +337,8 @@ class Model:
         Args:
           directory: a folder to make; it may exist if it is empty.
           to: timm, npz, onnx or stablehlo.
-          inputs: of onnx and stablehlo: float, normalized inputs of the network; or uint8, decoded images.
+          inputs: of onnx and stablehlo: float, normalized inputs of the network; or the type of decoded images, uint8
+            (uint16 for a model of images of more than 8 bits).
           outputs: of onnx and stablehlo: logits or probabilities.
           verified: whether to compare.
 

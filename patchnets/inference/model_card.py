@@ -173,22 +173,24 @@ def _use_timm(spec: ModelSpec, network: TimmNetwork | None) -> str:
 def _open_image(spec: ModelSpec) -> list[str]:
     """Return the code that opens photo.jpg with Pillow, by the rules of training (`patchnets.data.decode`)."""
     lines = ['image = Image.open("photo.jpg")']
-    if spec.value_ranges is not None and spec.channels == 1:
-        low, high = spec.value_ranges[0]
-        lines += [
-            "if image.mode.startswith(('I', 'F')):  # more than 8 bits",
-            f"    values = (np.asarray(image, np.float64) - {low}) * {255 / (high - low)}",
-            "    image = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))",
-        ]
     if spec.exif_orientation:
         lines.append("image = ImageOps.exif_transpose(image)")
+    ranges = spec.value_ranges if spec.channels == 1 else None
+    if ranges is not None:
+        low, high = ranges[0]
+        lines += [
+            "if image.mode.startswith(('I', 'F')):  # more than 8 bits",
+            f"    values = (np.asarray(image, np.float64) - {low}) * {1 / (high - low)}",
+            "    image = Image.fromarray(np.clip(values, 0, 1).astype(np.float32))  # which torchvision does not scale",
+        ]
     if spec.background != "none":
         lines += [
             'if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:',
             '    image = image.convert("RGBA")',
             f'    image = Image.alpha_composite(Image.new("RGBA", image.size, "{spec.background}"), image)',
         ]
-    return [*lines, f'image = image.convert("{"RGB" if spec.channels == 3 else "L"}")']
+    convert = f'image = image.convert("{"RGB" if spec.channels == 3 else "L"}")'
+    return [*lines, *(['if image.mode != "F":', f"    {convert}"] if ranges else [convert])]
 
 
 def _use_npz() -> str:
@@ -241,9 +243,8 @@ def _use_jax_export(spec: ModelSpec, inputs: str, outputs: str) -> str:
 
 def _program_inputs(spec: ModelSpec, inputs: str, outputs: str) -> str:
     height, width, channels = input_shape(spec, inputs)
-    kind = (
-        "float32, normalized as below" if inputs == "float" else "uint8, levels from 0 to 255; normalization is inside"
-    )
+    levels = f"{inputs}, levels from 0 to {2**spec.level_bits - 1:,}; normalization is inside"
+    kind = "float32, normalized as below" if inputs == "float" else levels
     return (
         f"`images`: (batch, {height}, {width}, {channels}), any batch, {kind}. "
         f"`{outputs}`: (batch, {len(spec.classes)}), float32, in the order of `classes` in model.json. "
@@ -262,7 +263,10 @@ def _preprocessing(spec: ModelSpec) -> str:
     if spec.value_ranges is not None:
         shown = ", ".join(f"{low:g} to {high:g}" for low, high in spec.value_ranges)
         each = "of its channels " if len(spec.value_ranges) > 1 else ""
-        rules.append(f"scaled, if it has more than 8 bits, from values {each}from {shown} to levels 0 to 255")
+        rounded = "whole ones" if spec.level_bits == 8 else "in steps of 1/257"
+        rules.append(
+            f"scaled, if it has more than 8 bits, from values {each}from {shown} to levels 0 to 255 ({rounded})"
+        )
     size = spec.decoded_size
     steps = (
         f"Step by step: an image is {' and '.join(rules)}; its center square, {spec.decoded_crop_pct:.4g} of the "

@@ -35,7 +35,7 @@ def input_shape(spec: ModelSpec, inputs: str) -> tuple[int, int, int]:
     """Return (height, width, channels) of one image as a program takes it.
 
     Args:
-      inputs: "float", normalized inputs of the network; or "uint8", decoded images, levels from 0 to 255.
+      inputs: "float", normalized inputs of the network; or the type of decoded images (`ModelSpec.rules`).
     """
     side = spec.image_size if inputs == "float" else spec.decoded_size
     return side, side, spec.channels
@@ -55,7 +55,7 @@ def make_function(
     network = any_network.clone(**{name: value for name, value in plain.items() if hasattr(any_network, name)})
 
     def function(images: Array) -> Float[Array, "batch classes"]:
-        x = spec.preprocess(images) if inputs == "uint8" else images
+        x = images if inputs == "float" else spec.preprocess(images)
         logits = network.apply(variables, x, train=False).astype(jnp.float32)
         if outputs == "logits":
             return logits
@@ -77,7 +77,7 @@ def to_jax_export(spec: ModelSpec, variables: Any, inputs: str, outputs: str) ->
     """Return the program as jax.export serializes it, for CPU, CUDA and TPU."""
     function = make_function(spec, variables, inputs, outputs, fourier_impl="fft")
     (batch,) = jax_export.symbolic_shape("batch")
-    kind = jnp.float32 if inputs == "float" else jnp.uint8
+    kind = jnp.dtype("float32" if inputs == "float" else inputs)
     images = jax.ShapeDtypeStruct((batch, *input_shape(spec, inputs)), kind)
     with target_backend("tpu"):  # without what is done for a CPU's caches or by a GPU's own library
         exported = jax_export.export(jax.jit(function), platforms=PLATFORMS)(images)
@@ -101,7 +101,7 @@ def to_onnx(spec: ModelSpec, variables: Any, inputs: str, outputs: str, metadata
         raise UserError(f"--to=onnx needs jax2onnx, and {error.name} is not installed; {INSTALL_ONNX}") from error
     apart = jax.tree.map(np.asarray, unstack_blocks(variables))
     function = make_function(spec, apart, inputs, outputs, fourier_impl="matrix", scan=False)
-    kind = jnp.float32 if inputs == "float" else jnp.uint8
+    kind = jnp.dtype("float32" if inputs == "float" else inputs)
     images: Any = jax.ShapeDtypeStruct(("batch", *input_shape(spec, inputs)), kind)
     try:
         with target_backend("tpu"), _errors_only("jax2onnx", "onnx_ir"):

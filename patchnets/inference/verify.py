@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 from jax import export as jax_export
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, UInt
 
 from patchnets import config as config_lib
 from patchnets.data import splits
@@ -27,7 +27,7 @@ TOLERANCE = 1e-4  # of float32 logits: absolute, or relative to the largest if t
 LEAST = {"logits": 1.0, "probabilities": 1e-6}  # to which the tolerance is relative if no output is larger
 SMALL_SPLIT, SAMPLE, RANDOM_IMAGES, BATCH_SIZE = 1000, 256, 32, 64
 
-Decoded = UInt8[np.ndarray, "images size size channels"]
+Decoded = UInt[np.ndarray, "images size size channels"]
 Outputs = Float32[np.ndarray, "images classes"]
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -107,7 +107,7 @@ def verification_images(source: str, spec: ModelSpec) -> tuple[Decoded, str]:
     except (UserError, RunError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         reason = "there is no config.json" if isinstance(error, FileNotFoundError) else first_line(error, 120)
         shape = (RANDOM_IMAGES, spec.decoded_size, spec.decoded_size, spec.channels)
-        noise = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        noise = np.random.default_rng(0).integers(0, 2**spec.level_bits, shape, spec.rules.dtype)
         return noise, f"{RANDOM_IMAGES} random images, for the data cannot be opened ({reason})"
 
 
@@ -120,8 +120,6 @@ def _split_images(directory: pathlib.Path, spec: ModelSpec) -> tuple[Decoded, st
         if not tfds.is_prepared(options.name, options.data_dir):
             raise UserError(f"{options.name} is not prepared on this machine")
     data = options.open_source()
-    if spec.value_ranges is not None:
-        data = data.with_ranges(spec.value_ranges)
     chosen = options.choose_splits(data.sizes)
     role = "test" if chosen["test"] else "val"
     split = chosen[role]
@@ -136,8 +134,9 @@ def _split_images(directory: pathlib.Path, spec: ModelSpec) -> tuple[Decoded, st
     errors: list[RunError] = []
     for name, position in picked:
         try:
-            ((image, _),) = data.records(name).examples([position])
-            images.append(images_lib.decode_one(image, spec))
+            records = data.records(name)
+            image: Any = records.stored(position) if data.encoded else records.examples([position])[0][0]
+            images.append(images_lib.decode_one(image, spec, records.name_of(position)))
         except RunError as error:
             errors.append(error)
     if not images:

@@ -65,29 +65,18 @@ def make_optimizer(
     is_frozen = frozen_params(frozen, params)
     if all(jax.tree.leaves(is_frozen)):
         raise UserError("config.optimizer.frozen freezes every parameter; leave at least one to train")
-    factors = match_rules(lr_mults, params, "optimizer.lr_mults") if lr_mults else None
-    if layer_decay is not None:
-        by_layer = layer_lr_mults(params, layer_decay)
-        factors = by_layer if factors is None else jax.tree.map(lambda a, b: a * b, factors, by_layer)
-    decay_mults = _mask_leaves(weight_decay_mults(params, wd_mults, wd_mask), is_frozen)
-    trained = _mask_leaves(params, is_frozen)
-    decay = _add_decay(jax.tree.map(lambda factor: weight_decay * factor, decay_mults))
-    adam = optax.scale_by_adam(beta1, beta2, epsilon)
-    match name:
-        case "adamw":
-            update_rule = [adam, decay]
-        case "adam":
-            update_rule = [decay, adam]
-        case "sgd":
-            update_rule = [decay, optax.trace(momentum, nesterov) if momentum else optax.identity()]
-        case "lion":
-            update_rule = [optax.scale_by_lion(beta1, beta2), decay]
-        case "lamb":
-            update_rule = [adam, decay, _trust_ratio(trained, decay_mults)]
-        case "adafactor":
-            update_rule = [*_adafactor(trained, beta1, beta2), decay]
-        case _:
-            raise UserError(f"config.optimizer.name={name} is unknown; use adamw, adam, sgd, lamb, lion or adafactor")
+    factors = _lr_factors(params, lr_mults, layer_decay)
+    update_rule = _update_rule(
+        name,
+        _mask_leaves(params, is_frozen),
+        _mask_leaves(weight_decay_mults(params, wd_mults, wd_mask), is_frozen),
+        weight_decay=weight_decay,
+        momentum=momentum,
+        nesterov=nesterov,
+        beta1=beta1,
+        beta2=beta2,
+        epsilon=epsilon,
+    )
     optimizer = optax.chain(
         optax.identity() if grad_clip_norm is None else optax.clip_by_global_norm(grad_clip_norm),
         *update_rule,
@@ -98,6 +87,49 @@ def make_optimizer(
         return optimizer
     labels = jax.tree.map(lambda freeze: "frozen" if freeze else "trained", is_frozen)
     return optax.partition({"trained": optimizer, "frozen": optax.set_to_zero()}, labels)
+
+
+def _update_rule(
+    name: str,
+    params: Any,
+    decay_mults: Any,
+    *,
+    weight_decay: float,
+    momentum: float,
+    nesterov: bool,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+) -> list[optax.GradientTransformation]:
+    """Return the transformations of an optimizer between clipping and the learning rate.
+
+    `decay_mults` has the factor of every parameter's weight decay. Raises UserError for an unknown `name`.
+    """
+    adam = optax.scale_by_adam(beta1, beta2, epsilon)
+    decay = _add_decay(jax.tree.map(lambda factor: weight_decay * factor, decay_mults))
+    match name:
+        case "adamw":
+            return [adam, decay]
+        case "adam":
+            return [decay, adam]
+        case "sgd":
+            return [decay, optax.trace(momentum, nesterov) if momentum else optax.identity()]
+        case "lion":
+            return [optax.scale_by_lion(beta1, beta2), decay]
+        case "lamb":
+            return [adam, decay, _trust_ratio(params, decay_mults)]
+        case "adafactor":
+            return [*_adafactor(params, beta1, beta2), decay]
+    raise UserError(f"config.optimizer.name={name} is unknown; use adamw, adam, sgd, lamb, lion or adafactor")
+
+
+def _lr_factors(params: Any, lr_mults: Rules, layer_decay: float | None) -> Any:
+    """Return a tree like `params` with the factor of each learning rate; None if all have the same."""
+    factors = match_rules(lr_mults, params, "optimizer.lr_mults") if lr_mults else None
+    if layer_decay is None:
+        return factors
+    by_layer = layer_lr_mults(params, layer_decay)
+    return by_layer if factors is None else jax.tree.map(lambda a, b: a * b, factors, by_layer)
 
 
 def layer_lr_mults(params: Any, layer_decay: float) -> Any:

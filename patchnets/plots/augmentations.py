@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, UInt, UInt8
 
 from patchnets.augment import color, geometry, mixup, policies, random_erasing
 from patchnets.augment.preprocess import Preprocess
@@ -85,7 +85,7 @@ def _mixed(mix: Callable[..., tuple[Array, Array]], key: Array, images: Levels) 
     return mix(key, images, targets, alpha=1.0, mode="example")[0]
 
 
-def training_images(options: DataOptions, count: int) -> UInt8[np.ndarray, "count size size channels"]:
+def training_images(options: DataOptions, count: int) -> UInt[np.ndarray, "count size size channels"]:
     """Return the first images of the training split, in their native size if all have the same, else `image_size`."""
     opened, _ = with_measured_ranges(open_dataset(options, 1))
     (name, low, high), source = opened.parts["train"][0], opened.source
@@ -95,7 +95,7 @@ def training_images(options: DataOptions, count: int) -> UInt8[np.ndarray, "coun
 
 
 def sheet(
-    options: DataOptions, images: UInt8[np.ndarray, "batch height width channels"]
+    options: DataOptions, images: UInt[np.ndarray, "batch height width channels"]
 ) -> dict[str, UInt8[np.ndarray, "batch size size channels"]]:
     """Return {label: a row of images}: originals, samples with the augmentation of `options`, and every operation."""
     channels, key = images.shape[-1], jax.random.key(options.seed)

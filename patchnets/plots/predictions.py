@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, UInt
 
 from patchnets.inference import calibration as calibration_lib
 from patchnets.plots.figures import bare, label, pyplot, to_rgb
@@ -31,7 +31,7 @@ class Predictions:
     predicted: Int[np.ndarray, " examples"]
     confidence: Float[np.ndarray, " examples"]
     mistaken: Int[np.ndarray, " mistakes"]
-    images: UInt8[np.ndarray, "mistakes height width channels"]
+    images: UInt[np.ndarray, "mistakes height width channels"]
     split: str = "test"
 
     @property
@@ -118,7 +118,7 @@ def mistakes(predictions: Predictions, names: Sequence[str]) -> Any:
     for axis in axes.ravel():
         bare(axis)
     for axis, i, image in zip(axes.ravel(), predictions.mistaken, predictions.images):
-        axis.imshow(to_rgb(image / 255.0))
+        axis.imshow(to_rgb(image / np.iinfo(image.dtype).max))
         true, predicted = (label(names[k], ABOVE) for k in (predictions.labels[i], predictions.predicted[i]))
         axis.set_title(f"{predicted} ({predictions.confidence[i]:.0%})\ntrue: {true}", fontsize=7.5)
     figure.suptitle(

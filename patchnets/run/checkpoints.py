@@ -45,33 +45,23 @@ class Checkpoints:
         """Open `directory`, which keeps the latest `max_to_keep` checkpoints and the best by `best_metric`.
 
         `read_only` changes nothing in the directory, because a run may be writing to it."""
-        self.directory, self._read_only = directory.absolute(), read_only
+        self.directory, self._read_only, self._max_to_keep = directory.absolute(), read_only, max_to_keep
+        self._best_metric = best_metric
         self._saving: int | None = None  # the step of the latest save
+        self._left_out: set[int] = set()  # steps with damaged metrics, where they cannot be moved aside
         with multihost.errors_on_all():  # before any process opens the directory
             if multihost.is_first_process():
-                self._move_aside_unranked(best_metric)
-        sign = -1.0 if best_metric in LOWER_IS_BETTER else 1.0
-        score = lambda metrics: sign * metrics[best_metric]
-        policy = checkpoint_managers.AnyPreservationPolicy(
-            [
-                checkpoint_managers.LatestN(max_to_keep),
-                checkpoint_managers.BestN(get_metric_fn=score, n=1, keep_checkpoints_without_metrics=False),
-            ]
-        )
-        self._score = score
-        for attempt in range(ATTEMPTS):
-            try:
-                self._manager = self._open_manager(policy)
-                break
-            except (ValueError, OSError) as error:  # JSON of metrics, or deleted since it was listed
-                if not read_only:
-                    raise
-                if attempt == ATTEMPTS - 1:
-                    text = f"a checkpoint in {self.directory} has metrics that cannot be read ({first_line(error)})"
-                    raise RunError(text) from error
+                self._set_aside_unranked()
+        self._manager = self._open_manager()
 
-    def _open_manager(self, policy: Any) -> ocp.CheckpointManager:
+    def _score(self, metrics: Mapping[str, float]) -> float:
+        """Return by what checkpoints are ranked: the larger the better."""
+        return (-1.0 if self._best_metric in LOWER_IS_BETTER else 1.0) * metrics[self._best_metric]
+
+    def _open_manager(self) -> ocp.CheckpointManager:
         read_only = self._read_only
+        best = checkpoint_managers.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False)
+        policy = checkpoint_managers.AnyPreservationPolicy([checkpoint_managers.LatestN(self._max_to_keep), best])
         return ocp.CheckpointManager(
             self.directory,
             item_names=("state", "progress"),
@@ -82,6 +72,7 @@ class Checkpoints:
                 enable_async_checkpointing=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
                 read_only=read_only,
+                lightweight_initialize=read_only,  # reads no metrics: `_rank` does, of those that can be read
                 create=not read_only,
             ),
         )
@@ -137,7 +128,7 @@ class Checkpoints:
           RunError: there are checkpoints, but none can be read.
         """
         _silence_asyncio()
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = sorted(self._steps(), reverse=True)
         broken: list[int] = []
         for step in steps:
             if restored := self._try_restore(step, like, broken):
@@ -159,7 +150,7 @@ class Checkpoints:
         """
         _silence_asyncio()
         broken: list[int] = []
-        for step, metrics in self._rank(self._manager.all_steps()):
+        for step, metrics in self._rank(self._steps()):
             if restored := self._try_restore(step, like, broken):
                 self._quarantine(broken)
                 return step, restored[0], metrics
@@ -201,16 +192,16 @@ class Checkpoints:
             except Exception as error:  # orbax and tensorstore raise many kinds for a broken or missing file
                 if attempt == ATTEMPTS or (step is not None and not self._is_deleted(step)):
                     path = self.directory / str(which if step is None else step)
-                    others = sorted(set(self._manager.all_steps()) - {step})
+                    others = sorted(set(self._steps()) - {step})
                     advice = f"; there are also those of steps {', '.join(map(str, others))}" if others else ""
                     raise RunError(f"checkpoint {path} cannot be read: {_reason(error)}{advice}") from error
             with contextlib.suppress(ValueError, OSError):  # another was deleted since it was listed
-                self._manager.reload()
+                self._reload()
         raise AssertionError
 
     def _choose(self, which: str | int) -> int:
         """Return the step of the best or the latest checkpoint, or a step that is kept."""
-        steps = self._manager.all_steps()
+        steps = self._steps()
         if not steps:
             raise RunError(f"there is no checkpoint in {self.directory} yet")
         if which in ("best", "latest"):
@@ -251,26 +242,41 @@ class Checkpoints:
         restored = self._manager.restore(step, args=items)
         return restored.state, restored.progress
 
-    def _move_aside_unranked(self, best_metric: str) -> None:
+    def _steps(self) -> list[int]:
+        return [step for step in self._manager.all_steps() if step not in self._left_out]
+
+    def _reload(self) -> None:
+        """List the checkpoints again, as they are by now."""
+        if self._read_only:  # else orbax would read all metrics
+            self._set_aside_unranked()
+            self._manager = self._open_manager()
+        else:
+            self._manager.reload()
+
+    def _set_aside_unranked(self) -> None:
         """Move checkpoints with damaged metrics aside: orbax cannot open a directory that has one, and another could
-        pass for the best. Raise RunError if nothing may be changed."""
+        pass for the best. If nothing may be changed, leave them out, and say so.
+
+        Raises:
+          RunError: there are checkpoints, all of them such.
+        """
         steps = [int(path.name) for path in self.directory.glob("[0-9]*") if path.name.isdigit()]
         broken = []
         for step in steps:
             path = self.directory / str(step)
             try:
                 checksums.verify_checksums(path, name=checksums.METRICS)
-                float(json.loads((path / checksums.METRICS).read_text())[best_metric])
+                float(json.loads((path / checksums.METRICS).read_text())[self._best_metric])
             except FileNotFoundError:
                 pass  # saved between two validations
             except (ValueError, TypeError, KeyError) as error:
-                reason = f"checkpoint {path} cannot be read: {_reason(error)}"
-                if self._read_only:
-                    raise RunError(f"{reason}; move it out of that folder to use the others") from error
-                print(reason, file=sys.stderr)
                 broken.append(step)
+                if step not in self._left_out:
+                    left_out = "; it is left out" if self._read_only else ""
+                    print(f"checkpoint {path} cannot be read: {_reason(error)}{left_out}", file=sys.stderr)
         if broken and len(broken) == len(steps):
             raise self._none_readable()
+        self._left_out = set(broken) if self._read_only else set()
         self._move_aside(broken)
 
     def _none_readable(self) -> RunError:
@@ -281,7 +287,7 @@ class Checkpoints:
             if multihost.is_first_process():
                 self._move_aside(steps)
             multihost.all_true(True)
-            self._manager.reload()
+            self._reload()
 
     def _move_aside(self, steps: list[int]) -> None:
         """Move checkpoints to unreadable/: none is deleted, and their steps can be saved again.

@@ -50,7 +50,7 @@ class ModelSpec:
       crop_pct: share of the decoded side kept by the center crop before resizing to `image_size`.
       mean, std: per channel, on the scale 0 to 255.
       interpolation: bicubic or bilinear, that of decoding.
-      exif_orientation, background, value_ranges: as in `patchnets.data.pixel_rules.PixelRules`.
+      exif_orientation, background, value_ranges, level_bits: as in `patchnets.data.pixel_rules.PixelRules`.
       ema: whether checkpoints hold a running mean of the variables, by which the network is evaluated.
       best_metric: validation metric that selects the best checkpoint.
       dataset: name, split_specs and fingerprint of the training data.
@@ -72,6 +72,7 @@ class ModelSpec:
     exif_orientation: bool = True
     background: str = "white"
     value_ranges: ValueRanges | None = None
+    level_bits: int = 8
     ema: bool = False
     best_metric: str = "accuracy"
     dataset: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -97,6 +98,7 @@ class ModelSpec:
             exif_orientation=config.dataset.exif_orientation,
             background=config.dataset.background,
             value_ranges=data.value_ranges,
+            level_bits=data.level_bits,
             ema=config.ema_decay is not None,
             best_metric=config.checkpoint.best_metric,
             dataset={"name": config.dataset.name, "splits": data.split_specs, "fingerprint": data.fingerprint},
@@ -118,11 +120,11 @@ class ModelSpec:
     @property
     def rules(self) -> PixelRules:
         """Which pixels a file stands for."""
-        return PixelRules(self.exif_orientation, self.background, self.value_ranges)
+        return PixelRules(self.exif_orientation, self.background, self.value_ranges, self.level_bits)
 
     @property
     def preprocess(self) -> Preprocess:
-        """Decoded uint8 images to inputs of the network, on the device, as in the evaluation of training."""
+        """Decoded images to inputs of the network, on the device, as in the evaluation of training."""
         return Preprocess(self.image_size, self.mean, self.std, crop_pct=self.crop_pct)
 
     def to_json(self) -> dict[str, Any]:
@@ -199,6 +201,7 @@ class ModelSpec:
                 self.value_ranges is None or ranges(self.value_ranges),
                 "pairs of lowest and highest values",
             ),
+            ("level_bits", self.level_bits in (8, 16), "8 or 16"),
             ("ema", isinstance(self.ema, bool), "true or false"),
             ("best_metric", self.best_metric in ("accuracy", "top5_accuracy", "loss"), "a validation metric"),
             ("dataset", isinstance(self.dataset, Mapping), "an object"),

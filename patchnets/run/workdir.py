@@ -243,10 +243,10 @@ class Workdir:
 def changed_data(stored: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
     """Return the keys in which data.json and a data set differ; both loaders, and older versions, lack some.
 
-    Without `value_ranges`, images of more than 8 bits were scaled by another range.
+    Without `value_ranges`, images of more than 8 bits were scaled by another range; without `level_bits`, to 8 bits.
     """
     changed = [name for name in data if name in stored and data[name] != stored[name]]
-    return changed + [name for name in ("value_ranges",) if (name in data) != (name in stored)]
+    return changed + [name for name in ("value_ranges", "level_bits") if (name in data) != (name in stored)]
 
 
 def _is_summary(content: Any) -> bool:

@@ -57,10 +57,13 @@ def atomic_path(path: pathlib.Path) -> Iterator[pathlib.Path]:
         partial.replace(path)
 
 
-def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
-    """Write a file atomically."""
-    with atomic_path(path) as partial:
-        partial.write_bytes(content.encode() if isinstance(content, str) else content)
+def write_atomically(path: pathlib.Path, content: str | bytes, durable: bool = False) -> None:
+    """Write a file atomically; a `durable` one is on the disk before it has its name, so that no power cut tears it."""
+    with atomic_path(path) as partial, partial.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def crc32(path: pathlib.Path) -> int:

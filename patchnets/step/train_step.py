@@ -27,7 +27,7 @@ class Task:
     """Everything about training that is constant over steps.
 
     Attributes:
-      preprocess: (uint8 images, key or None) -> float32 inputs; augment/preprocess.py.
+      preprocess: (stored images, key or None) -> float32 inputs; augment/preprocess.py.
       mix: mixup and CutMix of a batch, or None.
       erase: random erasing, applied after mixing, or None.
       loss: (logits, soft targets) -> loss of each example; losses.py.

@@ -6,7 +6,7 @@ Every parameter of both networks is accounted for: taken, resized, new, or left 
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -23,6 +23,7 @@ FILE_NAME = "init.json"
 HEADS = ("new", "zeros", "keep")
 STEM, POSITIONS, CLASS_TOKEN = "params/stem/kernel", "params/position_embedding", "params/class_token"
 HEAD = "params/head/"
+ZEROS = "config.init.head=zeros"  # why a head is new
 # What one of the networks may have and the other may not.
 OPTIONAL = {
     "params/class_token": "class token",
@@ -123,22 +124,13 @@ def initialize(
     resized = apart if new_size == old_size else resize_weights(trained, apart, old_size, new_size, resize)[1]
     before, available = _flat(apart), _flat(resized)
     shapes = expected_shapes(target, image_size, channels)
-    patterns = [_compiled(regex, shapes) for regex in skip]
-    result = Initialization(source, sha256, {}, [], {}, {}, {}, notes)
-    used = set()
+    new = _reasons_for_new(shapes, available, network, head, skip)
+    result = Initialization(source, sha256, {}, [], {}, new, {}, notes)
     for name, shape in shapes.items():
-        if any(pattern.fullmatch(name.partition("/")[2]) for pattern in patterns):
-            result.new[name] = "config.init.skip"
-            continue
-        if name.startswith(HEAD) and head != "keep":
-            result.new[name] = f"config.init.head={head}"
-            if head == "zeros":
+        if name in new:
+            if new[name] == ZEROS:
                 result.arrays[name] = np.zeros(shape, np.float32)
             continue
-        if name not in available:
-            result.new[name] = _reason_if_optional(name, f"{network} of the source has none")
-            continue
-        used.add(name)
         value = _fit(name, available[name], target, trained, channels)
         if value.shape != shape:
             raise UserError(_misfit(name, before[name].shape, shape))
@@ -148,12 +140,29 @@ def initialize(
         else:
             how = f", {resize}" if not np.array_equal(available[name], before[name]) else ""
             result.adapted[name] = f"{before[name].shape} -> {shape}{how}"
-    for name in sorted(available.keys() - used):
-        if name in result.new:
-            result.left_out[name] = result.new[name]
-        else:
-            result.left_out[name] = _reason_if_optional(name, "this network has none")
+    for name in sorted(available.keys() - (shapes.keys() - new.keys())):
+        result.left_out[name] = new.get(name) or _reason_if_optional(name, "this network has none")
     return result
+
+
+def _reasons_for_new(
+    shapes: Mapping[str, Any], available: Container[str], network: str, head: str, skip: Sequence[str]
+) -> dict[str, str]:
+    """Return {name: why it starts new} of the variables that do not start from trained ones.
+
+    Raises:
+      UserError: the source lacks one that it should have, or a pattern of `skip` is none or matches nothing.
+    """
+    patterns = [_compiled(regex, shapes) for regex in skip]
+    new: dict[str, str] = {}
+    for name in shapes:
+        if any(pattern.fullmatch(name.partition("/")[2]) for pattern in patterns):
+            new[name] = "config.init.skip"
+        elif name.startswith(HEAD) and head != "keep":
+            new[name] = f"config.init.head={head}"
+        elif name not in available:
+            new[name] = _reason_if_optional(name, f"{network} of the source has none")
+    return new
 
 
 def expected_shapes(model: nn.Module, image_size: int, channels: int) -> dict[str, tuple[int, ...]]:

@@ -140,15 +140,29 @@ def test_an_image_of_pillow_is_as_its_file_or_refused(tmp_path):
         np.testing.assert_array_equal(decode.decode_image(image, "it", 3), array >> 8)  # as Pillow has it
 
 
-def test_gray_with_transparency_is_scaled_from_its_higher_bytes():
-    """Pillow reads no others: 16 of 256 levels, and not black."""
-    array = np.dstack([values(), np.full(SHAPE, 65535, np.uint16)])
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+def gray_alpha_png(gray, alpha):
+    """A PNG of 16-bit gray and alpha, which neither Pillow nor OpenCV writes."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in np.dstack([gray, alpha]))
     header = struct.pack(">IIBBBBB", SHAPE[1], SHAPE[0], 16, 4, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n"
     for name, content in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
         data += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-    assert_levels(decode.decode_image(data, "it", 1, rules=TWELVE_BITS), wanted(array[..., 0]), 17)
+    return data
+
+
+def test_gray_with_transparency_keeps_both_bytes_until_it_is_scaled(tmp_path):
+    """Pillow's own reading of such a PNG drops the lower bytes."""
+    array, alpha = values(), np.full(SHAPE, 65535, np.uint16)
+    alpha[0, 0] = 0
+    data = gray_alpha_png(array, alpha)
+    expected = wanted(array)
+    expected[0, 0] = 255
+    (tmp_path / "x.png").write_bytes(data)
+    for form in (data, tmp_path / "x.png"):
+        assert decode.count_channels(form) == 1
+        np.testing.assert_array_equal(decode.deep_values(form), np.repeat(array[..., None], 3, 2))
+        assert_levels(decode.decode_image(form, "it", 1, rules=TWELVE_BITS), expected)
+        assert_levels(decode.decode_image(form, "it", 3, rules=TWELVE_BITS), np.repeat(expected[..., None], 3, 2))
 
 
 def test_without_a_range_sixteen_bits_span_their_type_and_floats_are_refused():

@@ -19,6 +19,7 @@ from PIL import Image
 
 from patchnets import runtime
 from patchnets.data import decoded_cache
+from patchnets.data.pixel_rules import DEFAULT_RULES
 from patchnets.data.sources import folder
 from patchnets.errors import RunError, UserError
 
@@ -28,6 +29,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 class FakeRecords:
     """Images made from their position, and a count of how often each was decoded."""
+
+    rules = DEFAULT_RULES
 
     def __init__(self, count=150, side=8, uniform=True, channels=3):
         self.count, self.side, self.uniform, self.channels = count, side, uniform, channels

@@ -62,17 +62,18 @@ def test_the_lowest_and_highest_value_of_train_become_the_ends_of_all_levels(sca
     assert loaded.value_ranges == ((100.0, 3000.0),)
     assert loaded.fingerprint["value_ranges"] == [[100.0, 3000.0]]
     lines = capsys.readouterr().out.splitlines()
-    assert "images of more than 8 bits: values from 100 to 3,000, the range in train, become levels 0 to 255" in lines
+    scaled = "values from 100 to 3,000, the range in train, become levels 0 to 255, kept in 16 bits"
+    assert f"images of more than 8 bits: {scaled}" in lines
     assert not any("WARNING: nearly" in line for line in lines)
     steps = range(loaded.train.steps_per_epoch)
     batches = [loaded.train.batch(loaded.train.step_inputs(step)[0], np.int32(step))["image"] for step in steps]
     images = np.concatenate(batches)
-    assert (images.min(), images.max()) == (0, 255) and len(np.unique(images)) > 150
+    assert (images.min(), images.max()) == (0, 65535) and len(np.unique(images)) > 250
     original = np.asarray(Image.open(scans / "train/a/2.png")).astype(float)
-    expected = np.floor((original - 100) / 2900 * 255 + 0.5).astype(np.uint8)
+    expected = np.floor((original - 100) / 2900 * 65535 + 0.5).astype(np.uint16)
     assert any(np.array_equal(image[..., 0], expected) for image in images)
     val = np.asarray(loaded.val.batch(loaded.val.step_inputs(0)[0], np.int32(0))["image"])[0, ..., 0]
-    assert val[0, 0] == 0 and val[0, 1] == 255  # beyond the range of train
+    assert val[0, 0] == 0 and val[0, 1] == 65535  # beyond the range of train
     loaded.close()
 
 
@@ -120,6 +121,15 @@ def test_what_is_no_range_is_refused(value):
         DataOptions(value_range=value)
 
 
+def test_images_are_measured_by_their_content_and_not_by_their_name(scans, mesh1, capsys):
+    for path in list((scans / "train").rglob("*.png")):
+        path.rename(path.with_suffix(".jpg"))
+    Image.fromarray(np.zeros((SIZE, SIZE), np.uint8)).save(scans / "train/a/jpeg.jpg")
+    loaded = data.load_dataset(options_of(scans), mesh1)
+    assert loaded.value_ranges == ((100.0, 3000.0),) and loaded.level_bits == 16
+    assert "values from 100 to 3,000" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif"])
 def test_images_of_eight_bits_have_no_range(tmp_path, mesh1, capsys, suffix):
     for i in range(2):
@@ -152,7 +162,7 @@ def test_float_images_are_gray_and_have_the_range_of_their_values(tmp_path, mesh
         save(tmp_path / f"train/{'ab'[i % 2]}/{i}.tiff", picture(-0.5, 0.5, i, np.float32))
     loaded = data.load_dataset(options_of(tmp_path, val_split="none"), mesh1)
     assert loaded.channels == 1 and loaded.value_ranges == ((-0.5, 0.5),)
-    assert (held(loaded).min(), held(loaded).max()) == (0, 255)
+    assert (held(loaded).min(), held(loaded).max()) == (0, 65535)
 
 
 # Arrays of many channels.
@@ -215,7 +225,8 @@ def spec_of(loaded, **values):
     content |= dict(decoded_size=SIZE, decoded_crop_pct=1.0, image_size=SIZE, crop_pct=1.0)
     content |= dict(mean=[0.0] * loaded.channels, std=[1.0] * loaded.channels)
     ranges = None if loaded.value_ranges is None else [list(pair) for pair in loaded.value_ranges]
-    return ModelSpec.from_json(content | dict(value_ranges=ranges) | values, "model.json")
+    content |= dict(value_ranges=ranges, level_bits=loaded.level_bits)
+    return ModelSpec.from_json(content | values, "model.json")
 
 
 @pytest.mark.parametrize("name", ["scans", "bands"])

@@ -2,13 +2,15 @@
 
 import binascii
 import json
+import os
+import pathlib
 import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from patchnets.errors import RunError
+from patchnets.errors import RunError, UserError
 from patchnets.run import checksums
 from patchnets.run.checkpoints import Checkpoints
 
@@ -27,6 +29,10 @@ def on_devices(tree):
 
 def like():
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), on_devices(state_of(1)))
+
+
+def variables_like():
+    return {"params": like()["params"], "batch_stats": {}}
 
 
 def save(path, steps=(1, 2), accuracies=(0.5, 0.75)):
@@ -92,7 +98,7 @@ def test_a_flipped_bit_of_the_weights_is_named_and_the_step_before_is_taken(copy
     for which in ("best", "latest", 2):
         checkpoints = Checkpoints(copy, read_only=True)
         with pytest.raises(RunError, match=rf"checkpoint {copy}/2 cannot be read: {name} has changed .* of steps 1$"):
-            checkpoints.restore_variables({"params": like()["params"], "batch_stats": {}}, which, ema=False)
+            checkpoints.restore_variables(variables_like(), which, ema=False)
         checkpoints.close()
     assert capsys.readouterr().err == ""
     state, progress = restore_latest(copy)
@@ -106,8 +112,19 @@ def test_a_flipped_bit_of_the_weights_is_named_and_the_step_before_is_taken(copy
 def test_a_flipped_digit_does_not_make_another_checkpoint_the_best(copy, capsys):
     metrics = copy / "2" / "metrics" / "metrics"
     metrics.write_text(metrics.read_text().replace("0.75", "0.35"))
-    with pytest.raises(RunError, match=rf"checkpoint {copy}/2 cannot be read: metrics/metrics has changed.*; move it"):
-        Checkpoints(copy, read_only=True)
+    checkpoints = Checkpoints(copy, read_only=True)
+    step, variables = checkpoints.restore_variables(variables_like(), "best", ema=False)
+    assert step == 1
+    np.testing.assert_array_equal(variables["params"]["head"], state_of(1)["params"]["head"])
+    assert checkpoints.restore_variables(variables_like(), "latest", ema=False)[0] == 1
+    with pytest.raises(UserError, match=r"there is no checkpoint of step 2 in .*; kept are those of 1"):
+        checkpoints.restore_variables(variables_like(), 2, ema=False)
+    checkpoints.close()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"checkpoint {copy}/2 cannot be read: metrics/metrics has changed since it was saved; it is left out"
+    )
+    assert {path.name for path in copy.iterdir()} == {"1", "2"}
     checkpoints = Checkpoints(copy)
     step, state, metrics = checkpoints.restore_best(like())
     checkpoints.close()
@@ -122,11 +139,44 @@ def test_a_checkpoint_from_before_checksums_is_restored(copy, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("content", ["", "{", "[1]", "null", '{"crc32": 3}', '{"crc32": {"state/x": 1}}', "\udcff"])
-def test_damaged_checksums_are_a_damaged_checkpoint(copy, capsys, content):
-    (copy / "2" / checksums.FILE_NAME).write_bytes(content.encode(errors="surrogateescape"))
+def test_checksums_of_files_that_are_gone_are_a_damaged_checkpoint(copy, capsys):
+    (copy / "2" / checksums.FILE_NAME).write_text('{"crc32": {"state/x": 1}}')
     assert_is(restore_latest(copy)[0], 1)
     assert f"checkpoint {copy}/2 cannot be read: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "null", '{"crc32": 3}', "\udcff", "\0" * 300])
+def test_a_checkpoint_whose_checksums_cannot_be_read_is_restored_and_said_to_be_unverified(copy, capsys, content):
+    (copy / "2" / checksums.FILE_NAME).write_bytes(content.encode(errors="surrogateescape"))
+    assert_is(restore_latest(copy)[0], 2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == (
+        f"{copy}/2/{checksums.FILE_NAME} cannot be read; of the files of this checkpoint 0 are verified, the others "
+        "are not"
+    )
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_of_torn_checksums_those_that_are_left_are_verified(copy, capsys, damaged):
+    """They are cut within a number, which then is another one."""
+    path = copy / "2" / checksums.FILE_NAME
+    lines = path.read_text().splitlines(keepends=True)
+    listed = next(i for i, line in enumerate(lines) if '"state/' in line)
+    path.write_text("".join(lines[: listed + 1]) + lines[listed + 1][:-4])
+    if damaged:
+        flip(copy / "2" / lines[listed].split('"')[1], 8)
+    assert_is(restore_latest(copy)[0], 1 if damaged else 2)
+    first, *others = capsys.readouterr().err.splitlines()
+    assert f"of the files of this checkpoint {listed - 1} are verified, the others are not" in first
+    assert bool(others) == damaged
+
+
+def test_checksums_are_on_the_disk_before_they_have_their_name(copy, monkeypatch):
+    events, fsync, replace = [], os.fsync, pathlib.Path.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (events.append("on disk"), fsync(handle)))
+    monkeypatch.setattr(pathlib.Path, "replace", lambda *paths: (events.append("named"), replace(*paths)))
+    checksums.write_checksums(copy / "2")
+    assert events == ["on disk", "named"]
 
 
 @pytest.mark.slow
@@ -149,5 +199,5 @@ def test_any_flipped_bit_is_named_or_changes_nothing(saved, tmp_path, capsys):
         outcomes.setdefault(kind, []).append(named)
         shutil.rmtree(path)
     unnamed = {kind for kind, named in outcomes.items() if not all(named)}
-    assert unnamed <= set(checksums.WRITTEN_LATER), outcomes
+    assert unnamed <= {*checksums.WRITTEN_LATER, checksums.FILE_NAME}, outcomes
     assert len(outcomes) == len(kinds) >= 6

@@ -10,12 +10,12 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt
 
 from patchnets.data.bit_depth import ValueRanges
 from patchnets.data.pixel_rules import PixelRules
 
-Example = tuple[UInt8[np.ndarray, "height width channels"], int]
+Example = tuple[UInt[np.ndarray, "height width channels"], int]  # levels as of `PixelRules`
 
 
 class Records(Protocol):
@@ -84,4 +84,4 @@ class Source(Protocol):
         """Return the examples of a whole split, named as in `sizes`."""
 
     def with_ranges(self, ranges: ValueRanges) -> Source:
-        """Return this source with these `PixelRules.value_ranges`, and a version that says so."""
+        """Return this source with `PixelRules.with_ranges`, and a version that says so."""

@@ -6,7 +6,6 @@ Reads every format that Pillow itself decodes, in nested folders too. `notes` na
 import collections
 import contextlib
 import copy
-import dataclasses
 import functools
 import hashlib
 import os
@@ -35,6 +34,7 @@ EXPECTED = "CLASS/*.jpg, *.png or another format that Pillow reads"
 # A change of contents is noticed by all sizes, and the bytes of all files or of about as many of a larger split.
 MAX_HASHED_BYTES, NUM_HASHED = 2**26, 512
 EIGHT_BITS = (b".jpg", b".jpeg", b".jpe", b".jfif", b".gif", b".bmp", b".dib", b".webp")  # formats of no more
+EIGHT_BIT_BEGINNINGS = (b"\xff\xd8", b"GIF8", b"BM", b"RIFF")  # of their files
 
 
 class File(NamedTuple):
@@ -57,10 +57,8 @@ class FolderRecords:
         files: Sequence[File],
         channels: int,
         rules: PixelRules = DEFAULT_RULES,
-        content: int = 0,
     ):
-        """`content` is a checksum of the files' contents (`content_checksum`)."""
-        self.content = content
+        self.content, self.misnamed = 0, False  # set by `read_contents`
         self.directory, self.class_names, self.channels = directory, tuple(class_names), channels
         self.rules = rules
         self.file_names = np.array([os.fsencode(file.name) for file in files])
@@ -98,23 +96,36 @@ class FolderRecords:
         return self.path(position)
 
     def deep_candidates(self) -> Sequence[int]:
+        if self.misnamed:
+            return range(len(self))
         return [i for i, name in enumerate(self.file_names.tolist()) if not name.lower().endswith(EIGHT_BITS)]
 
     def name_of(self, position: int) -> str:
         return str(self.path(position))
 
 
-def content_checksum(records: FolderRecords, sizes: Sequence[int]) -> int:
-    """Return a CRC-32 of the sizes of all files and the contents of all, or of evenly spaced ones of a large split.
+def read_contents(records: FolderRecords, sizes: Sequence[int]) -> None:
+    """Read all files, or evenly spaced ones of a large split, for what hangs on their contents.
 
-    Files that cannot be read do not count; reading them as images raises their error.
+    Set `content`, a CRC-32 of their contents and of the sizes of all files, and `misnamed`, whether any of them has
+    more than 8 bits and the name of a format that has no more. Files that cannot be read do not count; reading them as
+    images raises their error.
     """
-    checksum = zlib.crc32(np.array(sizes, "<i8").tobytes())
+    records.content = zlib.crc32(np.array(sizes, "<i8").tobytes())
     step = 1 if sum(sizes) <= MAX_HASHED_BYTES else max(1, len(sizes) // NUM_HASHED)
     for position in range(0, len(sizes), step):
         with contextlib.suppress(OSError):
-            checksum = zlib.crc32(records.path(position).read_bytes(), checksum)
-    return checksum
+            contents = records.path(position).read_bytes()
+            records.content = zlib.crc32(contents, records.content)
+            if not records.misnamed and bytes(records.file_names[position]).lower().endswith(EIGHT_BITS):
+                records.misnamed = _is_deep(contents)
+
+
+def _is_deep(contents: bytes) -> bool:
+    """Return whether an image has more than 8 bits; not for one that cannot be read."""
+    with contextlib.suppress(Exception):  # whatever broken files make decoders raise
+        return not contents.startswith(EIGHT_BIT_BEGINNINGS) and decode.is_deep(contents)
+    return False
 
 
 @functools.cache
@@ -169,7 +180,7 @@ class Folder:
         self._records = {}
         for split, files in files_of.items():
             records = FolderRecords(directories[split], folders_of[split], files, self.channels, rules)
-            records.content = content_checksum(records, [file.size for file in files])
+            read_contents(records, [file.size for file in files])
             self._records[split] = records
         # A split with an error counts as one example, so that using it raises that error and not "empty".
         self.sizes: Mapping[str, int] = {split: len(files) or 1 for split, files in files_of.items()}
@@ -185,7 +196,7 @@ class Folder:
 
     def with_ranges(self, ranges: ValueRanges) -> "Folder":
         source = copy.copy(self)
-        source.rules = dataclasses.replace(self.rules, value_ranges=ranges)
+        source.rules = self.rules.with_ranges(ranges)
         source._records = {split: copy.copy(records) for split, records in self._records.items()}
         for records in source._records.values():
             records.rules = source.rules

@@ -4,7 +4,6 @@ Preparing it once, as array_record files, needs TensorFlow; reading it by positi
 """
 
 import contextlib
-import dataclasses
 import difflib
 import functools
 import hashlib
@@ -139,7 +138,7 @@ class TfdsSource:
         return f"{self.builder.info.version}-{directory_hash}-{self.rules.tag}"
 
     def with_ranges(self, ranges: ValueRanges) -> "TfdsSource":
-        return TfdsSource(self.builder, dataclasses.replace(self.rules, value_ranges=ranges))
+        return TfdsSource(self.builder, self.rules.with_ranges(ranges))
 
     def records(self, split: str) -> TfdsRecords:
         return TfdsRecords(self.builder, split, self.channels, self.rules)

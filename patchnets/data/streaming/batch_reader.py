@@ -99,7 +99,7 @@ class BatchReader:
     def read_chunk(self, number: int) -> dict[str, Any]:
         """Return the arrays of a chunk: images, labels, mask and list of unreadable images.
 
-        {"image": uint8 [n, size, size, channels], "label": int32 [n], "mask": float32 [n], "unreadable": list}
+        {"image": uint8 or uint16 [n, size, size, channels], "label": int32 [n], "mask": float32 [n], "unreadable": ...}
         "unreadable" lists (row of the chunk, name, error) of images that are black, with label 0 and mask 0.
 
         Raises:
@@ -113,7 +113,8 @@ class BatchReader:
         examples = places % self.num_examples
         if self.seed is not None:
             examples = epoch_order(self.seed, epoch, self.num_examples)[examples]
-        images = np.zeros((len(places), self.size, self.size, self.channels), np.uint8)
+        shape = (len(places), self.size, self.size, self.channels)
+        images = np.zeros(shape, self.parts[0][0].rules.dtype)
         labels = np.zeros(len(places), np.int32)
         mask = (places < self.num_examples).astype(np.float32)
         unreadable: list[tuple[int, str, str]] = []
