@@ -14,6 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from patchnets.data import bit_depth, checks, decode
+from patchnets.data.pixels import EXIF_ORIENTATION
 from patchnets.data.sources.base import Records, Source
 from patchnets.errors import RunError, UserError, first_line
 from patchnets.runtime.format import list_names, printable
@@ -181,7 +182,7 @@ def _header(data: bytes) -> tuple[tuple[int, int], str, bool, int]:
         shape, dtype = bit_depth.array_header(data)[:2]
         return shape[:2], f"array {dtype}", False, 1
     with Image.open(io.BytesIO(data), formats=decode.formats()) as file:
-        turned = file.getexif().get(decode.EXIF_ORIENTATION, 1) in range(2, 9)
+        turned = file.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9)
         return (file.height, file.width), f"{file.format} {file.mode}", turned, getattr(file, "n_frames", 1)
 
 
