@@ -111,6 +111,7 @@ def decode_image(
     crop_pct: float = 1.0,
     rules: PixelRules = DEFAULT_RULES,
     interpolation: str = "bicubic",
+    shorter_side: int | None = None,
 ) -> UInt8[np.ndarray, "height width channels"]:
     """Decode one image with Pillow.
 
@@ -122,13 +123,16 @@ def decode_image(
       size: resize the center square to this side (antialiased); None keeps the image as it is.
       crop_pct: the side of that square as a share of the image's shorter side.
       interpolation: a key of INTERPOLATIONS.
+      shorter_side: in place of `crop_pct`, the pixels to which the image's shorter side is resized, of which the center
+        is cut (`center_box`).
 
     Raises:
       RunError: the image is broken or truncated.
     """
+    resampling = INTERPOLATIONS[interpolation]
     try:
         with _opened(data, channels, rules) as images:
-            return _joined([_crop_and_resize(image, size, crop_pct, INTERPOLATIONS[interpolation]) for image in images])
+            return _joined([_crop_and_resize(image, size, crop_pct, resampling, shorter_side) for image in images])
     except Exception as error:
         raise _unreadable(name, error) from error
 
@@ -147,13 +151,31 @@ def _opened(data: Any, channels: int, rules: PixelRules) -> Iterator[list[Image.
         yield [_with_channels(file, channels, rules, origin)]
 
 
-def _crop_and_resize(image: Image.Image, size: int | None, crop_pct: float, resampling: Image.Resampling) -> np.ndarray:
+def _crop_and_resize(
+    image: Image.Image, size: int | None, crop_pct: float, resampling: Image.Resampling, shorter_side: int | None
+) -> np.ndarray:
     if size is not None:
-        side = min(image.size) * crop_pct
-        left, top = (image.width - side) / 2, (image.height - side) / 2
-        box = (left, top, left + side, top + side)
-        image = image.resize((size, size), resampling, box=box)
+        image = image.resize((size, size), resampling, box=center_box(image.size, size, crop_pct, shorter_side))
     return _as_array(image)
+
+
+def center_box(image_size: tuple[int, int], size: int, crop_pct: float, shorter_side: int | None) -> Box:
+    """Return the box of an image, (width, height), that is resized to a square of side `size`.
+
+    It is the center square, whose side is the share `crop_pct` of the image's shorter one. With `shorter_side` it is
+    what torchvision's Resize(shorter_side) and CenterCrop(size) leave, which round to pixels of the resized image.
+    """
+    if shorter_side is None:
+        side = min(image_size) * crop_pct
+        left, top = ((length - side) / 2 for length in image_size)
+        return left, top, left + side, top + side
+    edges = []
+    for length in image_size:
+        resized = int(shorter_side * length / min(image_size))
+        first = round((resized - size) / 2)
+        edges.append((first * length / resized, min((first + size) * length / resized, length)))
+    (left, right), (top, bottom) = edges
+    return left, top, right, bottom
 
 
 def _joined(channels: list[np.ndarray]) -> np.ndarray:

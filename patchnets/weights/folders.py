@@ -26,7 +26,7 @@ def read_step(directory: pathlib.Path) -> int | None:
     """Return the step of the checkpoint that an export was made of; None if its folder does not say."""
     try:
         step = json.loads((directory / EXPORT).read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return step if type(step) is int and step >= 0 else None
 

@@ -13,9 +13,11 @@ import numpy as np
 from flax import traverse_util
 
 from patchnets import models
+from patchnets.config.schema import LARGEST_FLOAT, LARGEST_INT
 from patchnets.errors import RunError, UserError, first_line
 from patchnets.models import vit
 from patchnets.run.model_spec import ModelSpec, plain_fields
+from patchnets.runtime.format import format_bytes, list_names
 from patchnets.weights import files
 from patchnets.weights.files import Header
 
@@ -30,6 +32,7 @@ ARCHITECTURES = {
     **dict.fromkeys(("vit_", "deit", "flexivit_", "test_vit"), "vit"),
 }
 IMAGE_SIZE = 224  # where neither shapes nor configuration say one
+MAX_JSON = 2**26  # bytes of a configuration, which may name 21,843 classes
 MAX_DEPTH = 1000  # blocks of a network that a file may describe
 
 
@@ -73,6 +76,12 @@ class Pretrained:
     def step(self) -> int | None:
         """Return the step of the checkpoint; None if unknown."""
         return self._loaded[1]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return lines on what was assumed and what was left out."""
+        left_out = (f"left out: {list_names(self.leftovers)}",) if self.leftovers else ()
+        return (*(f"assumed: {line}" for line in self.assumed), *left_out)
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield every array as the file has it, with its name, and keep none in memory.
@@ -155,11 +164,13 @@ def make_spec(
     default: Preprocessing,
     notes: Notes,
     label: str,
+    resizes_first: bool = False,
     **rules: Any,
 ) -> ModelSpec:
     """Return the spec of a network; what `preprocessing` omits is taken from `default`, and noted.
 
     `label` is what errors call the file; `rules` are exif_orientation and background, where the file has them.
+    `resizes_first`: images are resized to floor(image_size / crop_pct) pixels on the shorter side, and cut then.
 
     Raises:
       UserError: there is no such network, or a value that cannot be used.
@@ -172,6 +183,8 @@ def make_spec(
         notes.assume(f"interpolation bicubic, for {values['interpolation']!r} is not available")
         values["interpolation"] = "bicubic"
     models.validate(image_size, network, **fields)
+    crop_pct = values["crop_pct"]
+    shorter_side = math.floor(min(image_size / crop_pct, LARGEST_INT)) if resizes_first and 0 < crop_pct <= 1 else None
     spec = ModelSpec(
         network=network,
         fields=plain_fields(network, models.create_model(network, num_classes=len(classes), **fields)),
@@ -179,7 +192,8 @@ def make_spec(
         loss="softmax",
         channels=channels,
         decoded_size=image_size,
-        decoded_crop_pct=values["crop_pct"],
+        decoded_crop_pct=crop_pct,
+        shorter_side=shorter_side,
         image_size=image_size,
         crop_pct=1.0,
         mean=_per_channel(values["mean"], channels, "mean"),
@@ -209,6 +223,10 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
       RunError: it cannot be read, or holds no object.
     """
     try:
+        if (size := path.stat().st_size) > MAX_JSON:
+            raise RunError(
+                f"{path} is of {format_bytes(size)}, and a configuration of at most {format_bytes(MAX_JSON)}"
+            )
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise RunError(f"{path} cannot be read ({first_line(error, 200)})") from error
@@ -221,11 +239,13 @@ def value_of(content: Mapping[str, Any], name: str, kind: type | tuple[type, ...
     """Return an entry of a JSON object, None if it is missing or null.
 
     Raises:
-      UserError: it is of another type.
+      UserError: it is of another type, or a number that 32 bits do not hold.
     """
-    value = content.get(name)
+    value: Any = content.get(name)
     expected = kind if isinstance(kind, tuple) else (kind,)
     if value is None or (isinstance(value, expected) and (type(value) is not bool or bool in expected)):
+        if value is not None and float in expected and not abs(value) <= LARGEST_FLOAT:
+            raise UserError(f"{label}: {name}={str(value)[:80]} is no finite number")
         return value
     raise UserError(f"{label}: {name}={str(value)[:80]!r} is no {expected[0].__name__}")
 
@@ -236,7 +256,7 @@ def numbers_of(content: Mapping[str, Any], name: str, label: str) -> tuple[float
     values: list[Any] = value if isinstance(value, list) else [value]
     if value is None:
         return None
-    if not values or not all(type(v) in (int, float) and math.isfinite(v) for v in values):
+    if not values or not all(type(v) in (int, float) and abs(v) <= LARGEST_FLOAT for v in values):
         raise UserError(f"{label}: {name}={str(value)[:80]!r} is no list of numbers")
     return tuple(values)
 
@@ -302,9 +322,9 @@ def size_of(shapes: Mapping[str, Shape], name: str, axis: int, label: str, missi
 def depth_of(shapes: Mapping[str, Shape], pattern: str, label: str) -> int:
     """Return the number of blocks, of which the first group of `pattern` is the index."""
     blocks = {int(match[1]) for name in shapes if (match := re.match(pattern, name)) and len(match[1]) < 10}
-    if not 0 < len(blocks) <= MAX_DEPTH or max(blocks) >= MAX_DEPTH:
+    if not 0 < len(blocks) <= MAX_DEPTH or max(blocks) != len(blocks) - 1:
         raise UserError(f"{label} has {len(blocks):,} blocks; expected from 1 to {MAX_DEPTH:,}, counted from 0")
-    return max(blocks) + 1
+    return len(blocks)
 
 
 def assume_heads(width: int, depth: int, mlp_dim: int, notes: Notes, label: str) -> int:
@@ -318,6 +338,9 @@ def assume_heads(width: int, depth: int, mlp_dim: int, notes: Notes, label: str)
             notes.assume(f"num_heads {size['num_heads']}, as of ViT-{name}, for the file has none")
             return size["num_heads"]
     if width % 64:
-        raise UserError(f"{label} does not say how many heads its attention has; name the architecture (network=NAME)")
+        raise UserError(
+            f"{label} does not say how many heads its attention has; name the architecture (network=NAME; of a run, "
+            "config.init.network=NAME)"
+        )
     notes.assume(f"num_heads {width // 64}, 64 channels each, for the file has none")
     return width // 64
