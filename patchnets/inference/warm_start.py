@@ -1,7 +1,7 @@
 """Start a run from trained weights, as `config.init` says."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -13,7 +13,9 @@ from patchnets.config.schema import KEYS
 from patchnets.errors import RunError, UserError
 from patchnets.experiment import Experiment
 from patchnets.inference.load import load
+from patchnets.inference.model import Model
 from patchnets.models.resize_weights import resize_network
+from patchnets.parallel import multihost
 from patchnets.run.model_spec import FILE_NAME, ModelSpec, read_model_spec
 from patchnets.run.workdir import read_json
 from patchnets.weights.initialize import FILE_NAME as INIT_FILE
@@ -75,32 +77,49 @@ def warm_start(experiment: Experiment, workdir: pathlib.Path) -> Initialization 
     """
     config = experiment.config
     stored = read_json(workdir / INIT_FILE) if (workdir / INIT_FILE).exists() else None
-    try:
-        trained = load(config.init.weights, network=config.init.network)
-    except (UserError, RunError):
-        if stored is not None and _has_checkpoint(workdir):
-            return None
-        raise
+    trained = _load_on_all(config.init.weights, config.init.network, stored is not None and _has_checkpoint(workdir))
+    if trained is None:
+        return None
     sha = digest(trained.variables)
-    if stored is not None and stored.get("sha256") != sha:
-        raise UserError(
-            f"config.init.weights={config.init.weights} has changed since {workdir} was started from it; give another "
-            "--workdir, restore the weights, or, to resume without them, move them away"
+    with multihost.errors_on_all():
+        if stored is not None and stored.get("sha256") != sha:
+            raise UserError(
+                f"config.init.weights={config.init.weights} has changed since {workdir} was started from it; give "
+                "another --workdir, restore the weights, or, to resume without them, move them away"
+            )
+        return fit_to_run(
+            trained.spec,
+            trained.variables,
+            experiment.model,
+            experiment.data,
+            preprocess=experiment.data.preprocess,
+            image_size=config.image_size,
+            head=config.init.head,
+            resize=config.init.resize,
+            skip=config.init.skip,
+            source=config.init.weights,
+            sha256=sha,
+            notes=trained.notes,
         )
-    return fit_to_run(
-        trained.spec,
-        trained.variables,
-        experiment.model,
-        experiment.data,
-        preprocess=experiment.data.preprocess,
-        image_size=config.image_size,
-        head=config.init.head,
-        resize=config.init.resize,
-        skip=config.init.skip,
-        source=config.init.weights,
-        sha256=sha,
-        notes=trained.notes,
-    )
+
+
+def _load_on_all(source: str, network: str | None, needless: bool) -> Model | None:
+    """Return the trained model; None if it is `needless` and cannot be read by all processes."""
+
+    def attempt(read: Callable[..., Any]) -> Any:
+        try:
+            return read(source, network=network)
+        except (UserError, RunError):
+            if not needless:
+                raise
+            return None
+
+    with multihost.errors_on_all():  # headers first, for all processes load a work directory together
+        pretrained = attempt(read_pretrained)
+    if multihost.first_false(pretrained is not None) is not None:
+        return None
+    trained = attempt(load)
+    return trained if multihost.first_false(trained is not None) is None else None
 
 
 def fit_to_run(
