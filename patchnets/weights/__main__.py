@@ -79,7 +79,8 @@ def describe(pretrained: Any) -> Iterator[str]:
     yield f"parameters  {count:,}"
     yield f"input       {spec.image_size} x {spec.image_size} pixels, {spec.channels} channels"
     yield f"mean, std   {levels(spec.mean)}; {levels(spec.std)} (of levels from 0 to 255)"
-    yield f"crop_pct    {pretrained.crop_pct:.4g}, {spec.interpolation}"
+    resized = "" if spec.shorter_side is None else f", shorter side to {spec.shorter_side} pixels"
+    yield f"crop_pct    {pretrained.crop_pct:.4g}, {spec.interpolation}{resized}"
     yield f"classes     {len(spec.classes):,}" + (f": {list_names(spec.classes)}" if spec.classes else ", no head")
     for line in pretrained.assumed:
         yield f"assumed     {printable(line)}"
@@ -129,9 +130,10 @@ def compare(pretrained: Any, options: argparse.Namespace, overrides: Sequence[st
     images = f"{config.image_size} pixels and {data.num_classes:,} classes ({data.name})"
     yield f"{options.against}: {config.model.name} for {images}"
     yield from (result.summary()[0], *result.notes, "")
-    rows = [("taken", name, str(result.arrays[name].shape)) for name in result.taken]
+    rows = []
     for what in ("adapted", "new", "left_out"):
         rows += [(what.replace("_", " "), name, how) for name, how in getattr(result, what).items()]
+    rows += [("taken", name, str(result.arrays[name].shape)) for name in result.taken]
     yield from table(rows)
 
 
