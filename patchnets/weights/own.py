@@ -46,10 +46,12 @@ def read(directory: pathlib.Path, checkpoint: str | int = "best") -> Pretrained:
         if checkpoint != "best":
             raise UserError(f"{directory} holds one set of weights; leave out checkpoint={checkpoint}")
         file = folders.weights_file(directory)
+        header = files.read_header(file)
+        folders.check_sizes(file, header, spec)
         return Pretrained(
             layout="patchnets (export)",
             file=file,
-            header=files.read_header(file),
+            header=header,
             load=lambda: _export(directory, spec),
             **common,
         )

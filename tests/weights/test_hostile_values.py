@@ -95,6 +95,18 @@ def test_values_in_model_json(name, folders):
         path.write_text(content)
 
 
+@pytest.mark.parametrize("fields", [dict(depth=2**20), dict(hidden_dim=2**20), dict(depth="2"), dict(depth=None)])
+def test_sizes_in_model_json_are_compared_with_the_file_before_a_network_is_made(fields, folders):
+    path = folders / "own" / "model.json"
+    content = path.read_text()
+    values = json.loads(content)
+    path.write_text(json.dumps(values | dict(fields=values["fields"] | fields)))
+    try:
+        refused(folders / "own")
+    finally:
+        path.write_text(content)
+
+
 @pytest.mark.parametrize("content", ["", "[" * 10**5, "1" + "0" * 5000, "null", "[]", '"a"', "\ufeff{}", '{"a": 1'])
 @pytest.mark.parametrize("kind", ["timm", "own"])
 def test_what_is_no_object_of_json(kind, content, folders):

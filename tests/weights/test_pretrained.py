@@ -449,7 +449,7 @@ def test_a_network_without_a_head_has_features_and_no_classes(tmp_path):
             call(images)
 
 
-@pytest.mark.parametrize(("width", "height"), [(50, 37), (37, 50), (40, 40), (500, 3)])
+@pytest.mark.parametrize(("width", "height"), [(50, 37), (37, 50), (40, 40), (500, 30)])
 @pytest.mark.parametrize("crop_pct", [0.95, 0.875, 0.6, 1.0])
 def test_images_are_resized_and_cut_as_timm_does(crop_pct, width, height, tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
@@ -458,7 +458,7 @@ def test_images_are_resized_and_cut_as_timm_does(crop_pct, width, height, tmp_pa
     expected = timm_transform(decode.Image.fromarray(image), 16, crop_pct, decode.Image.Resampling.BILINEAR)
     levels = np.asarray(loaded.preprocess([image])[0]) * np.float32(CFG["std"]) * 255 + np.float32(CFG["mean"]) * 255
     # Pillow holds the box that it resizes in 32 bits, which may round a level to its neighbor.
-    assert np.abs(levels - expected).max() < 1.1 and np.mean(np.abs(levels - expected) > 0.1) < 0.06
+    assert np.abs(levels - expected).max() < 1.1 and np.mean(np.abs(levels - expected) > 0.1) < 0.02
 
 
 def timm_transform(image, size, crop_pct, resampling):
