@@ -31,6 +31,7 @@ from patchnets.errors import RunError, first_line
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Formats that Pillow hands to another program, or that hold no single image.
 NOT_DECODED = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF"}
+LARGEST_RESIZED = 2**26  # pixels of an image that is resized before its center is cut
 EXIF_WITHIN = 2**16  # bytes from the start of a JPEG; EXIF is in its first or second segment
 LARGEST_FILTERED = 4.0  # beyond this factor Pillow shrinks images: a blur would need too many taps
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -124,7 +125,7 @@ def decode_image(
       crop_pct: the side of that square as a share of the image's shorter side.
       interpolation: a key of INTERPOLATIONS.
       shorter_side: in place of `crop_pct`, the pixels to which the image's shorter side is resized, of which the center
-        is cut (`center_box`).
+        is cut.
 
     Raises:
       RunError: the image is broken or truncated.
@@ -154,28 +155,25 @@ def _opened(data: Any, channels: int, rules: PixelRules) -> Iterator[list[Image.
 def _crop_and_resize(
     image: Image.Image, size: int | None, crop_pct: float, resampling: Image.Resampling, shorter_side: int | None
 ) -> np.ndarray:
-    if size is not None:
-        image = image.resize((size, size), resampling, box=center_box(image.size, size, crop_pct, shorter_side))
+    if size is not None and shorter_side is not None:
+        image = _resize_and_cut(image, size, shorter_side, resampling)
+    elif size is not None:
+        side = min(image.size) * crop_pct
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        box = (left, top, left + side, top + side)
+        image = image.resize((size, size), resampling, box=box)
     return _as_array(image)
 
 
-def center_box(image_size: tuple[int, int], size: int, crop_pct: float, shorter_side: int | None) -> Box:
-    """Return the box of an image, (width, height), that is resized to a square of side `size`.
-
-    It is the center square, whose side is the share `crop_pct` of the image's shorter one. With `shorter_side` it is
-    what torchvision's Resize(shorter_side) and CenterCrop(size) leave, which round to pixels of the resized image.
-    """
-    if shorter_side is None:
-        side = min(image_size) * crop_pct
-        left, top = ((length - side) / 2 for length in image_size)
-        return left, top, left + side, top + side
-    edges = []
-    for length in image_size:
-        resized = int(shorter_side * length / min(image_size))
-        first = round((resized - size) / 2)
-        edges.append((first * length / resized, min((first + size) * length / resized, length)))
-    (left, right), (top, bottom) = edges
-    return left, top, right, bottom
+def _resize_and_cut(image: Image.Image, size: int, shorter_side: int, resampling: Image.Resampling) -> Image.Image:
+    """Resize an image and cut its center as torchvision's Resize(shorter_side) and CenterCrop(size) do."""
+    sides = [int(shorter_side * length / min(image.size)) for length in image.size]
+    left, top = (round((side - size) / 2) for side in sides)
+    if math.prod(sides) <= LARGEST_RESIZED:
+        return image.resize((sides[0], sides[1]), resampling).crop((left, top, left + size, top + size))
+    across, down = image.width / sides[0], image.height / sides[1]  # the same of the center alone, but for rounding
+    box = (left * across, top * down, (left + size) * across, (top + size) * down)
+    return image.resize((size, size), resampling, box=(*box[:2], min(box[2], image.width), min(box[3], image.height)))
 
 
 def _joined(channels: list[np.ndarray]) -> np.ndarray:

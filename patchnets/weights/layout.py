@@ -244,7 +244,7 @@ def value_of(content: Mapping[str, Any], name: str, kind: type | tuple[type, ...
     value: Any = content.get(name)
     expected = kind if isinstance(kind, tuple) else (kind,)
     if value is None or (isinstance(value, expected) and (type(value) is not bool or bool in expected)):
-        if value is not None and float in expected and not abs(value) <= LARGEST_FLOAT:
+        if isinstance(value, int | float) and float in expected and not abs(value) <= LARGEST_FLOAT:
             raise UserError(f"{label}: {name}={str(value)[:80]} is no finite number")
         return value
     raise UserError(f"{label}: {name}={str(value)[:80]!r} is no {expected[0].__name__}")
