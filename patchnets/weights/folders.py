@@ -78,8 +78,10 @@ def read_variables(directory: pathlib.Path, spec: ModelSpec) -> dict[str, Any]:
             if (shape, kind) != (shapes[name], "float32"):
                 raise RunError(f"{path}: {name!r} is {kind} of shape {shape}; expected float32 of {shapes[name]}")
 
+    arrays = (files.read_safetensors if path.name == SAFETENSORS else files.read_npz)(path, check)
+    files.check_finite(path, arrays)
     if path.name == SAFETENSORS:
-        variables = timm.from_entries(network, files.read_safetensors(path, check), spec.image_size)
+        variables = timm.from_entries(network, arrays, spec.image_size)
     else:
-        variables = official_npz.from_arrays(network, files.read_npz(path, check), spec.image_size, spec.channels)
+        variables = official_npz.from_arrays(network, arrays, spec.image_size, spec.channels)
     return {"batch_stats": {}} | variables

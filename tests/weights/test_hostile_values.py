@@ -1,6 +1,7 @@
 """Configurations with values that no network has, and arrays that would take memory: one line each."""
 
 import json
+import shutil
 import tracemalloc
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import small_models
 from small_models import entries_of, write
 
+import patchnets
 from patchnets.errors import RunError, UserError
 from patchnets.weights.pretrained import read_pretrained
 
@@ -105,6 +107,15 @@ def test_sizes_in_model_json_are_compared_with_the_file_before_a_network_is_made
         refused(folders / "own")
     finally:
         path.write_text(content)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_export_with_numbers_that_are_not_finite_is_refused(value, folders, tmp_path):
+    shutil.copytree(folders / "own", tmp_path / "own")
+    with np.load(folders / "own" / "model.npz") as archive:
+        np.savez(tmp_path / "own" / "model.npz", **{**archive, "head/bias": np.full(5, value, np.float32)})
+    with pytest.raises(RunError, match="'head/bias' holds numbers that are not finite"):
+        patchnets.load(tmp_path / "own")
 
 
 @pytest.mark.parametrize("content", ["", "[" * 10**5, "1" + "0" * 5000, "null", "[]", '"a"', "\ufeff{}", '{"a": 1'])
