@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 import re
@@ -13,13 +12,14 @@ import numpy as np
 from flax import traverse_util
 
 from patchnets import models
-from patchnets.config.schema import LARGEST_FLOAT, LARGEST_INT
-from patchnets.errors import RunError, UserError, first_line
+from patchnets.config.schema import LARGEST_INT
+from patchnets.errors import UserError
 from patchnets.models import vit
 from patchnets.run.model_spec import ModelSpec, plain_fields
-from patchnets.runtime.format import format_bytes, list_names
+from patchnets.runtime.format import list_names
 from patchnets.weights import files
 from patchnets.weights.files import Header
+from patchnets.weights.json_values import value_of
 
 Variables = dict[str, Any]
 Shape = tuple[int, ...]
@@ -32,7 +32,6 @@ ARCHITECTURES = {
     **dict.fromkeys(("vit_", "deit", "flexivit_", "test_vit"), "vit"),
 }
 IMAGE_SIZE = 224  # where neither shapes nor configuration say one
-MAX_JSON = 2**26  # bytes of a configuration, which may name 21,843 classes
 MAX_DEPTH = 1000  # blocks of a network that a file may describe
 
 
@@ -214,51 +213,6 @@ def _per_channel(levels: Sequence[float], channels: int, name: str) -> tuple[flo
     if len(levels) != channels:
         raise UserError(f"{name} {tuple(levels)} is for {len(levels)} channels, and the network takes {channels}")
     return tuple(float(level) * 255 for level in levels)
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises:
-      RunError: it cannot be read, or holds no object.
-    """
-    try:
-        if (size := path.stat().st_size) > MAX_JSON:
-            raise RunError(
-                f"{path} is of {format_bytes(size)}, and a configuration of at most {format_bytes(MAX_JSON)}"
-            )
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read ({first_line(error, 200)})") from error
-    if not isinstance(content, dict):
-        raise RunError(f"{path} holds no JSON object, but a {type(content).__name__}")
-    return content
-
-
-def value_of(content: Mapping[str, Any], name: str, kind: type | tuple[type, ...], label: str) -> Any:
-    """Return an entry of a JSON object, None if it is missing or null.
-
-    Raises:
-      UserError: it is of another type, or a number that 32 bits do not hold.
-    """
-    value: Any = content.get(name)
-    expected = kind if isinstance(kind, tuple) else (kind,)
-    if value is None or (isinstance(value, expected) and (type(value) is not bool or bool in expected)):
-        if isinstance(value, int | float) and float in expected and not abs(value) <= LARGEST_FLOAT:
-            raise UserError(f"{label}: {name}={str(value)[:80]} is no finite number")
-        return value
-    raise UserError(f"{label}: {name}={str(value)[:80]!r} is no {expected[0].__name__}")
-
-
-def numbers_of(content: Mapping[str, Any], name: str, label: str) -> tuple[float, ...] | None:
-    """Return a list of numbers of a JSON object; a number as a list of one. Raise UserError for anything else."""
-    value = content.get(name)
-    values: list[Any] = value if isinstance(value, list) else [value]
-    if value is None:
-        return None
-    if not values or not all(type(v) in (int, float) and abs(v) <= LARGEST_FLOAT for v in values):
-        raise UserError(f"{label}: {name}={str(value)[:80]!r} is no list of numbers")
-    return tuple(values)
 
 
 def square_side(count: int, name: str) -> int:

@@ -15,6 +15,7 @@ from patchnets.errors import UserError
 from patchnets.models import convmixer
 from patchnets.weights import files
 from patchnets.weights.class_names import class_names
+from patchnets.weights.json_values import numbers_of, value_of
 from patchnets.weights.layout import (
     HALF,
     Notes,
@@ -27,9 +28,7 @@ from patchnets.weights.layout import (
     image_size_of,
     is_square,
     make_spec,
-    numbers_of,
     size_of,
-    value_of,
 )
 from patchnets.weights.load_timm import Shape, layers_of, match_entries, to_variables, variable_shapes
 from patchnets.weights.timm import POOLS

@@ -10,6 +10,7 @@ import numpy as np
 from patchnets.errors import UserError
 from patchnets.weights import files
 from patchnets.weights.class_names import class_names
+from patchnets.weights.json_values import numbers_of, value_of
 from patchnets.weights.layout import (
     HALF,
     Notes,
@@ -22,10 +23,8 @@ from patchnets.weights.layout import (
     depth_of,
     is_square,
     make_spec,
-    numbers_of,
     size_of,
     square_side,
-    value_of,
 )
 from patchnets.weights.load_timm import (
     CONV,
