@@ -2,6 +2,8 @@
 
 import sys
 
+LONGEST = 4000  # characters of a message on the screen
+
 
 class UserError(Exception):
     """An invalid request: exit status 2, the work directory is unchanged."""
@@ -28,6 +30,7 @@ def report_error(error: BaseException, program: str = "patchnets") -> int:
     text = str(error)
     if isinstance(error, OSError):
         text = (f"{error.filename}: " if error.filename else "") + (error.strerror or text)
+    text = text if len(text) <= LONGEST else text[:LONGEST] + " ..."  # names in a file from others may have any length
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)  # names of files may hold line breaks
     print(f"{program}: {text}", file=sys.stderr)
     return getattr(error, "status", 1)

@@ -62,14 +62,15 @@ def train(
       Preempted: a signal arrived; the state was saved.
     """
     began = time.monotonic() if began is None else began
+    check_same_config(config_lib.flatten(config))
     if config_lib.network_of_weights(config_lib.flatten(config)):
         from patchnets.inference.warm_start import fields_of_weights
 
-        fields = fields_of_weights(config_lib.flatten(config), pathlib.Path(workdir).expanduser())
+        with multihost.errors_on_all():
+            fields = fields_of_weights(config_lib.flatten(config), pathlib.Path(workdir).expanduser())
         config = config.copy_and_resolve_references()
         config.update_from_flattened_dict(fields)
     flat = config_lib.flatten(config)
-    check_same_config(flat)
     run_dir = Workdir(workdir, flat, writes=multihost.is_first_process())
     with multihost.errors_on_all():
         summary = run_dir.load_summary()

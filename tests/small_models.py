@@ -1,13 +1,17 @@
 """A small network of every kind with random weights, as a `patchnets.Model`, and random images."""
 
+import json
+
 import jax
 import numpy as np
 from flax import traverse_util
+from safetensors.numpy import save_file
 
 from patchnets import models
 from patchnets.inference.model import Model
 from patchnets.models.blocks import stack_blocks
 from patchnets.run.model_spec import ModelSpec
+from patchnets.weights import files, timm
 
 BLOCKS = dict(patch_size=4, depth=2, hidden_dim=16)
 NETWORKS = {
@@ -69,3 +73,18 @@ def make_model(name, fields=None, **changes):
 
 def images(count, size=SIZE, channels=3):
     return np.random.default_rng(1).integers(0, 256, (count, size, size, channels), np.uint8)
+
+
+def entries_of(model):
+    """The entries of timm's state dict."""
+    return timm.to_entries(model.network, model.variables, model.spec.image_size)
+
+
+def write(folder, entries, config=None, processor=None):
+    """Write a folder as the hub has them; return it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(files.contiguous(entries), folder / "model.safetensors")
+    for name, content in (("config.json", config), ("preprocessor_config.json", processor)):
+        if content is not None:
+            (folder / name).write_text(json.dumps(content))
+    return folder

@@ -147,8 +147,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
 
 
 def network_of_weights(flat: Mapping[str, Any]) -> bool:
-    """Return whether a flat configuration leaves the network to its `init.weights`: it sets no field of one."""
-    return "init.weights" in flat and not any(name.startswith("model.") and name != "model.name" for name in flat)
+    """Return whether a flat configuration leaves the network to its `init.weights`: it sets no field of one but those
+    that only training looks at."""
+    free = ("name", *models.TRAINING_FIELDS)
+    fields = [name.removeprefix("model.") for name in flat if name.startswith("model.")]
+    return "init.weights" in flat and all(field in free for field in fields)
 
 
 def overridden_by(flat: Mapping[str, Any], set_keys: Collection[str]) -> list[str]:

@@ -138,7 +138,7 @@ def from_json(path: str) -> dict[str, Any]:
     """Return the object in a JSON file. Raise UserError if it holds none."""
     try:
         values = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--config={path} cannot be read ({first_line(error)})") from error
     if not isinstance(values, dict):
         raise UserError(f"--config={path} holds a {type(values).__name__}; expected a configuration, {{...}}")

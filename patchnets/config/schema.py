@@ -156,6 +156,9 @@ KEYS: dict[str, Key] = {
     "init.weights": Key(
         str, "trained weights to start from: a work directory, an export, or another source (docs/transfer.md)"
     ),
+    "init.network": Key(
+        str, "of init.weights that do not say it: timm's name of the architecture, or ours of the family"
+    ),
     "init.head": Key(
         "new", "head of a run with init.weights: new, zeros, or keep (the same classes)", one_of("new", "zeros", "keep")
     ),

@@ -32,6 +32,7 @@ from patchnets.errors import RunError, first_line
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Formats that Pillow hands to another program, or that hold no single image.
 NOT_DECODED = {"EPS", "MPEG", "BUFR", "GRIB", "HDF5", "WMF"}
+LARGEST_RESIZED = 2**26  # pixels of an image that is resized before its center is cut
 EXIF_WITHIN = 2**16  # bytes from the start of a JPEG; EXIF is in its first or second segment
 LARGEST_FILTERED = 4.0  # beyond this factor Pillow shrinks images: a blur would need too many taps
 Box = tuple[float, float, float, float]  # left, top, right, bottom, in pixels
@@ -122,6 +123,7 @@ def decode_image(
     crop_pct: float = 1.0,
     rules: PixelRules = DEFAULT_RULES,
     interpolation: str = "bicubic",
+    shorter_side: int | None = None,
 ) -> Levels:
     """Decode one image with Pillow.
 
@@ -133,14 +135,18 @@ def decode_image(
       size: resize the center square to this side (antialiased); None keeps the image as it is.
       crop_pct: the side of that square as a share of the image's shorter side.
       interpolation: a key of INTERPOLATIONS.
+      shorter_side: in place of `crop_pct`, the pixels to which the image's shorter side is resized, of which the center
+        is cut.
 
     Raises:
       RunError: the image is broken or truncated.
     """
+    resampling = INTERPOLATIONS[interpolation]
     try:
         with _opened(data, channels, rules) as images:
-            resampling = INTERPOLATIONS[interpolation]
-            return join_channels([_crop_and_resize(image, size, crop_pct, resampling) for image in images])
+            return join_channels(
+                [_crop_and_resize(image, size, crop_pct, resampling, shorter_side) for image in images]
+            )
     except Exception as error:
         raise _unreadable(name, error) from error
 
@@ -160,13 +166,26 @@ def _opened(data: Any, channels: int, rules: PixelRules) -> Iterator[list[Image.
 
 
 def _crop_and_resize(
-    image: Image.Image, size: int | None, crop_pct: float, resampling: Image.Resampling
+    image: Image.Image, size: int | None, crop_pct: float, resampling: Image.Resampling, shorter_side: int | None
 ) -> Image.Image:
     if size is None:
         return image
+    if shorter_side is not None:
+        return _resize_and_cut(image, size, shorter_side, resampling)
     side = min(image.size) * crop_pct
     left, top = (image.width - side) / 2, (image.height - side) / 2
     return image.resize((size, size), resampling, box=(left, top, left + side, top + side))
+
+
+def _resize_and_cut(image: Image.Image, size: int, shorter_side: int, resampling: Image.Resampling) -> Image.Image:
+    """Resize an image and cut its center as torchvision's Resize(shorter_side) and CenterCrop(size) do."""
+    sides = [int(shorter_side * length / min(image.size)) for length in image.size]
+    left, top = (round((side - size) / 2) for side in sides)
+    if math.prod(sides) <= LARGEST_RESIZED:
+        return image.resize((sides[0], sides[1]), resampling).crop((left, top, left + size, top + size))
+    across, down = image.width / sides[0], image.height / sides[1]  # the same of the center alone, but for rounding
+    box = (left * across, top * down, (left + size) * across, (top + size) * down)
+    return image.resize((size, size), resampling, box=(*box[:2], min(box[2], image.width), min(box[3], image.height)))
 
 
 def decode_crop(

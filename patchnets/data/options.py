@@ -1,7 +1,7 @@
 """Options of a data set and its loaders."""
 
 import dataclasses
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +19,7 @@ NO_AUGMENT = Augment()
 
 def is_range(value: Sequence[Any]) -> bool:
     """Return whether a value is a pair of finite numbers, the second above the first."""
-    numbers = len(value) == 2 and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
+    numbers = len(value) == 2 and all(isinstance(v, int | float) and abs(v) <= sys.float_info.max for v in value)
     return numbers and value[0] < value[1]
 
 

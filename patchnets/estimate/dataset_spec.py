@@ -39,6 +39,7 @@ class DatasetSpec:
       side: side in pixels of the images that the step gets.
       source: origin of these numbers, as printed.
       level_bits: of the stored images, 8 or 16.
+      class_names: None if the data are not on this machine.
     """
 
     options: DataOptions
@@ -52,6 +53,7 @@ class DatasetSpec:
     loader: str  # on_device or streaming
     source: str
     level_bits: int = 8
+    class_names: tuple[str, ...] | None = None
 
     @property
     def image_bytes(self) -> int:
@@ -110,12 +112,17 @@ class DatasetSpec:
 
 
 def find_dataset_spec(
-    options: DataOptions, devices: int, count: int | None = None, classes: int | None = None
+    options: DataOptions,
+    devices: int,
+    count: int | None = None,
+    classes: int | None = None,
+    instead: str = "--examples=N (training images) and --classes=K",
 ) -> DatasetSpec:
     """Return the data set of `options`: from the command line, from disk, or from published sizes. Download nothing.
 
     Args:
       count, classes: training examples and classes, if given on the command line.
+      instead: the arguments that give them, for an error.
 
     Raises:
       UserError: the data are not on this machine and their sizes not known, or cannot be used as configured.
@@ -133,8 +140,7 @@ def find_dataset_spec(
         source = "as published; the data are not on this machine"
         return _assumed(options, devices, counts, sum(sizes.values()), known, source)
     raise UserError(
-        f"config.dataset.name={name!r} is not on this machine, and an estimate downloads nothing; give "
-        "--examples=N (training images) and --classes=K"
+        f"config.dataset.name={name!r} is not on this machine, and nothing is downloaded to look; give {instead}"
     )
 
 
@@ -161,7 +167,8 @@ def _opened(options: DataOptions, devices: int) -> DatasetSpec:
         data_lib.stored_side(source, first, options.stored_size) if on_device else options.image_size,
         opened.loader,
         "read from disk",
-        opened.level_bits,
+        level_bits=opened.level_bits,
+        class_names=source.class_names,
     )
 
 

@@ -40,13 +40,17 @@ def decode_one(image: AnyImage, spec: ModelSpec, name: str = "the image") -> Dec
         if image.dtype == np.uint8 and image.shape == (size, size, spec.channels) and crop_pct == 1:
             return bit_depth.widen(image, spec.rules.level_bits)
         if image.dtype != np.uint8 or spec.channels not in (1, 3):
-            return decode.decode_image(image, name, spec.channels, size, crop_pct, spec.rules)
+            return decode.decode_image(
+                image, name, spec.channels, size, crop_pct, spec.rules, shorter_side=spec.shorter_side
+            )
         image = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
     if isinstance(image, str | os.PathLike):
         image, name = pathlib.Path(image), str(image)
     if not isinstance(image, Image.Image | bytes | pathlib.Path):
         raise TypeError(f"{name} is a {type(image).__name__}; give a path, a Pillow image or a uint8 array")
-    return decode.decode_image(image, name, spec.channels, size, crop_pct, spec.rules, spec.interpolation)
+    return decode.decode_image(
+        image, name, spec.channels, size, crop_pct, spec.rules, spec.interpolation, spec.shorter_side
+    )
 
 
 def _checked(image: np.ndarray, spec: ModelSpec, name: str) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 from patchnets.inference.model import Model
 from patchnets.models.blocks import stack_blocks
 from patchnets.runtime.files import refuse_url
-from patchnets.runtime.format import list_names, printable
+from patchnets.runtime.format import printable
 from patchnets.weights.pretrained import read_pretrained
 
 
@@ -29,9 +29,6 @@ def load(source: str | os.PathLike[str], checkpoint: str | int = "best", network
     pretrained = read_pretrained(source, network, checkpoint)
     variables: Any = pretrained.variables
     variables = stack_blocks(variables) if pretrained.fields.get("scan") else variables
-    notes = [f"assumed: {line}" for line in pretrained.assumed]
-    if pretrained.leftovers:
-        notes.append(f"left out: {list_names(pretrained.leftovers)}")
-    for note in notes:
+    for note in pretrained.notes:
         print(f"{source}: {printable(note)}", file=sys.stderr)
-    return Model(pretrained.spec, variables, str(pretrained.path), pretrained.step, tuple(notes))
+    return Model(pretrained.spec, variables, str(pretrained.path), pretrained.step, pretrained.notes)

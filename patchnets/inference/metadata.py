@@ -14,7 +14,9 @@ def preprocessing(spec: ModelSpec) -> dict[str, Any]:
     Keys: image_size (pixels a side), channels, mean and std (per channel, of levels from 0 to 1), crop_pct (share of
     the shorter side in the center square that is kept), interpolation; exif_orientation, background and, for images of
     more than 8 bits, value_ranges, as in `patchnets.data.pixel_rules.PixelRules`. crop_pct is the product of the crop
-    while decoding and that on the device; interpolation is that of the step that changes the size.
+    while decoding and that on the device; interpolation is that of the step that changes the size. shorter_side, if
+    there is that key, takes the place of crop_pct: the pixels to which the shorter side is resized, of which the center
+    of image_size is cut.
     """
     resized_on_device = abs(spec.decoded_size * spec.crop_pct - spec.image_size) >= 1
     return dict(
@@ -24,6 +26,7 @@ def preprocessing(spec: ModelSpec) -> dict[str, Any]:
         std=[level / 255 for level in spec.std],
         crop_pct=spec.decoded_crop_pct * spec.crop_pct,
         interpolation="bilinear" if resized_on_device else spec.interpolation,
+        **({} if spec.shorter_side is None else {"shorter_side": spec.shorter_side}),
         exif_orientation=spec.exif_orientation,
         background=spec.background,
         **({} if spec.value_ranges is None else {"value_ranges": spec.value_ranges}),
@@ -34,7 +37,9 @@ def timm_config(spec: ModelSpec, network: TimmNetwork) -> dict[str, Any]:
     """Return the config.json that `timm.create_model("local-dir:...")` and transformers read."""
     values = preprocessing(spec)
     size = [spec.channels, spec.image_size, spec.image_size]
-    args = network.entry_args if network.entry_point else network.class_args
+    # timm's classes take it as an object, and no other key says it to those who read this file.
+    activation = {"act_layer": spec.fields["activation"]} if "activation" in spec.fields else {}
+    args = network.entry_args if network.entry_point else network.class_args | activation
     return dict(
         architecture=network.entry_point or network.class_name,  # create_model refuses the name of a class
         num_classes=len(spec.classes),

@@ -35,7 +35,7 @@ def read_summary(source: str) -> dict[str, Any]:
         return {}
     try:
         summary = json.loads((pathlib.Path(source).expanduser() / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return summary if isinstance(summary, dict) else {}
 
@@ -268,10 +268,13 @@ def _preprocessing(spec: ModelSpec) -> str:
             f"scaled, if it has more than 8 bits, from values {each}from {shown} to levels 0 to 255 ({rounded})"
         )
     size = spec.decoded_size
-    steps = (
-        f"Step by step: an image is {' and '.join(rules)}; its center square, {spec.decoded_crop_pct:.4g} of the "
-        f"shorter side, is resized to {size} x {size} (Pillow, {spec.interpolation}, antialiased)"
-    )
+    resized = f"(Pillow, {spec.interpolation}, antialiased)"
+    steps = f"Step by step: an image is {' and '.join(rules)}; "
+    if spec.shorter_side is None:
+        square = f"its center square, {spec.decoded_crop_pct:.4g} of the shorter side,"
+        steps += f"{square} is resized to {size} x {size} {resized}"
+    else:
+        steps += f"its shorter side is resized to {spec.shorter_side} {resized} and the center {size} x {size} cut"
     if spec.crop_pct != 1 or spec.decoded_size != spec.image_size:
         steps += (
             f"; {spec.crop_pct:.4g} of that square's side is kept and resized to {spec.image_size} x {spec.image_size} "

@@ -1,9 +1,10 @@
 """Start a run from trained weights, as `config.init` says."""
 
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
+import flax.linen as nn
 import numpy as np
 
 from patchnets import config as config_lib
@@ -13,6 +14,8 @@ from patchnets.errors import RunError, UserError
 from patchnets.experiment import Experiment
 from patchnets.inference.load import load
 from patchnets.inference.model import Model
+from patchnets.models.resize_weights import resize_network
+from patchnets.parallel import multihost
 from patchnets.run.model_spec import FILE_NAME, ModelSpec, read_model_spec
 from patchnets.run.workdir import read_json
 from patchnets.weights.initialize import FILE_NAME as INIT_FILE
@@ -20,8 +23,20 @@ from patchnets.weights.initialize import Initialization, digest, initialize
 from patchnets.weights.pretrained import read_pretrained
 
 
+class RunData(Protocol):
+    """What the start of a run depends on of its data; `class_names` is None if the names are not known."""
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None: ...
+    @property
+    def channels(self) -> int: ...
+
+
 def fields_of_weights(flat: Mapping[str, Any], workdir: pathlib.Path | None = None) -> dict[str, Any]:
     """Return {"model.depth": 12} of the network that a configuration leaves to its `init.weights`; empty for others.
+
+    Fields that the configuration sets (`models.TRAINING_FIELDS`) are its own. With `init.resize=block_diagonal` a Mixer
+    gets as many hidden units of token mixing as its weights will have.
 
     Args:
       flat: the configuration, as of `config.flatten`.
@@ -34,14 +49,20 @@ def fields_of_weights(flat: Mapping[str, Any], workdir: pathlib.Path | None = No
     if not config_lib.network_of_weights(flat):
         return {}
     started = workdir if workdir is not None and (workdir / FILE_NAME).exists() else None
-    spec = read_model_spec(started) if started else read_pretrained(flat["init.weights"]).spec
+    spec = read_model_spec(started) if started else read_pretrained(flat["init.weights"], flat.get("init.network")).spec
     if flat["model.name"] not in (KEYS["model.name"].default, spec.network):
         raise UserError(
             f"config.model.name={flat['model.name']}, and config.init.weights holds a {spec.network}; set the same, or "
             "leave it out"
         )
-    fields = {f"model.{name}": value for name, value in spec.fields.items() if value is not None}
-    return {"model.name": spec.network} | fields
+    fields = dict(spec.fields)
+    if not started and "tokens_mlp_dim" in fields:
+        trained: Any = spec.create_model()
+        resized: Any = resize_network(trained, spec.image_size, flat["image_size"], flat["init.resize"])
+        fields["tokens_mlp_dim"] = resized.tokens_mlp_dim
+    own = {name: value for name, value in flat.items() if name.startswith("model.") and name != "model.name"}
+    of_weights = {f"model.{name}": value for name, value in fields.items() if value is not None}
+    return {"model.name": spec.network} | of_weights | own
 
 
 def warm_start(experiment: Experiment, workdir: pathlib.Path) -> Initialization | None:
@@ -56,34 +77,93 @@ def warm_start(experiment: Experiment, workdir: pathlib.Path) -> Initialization 
     """
     config = experiment.config
     stored = read_json(workdir / INIT_FILE) if (workdir / INIT_FILE).exists() else None
-    try:
-        trained = load(config.init.weights)
-    except (UserError, RunError):
-        if stored is not None and _has_checkpoint(workdir):
-            return None
-        raise
+    trained = _load_on_all(config.init.weights, config.init.network, stored is not None and _has_checkpoint(workdir))
+    if trained is None:
+        return None
     sha = digest(trained.variables)
-    if stored is not None and stored.get("sha256") != sha:
-        raise UserError(
-            f"config.init.weights={config.init.weights} has changed since {workdir} was started from it; give another "
-            "--workdir, restore the weights, or, to resume without them, move them away"
+    with multihost.errors_on_all():
+        if stored is not None and stored.get("sha256") != sha:
+            raise UserError(
+                f"config.init.weights={config.init.weights} has changed since {workdir} was started from it; give "
+                "another --workdir, restore the weights, or, to resume without them, move them away"
+            )
+        return fit_to_run(
+            trained.spec,
+            trained.variables,
+            experiment.model,
+            experiment.data,
+            preprocess=experiment.data.preprocess,
+            image_size=config.image_size,
+            head=config.init.head,
+            resize=config.init.resize,
+            skip=config.init.skip,
+            source=config.init.weights,
+            sha256=sha,
+            notes=trained.notes,
         )
-    if config.init.head == "keep":
-        _check_same_classes(trained, experiment.data.class_names)
+
+
+def _load_on_all(source: str, network: str | None, needless: bool) -> Model | None:
+    """Return the trained model; None if it is `needless` and cannot be read by all processes."""
+
+    def attempt(read: Callable[..., Any]) -> Any:
+        try:
+            return read(source, network=network)
+        except (UserError, RunError):
+            if not needless:
+                raise
+            return None
+
+    with multihost.errors_on_all():  # headers first, for all processes load a work directory together
+        pretrained = attempt(read_pretrained)
+    if multihost.first_false(pretrained is not None) is not None:
+        return None
+    trained = attempt(load)
+    return trained if multihost.first_false(trained is not None) is None else None
+
+
+def fit_to_run(
+    spec: ModelSpec,
+    variables: Mapping[str, Any],
+    model: nn.Module,
+    data: RunData,
+    *,
+    preprocess: Preprocess | None,
+    image_size: int,
+    head: str,
+    notes: Sequence[str] = (),
+    **options: Any,
+) -> Initialization:
+    """Return the variables with which a run of `model` starts, and the account of every parameter.
+
+    Args:
+      spec, variables: of the trained network.
+      model: the network of the run.
+      data: its data.
+      preprocess: its preprocessing, to be compared with that of the weights; None if it is not known.
+      image_size: side in pixels of its inputs.
+      head: as `config.init.head`, of which "keep" needs the same classes.
+      notes: lines on the weights, kept in the result.
+      options: as for `initialize`.
+
+    Raises:
+      UserError: the weights do not fit.
+    """
+    if head == "keep" and data.class_names is not None:
+        _check_same_classes(spec.classes, data.class_names)
+    if preprocess is not None:
+        notes = [*notes, *_compare_preprocessing(spec, preprocess)]
     return initialize(
-        trained.spec.network,
-        trained.spec.fields,
-        trained.variables,
-        experiment.model,
-        old_size=trained.spec.image_size,
-        image_size=config.image_size,
-        channels=experiment.data.channels,
-        head=config.init.head,
-        resize=config.init.resize,
-        skip=config.init.skip,
-        source=config.init.weights,
-        sha256=sha,
-        notes=[*trained.notes, *_compare_preprocessing(trained.spec, experiment.data.preprocess)],
+        spec.network,
+        spec.fields,
+        variables,
+        model,
+        old_size=spec.image_size,
+        image_size=image_size,
+        channels=data.channels,
+        head=head,
+        notes=notes,
+        **options,
     )
 
 
@@ -101,9 +181,9 @@ def _has_checkpoint(workdir: pathlib.Path) -> bool:
     return any(path.name.isdigit() for path in (workdir / "checkpoints").glob("[0-9]*"))
 
 
-def _check_same_classes(trained: Model, classes: tuple[str, ...]) -> None:
+def _check_same_classes(trained: Sequence[str], classes: Sequence[str]) -> None:
     """Raise UserError unless the head's outputs stand for the classes of the data, in their order."""
-    for theirs, ours in zip((*trained.classes, "none"), (*classes, "none")):
+    for theirs, ours in zip((*trained, "none"), (*classes, "none")):
         if theirs != ours:
             raise UserError(
                 f"config.init.head=keep: the weights have the class {theirs!r} where the data have {ours!r}; new or "

@@ -76,6 +76,12 @@ CHOICES: dict[str, Any] = {
     "posemb": vit.POSEMBS,
     "attention_impl": ("auto", *vit.ATTENTION_IMPLS),
 }
+# Fields that change neither the parameters of a network nor what it computes of them, but how it is trained or run.
+TRAINING_FIELDS = (
+    *("dropout_rate", "attention_dropout_rate", "head_dropout_rate", "batch_norm_momentum"),
+    *("drop_path_rate", "drop_path_schedule", "drop_path_scale_by_keep", "survival_probability"),
+    *("fourier_impl", "depthwise_impl", "attention_impl", "remat", "scan", "dtype"),
+)
 NONE_IF_ZERO = ("rep_size",)  # whole numbers that may be 0
 NOT_NEGATIVE = ("layer_scale",)
 POSITIVE = ("norm_epsilon", "batch_norm_epsilon")
@@ -116,7 +122,9 @@ def resolve_fields(name: str, variant: str | None = None, **fields: Any) -> dict
         if value is None:
             continue
         if field not in known:
-            raise UserError(f"config.model.{field}={value!r}: {name} has no such field; it has {', '.join(known)}")
+            raise UserError(
+                f"config.model.{field}={repr(value)[:80]}: {name} has no such field; it has {', '.join(known)}"
+            )
         chosen[field] = value
     missing = [n for n, f in known.items() if n not in chosen and f.default is dataclasses.MISSING]
     if missing:
@@ -137,7 +145,9 @@ def validate(image_size: int, name: str, variant: str | None = None, **fields: A
     chosen = resolve_fields(name, variant, **fields)
     for field, value in chosen.items():
         if field in CHOICES and value not in CHOICES[field]:
-            raise UserError(f"config.model.{field}={value!r} is unknown; expected one of {', '.join(CHOICES[field])}")
+            raise UserError(
+                f"config.model.{field}={repr(value)[:80]} is unknown; expected one of {', '.join(CHOICES[field])}"
+            )
         if expected := out_of_range(field, value):
             raise UserError(f"config.model.{field}={value} is out of range; expected {expected}")
         if field == "ffn_dim" and value % 2:

@@ -81,10 +81,7 @@ def resize_weights(
         return model, dict(variables)
     tiled = rule == "block_diagonal" and isinstance(model, MlpMixer | Gmlp)
     method = "bilinear" if rule == "block_diagonal" else rule
-    if tiled and (new[0] % old[0] or new[1] % old[1]):
-        raise UserError(
-            f"{new[0]} x {new[1]} patches are no multiple of {old[0]} x {old[1]}, which rule=block_diagonal needs"
-        )
+    resized_model = resize_network(model, old_size, new_size, rule)
     apart = unstack_blocks(variables)
     flat = traverse_util.flatten_dict(apart["params"], sep="/")
     for path, weights in flat.items():
@@ -95,9 +92,25 @@ def resize_weights(
             _check_patches(path, weights.shape, axes, old)
             flat[path] = _tile(weights, axes, old, new) if tiled else _interpolate(weights, axes, old, new, method)
     resized = apart | {"params": traverse_util.unflatten_dict(flat, sep="/")}
-    if tiled and isinstance(model, MlpMixer):
-        model = model.clone(tokens_mlp_dim=model.tokens_mlp_dim * new[0] * new[1] // (old[0] * old[1]))
-    return model, stack_blocks(resized) if model.scan else resized
+    return resized_model, stack_blocks(resized) if model.scan else resized
+
+
+def resize_network(model: nn.Module, old_size: int | Grid, new_size: int | Grid, rule: str) -> nn.Module:
+    """Return the network of the weights that `resize_weights` makes: `model`, unless "block_diagonal" widens a Mixer.
+
+    Raises:
+      UserError: a grid that is not a whole multiple, for "block_diagonal".
+    """
+    if rule != "block_diagonal" or not isinstance(model, MlpMixer | Gmlp):
+        return model
+    old, new = grid(old_size, model.patch_size), grid(new_size, model.patch_size)
+    if new[0] % old[0] or new[1] % old[1]:
+        raise UserError(
+            f"{new[0]} x {new[1]} patches are no multiple of {old[0]} x {old[1]}, which rule=block_diagonal needs"
+        )
+    if isinstance(model, Gmlp):
+        return model
+    return model.clone(tokens_mlp_dim=model.tokens_mlp_dim * new[0] * new[1] // (old[0] * old[1]))
 
 
 def grid(size: int | Grid, patch_size: int) -> Grid:

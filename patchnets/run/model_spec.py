@@ -19,12 +19,12 @@ import jax.numpy as jnp
 from patchnets import __version__, models
 from patchnets import config as config_lib
 from patchnets.augment.preprocess import Preprocess
-from patchnets.config.schema import KEYS
+from patchnets.config.schema import KEYS, LARGEST_FLOAT
 from patchnets.data.bit_depth import ValueRanges
 from patchnets.data.decode import INTERPOLATIONS
 from patchnets.data.options import is_range
 from patchnets.data.pixel_rules import BACKGROUNDS, PixelRules
-from patchnets.errors import UserError
+from patchnets.errors import UserError, first_line
 from patchnets.experiment import Experiment
 
 FILE_NAME = "model.json"
@@ -50,6 +50,8 @@ class ModelSpec:
       crop_pct: share of the decoded side kept by the center crop before resizing to `image_size`.
       mean, std: per channel, on the scale 0 to 255.
       interpolation: bicubic or bilinear, that of decoding.
+      shorter_side: in place of `decoded_crop_pct`, the pixels to which an image's shorter side is resized, of which the
+        center square of `decoded_size` is cut (timm's rule).
       exif_orientation, background, value_ranges, level_bits: as in `patchnets.data.pixel_rules.PixelRules`.
       ema: whether checkpoints hold a running mean of the variables, by which the network is evaluated.
       best_metric: validation metric that selects the best checkpoint.
@@ -69,6 +71,7 @@ class ModelSpec:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     interpolation: str = "bicubic"
+    shorter_side: int | None = None
     exif_orientation: bool = True
     background: str = "white"
     value_ranges: ValueRanges | None = None
@@ -113,7 +116,9 @@ class ModelSpec:
             if not isinstance(value, (int, float) if kind is float else kind) or (type(value) is bool) != (
                 kind is bool
             ):
-                raise UserError(f"{name}={value!r} is no {kind.__name__}, which this field of {self.network} is")
+                raise UserError(
+                    f"{name}={repr(value)[:80]} is no {kind.__name__}, which this field of {self.network} is"
+                )
         models.validate(self.image_size, self.network, **self.fields)
         return models.create_model(self.network, **self.fields, num_classes=len(self.classes))
 
@@ -140,7 +145,9 @@ class ModelSpec:
         """
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
             written = content.get("format") if isinstance(content, Mapping) else None
-            raise UserError(f"{label} is of format {written}; this version of patchnets reads format {FORMAT}")
+            raise UserError(
+                f"{label} is of format {repr(written)[:80]}; this version of patchnets reads format {FORMAT}"
+            )
         values = OLDER_DEFAULTS | {name: value for name, value in content.items() if name != "format"}
         known = {field.name: field for field in dataclasses.fields(cls)}
         required = {name for name, field in known.items() if _required(field)}
@@ -159,7 +166,9 @@ class ModelSpec:
         """Raise UserError, which calls the file `label`, for a value that cannot be used."""
         for name, holds, expected in self._checks():
             if not holds:
-                raise UserError(f"{label}: {name}={getattr(self, name)!r} cannot be used; expected {expected}")
+                raise UserError(
+                    f"{label}: {name}={repr(getattr(self, name))[:200]} cannot be used; expected {expected}"
+                )
 
     def _checks(self) -> list[tuple[str, bool, str]]:
         """Return (attribute, whether its value can be used, the expected value) of what a file may get wrong."""
@@ -170,18 +179,22 @@ class ModelSpec:
         def size_in_pixels(value: Any) -> bool:
             return type(value) is int and KEYS["image_size"].rule[1](value)
 
+        def covers(side: Any) -> bool:
+            return size_in_pixels(side) and not (size_in_pixels(self.decoded_size) and side < self.decoded_size)
+
         def share(value: Any) -> bool:
             return isinstance(value, int | float) and 0 < value <= 1
 
         def per_channel(values: Any, least: float) -> bool:
-            numbers = isinstance(values, tuple) and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+            is_number = lambda value: isinstance(value, int | float) and abs(value) <= LARGEST_FLOAT
+            numbers = isinstance(values, tuple) and all(map(is_number, values))
             return numbers and len(values) == self.channels and min(values) > least
 
         def ranges(pairs: Any) -> bool:
             return of(tuple, pairs) and len(pairs) in (1, self.channels) and all(map(is_range, pairs))
 
         return [
-            ("network", isinstance(self.network, str), "the name of a network"),
+            ("network", self.network in tuple(models.MODELS), f"one of {', '.join(models.MODELS)}"),
             ("fields", isinstance(self.fields, Mapping), "the fields of a network"),
             ("classes", of(str, self.classes) and len(set(self.classes)) == len(self.classes), "different names"),
             ("classes", bool(self.classes) or not self.dataset, "names, for a run has classes"),
@@ -193,7 +206,8 @@ class ModelSpec:
             ("crop_pct", share(self.crop_pct), "a number above 0 and at most 1"),
             ("mean", per_channel(self.mean, -math.inf), "a number for each channel"),
             ("std", per_channel(self.std, 0.0), "a number above 0 for each channel"),
-            ("interpolation", self.interpolation in INTERPOLATIONS, " or ".join(INTERPOLATIONS)),
+            ("shorter_side", self.shorter_side is None or covers(self.shorter_side), "pixels, at least decoded_size"),
+            ("interpolation", self.interpolation in tuple(INTERPOLATIONS), " or ".join(INTERPOLATIONS)),
             ("exif_orientation", isinstance(self.exif_orientation, bool), "true or false"),
             ("background", self.background in (*BACKGROUNDS, "none"), "white, black or none"),
             (
@@ -235,6 +249,6 @@ def read_model_spec(directory: pathlib.Path) -> ModelSpec:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read ({first_line(error)})") from error
     return ModelSpec.from_json(content, str(path))

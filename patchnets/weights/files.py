@@ -130,10 +130,16 @@ def read_floats(path: pathlib.Path, names: Collection[str], safetensors: bool | 
             continue
         with np.errstate(over="ignore"):  # float64 that float32 cannot hold is not finite
             array = np.asarray(array, np.float32)
+        arrays[name] = array
+        check_finite(path, {name: array})
+    return arrays
+
+
+def check_finite(path: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise RunError for arrays of a file that hold a number that is not finite."""
+    for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise RunError(f"{path}: {name!r} holds numbers that are not finite as float32")
-        arrays[name] = array
-    return arrays
 
 
 def _type_of(code: str) -> str:

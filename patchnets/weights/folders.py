@@ -4,7 +4,6 @@ import json
 import pathlib
 from typing import Any
 
-from patchnets import models
 from patchnets.errors import RunError, UserError
 from patchnets.run.model_spec import ModelSpec
 from patchnets.weights import files, official_npz, timm
@@ -26,7 +25,7 @@ def read_step(directory: pathlib.Path) -> int | None:
     """Return the step of the checkpoint that an export was made of; None if its folder does not say."""
     try:
         step = json.loads((directory / EXPORT).read_text(encoding="utf-8"))["step"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return step if type(step) is int and step >= 0 else None
 
@@ -44,6 +43,19 @@ def weights_file(directory: pathlib.Path) -> pathlib.Path:
     return directory / (SAFETENSORS if (directory / SAFETENSORS).is_file() else NPZ)
 
 
+def check_sizes(path: pathlib.Path, header: files.Header, spec: ModelSpec) -> None:
+    """Compare a file of weights with its network where that costs nothing even if the sizes of model.json are absurd.
+
+    Raises:
+      UserError: there is no such network.
+      RunError: the file has fewer arrays than the network blocks, or none as wide as it.
+    """
+    spec.create_model()
+    width, depth = spec.fields["hidden_dim"], spec.fields["depth"]
+    if len(header) < depth or width > max((size for shape, _ in header.values() for size in shape), default=0):
+        raise RunError(f"{path} is too small for the network of model.json, depth={depth} and hidden_dim={width}")
+
+
 def read_variables(directory: pathlib.Path, spec: ModelSpec) -> dict[str, Any]:
     """Return the variables in the folder of an export for timm or of an .npz export.
 
@@ -52,14 +64,11 @@ def read_variables(directory: pathlib.Path, spec: ModelSpec) -> dict[str, Any]:
       RunError: its file is broken, or not what its header declares.
     """
     path = weights_file(directory)
-    models.validate(spec.image_size, spec.network, **spec.fields)
     network = spec.create_model()
 
     def check(header: files.Header) -> None:
-        """Compare shapes and types with the network's, after two checks that cost nothing if its sizes are absurd."""
-        width, depth = spec.fields["hidden_dim"], spec.fields["depth"]
-        if len(header) < depth or width > max((size for shape, _ in header.values() for size in shape), default=0):
-            raise RunError(f"{path} is too small for the network of model.json, depth={depth} and hidden_dim={width}")
+        """Compare shapes and types with the network's."""
+        check_sizes(path, header, spec)
         shapes = (timm if path.name == SAFETENSORS else official_npz).expected_shapes(
             network, spec.image_size, spec.channels
         )
@@ -69,8 +78,10 @@ def read_variables(directory: pathlib.Path, spec: ModelSpec) -> dict[str, Any]:
             if (shape, kind) != (shapes[name], "float32"):
                 raise RunError(f"{path}: {name!r} is {kind} of shape {shape}; expected float32 of {shapes[name]}")
 
+    arrays = (files.read_safetensors if path.name == SAFETENSORS else files.read_npz)(path, check)
+    files.check_finite(path, arrays)
     if path.name == SAFETENSORS:
-        variables = timm.from_entries(network, files.read_safetensors(path, check), spec.image_size)
+        variables = timm.from_entries(network, arrays, spec.image_size)
     else:
-        variables = official_npz.from_arrays(network, files.read_npz(path, check), spec.image_size, spec.channels)
+        variables = official_npz.from_arrays(network, arrays, spec.image_size, spec.channels)
     return {"batch_stats": {}} | variables

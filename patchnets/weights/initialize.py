@@ -10,7 +10,6 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 from flax import traverse_util
 
@@ -18,6 +17,7 @@ from patchnets import models
 from patchnets.errors import UserError
 from patchnets.models.blocks import unstack_blocks
 from patchnets.models.resize_weights import adapt_channels, resize_patches, resize_weights
+from patchnets.weights.load_timm import variable_shapes
 
 FILE_NAME = "init.json"
 HEADS = ("new", "zeros", "keep")
@@ -123,7 +123,7 @@ def initialize(
     new_size = image_size // target.patch_size * trained.patch_size  # for which the source has as many patches
     resized = apart if new_size == old_size else resize_weights(trained, apart, old_size, new_size, resize)[1]
     before, available = _flat(apart), _flat(resized)
-    shapes = expected_shapes(target, image_size, channels)
+    shapes = variable_shapes(target, image_size, channels)
     new = _reasons_for_new(shapes, available, network, head, skip)
     result = Initialization(source, sha256, {}, [], {}, new, {}, notes)
     for name, shape in shapes.items():
@@ -163,15 +163,6 @@ def _reasons_for_new(
         elif name not in available:
             new[name] = _reason_if_optional(name, f"{network} of the source has none")
     return new
-
-
-def expected_shapes(model: nn.Module, image_size: int, channels: int) -> dict[str, tuple[int, ...]]:
-    """Return {"params/stem/kernel": shape} of the variables of a network, its blocks apart."""
-    any_model: Any = model
-    network = any_model.clone(scan=False) if getattr(any_model, "scan", False) else any_model
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), np.float32)
-    tree = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), image)
-    return {name: leaf.shape for name, leaf in traverse_util.flatten_dict(tree, sep="/").items()}
 
 
 def digest(variables: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 import re
@@ -13,11 +12,14 @@ import numpy as np
 from flax import traverse_util
 
 from patchnets import models
-from patchnets.errors import RunError, UserError, first_line
+from patchnets.config.schema import LARGEST_INT
+from patchnets.errors import UserError
 from patchnets.models import vit
 from patchnets.run.model_spec import ModelSpec, plain_fields
+from patchnets.runtime.format import list_names
 from patchnets.weights import files
 from patchnets.weights.files import Header
+from patchnets.weights.json_values import value_of
 
 Variables = dict[str, Any]
 Shape = tuple[int, ...]
@@ -73,6 +75,12 @@ class Pretrained:
     def step(self) -> int | None:
         """Return the step of the checkpoint; None if unknown."""
         return self._loaded[1]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return lines on what was assumed and what was left out."""
+        left_out = (f"left out: {list_names(self.leftovers)}",) if self.leftovers else ()
+        return (*(f"assumed: {line}" for line in self.assumed), *left_out)
 
     def arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield every array as the file has it, with its name, and keep none in memory.
@@ -155,11 +163,13 @@ def make_spec(
     default: Preprocessing,
     notes: Notes,
     label: str,
+    resizes_first: bool = False,
     **rules: Any,
 ) -> ModelSpec:
     """Return the spec of a network; what `preprocessing` omits is taken from `default`, and noted.
 
     `label` is what errors call the file; `rules` are exif_orientation and background, where the file has them.
+    `resizes_first`: images are resized to floor(image_size / crop_pct) pixels on the shorter side, and cut then.
 
     Raises:
       UserError: there is no such network, or a value that cannot be used.
@@ -172,6 +182,8 @@ def make_spec(
         notes.assume(f"interpolation bicubic, for {values['interpolation']!r} is not available")
         values["interpolation"] = "bicubic"
     models.validate(image_size, network, **fields)
+    crop_pct = values["crop_pct"]
+    shorter_side = math.floor(min(image_size / crop_pct, LARGEST_INT)) if resizes_first and 0 < crop_pct <= 1 else None
     spec = ModelSpec(
         network=network,
         fields=plain_fields(network, models.create_model(network, num_classes=len(classes), **fields)),
@@ -179,7 +191,8 @@ def make_spec(
         loss="softmax",
         channels=channels,
         decoded_size=image_size,
-        decoded_crop_pct=values["crop_pct"],
+        decoded_crop_pct=crop_pct,
+        shorter_side=shorter_side,
         image_size=image_size,
         crop_pct=1.0,
         mean=_per_channel(values["mean"], channels, "mean"),
@@ -200,45 +213,6 @@ def _per_channel(levels: Sequence[float], channels: int, name: str) -> tuple[flo
     if len(levels) != channels:
         raise UserError(f"{name} {tuple(levels)} is for {len(levels)} channels, and the network takes {channels}")
     return tuple(float(level) * 255 for level in levels)
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises:
-      RunError: it cannot be read, or holds no object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise RunError(f"{path} cannot be read ({first_line(error, 200)})") from error
-    if not isinstance(content, dict):
-        raise RunError(f"{path} holds no JSON object, but a {type(content).__name__}")
-    return content
-
-
-def value_of(content: Mapping[str, Any], name: str, kind: type | tuple[type, ...], label: str) -> Any:
-    """Return an entry of a JSON object, None if it is missing or null.
-
-    Raises:
-      UserError: it is of another type.
-    """
-    value = content.get(name)
-    expected = kind if isinstance(kind, tuple) else (kind,)
-    if value is None or (isinstance(value, expected) and (type(value) is not bool or bool in expected)):
-        return value
-    raise UserError(f"{label}: {name}={str(value)[:80]!r} is no {expected[0].__name__}")
-
-
-def numbers_of(content: Mapping[str, Any], name: str, label: str) -> tuple[float, ...] | None:
-    """Return a list of numbers of a JSON object; a number as a list of one. Raise UserError for anything else."""
-    value = content.get(name)
-    values: list[Any] = value if isinstance(value, list) else [value]
-    if value is None:
-        return None
-    if not values or not all(type(v) in (int, float) and math.isfinite(v) for v in values):
-        raise UserError(f"{label}: {name}={str(value)[:80]!r} is no list of numbers")
-    return tuple(values)
 
 
 def square_side(count: int, name: str) -> int:
@@ -302,9 +276,9 @@ def size_of(shapes: Mapping[str, Shape], name: str, axis: int, label: str, missi
 def depth_of(shapes: Mapping[str, Shape], pattern: str, label: str) -> int:
     """Return the number of blocks, of which the first group of `pattern` is the index."""
     blocks = {int(match[1]) for name in shapes if (match := re.match(pattern, name)) and len(match[1]) < 10}
-    if not 0 < len(blocks) <= MAX_DEPTH or max(blocks) >= MAX_DEPTH:
+    if not 0 < len(blocks) <= MAX_DEPTH or max(blocks) != len(blocks) - 1:
         raise UserError(f"{label} has {len(blocks):,} blocks; expected from 1 to {MAX_DEPTH:,}, counted from 0")
-    return max(blocks) + 1
+    return len(blocks)
 
 
 def assume_heads(width: int, depth: int, mlp_dim: int, notes: Notes, label: str) -> int:
@@ -318,6 +292,9 @@ def assume_heads(width: int, depth: int, mlp_dim: int, notes: Notes, label: str)
             notes.assume(f"num_heads {size['num_heads']}, as of ViT-{name}, for the file has none")
             return size["num_heads"]
     if width % 64:
-        raise UserError(f"{label} does not say how many heads its attention has; name the architecture (network=NAME)")
+        raise UserError(
+            f"{label} does not say how many heads its attention has; name the architecture (network=NAME; of a run, "
+            "config.init.network=NAME)"
+        )
     notes.assume(f"num_heads {width // 64}, 64 channels each, for the file has none")
     return width // 64

@@ -281,6 +281,8 @@ def _shapes(model: Any, entries: Mapping[str, np.ndarray]) -> dict[str, Shape]:
 def variable_shapes(model: Any, image_size: int, channels: int) -> dict[str, Shape]:
     """Return {collection/path: shape} of the variables of a network without stacked blocks."""
     network = model.clone(scan=False)
+    if getattr(network, "posemb", None) == "sincos2d":  # no variable, but a table that may be large
+        network = network.clone(posemb="none")
     image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), np.float32)
     tree = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), image)
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree, sep="/").items()}

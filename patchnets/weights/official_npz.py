@@ -18,6 +18,7 @@ from patchnets.errors import UserError
 from patchnets.models.blocks import stack_blocks, unstack_blocks
 from patchnets.models.mlp_mixer import MlpMixer
 from patchnets.models.vit import VisionTransformer
+from patchnets.weights.load_timm import variable_shapes
 
 INSTEAD = "use --to=onnx or --to=stablehlo"
 BLOCK = "Transformer/encoderblock_{i}/"
@@ -103,11 +104,10 @@ def from_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray], image_size: 
       UserError: an array is missing.
     """
     flat = {}
-    for path, leaf in _abstract_params(model, image_size, channels).items():
-        name = official_name(model, path)
-        if name not in arrays or arrays[name].shape != leaf.shape:
+    for name, (path, shape) in _locations(model, image_size, channels).items():
+        if name not in arrays or arrays[name].shape != shape:
             actual = arrays[name].shape if name in arrays else "missing"
-            raise UserError(f"array {name!r} of shape {leaf.shape} is needed for {path}, and it is {actual}")
+            raise UserError(f"array {name!r} of shape {shape} is needed for {path}, and it is {actual}")
         flat[path] = np.array(arrays[name], np.float32, order="C")
     variables = {"params": traverse_util.unflatten_dict(flat, sep="/")}
     network: Any = model
@@ -116,14 +116,11 @@ def from_arrays(model: nn.Module, arrays: Mapping[str, np.ndarray], image_size: 
 
 def expected_shapes(model: nn.Module, image_size: int, channels: int) -> dict[str, tuple[int, ...]]:
     """Return {name: shape} of the result of `to_arrays`, without weights."""
-    return {
-        official_name(model, path): leaf.shape for path, leaf in _abstract_params(model, image_size, channels).items()
-    }
+    return {name: shape for name, (_, shape) in _locations(model, image_size, channels).items()}
 
 
-def _abstract_params(model: nn.Module, image_size: int, channels: int) -> dict[str, Any]:
-    any_model: Any = model
-    network = any_model.clone(scan=False)
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), np.float32)
-    tree = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), image)
-    return traverse_util.flatten_dict(tree["params"], sep="/")
+def _locations(model: nn.Module, image_size: int, channels: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return {official name: (our name of the parameter, its shape)}."""
+    shapes = variable_shapes(model, image_size, channels)
+    paths = {path.removeprefix("params/"): shape for path, shape in shapes.items()}
+    return {official_name(model, path): (path, shape) for path, shape in paths.items()}

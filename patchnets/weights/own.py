@@ -46,10 +46,12 @@ def read(directory: pathlib.Path, checkpoint: str | int = "best") -> Pretrained:
         if checkpoint != "best":
             raise UserError(f"{directory} holds one set of weights; leave out checkpoint={checkpoint}")
         file = folders.weights_file(directory)
+        header = files.read_header(file)
+        folders.check_sizes(file, header, spec)
         return Pretrained(
             layout="patchnets (export)",
             file=file,
-            header=files.read_header(file),
+            header=header,
             load=lambda: _export(directory, spec),
             **common,
         )
@@ -97,7 +99,7 @@ def _spec_of_older_run(directory: pathlib.Path) -> ModelSpec:
     """Return the spec of a run from before model.json, for which its data have to be opened."""
     try:
         config = config_lib.from_saved(json.loads((directory / "config.json").read_text()))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise UserError(
             f"{directory} is no work directory: there is neither {FILE_NAME} nor a config.json in it that can be read"
         ) from error

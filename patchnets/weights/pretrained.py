@@ -6,7 +6,8 @@ import pathlib
 
 from patchnets.errors import UserError
 from patchnets.weights import files, hub, npz_layouts, own, timm_folder, transformers
-from patchnets.weights.layout import Pretrained, read_json
+from patchnets.weights.json_values import read_json
+from patchnets.weights.layout import Pretrained
 
 CONFIG, PROCESSOR, SAFETENSORS = "config.json", "preprocessor_config.json", "model.safetensors"
 PICKLES = ("pytorch_model.bin", "*.bin", "*.pth", "*.pt", "*.ckpt")

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 from flax import traverse_util
 
@@ -18,7 +17,7 @@ from patchnets.errors import UserError
 from patchnets.models import convmixer, gmlp, mlp_mixer, vit
 from patchnets.models.blocks import unstack_blocks
 from patchnets.run.model_spec import ModelSpec
-from patchnets.weights.load_timm import FAMILIES, Shape, from_timm, param_sources
+from patchnets.weights.load_timm import FAMILIES, Shape, from_timm, param_sources, variable_shapes
 
 INSTEAD = "use --to=onnx or --to=stablehlo"
 POOLS = {"cls": "token", "gap": "avg", "map": "map"}
@@ -217,13 +216,11 @@ def from_entries(model: nn.Module, entries: Mapping[str, Any], image_size: int) 
 def expected_shapes(model: nn.Module, image_size: int, channels: int) -> dict[str, Shape]:
     """Return {entry: shape} of the result of `to_entries`, without weights."""
     network = _unrolled(model)
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, channels), np.float32)
-    tree = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), image)
     sources = param_sources(network)
     shapes = {}
-    for (_, *path), leaf in traverse_util.flatten_dict(tree).items():
-        name, source = sources["/".join(path)]
-        shapes[name] = source.expected(leaf.shape)
+    for path, shape in variable_shapes(network, image_size, channels).items():
+        name, source = sources[path.partition("/")[2]]
+        shapes[name] = source.expected(shape)
     if getattr(network, "posemb", None) == "sincos2d":
         patches = (image_size // network.patch_size) ** 2
         shapes["pos_embed"] = (1, patches + (network.pool_type == "cls"), network.hidden_dim)

@@ -15,6 +15,7 @@ from patchnets.errors import UserError
 from patchnets.models import convmixer
 from patchnets.weights import files
 from patchnets.weights.class_names import class_names
+from patchnets.weights.json_values import numbers_of, value_of
 from patchnets.weights.layout import (
     HALF,
     Notes,
@@ -27,9 +28,7 @@ from patchnets.weights.layout import (
     image_size_of,
     is_square,
     make_spec,
-    numbers_of,
     size_of,
-    value_of,
 )
 from patchnets.weights.load_timm import Shape, layers_of, match_entries, to_variables, variable_shapes
 from patchnets.weights.timm import POOLS
@@ -81,7 +80,8 @@ def read(
         raise UserError(f"{label} has an entry {other!r} of shape {shapes[other]}, which no network here has")
     architecture = architecture_of(config, family, network, label)
     args = value_of(config, "model_args", dict, label) or {}
-    cfg = value_of(config, "pretrained_cfg", dict, label) or {}
+    cfg = value_of(config, "pretrained_cfg", dict, label) or config  # older files have its keys at the top
+    labels = next((part[key] for part in (config, cfg) for key in ("label_names", "labels") if part.get(key)), None)
     fields, patches = _fields(family, shapes, config, architecture, args, notes, label)
     image_size = _image_size(fields["patch_size"], patches, cfg, notes, label)
     shapes = _with_class_position(shapes, patches) if family == "vit" and patches is not None else shapes
@@ -95,11 +95,12 @@ def read(
         fields,
         image_size=image_size,
         channels=_stem(shapes, family, label)[1],
-        classes=class_names(num_classes, config.get("label_names", cfg.get("label_names")), notes, label),
+        classes=class_names(num_classes, labels, notes, label),
         preprocessing=_preprocessing(cfg, notes, label),
         default=default,
         notes=notes,
         label=label,
+        resizes_first=True,
         **{name: value for name, value in rules.items() if value is not None},
     )
     if not config and not network and family != "convmixer":
@@ -151,7 +152,7 @@ def _fields(
     if act_layer is None:
         act_layer = "gelu_tanh" if TANH.search(architecture) else "gelu"
     if act_layer not in GELU:
-        raise UserError(f"{label}: act_layer={act_layer!r} is not available; known: {', '.join(GELU)}")
+        raise UserError(f"{label}: act_layer={act_layer[:80]!r} is not available; known: {', '.join(GELU)}")
     fields["gelu"] = GELU[act_layer]
     if family == "gmlp":
         fields["ffn_dim"] = size_of(shapes, "blocks.0.mlp_channels.fc1.weight", 0, label)
@@ -182,7 +183,7 @@ def _activation(
         if act_layer == "relu":
             return {"activation": "relu"}
         if act_layer not in GELU:
-            raise UserError(f"{label}: act_layer={act_layer!r} is not available; known: relu, {', '.join(GELU)}")
+            raise UserError(f"{label}: act_layer={act_layer[:80]!r} is not available; known: relu, {', '.join(GELU)}")
         return {"activation": "gelu", "gelu": GELU[act_layer]}
     relu = convmixer.VARIANTS["768/32"]
     if architecture.startswith("convmixer_"):
@@ -212,7 +213,7 @@ def _pool_type(shapes: Mapping[str, Shape], config: Mapping[str, Any], args: Map
     global_pool = value_of(args, "global_pool", str, label) or value_of(config, "global_pool", str, label)
     pools = {theirs: ours for ours, theirs in POOLS.items()}
     if global_pool and global_pool not in pools:
-        raise UserError(f"{label}: global_pool={global_pool!r} is not available; known: {', '.join(pools)}")
+        raise UserError(f"{label}: global_pool={global_pool[:80]!r} is not available; known: {', '.join(pools)}")
     by_entries = "map" if "attn_pool.latent" in shapes else "cls" if "cls_token" in shapes else "gap"
     pool_type = pools.get(global_pool or "", by_entries)
     if pool_type == "cls" and not global_pool and "fc_norm.weight" in shapes:
@@ -223,7 +224,9 @@ def _pool_type(shapes: Mapping[str, Shape], config: Mapping[str, Any], args: Map
             "token that does not classify by it is not available"
         )
     if pool_type != by_entries:
-        raise UserError(f"{label}: global_pool={global_pool!r} does not go with its entries, which are of {by_entries}")
+        raise UserError(
+            f"{label}: global_pool={global_pool[:80]!r} does not go with its entries, which are of {by_entries}"
+        )
     return pool_type
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from patchnets.errors import UserError
 from patchnets.weights import files
 from patchnets.weights.class_names import class_names
+from patchnets.weights.json_values import numbers_of, value_of
 from patchnets.weights.layout import (
     HALF,
     Notes,
@@ -22,10 +23,8 @@ from patchnets.weights.layout import (
     depth_of,
     is_square,
     make_spec,
-    numbers_of,
     size_of,
     square_side,
-    value_of,
 )
 from patchnets.weights.load_timm import (
     CONV,
@@ -116,7 +115,7 @@ def read(
     stated = value_of(config, "model_type", str, label)
     if stated not in (None, kind):
         raise UserError(
-            f"{label}: model_type={stated!r} is not available, or not that of its entries; known: vit, dinov2"
+            f"{label}: model_type={stated[:80]!r} is not available, or not that of its entries; known: vit, dinov2"
         )
     layers = {ours: (prefix + theirs, leaves) for ours, (theirs, leaves) in LAYERS[kind].items()}
     layers["head"] = ("classifier", DENSE)
@@ -186,7 +185,7 @@ def _settings(config: Mapping[str, Any], kind: str, notes: Notes, label: str) ->
         act, epsilon = act or "gelu", EPSILON[kind] if epsilon is None else epsilon
         notes.assume(f"hidden_act {act} and layer_norm_eps {epsilon}, for the configuration does not have both")
     if act not in GELU:
-        raise UserError(f"{label}: hidden_act={act!r} is not available; known: {', '.join(GELU)}")
+        raise UserError(f"{label}: hidden_act={act[:80]!r} is not available; known: {', '.join(GELU)}")
     return dict(gelu=GELU[act], norm_epsilon=float(epsilon))
 
 

@@ -10,6 +10,7 @@ import pytest
 import patchnets
 from patchnets import train
 from patchnets.errors import UserError
+from patchnets.weights import __main__ as command
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +43,8 @@ def configuration(**changes):
 
 
 def warm(source, **changes):
-    return configuration(init=dict(weights=str(source)) | changes.pop("init", {}), total_steps=8, **changes)
+    init = dict(weights=str(source)) | changes.pop("init", {})
+    return configuration(**dict(init=init, total_steps=8) | changes)
 
 
 def rows(path):
@@ -58,7 +60,7 @@ def test_a_run_that_keeps_the_head_starts_where_the_other_ended(first, tmp_path)
     assert account["new"] == account["left_out"] == account["adapted"] == {}
 
 
-def test_the_weights_say_what_the_network_is(first, tmp_path):
+def test_the_weights_say_what_the_network_is(first, tmp_path, capsys):
     from patchnets.config import default_config
 
     config = default_config(
@@ -76,6 +78,21 @@ def test_the_weights_say_what_the_network_is(first, tmp_path):
     assert (model.network.hidden_dim, model.spec.image_size) == (16, 12)
     account = json.loads((tmp_path / "run" / "init.json").read_text())
     assert "params/MixerBlock_0/token_mixing/Dense_0/kernel" in account["adapted"]
+
+    capsys.readouterr()  # and python -m patchnets.weights says the same of it, from the run's configuration
+    assert command.main(["weights", str(first), f"--against={tmp_path / 'run' / 'config.json'}"]) == 0
+    rows = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()]
+    assert {row[1] for row in rows if row[:1] == ["taken"]} == set(account["taken"])
+    assert {row[1]: row[2] for row in rows if row[:1] == ["adapted"]} == account["adapted"]
+    assert {row[1]: row[2] for row in rows if row[:1] == ["new"]} == account["new"] != {}
+
+
+def test_one_and_eight_devices_take_the_same_steps(first, tmp_path):
+    for devices in (1, 8):
+        train.train(warm(first, image_size=12, mesh=dict(data=devices)), tmp_path / str(devices))
+    for row, expected in zip(rows(tmp_path / "8"), rows(tmp_path / "1"), strict=True):
+        for name in row.keys() - {"images_per_second"}:
+            assert row[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
 
 
 def test_an_interrupted_run_resumes_without_the_weights_bit_for_bit(first, tmp_path, monkeypatch):

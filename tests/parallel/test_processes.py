@@ -179,12 +179,17 @@ def test_two_processes_that_read_from_files_measure_what_one_does(alone, togethe
 
 @pytest.mark.slow
 def test_four_processes_that_split_the_parameters_measure_what_one_does(tmp_path):
-    short = ("--config.total_steps=20", "--config.checkpoint.save_interval_steps=20")  # two cores have enough to do
+    """From trained weights, which all of them read from a work directory."""
+    train_here(tmp_path / "weights", "--config.total_steps=10")
+    short = (f"--config.init.weights={tmp_path / 'weights'}", "--config.init.head=keep", "--config.seed=1")
+    short += ("--config.total_steps=20", "--config.checkpoint.save_interval_steps=20")  # two cores have enough to do
     options = (*short, "--config.mesh.data=4", "--config.mesh.fsdp=2")
     actual = wait_all(start_processes(tmp_path / "run", None, 4, options=options))
     assert [status for status, *_ in actual] == [0] * 4, actual
     train_here(tmp_path / "alone", *short)
     assert_alike(figures(tmp_path / "run"), figures(tmp_path / "alone"), rows=2)
+    accounts = [(tmp_path / name / "init.json").read_text() for name in ("run", "alone")]
+    assert accounts[0] == accounts[1] and '"new": {}' in accounts[0]
 
 
 @pytest.mark.slow

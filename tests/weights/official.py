@@ -130,3 +130,38 @@ def mixer_logits(arrays, image):
         x = x + mlp_of(arrays, f"{block}token_mixing", normed(f"{block}LayerNorm_0", x).T).T
         x = x + mlp_of(arrays, f"{block}channel_mixing", normed(f"{block}LayerNorm_1", x))
     return linear(arrays, "head", normed("pre_head_layer_norm", x).mean(0))
+
+
+def vit_of_transformers(arrays, prefix="vit."):
+    """The names and axes of transformers' ViTForImageClassification, by hand."""
+    entries = {}
+
+    def dense(theirs, ours):
+        kernel = arrays[f"{ours}/kernel"]
+        if theirs.endswith(("query", "key", "value")):
+            kernel = kernel.reshape(WIDTH, -1)
+        entries[f"{theirs}.weight"] = kernel.reshape(-1, kernel.shape[-1]).T
+        entries[f"{theirs}.bias"] = arrays[f"{ours}/bias"].reshape(-1)
+
+    def norm(theirs, ours):
+        entries[f"{theirs}.weight"], entries[f"{theirs}.bias"] = arrays[f"{ours}/scale"], arrays[f"{ours}/bias"]
+
+    stem = f"{prefix}embeddings.patch_embeddings.projection"
+    entries[f"{stem}.weight"] = arrays["embedding/kernel"].transpose(3, 2, 0, 1)
+    entries[f"{stem}.bias"] = arrays["embedding/bias"]
+    entries[f"{prefix}embeddings.cls_token"] = arrays["cls"]
+    entries[f"{prefix}embeddings.position_embeddings"] = arrays["Transformer/posembed_input/pos_embedding"]
+    for i in range(DEPTH):
+        layer, block = f"{prefix}encoder.layer.{i}.", f"Transformer/encoderblock_{i}/"
+        attention = f"{block}MultiHeadDotProductAttention_1/"
+        for name in ("query", "key", "value"):
+            dense(f"{layer}attention.attention.{name}", attention + name)
+        dense(f"{layer}attention.output.dense", attention + "out")
+        norm(f"{layer}layernorm_before", f"{block}LayerNorm_0")
+        norm(f"{layer}layernorm_after", f"{block}LayerNorm_2")
+        dense(f"{layer}intermediate.dense", f"{block}MlpBlock_3/Dense_0")
+        dense(f"{layer}output.dense", f"{block}MlpBlock_3/Dense_1")
+    norm(f"{prefix}layernorm", "Transformer/encoder_norm")
+    if "head/kernel" in arrays:
+        dense("classifier", "head")
+    return entries

@@ -1,6 +1,6 @@
 """Weights of every source but official .npz become the same network with the same numbers."""
 
-import json
+import math
 import pickle
 import shutil
 import struct
@@ -10,15 +10,16 @@ import numpy as np
 import official
 import pytest
 import small_models
-from safetensors.numpy import save_file
+from small_models import entries_of, write
 
 import patchnets
 from patchnets import models
 from patchnets.data import decode
 from patchnets.errors import RunError, UserError
+from patchnets.inference import images
 from patchnets.models import vit
 from patchnets.weights import __main__ as command
-from patchnets.weights import class_names, files, hub, timm
+from patchnets.weights import class_names, hub
 from patchnets.weights.layout import Notes
 from patchnets.weights.pretrained import read_pretrained
 
@@ -26,22 +27,9 @@ IMAGE = np.random.default_rng(2).standard_normal((official.SIZE, official.SIZE, 
 CFG = dict(input_size=[3, 16, 16], interpolation="bilinear", crop_pct=0.95, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.4])
 
 
-def write(folder, entries, config=None, processor=None):
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(files.contiguous(entries), folder / "model.safetensors")
-    for name, content in (("config.json", config), ("preprocessor_config.json", processor)):
-        if content is not None:
-            (folder / name).write_text(json.dumps(content))
-    return folder
-
-
 def assert_same(actual, expected):
     assert jax.tree.structure(actual) == jax.tree.structure(jax.tree.map(np.asarray, expected))
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
-
-
-def entries_of(model):
-    return timm.to_entries(model.network, model.variables, model.spec.image_size)
 
 
 EXACT = dict(gelu="exact")
@@ -151,41 +139,6 @@ def test_thousand_classes_without_names_are_those_of_imagenet():
     assert class_names.class_names(1000, None, notes, "it") == names and "ImageNet-1k" in notes.assumed[0]
 
 
-def vit_of_transformers(arrays, prefix="vit."):
-    """The names and axes of transformers' ViTForImageClassification, by hand."""
-    entries = {}
-
-    def dense(theirs, ours):
-        kernel = arrays[f"{ours}/kernel"]
-        if theirs.endswith(("query", "key", "value")):
-            kernel = kernel.reshape(official.WIDTH, -1)
-        entries[f"{theirs}.weight"] = kernel.reshape(-1, kernel.shape[-1]).T
-        entries[f"{theirs}.bias"] = arrays[f"{ours}/bias"].reshape(-1)
-
-    def norm(theirs, ours):
-        entries[f"{theirs}.weight"], entries[f"{theirs}.bias"] = arrays[f"{ours}/scale"], arrays[f"{ours}/bias"]
-
-    stem = f"{prefix}embeddings.patch_embeddings.projection"
-    entries[f"{stem}.weight"] = arrays["embedding/kernel"].transpose(3, 2, 0, 1)
-    entries[f"{stem}.bias"] = arrays["embedding/bias"]
-    entries[f"{prefix}embeddings.cls_token"] = arrays["cls"]
-    entries[f"{prefix}embeddings.position_embeddings"] = arrays["Transformer/posembed_input/pos_embedding"]
-    for i in range(official.DEPTH):
-        layer, block = f"{prefix}encoder.layer.{i}.", f"Transformer/encoderblock_{i}/"
-        attention = f"{block}MultiHeadDotProductAttention_1/"
-        for name in ("query", "key", "value"):
-            dense(f"{layer}attention.attention.{name}", attention + name)
-        dense(f"{layer}attention.output.dense", attention + "out")
-        norm(f"{layer}layernorm_before", f"{block}LayerNorm_0")
-        norm(f"{layer}layernorm_after", f"{block}LayerNorm_2")
-        dense(f"{layer}intermediate.dense", f"{block}MlpBlock_3/Dense_0")
-        dense(f"{layer}output.dense", f"{block}MlpBlock_3/Dense_1")
-    norm(f"{prefix}layernorm", "Transformer/encoder_norm")
-    if "head/kernel" in arrays:
-        dense("classifier", "head")
-    return entries
-
-
 HF_CONFIG = dict(
     model_type="vit",
     num_attention_heads=2,
@@ -203,7 +156,7 @@ def logits(pretrained, image=IMAGE):
 
 def test_vit_of_transformers_gives_the_logits_of_numpy(tmp_path):
     arrays = official.vit()
-    pretrained = read_pretrained(write(tmp_path, vit_of_transformers(arrays), HF_CONFIG, PROCESSOR))
+    pretrained = read_pretrained(write(tmp_path, official.vit_of_transformers(arrays), HF_CONFIG, PROCESSOR))
     np.testing.assert_allclose(logits(pretrained), official.vit_logits(arrays, IMAGE, 1e-12), rtol=1e-5, atol=1e-5)
     assert pretrained.classes == ("cat", "dog", "owl") and pretrained.layout == "transformers (vit)"
     assert (pretrained.fields["norm_epsilon"], pretrained.interpolation, pretrained.crop_pct) == (1e-12, "bilinear", 1)
@@ -232,7 +185,7 @@ def dinov2(arrays, prefix=""):
         "intermediate.dense": "mlp.fc1",
         ".output.dense": ".mlp.fc2",
     }
-    for name, value in vit_of_transformers(arrays, prefix).items():
+    for name, value in official.vit_of_transformers(arrays, prefix).items():
         for old, new in table.items():
             name = name if "attention.output" in name else name.replace(old, new)
         entries[name] = value
@@ -273,7 +226,7 @@ def test_dinov2_of_transformers_gives_the_features_of_numpy(tmp_path):
 
 
 def test_a_bare_file_of_transformers_and_a_network_without_its_head(tmp_path, monkeypatch):
-    entries = vit_of_transformers(official.vit(classes=0), "")
+    entries = official.vit_of_transformers(official.vit(classes=0), "")
     entries["pooler.dense.weight"] = np.zeros((8, 8), np.float32)
     monkeypatch.setitem(vit.SIZES, "S", dict(depth=2, hidden_dim=8, mlp_dim=12, num_heads=2))
     pretrained = read_pretrained(write(tmp_path, entries))
@@ -497,14 +450,54 @@ def test_a_network_without_a_head_has_features_and_no_classes(tmp_path):
             call(images)
 
 
-def test_images_are_resized_as_the_weights_say(tmp_path):
-    image = small_models.images(1, 40)[0]
-    loaded = patchnets.load(write(tmp_path, entries_of(small_models.make_model("mlp_mixer")), dict(pretrained_cfg=CFG)))
-    side = 40 * 0.95
-    box = ((40 - side) / 2, (40 - side) / 2, (40 + side) / 2, (40 + side) / 2)
-    resized = decode.Image.fromarray(image).resize((16, 16), decode.Image.Resampling.BILINEAR, box=box)
-    expected = (np.asarray(resized) - np.float32([102, 127.5, 153])) / np.float32([51, 76.5, 102])
-    np.testing.assert_allclose(loaded.preprocess([image])[0], expected, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize(("width", "height"), [(50, 37), (37, 50), (40, 40), (500, 3)])
+@pytest.mark.parametrize("crop_pct", [0.95, 0.875, 0.6, 1.0])
+def test_images_are_resized_and_cut_as_timm_does(crop_pct, width, height, tmp_path, monkeypatch):
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    cfg = CFG | dict(crop_pct=crop_pct)
+    loaded = patchnets.load(write(tmp_path, entries_of(small_models.make_model("mlp_mixer")), dict(pretrained_cfg=cfg)))
+    expected = timm_transform(decode.Image.fromarray(image), 16, crop_pct, decode.Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(images.decode_one(image, loaded.spec), expected)
+    monkeypatch.setattr(decode, "LARGEST_RESIZED", 0)  # of a very long image only the center is resized
+    np.testing.assert_allclose(images.decode_one(image, loaded.spec), expected, atol=2)
+
+
+def timm_transform(image, size, crop_pct, resampling):
+    """timm's evaluation transform by torchvision's rules: all of the image is resized, its shorter side to
+    floor(size / crop_pct), the longer one rounded down; then the center is cut, its corner rounded."""
+    shorter = math.floor(size / crop_pct)
+    sides = [int(shorter * side / min(image.size)) for side in image.size]
+    left, top = (round((side - size) / 2) for side in sides)
+    return np.asarray(image.resize(sides, resampling).crop((left, top, left + size, top + size)), np.float32)
+
+
+def test_logits_of_a_jpeg_are_those_of_timm_s_transform(tmp_path):
+    model = small_models.make_model("vit", EXACT)
+    cfg = CFG | dict(crop_pct=0.9, interpolation="bicubic")
+    config = dict(pretrained_cfg=cfg, model_args=dict(num_heads=2))
+    loaded = patchnets.load(write(tmp_path / "vit", entries_of(model), config))
+    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    decode.Image.fromarray(noise).resize((500, 375)).save(tmp_path / "photo.jpg")
+    pixels = timm_transform(decode.Image.open(tmp_path / "photo.jpg"), 16, 0.9, decode.Image.Resampling.BICUBIC)
+    inputs = (pixels / 255 - np.float32(CFG["mean"])) / np.float32(CFG["std"])
+    expected = loaded.network.apply(loaded.variables, inputs[None], train=False)
+    np.testing.assert_allclose(loaded.logits([tmp_path / "photo.jpg"]), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_crop_that_would_take_a_huge_image_is_refused(tmp_path):
+    cfg = dict(pretrained_cfg=CFG | dict(crop_pct=1e-5))
+    with pytest.raises(UserError, match="shorter_side=1599999 cannot be used"):
+        read_pretrained(write(tmp_path, entries_of(small_models.make_model("mlp_mixer")), cfg))
+
+
+def test_a_configuration_of_older_releases_of_timm_has_its_keys_at_the_top(tmp_path):
+    entries = entries_of(small_models.make_model("mlp_mixer"))
+    config = dict(architecture="mixer_s16_224", num_classes=5)
+    new = read_pretrained(
+        write(tmp_path / "new", entries, config | dict(pretrained_cfg=CFG, label_names=list("vwxyz")))
+    )
+    flat = read_pretrained(write(tmp_path / "old", entries, config | CFG | dict(labels=list("vwxyz"))))
+    assert flat.spec == new.spec and flat.assumed == new.assumed == () and flat.crop_pct == CFG["crop_pct"]
 
 
 def test_the_command_prints_what_is_inside(tmp_path, capsys):
