@@ -30,6 +30,7 @@ rates are ours:
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -37,7 +38,7 @@ from patchnets.config import common
 
 CROP = 6 / 7  # 384 of 448 pixels
 # What differs between networks: those of ViT's and the Mixer's authors have GELU by tanh, timm's the exact form.
-NETWORKS = {
+NETWORKS: dict[str, dict[str, Any]] = {
     "vit-Ti/16": dict(model=dict(name="vit", variant="Ti/16")),
     "vit-S/16": dict(model=dict(name="vit", variant="S/16")),
     "vit-B/16": dict(model=dict(name="vit", variant="B/16")),
@@ -65,19 +66,15 @@ def get_config(variant: str | None = None):
 
 
 def official(name: str, learning_rate: float = 0.01, **values):
-    network = {"image_size": 384, "crop_share": CROP} | NETWORKS[name]
-    crop_share = network.pop("crop_share")
-    return common.from_weights(
-        **{
-            "augment": dict(flip=True, crop_share=crop_share),
-            "total_steps": 10_000,
-            "eval_every_steps": 500,
-            "optimizer": common.finetuning_sgd(learning_rate),
-            "schedule": dict(name="cosine", warmup_steps=500),
-        }
-        | network
-        | values
+    network = dict(image_size=384, crop_share=CROP) | NETWORKS[name]
+    recipe: dict[str, Any] = dict(
+        augment=dict(flip=True, crop_share=network.pop("crop_share")),
+        total_steps=10_000,
+        eval_every_steps=500,
+        optimizer=common.finetuning_sgd(learning_rate),
+        schedule=dict(name="cosine", warmup_steps=500),
     )
+    return common.from_weights(**recipe | network | values)
 
 
 def small(name: str):
@@ -120,6 +117,7 @@ def linear():
     return common.from_weights(
         total_epochs=20.0,
         optimizer=dict(learning_rate=1e-3, frozen=(("head/.*", False), (".*", True))),
+        frozen_features="once",
         schedule=dict(name="cosine"),
     )
 

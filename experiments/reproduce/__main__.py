@@ -57,7 +57,8 @@ def execute(arguments: list[str]) -> int:
         print(f"{len(counted) - len(wrong)} of {len(counted)} networks have their published size; {written[1]}")
         return int(bool(wrong))
     jobs = jobs_of(options)
-    status, failures = 0, {}
+    status = 0
+    failures: dict[Job, str] = {}
     if not options.report_only:
         skipped = {row.id: why for row in options.rows if (why := options.missing_weights(row))}
         for name, why in skipped.items():

@@ -332,8 +332,8 @@ def random_crop(key: Key[Array, ""], images: Images, *, padding: int) -> Images:
 
 def random_share_crop(key: Key[Array, ""], images: Images, *, size: int, share: float) -> Images:
     """Resize to size / `share` pixels a side and crop `size` of them at a random position."""
-    keys = example_keys(key, images.shape[0])
-    return resample(images, *share_crop_matrices(keys, *images.shape[1:3], size, share))
+    batch, height, width, _ = images.shape
+    return resample(images, *share_crop_matrices(example_keys(key, batch), height, width, size, share))
 
 
 def random_resized_crop(

@@ -226,7 +226,7 @@ class Workdir:
                 file=sys.stderr,
             )
             return
-        kept = [f"{line}\n" for line, row in rows if row.get("step", math.inf) <= step and "test_loss" not in row]
+        kept = [f"{line}\n" for line, row in rows if row.get("step", math.inf) <= step and "best_step" not in row]
         self.write_text("metrics.jsonl", "".join(kept))
 
     def _unused_name(self, stem: str, suffix: str) -> pathlib.Path:

@@ -282,7 +282,7 @@ def test_an_operation_by_itself_draws_what_it_draws_among_others(photos, operati
 def test_a_share_crop_is_pillows_resize_and_one_of_all_crops(photos):
     """Six of seven pixels: 24 of 28, at 25 positions."""
     size, full = 24, 28
-    images = np.repeat(photos[:1].astype(np.float32), 400, 0)
+    images = np.repeat(photos[:1].astype(np.float32), 200, 0)
     cropped = np.asarray(geometry.random_share_crop(jax.random.key(0), images, size=size, share=6 / 7))
     resized = np.asarray(Image.fromarray(photos[0]).resize((full, full), Image.Resampling.BILINEAR), np.float32)
     corners = [(top, left) for top in range(full - size + 1) for left in range(full - size + 1)]
