@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float32, Int32
 from tqdm import tqdm
 
@@ -14,6 +15,7 @@ from patchnets.data.loader import Loader
 from patchnets.data.order import epoch_order
 from patchnets.experiment import Experiment, wrap_logits_fn
 from patchnets.parallel import cpu, sharding
+from patchnets.parallel.mesh import BATCH_AXES
 
 
 class SplitFeatures(NamedTuple):
@@ -25,12 +27,13 @@ class SplitFeatures(NamedTuple):
 
 
 class FeatureExtractor:
-    """The network of a run without its head, in evaluation mode, compiled once for each of its splits."""
+    """The network of a run without its head, in evaluation mode."""
 
     def __init__(self, experiment: Experiment):
         self._experiment = experiment
         self._backbone: Any = experiment.model.clone(num_classes=0)
-        self._batch_fn = functools.cache(self._compile)
+        self._batch_fn = functools.cache(self._make_batch_fn)
+        self._features_fn = functools.cache(self._make_features_fn)
 
     def loader(self, role: str) -> Loader:
         """Return the loader of the train, val or test split, which there must be."""
@@ -60,12 +63,15 @@ class FeatureExtractor:
           after_batch: called after every batch; it may raise to stop.
         """
         loader = self.loader(role)
-        batch_fn = self._batch_fn(role, as_in_training)
+        batch_fn = self._batch_fn(role)
+        as_in_training = as_in_training and self._experiment.config.crop_pct < 1  # else both are the same program
+        features_fn = self._features_fn(loader.batch_size, as_in_training)
         rows: list[tuple[np.ndarray, ...]] = []
         steps = tqdm(range(loader.steps_per_epoch), f"features of {role}", disable=None, leave=False, file=sys.stderr)
         for step in steps:
-            inputs, _ = loader.step_inputs(step)
-            rows.append(tuple(map(np.asarray, batch_fn(variables, inputs, step))))
+            batch = batch_fn(loader.step_inputs(step)[0], step)
+            columns = features_fn(variables, batch["image"]), batch["label"], batch["mask"]
+            rows.append(tuple(map(np.asarray, columns)))
             after_batch()
         loader.close()
         features, labels, mask = (np.concatenate(column)[: loader.num_examples] for column in zip(*rows))
@@ -74,26 +80,23 @@ class FeatureExtractor:
         stored = np.argsort(epoch_order(self._experiment.config.seed, 0, loader.num_examples))
         return SplitFeatures(features[stored], labels[stored], mask[stored] > 0)
 
-    def _compile(self, role: str, as_in_training: bool) -> Any:
-        """Return the compiled function (variables, inputs of the loader, step) -> features, labels and mask."""
-        experiment, loader = self._experiment, self.loader(role)
+    def _make_batch_fn(self, role: str) -> Any:
+        """Return the compiled function (inputs of the loader, step) -> batch, its images split over the devices."""
+        mesh = self._experiment.mesh
+        replicated = sharding.replicated(mesh)
+        layout = {"image": NamedSharding(mesh, PartitionSpec(BATCH_AXES)), "label": replicated, "mask": replicated}
+        return jax.jit(self.loader(role).batch, out_shardings=layout)
+
+    def _make_features_fn(self, batch_size: int, as_in_training: bool) -> Any:
+        """Return the compiled function (variables, stored images of a batch) -> features."""
+        experiment, mesh = self._experiment, self._experiment.mesh
         key = jax.random.key(0) if as_in_training else None
 
         def features_fn(variables: Any, images: Array) -> Array:
             return self._backbone.apply(variables, experiment.task.preprocess(images, key), train=False)
 
         count = cpu.num_microbatches(
-            experiment.model,
-            experiment.params,
-            experiment.config.image_size,
-            loader.batch_size,
-            experiment.mesh.size,
-            train=False,
+            experiment.model, experiment.params, experiment.config.image_size, batch_size, mesh.size, train=False
         )
-        wrapped = wrap_logits_fn(features_fn, mesh=experiment.mesh, num_microbatches=count)
-
-        def batch_fn(variables: Any, inputs: Any, step: Array) -> tuple[Array, Array, Array]:
-            batch = loader.batch(inputs, step)
-            return wrapped(variables, batch["image"]), batch["label"], batch["mask"]
-
-        return jax.jit(batch_fn, out_shardings=sharding.replicated(experiment.mesh))
+        wrapped = wrap_logits_fn(features_fn, mesh=mesh, num_microbatches=count)
+        return jax.jit(wrapped, out_shardings=sharding.replicated(mesh))
