@@ -200,7 +200,10 @@ KEYS: dict[str, Key] = {
     "probes.names": Key(
         (),
         "classifiers on the features of the best checkpoint, tested on test at the end: knn, fewshot, linear",
-        ("some of knn, fewshot, linear, as in ('knn','linear')", lambda v: all(name in ("knn", "fewshot", "linear") for name in v)),
+        (
+            "some of knn, fewshot, linear, as in ('knn','linear')",
+            lambda v: all(name in ("knn", "fewshot", "linear") for name in v),
+        ),
     ),
     "probes.every_validations": Key(
         int, "also knn and fewshot on the validation split, every this many validations (default: never)", at_least(1)
