@@ -11,7 +11,7 @@ import patchnets
 from configs import finetune
 from patchnets import config as config_lib
 from patchnets import train
-from patchnets.config.flags import parse_flags
+from patchnets.config.flags import parse_flags, print_help
 from patchnets.errors import UserError
 from patchnets.experiment import build_schedule
 
@@ -29,6 +29,12 @@ def test_what_a_configuration_leaves_to_the_user_is_a_line():
         parse("vit-B/16", "--config.init.weights=w.npz")
     with pytest.raises(UserError, match=r"config\.init\.weights is not set"):
         parse("linear", "--config.dataset.name=digits", "--config.init.weights=")
+
+
+def test_help_shows_a_configuration_that_is_not_complete(capsys):
+    print_help(["main", "--config=configs/finetune.py:linear", "--help"], "usage")
+    lines = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines() if "--config." in line}
+    assert lines["--config.frozen_features"] == "once" and lines["--config.batch_size"] == "512"
 
 
 def test_weights_that_were_to_be_set_leave_the_run_comparable_and_other_changes_do_not():
