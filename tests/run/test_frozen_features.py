@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import patchnets
 from patchnets import train
@@ -142,6 +143,35 @@ def test_batch_norm_takes_its_running_statistics_where_features_are_computed_onc
     jax.tree.map(
         np.testing.assert_array_equal, patchnets.load(tmp_path / "run", "latest").variables["batch_stats"], start
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loader", ["streaming", "on_device"])
+def test_images_of_a_folder_are_in_the_same_order_and_broken_ones_do_not_count(tmp_path, loader):
+    random = np.random.default_rng(0)
+    for split, count in (("train", 21), ("val", 6)):
+        for name in "abc":
+            (tmp_path / "images" / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "images" / split / name / f"{i}.png")
+    (tmp_path / "images" / "train" / "b" / "5.png").write_bytes(b"broken")
+    dataset = dict(
+        name="folder",
+        path=str(tmp_path / "images"),
+        loader=loader,
+        num_workers=0,
+        on_corrupt="skip",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    results = {}
+    for choice in ("once", "never"):
+        config = configuration(tmp_path, dataset=dataset, batch_size=16, frozen_features=choice, total_steps=8)
+        results[choice] = train.train(config, tmp_path / choice)
+        assert results[choice]["skipped_records"] == 1
+    for row, other in zip(rows(tmp_path / "once"), rows(tmp_path / "never")):
+        assert row == pytest.approx(other, rel=2e-4)
+    assert len(list((tmp_path / "cache" / "features").iterdir())) == 1  # of val: the broken image may be repaired
 
 
 @pytest.fixture(scope="module")
