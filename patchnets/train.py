@@ -22,17 +22,21 @@ from patchnets.config import published
 from patchnets.config.published import Published
 from patchnets.errors import Preempted, RunError, UserError, first_line
 from patchnets.experiment import Experiment, build_experiment
+from patchnets.inference.probes import ProbeResult
+from patchnets.inference.run_probes import RunProbes
 from patchnets.parallel import distributed, multihost, sharding
 from patchnets.parallel.preemption import PreemptionHandler
 from patchnets.run import console, model_spec
 from patchnets.run.checkpoints import Checkpoints
 from patchnets.run.evaluator import Evaluator
+from patchnets.run.frozen_features import FrozenFeatures, keeps_features
 from patchnets.run.model_spec import ModelSpec
 from patchnets.run.progress import Progress
 from patchnets.run.step_timer import StepTimer
 from patchnets.run.tensorboard import TensorBoard
 from patchnets.run.workdir import Workdir
 from patchnets.runtime.format import shortest_float
+from patchnets.step.head_steps import compile_head_steps
 from patchnets.step.metrics import TrainMetrics
 from patchnets.step.multi_step import compile_train_steps
 from patchnets.weights.initialize import FILE_NAME as INIT_FILE
@@ -78,9 +82,11 @@ def train(
         return print_finished(Published(**config.published.to_dict()), summary, run_dir) if summary else {}
     with multihost.errors_on_all():
         experiment = build_experiment(config)
+        keep_features = keeps_features(experiment)
+        probes = RunProbes(experiment) if config.probes.names else None
     initialization = read_initialization(experiment, run_dir) if config.init.weights else None
     run_dir.check_shared()
-    return run_in(run_dir, experiment, initialization, began, preemption)
+    return run_in(run_dir, experiment, initialization, began, preemption, keep_features, probes)
 
 
 def read_initialization(experiment: Experiment, run_dir: Workdir) -> Initialization | None:
@@ -103,6 +109,8 @@ def run_in(
     initialization: Initialization | None,
     began: float,
     preemption: PreemptionHandler | None,
+    keep_features: bool,
+    probes: RunProbes | None,
 ) -> dict[str, Any]:
     """Start or resume a run in its locked work directory, and return the summary; everything is closed afterwards."""
     settings, lost = experiment.config, False
@@ -126,7 +134,8 @@ def run_in(
         stack.callback(board.close)
         handler = preemption or stack.enter_context(PreemptionHandler())
         try:
-            return Run(experiment, run_dir, checkpoints, board, handler, began, initialization).complete()
+            run = Run(experiment, run_dir, checkpoints, board, handler, began, initialization, keep_features, probes)
+            return run.complete()
         except Exception as error:
             lost = distributed.lost_peer(error)
             raise
@@ -165,10 +174,15 @@ class Run:
         preemption: PreemptionHandler,
         began: float,
         initialization: Initialization | None = None,
+        keep_features: bool = False,
+        probes: RunProbes | None = None,
     ):
-        """Restore the state from the latest checkpoint, or initialize it, from trained weights if there are any."""
+        """Restore the state from the latest checkpoint, or initialize it, from trained weights if there are any.
+
+        With `keep_features` the head is trained on features that are computed once.
+        """
         self.experiment, self.workdir, self.checkpoints, self.tensorboard = experiment, workdir, checkpoints, board
-        self.preemption, self.began = preemption, began
+        self.preemption, self.began, self.probes = preemption, began, probes
         self.first_step_seconds: float | None = None
         self.abstract_state = experiment.abstract_state
         self.restored = Progress()
@@ -178,6 +192,8 @@ class Run:
             self.state, self.restored = restored[0], Progress.from_saved(restored[1])
         else:
             self.state = experiment.init_state(initial=initialization.arrays if initialization else None)
+        variables = {"params": self.state.params, "batch_stats": self.state.batch_stats}
+        self.features = FrozenFeatures(experiment, variables, self.stop_if_preempted) if keep_features else None
         self.step = self.resumed_at = int(self.state.step)
         self.last_eval_step = self.restored.last_eval_step
         self.early_stopping = dataclasses.replace(experiment.early_stopping)
@@ -229,9 +245,11 @@ class Run:
     def fit(self) -> None:
         """Train from the state's step to the last one."""
         self.stop_if_preempted()  # compiling may take longer than there is time
-        experiment, loader, batch_size = self.experiment, self.experiment.data.train, self.experiment.config.batch_size
+        experiment = self.features.experiment if self.features else self.experiment
+        loader, batch_size = experiment.data.train, experiment.config.batch_size
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
-        train_steps = compile_train_steps(experiment.task, loader.batch, experiment.mesh, shardings)
+        compile_steps = compile_head_steps if self.features else compile_train_steps
+        train_steps = compile_steps(experiment.task, loader.batch, experiment.mesh, shardings)
         evaluate = Evaluator(experiment, experiment.data.val) if experiment.data.val else None
         if self.step != self.last_eval_step and experiment.next_boundary(self.step - 1) == self.step:
             self.log_eval_and_save(optax.global_norm(self.state.params), evaluate)
@@ -267,8 +285,12 @@ class Run:
             val_metrics = evaluate(self.state) if evaluate and validating else None
         if val_metrics and not np.isfinite(val_metrics["loss"]):
             raise self.not_finite(f"at step {step:,} the validation loss")
+        probed = []
+        if val_metrics and self.probes:
+            variables, number = self.state.eval_variables, step // experiment.eval_every
+            probed = self.probes.at_validation(number, variables, self.features, self.stop_if_preempted)
         if validating or step % experiment.log_every == 0:
-            self.log(param_norm, val_metrics or {})
+            self.log(param_norm, (val_metrics or {}) | {result.metric: result.accuracy for result in probed})
         if val_metrics:
             self.early_stopping.observe(val_metrics["loss"])
             self.plateau.observe(val_metrics["loss"])
@@ -337,18 +359,34 @@ class Run:
     def test(self) -> dict[str, Any]:
         """Return the metrics of the best checkpoint: on validation, and on the test split, evaluated only now."""
         best, self.state, val_metrics = self.checkpoints.restore_best(self.abstract_state)
-        figures: dict[str, Any] = {"best_step": best}
-        figures |= {f"val_{name}": value for name, value in val_metrics.items()}
+        metrics: dict[str, Any] = {}
         if loader := self.experiment.data.test:
-            evaluate = Evaluator(self.experiment, loader)
-            metrics = evaluate(self.state, after_call=self.stop_if_preempted)  # everything is saved
-            test_metrics = {f"test_{name}": value for name, value in metrics.items()}
-            if not np.isfinite(test_metrics["test_loss"]):
+            if self.features:
+                evaluate = Evaluator(self.features.experiment, self.features.loader("test"))
+            else:
+                evaluate = Evaluator(self.experiment, loader)
+            figures = evaluate(self.state, after_call=self.stop_if_preempted)  # everything is saved
+            metrics = {f"test_{name}": value for name, value in figures.items()}
+            if not np.isfinite(metrics["test_loss"]):
                 raise self.not_finite(f"with the checkpoint of step {best:,} the test loss")
-            self.workdir.append_metrics({"step": self.step, "best_step": best} | test_metrics)
-            self.tensorboard.write(self.step, test_metrics)
-            figures |= test_metrics
-        return figures
+        results = self.probe()
+        if self.probes:
+            metrics |= {f"{self.probes.role}_{result.metric}": result.accuracy for result in results}
+        if metrics:
+            self.workdir.append_metrics({"step": self.step, "best_step": best} | metrics)
+            self.tensorboard.write(self.step, metrics)
+        val_figures = {f"val_{name}": value for name, value in val_metrics.items()}
+        probes = {"probes": [dataclasses.asdict(result) for result in results]} if results else {}
+        return {"best_step": best} | val_figures | metrics | probes
+
+    def probe(self) -> list[ProbeResult]:
+        """Return the results of the probes of the state, the best checkpoint; none if there are no probes."""
+        if self.probes is None:
+            return []
+        results, notes = self.probes.at_end(self.state.eval_variables, self.features, self.stop_if_preempted)
+        for note in notes:
+            print(note, file=sys.stderr)
+        return results
 
     def environment(self, num_params: int) -> dict[str, Any]:
         """Return the rest of the summary: duration, speed, machine, versions."""

@@ -41,6 +41,14 @@ def get(name: str, argument: str | None = None):
     return load(name).get_config(*[argument] * (argument is not None))
 
 
+def complete(name: str, argument: str | None = None):
+    """The configuration with what it leaves to the command line."""
+    config = get(name, argument)
+    if name == "finetune":
+        config.init.weights, config.dataset.name = "weights.npz", config.dataset.name or "cifar10"
+    return config
+
+
 def parameters(config, num_classes: int, channels: int = 3) -> int:
     model = models.create_model(**config.model, num_classes=num_classes)
     image = jnp.zeros((1, config.image_size, config.image_size, channels))
@@ -50,18 +58,18 @@ def parameters(config, num_classes: int, channels: int = 3) -> int:
 
 def test_the_published_configurations_are_there():
     small = {f"{family}_{data}" for family in FAMILIES for data in ("digits", "cifar10", "cifar100")}
-    assert set(NAMES) == small | set(IMAGENET) | {"compare"}
+    assert set(NAMES) == small | set(IMAGENET) | {"compare", "finetune"}
 
 
 @pytest.mark.parametrize(("name", "argument"), EVERY)
 def test_configuration_passes_and_can_be_scheduled(name, argument):
-    config = get(name, argument)
+    config = complete(name, argument)
     assert config_lib.validate(config) is None
     peak = build_schedule(config, 100_000, 1_000)(40_000)
     assert 0 < peak <= config.optimizer.learning_rate
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in [*IMAGENET, "compare"]])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in [*IMAGENET, "compare", "finetune"]])
 def test_the_tutorial_is_the_default_and_the_paper_the_other(name):
     family = name.split("_")[0]
     assert get(name) == get(name, "tutorial") == load(name).get_config("")

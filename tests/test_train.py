@@ -345,6 +345,7 @@ def test_every_known_key_is_read_by_a_run(tiny_config, tmp_path, monkeypatch):
             recording_now[0] = prefix == ""
 
     monkeypatch.setattr(config_lib, "flatten", flatten_without_reading)
+    tiny_config.probes.names = ("knn",)
     train.train(tiny_config, tmp_path / "run")
     tiny_config.init.weights = str(tmp_path / "run")  # and what only a run from trained weights looks at
     train.train(tiny_config, tmp_path / "warm")

@@ -244,11 +244,16 @@ def _runs(engine: str, values: Mapping[str, Any], workdir: pathlib.PurePath, ove
     own = {"reproduce": ("table", "rows", "data"), "sweep": ("sweep", "config")}[program]
     own_options = [f"--{option}={values[option]}" for option in (*own, "seeds") if option in values]
     command = [*own_options, *overrides, f"--workdir={workdir}"]
-    jobs = (
-        reproduce.jobs_of(reproduce.parse_args(command))
-        if program == "reproduce"
-        else sweep.jobs_of(sweep.parse_args(command))
-    )
+    if program == "reproduce":
+        selected = reproduce.parse_args(command)
+        if row := next((row for row in selected.rows if selected.missing_weights(row)), None):
+            raise UserError(
+                f"--table={values['table']}: {row.id} starts from {row.weights}, which is not in "
+                f"{selected.weights.absolute()}; put it there, or leave the row out of --rows"
+            )
+        jobs = reproduce.jobs_of(selected)
+    else:
+        jobs = sweep.jobs_of(sweep.parse_args(command))
     if not jobs:
         raise UserError(f"--table={values['table']} needs no training: use python -m experiments.reproduce")
     if engine == "slurm":

@@ -2,6 +2,9 @@
 
     python -m experiments.reproduce --table=NAME [--rows=ID,ID...] [--workdir=DIR] [--seeds=N] [--config.KEY=VALUE ...]
 
+Rows that start from weights look for their file in the folder `weights`, or in that of --weights=DIR; rows without it
+are named and skipped.
+
 Finished runs are kept: the same command trains what is missing and resumes interrupted runs. Other keys, such as
 --config.dataset.data_dir=PATH, are passed to every run; rows whose recipe is changed get no verdict.
 
@@ -29,7 +32,11 @@ def listed(options: Options) -> str:
     lines = []
     for row in options.rows:
         published = ", ".join(f"{results.METRICS[m]} {value:.2%}" for m, value in row.published.items())
-        lines.append(f"{row.id:<18} {row.dataset:<12} {published or 'no test figure':<30} {row.cost}; {row.source}")
+        needs = options.missing_weights(row)
+        lines.append(
+            f"{row.id:<18} {row.dataset:<12} {published or 'no test figure':<30} {row.cost}; {row.source}"
+            + (f"; {needs}" if needs else "")
+        )
     return "\n".join(lines)
 
 
@@ -50,7 +57,15 @@ def execute(arguments: list[str]) -> int:
         print(f"{len(counted) - len(wrong)} of {len(counted)} networks have their published size; {written[1]}")
         return int(bool(wrong))
     jobs = jobs_of(options)
-    status, failures = (0, {}) if options.report_only else train(options.rows, jobs, options.parallel)
+    status = 0
+    failures: dict[Job, str] = {}
+    if not options.report_only:
+        skipped = {row.id: why for row in options.rows if (why := options.missing_weights(row))}
+        for name, why in skipped.items():
+            print(f"{name}: skipped, {why}", flush=True)
+        rows = [row for row in options.rows if row.id not in skipped]
+        if rows:
+            status, failures = train(rows, [job for job in jobs if job.row in rows], options.parallel)
     row_results = reported(options, jobs, failures)
     written = report.write(options.workdir, options.table, command, row_results)
     print("\n".join(_screen(row_results)))
@@ -66,10 +81,14 @@ def reported(options: Options, jobs: Sequence[Job], failures: Mapping[Job, str])
     noise = {metric: results.seed_noise(table, metric) for metric in results.METRICS}
     runs = [[job for job in jobs if job.row is row] for row in options.rows]
     others = [row for row in table if row.id not in {row.id for row in options.rows}]
-    runs += [previous_jobs(row, options.workdir, options.data_of(row), options.handed_on) for row in others]
+    runs += [
+        previous_jobs(row, options.workdir, options.data_of(row), options.handed_on, options.weights) for row in others
+    ]
     row_results = []
     for own in filter(None, runs):
         result = results.result(own[0].row, own, failures, own[0].data, noise)
+        if result["verdict"] == "not run" and (needs := options.missing_weights(own[0].row)):
+            result["reasons"].append(needs)
         result["reasons"] += mismatched_runs([job for job in own if job not in failures])
         row_results.append(result)
     return row_results

@@ -11,7 +11,7 @@ from experiments.runner.jobs import Job
 from experiments.runner.run_spec import RunSpec
 from experiments.tables import SIZES, TABLES
 from patchnets.errors import UserError
-from patchnets.runtime.cli import ArgumentParser
+from patchnets.runtime.cli import ArgumentParser, path
 
 DATA = ("dataset.name", "dataset.path")  # keys that --data sets
 
@@ -27,10 +27,18 @@ class Options:
     listing: bool
     report_only: bool
     handed_on: tuple[str, ...]
+    weights: pathlib.Path = jobs_lib.WEIGHTS
 
     def data_of(self, row: RunSpec) -> str | None:
         """Return the data set that replaces the row's own; None to use its own."""
         return None if self.data == row.dataset else self.data
+
+    def missing_weights(self, row: RunSpec) -> str | None:
+        """Return the line that says what a row starts from, if it is not there; else None."""
+        path = row.weights_in(self.weights)
+        if path is None or path.exists():
+            return None
+        return f"needs the weights: put {row.weights} into {path.parent}, or name another folder with --weights=DIR"
 
 
 def parse_args(arguments: Sequence[str], description: str | None = None) -> Options:
@@ -42,6 +50,13 @@ def parse_args(arguments: Sequence[str], description: str | None = None) -> Opti
         "--data",
         type=data_lib.checked,
         help="use this data set instead of the rows' own, without verdict: folder:PATH, or a name",
+    )
+    parser.add_argument(
+        "--weights",
+        type=path,
+        default=jobs_lib.WEIGHTS,
+        metavar="DIR",
+        help="folder of the files of weights that rows start from (default: weights)",
     )
     add_run_options(parser, 1, "row", "runs/TABLE")
     settings, overrides = parser.parse_with_overrides(arguments)
@@ -61,13 +76,14 @@ def parse_args(arguments: Sequence[str], description: str | None = None) -> Opti
         settings.list,
         settings.report,
         overrides,
+        settings.weights,
     )
 
 
 def jobs_of(requested: Options) -> list[Job]:
     """Return one job per row and seed; raise UserError if a configuration is invalid."""
     return [
-        jobs_lib.job(row, seed, requested.workdir, requested.data_of(row), requested.handed_on)
+        jobs_lib.job(row, seed, requested.workdir, requested.data_of(row), requested.handed_on, requested.weights)
         for row in requested.rows
         for seed in range(requested.seeds)
     ]

@@ -26,6 +26,7 @@ from patchnets.run import workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PROGRAM = (sys.executable, "-m", "patchnets.main")
+WEIGHTS = pathlib.Path("weights")  # the folder of the files that rows start from
 POLL = 0.2  # seconds between polls of running processes
 GRACE = 120.0  # seconds that a run has to save its state before it is killed
 
@@ -86,8 +87,16 @@ class Job:
         return last.replace(f"{self.workdir.absolute().parents[1]}/", "").replace(f"{ROOT}/", "")
 
 
-def job(row: RunSpec, seed: int, folder: pathlib.Path, data: str | None, handed_on: Sequence[str]) -> Job:
-    """Return the job of a row with a seed, on its own data set or on `data` (a name, or folder:PATH).
+def job(
+    row: RunSpec,
+    seed: int,
+    folder: pathlib.Path,
+    data: str | None,
+    handed_on: Sequence[str],
+    weights: pathlib.Path = WEIGHTS,
+) -> Job:
+    """Return the job of a row with a seed, on its own data set or on `data` (a name, or folder:PATH), from its file in
+    the folder `weights` if it starts from one.
 
     Raises:
       UserError: the configuration is invalid.
@@ -95,6 +104,8 @@ def job(row: RunSpec, seed: int, folder: pathlib.Path, data: str | None, handed_
     if seeded := [argument for argument in handed_on if argument.startswith("--config.seed=")]:
         raise UserError(f"{seeded[0]}: each row runs with seeds 0 to N - 1; use --seeds=N")
     own = [f"--config={row.config}", f"--config.seed={seed}", *(f"--config.{k}={v}" for k, v in row.changes.items())]
+    if start := row.weights_in(weights):
+        own.append(f"--config.init.weights={start}")
     other = []
     if data is not None:
         name, _, path = data.partition(":")
@@ -149,6 +160,9 @@ def check_unmixed(jobs: Sequence[Job]) -> None:
             )
 
 
+DROPPED = ("--workdir", "--weights", "--config.dataset.data_dir", "--config.dataset.cache_dir", "--report")
+
+
 def without_paths(arguments: Sequence[str]) -> list[str]:
     """Make a command line portable: drop or replace this machine's paths, and drop --report."""
     kept = []
@@ -158,7 +172,9 @@ def without_paths(arguments: Sequence[str]) -> list[str]:
             kept.append(f"{option}=folder:PATH")
         elif option == "--config.dataset.path":
             kept.append(f"{option}=PATH")
-        elif option not in ("--workdir", "--config.dataset.data_dir", "--config.dataset.cache_dir", "--report"):
+        elif option == "--config.init.weights" and pathlib.Path(value).is_absolute():
+            kept.append(f"{option}={WEIGHTS / pathlib.Path(value).name}")
+        elif option not in DROPPED:
             kept.append(argument)
     return kept
 

@@ -9,7 +9,13 @@ from experiments.runner.run_spec import RunSpec
 from patchnets.errors import UserError
 
 
-def previous_jobs(row: RunSpec, folder: pathlib.Path, data: str | None, handed_on: Sequence[str]) -> list[Job]:
+def previous_jobs(
+    row: RunSpec,
+    folder: pathlib.Path,
+    data: str | None,
+    handed_on: Sequence[str],
+    weights: pathlib.Path = jobs_lib.WEIGHTS,
+) -> list[Job]:
     """Return the runs of a row that was not selected, one for each seed that was started.
 
     Tried in turn: runs on `data` with the overrides `handed_on`, on the row's own data with these overrides, and of the
@@ -19,7 +25,7 @@ def previous_jobs(row: RunSpec, folder: pathlib.Path, data: str | None, handed_o
     for dataset, overrides in ((data, handed_on), (None, handed_on), (None, ())):
         try:
             seeds = jobs_lib.started_seeds(row, folder, dataset)
-            jobs = [jobs_lib.job(row, seed, folder, dataset, overrides) for seed in seeds]
+            jobs = [jobs_lib.job(row, seed, folder, dataset, overrides, weights) for seed in seeds]
         except UserError:  # overrides that this row does not accept
             continue
         if any(job.summary() is not None or _stored_hash(job) == job.config_hash for job in jobs):

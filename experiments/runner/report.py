@@ -49,7 +49,8 @@ def cells(result: Result) -> list[list[str]]:
     seeds = (
         "" if len(result["seeds"]) == result["seeds_asked"] else f" ({len(result['seeds'])}/{result['seeds_asked']})"
     )
-    common = [result["id"], result["dataset"], f"{result['cost']['epochs'] if epochs is None else epochs:g}"]
+    epochs = result["cost"]["epochs"] if epochs is None else epochs
+    common = [result["id"], result["dataset"], "-" if epochs is None else f"{epochs:g}"]
     after = [result["verdict"] + seeds, format_duration(wall) if wall else "-", f"{rate:,.0f}" if rate else "-"]
     rows: list[list[str]] = []
     for metric, name in METRICS.items():

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Key, Shaped
 
 Images = Float[Array, "batch height width channels"]
 # Number that each operation folds into the key of an example.
-FLIP, ZOOM, SHIFT, ROTATION, SHEAR, CROP, RESIZED_CROP, FLIP_VERTICAL = range(8)
+FLIP, ZOOM, SHIFT, ROTATION, SHEAR, CROP, RESIZED_CROP, FLIP_VERTICAL, SHARE_CROP = range(9)
 MAX_ATTEMPTS = 10  # attempts to sample a resized crop that fits into the image, as in torchvision
 
 
@@ -185,6 +185,25 @@ def crop_matrices(
     return matrix(0, height), matrix(1, width)
 
 
+def share_crop_matrices(
+    keys: Key[Array, " batch"], height: int, width: int, size: int, share: float
+) -> tuple[Float[Array, "batch size height"], Float[Array, "batch size width"]]:
+    """Return matrices that resize each example to size / `share` pixels a side and crop `size` out of them at random.
+
+    All whole offsets are equally likely. This is the crop of ViT's and BiT's fine-tuning, 384 of 448 pixels.
+    """
+    full = round(size / share)
+
+    def draw(key: Array) -> Array:
+        return jax.random.randint(jax.random.fold_in(key, SHARE_CROP), (2,), 0, full - size + 1)
+
+    offsets = jax.vmap(draw)(keys).astype(jnp.float32)
+    rows, columns = (
+        resize_matrix(size, n, offsets[:, axis] * (n / full), size * n / full) for axis, n in enumerate((height, width))
+    )
+    return rows, columns
+
+
 def sample_boxes(
     drawn: Float[Array, "batch 22"],
     within: tuple[int, int],
@@ -309,6 +328,12 @@ def random_crop(key: Key[Array, ""], images: Images, *, padding: int) -> Images:
     """Pad by `padding` zero pixels and crop to the original size (torchvision's RandomCrop)."""
     batch, height, width, _ = images.shape
     return resample(images, *crop_matrices(example_keys(key, batch), height, width, padding))
+
+
+def random_share_crop(key: Key[Array, ""], images: Images, *, size: int, share: float) -> Images:
+    """Resize to size / `share` pixels a side and crop `size` of them at a random position."""
+    batch, height, width, _ = images.shape
+    return resample(images, *share_crop_matrices(example_keys(key, batch), height, width, size, share))
 
 
 def random_resized_crop(

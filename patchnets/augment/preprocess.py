@@ -40,6 +40,12 @@ class Augment:
     crop_padding: int = option(
         0, "zero-pad the stored image by this many pixels, and crop to its size at random", at_least=0
     )
+    crop_share: float = option(
+        1.0,
+        "share of the side kept by a crop at random positions: 6/7 is 384 of 448 pixels; 1 disables it",
+        above=0,
+        at_most=1,
+    )
     crop_scale_min: float = option(
         1.0, "least share of the area of a random resized crop; 1 disables it", above=0, at_most=1
     )
@@ -90,7 +96,8 @@ class Augment:
         moves = (self.crop_padding, self.zoom, self.rotation, self.shear, self.translate)
         changes = (self.brightness, self.contrast, self.saturation, self.hue, self.grayscale)
         flips = self.flip or self.flip_vertical
-        return flips or self.crop_scale_min < 1 or self.policy != "none" or max(moves + changes) > 0
+        crops = min(self.crop_share, self.crop_scale_min) < 1
+        return flips or crops or self.policy != "none" or max(moves + changes) > 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +158,8 @@ class Preprocess:
         if augment.crop_scale_min < 1 and not self.cropped:
             area, aspect = augment.crop_scale_min, augment.crop_ratio_max
             steps.append(geometry.resized_crop_matrices(keys, height, width, size, area=area, aspect=aspect))
+        elif augment.crop_share < 1:
+            steps.append(geometry.share_crop_matrices(keys, height, width, size, augment.crop_share))
         elif (height, width) != (size, size) and not self.cropped:
             steps.append(geometry.center_crop_matrices(height, width, size))
         if augment.rotation > 0 or augment.shear > 0:

@@ -17,6 +17,8 @@ from patchnets import models
 from patchnets.config.schema import KEYS, KEYS_IGNORED_BY_HASH, LOGGING_KEYS, MUTUALLY_EXCLUSIVE, Key
 from patchnets.errors import UserError
 
+# The value of a key that a configuration leaves to the command line, and the keys for which it may.
+TO_BE_SET, MAY_BE_LEFT = "", ("dataset.name", "init.weights")
 # What versions before a key did, if that is not its default.
 OLDER_DEFAULTS = {"dataset.exif_orientation": False, "dataset.background": "none"}
 
@@ -121,6 +123,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         kinds = (int, float) if kind is float else list if kind is tuple else kind
         if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
             raise UserError(f"config.{name}={value!r} is of type {type(value).__name__}; expected {kind.__name__}")
+        if value == TO_BE_SET and name in MAY_BE_LEFT:
+            raise UserError(f"config.{name} is not set, and this configuration needs it: {keys[name].help}")
         expected, holds = keys[name].rule
         if not holds(value):
             raise UserError(f"config.{name}={value!r} is out of range; expected {expected}")
@@ -194,9 +198,10 @@ def recipe_diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return the keys in which two flat configurations differ as recipes.
 
     Seeds, paths, logging and published figures do not count, nor does cpu.microbatch: like a seed, it only changes
-    dropout masks.
+    dropout masks; nor do keys that the old one leaves to be set.
     """
-    return changed_keys(old, new, KEYS_IGNORED_BY_HASH | LOGGING_KEYS | {"seed", "cpu.microbatch"})
+    left = {name for name, value in old.items() if value == TO_BE_SET}
+    return changed_keys(old, new, KEYS_IGNORED_BY_HASH | LOGGING_KEYS | {"seed", "cpu.microbatch"} | left)
 
 
 def format_help(config: Mapping[str, Any] | None = None) -> str:

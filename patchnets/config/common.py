@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
-from patchnets.config import default_config
+from patchnets.config import TO_BE_SET, default_config
 from patchnets.errors import UserError
 
 
@@ -306,6 +306,17 @@ def imagenet(augment: Mapping, **values) -> ConfigDict:
         augment={"flip": True, "crop_scale_min": 0.05} | dict(augment),
         log_every_steps=100,
     )
+
+
+def from_weights(head: str = "zeros", **values) -> ConfigDict:
+    """Return a base recipe that starts from trained weights, in batches of 512; which weights and which images is left
+    to the command line, unless `values` name them."""
+    return base(init=dict(weights=TO_BE_SET, head=head), batch_size=512, **{"dataset": dict(name=TO_BE_SET)} | values)
+
+
+def finetuning_sgd(learning_rate: float) -> dict:
+    """Return the optimizer with which ViT (arXiv 2010.11929, section 4.1) and MLP-Mixer were fine-tuned."""
+    return dict(name="sgd", momentum=0.9, learning_rate=learning_rate, grad_clip_norm=1.0)
 
 
 def tensorflow_randaugment(magnitude: float) -> dict:

@@ -17,8 +17,9 @@ from patchnets.errors import UserError, first_line
 from patchnets.runtime.files import refuse_url
 
 
-def parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict, str]:
-    """Return (configuration, work directory) from a command line; executes the configuration file once.
+def parse_flags(argv: list[str], complete: bool = True) -> tuple[ml_collections.ConfigDict, str]:
+    """Return (configuration, work directory) from a command line; executes the configuration file once. Unless it has
+    to be `complete`, values are not checked.
 
     Raises:
       UserError: the command line or the configuration is invalid; in one line.
@@ -57,7 +58,8 @@ def parse_flags(argv: list[str]) -> tuple[ml_collections.ConfigDict, str]:
     config.published.incomparable = marked.incomparable
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is not understood; overrides have the form --config.KEY=VALUE")
-    config_lib.validate(config)
+    if complete:
+        config_lib.validate(config)
     refuse_url(workdir_flag.value or "", "--workdir=")
     name = pathlib.Path(file).stem
     variant = "".join(c if c.isalnum() or c in "-_." else "-" for c in variant)
@@ -173,7 +175,7 @@ def print_help(argv: list[str], usage: str | None) -> None:
     from patchnets import config as config_lib
 
     try:
-        config = parse_flags([a for a in argv if a not in ("--help", "-h", "-help")])[0]
+        config = parse_flags([a for a in argv if a not in ("--help", "-h", "-help")], complete=False)[0]
     except UserError:
         config = None
     print(usage)

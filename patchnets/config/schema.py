@@ -194,6 +194,31 @@ KEYS: dict[str, Key] = {
     ),
     "optimizer.wd_mults": Key((), "((regex, factor), ...): the same for weight decay, instead of optimizer.wd_mask"),
     "optimizer.frozen": Key((), "((regex, true or false), ...): whether a parameter is frozen"),
+    "frozen_features": Key(
+        "auto",
+        "with all but the head frozen: compute the head's inputs once, by layers as in evaluation (no dropout, "
+        "BatchNorm by its running statistics), or never; auto: once if that is the same",
+        one_of("auto", "once", "never"),
+    ),
+    "probes.names": Key(
+        (),
+        "classifiers on the features of the best checkpoint, tested on test at the end: knn, fewshot, linear",
+        (
+            "some of knn, fewshot, linear, as in ('knn','linear')",
+            lambda v: all(name in ("knn", "fewshot", "linear") for name in v),
+        ),
+    ),
+    "probes.every_validations": Key(
+        int, "also knn and fewshot on the validation split, every this many validations (default: never)", at_least(1)
+    ),
+    "probes.k": Key(20, "knn: neighbors", at_least(1)),
+    "probes.temperature": Key(0.07, "knn: a vote is exp(cosine / temperature)", above(0)),
+    "probes.shots": Key(
+        (1, 5, 10, 25),
+        "fewshot: training images of each class",
+        ("whole numbers of at least 1", lambda v: all(type(shots) is int and shots >= 1 for shots in v)),
+    ),
+    "probes.draws": Key(5, "fewshot: draws of these images, of which the mean counts", at_least(1)),
     "schedule.name": Key(
         "cosine",
         "learning rate after the warm-up",
@@ -254,7 +279,12 @@ KEYS: dict[str, Key] = {
     ),
 }
 # Keys for logging and evaluation that do not change the recipe.
-LOGGING_KEYS = {"log_every_steps", "eval_batch_size", "checkpoint.save_interval_steps"}
+LOGGING_KEYS = {
+    "log_every_steps",
+    "eval_batch_size",
+    "checkpoint.save_interval_steps",
+    *(name for name in KEYS if name.startswith("probes.")),
+}
 # Keys that may differ when resuming, because they do not affect results.
 KEYS_IGNORED_BY_HASH = {
     "dataset.path",

@@ -23,7 +23,7 @@ def same_images(options: DataOptions, native: int | None) -> bool:
 
 def needs_on_device(options: DataOptions) -> bool:
     """Return whether only images on the device can be normalized or augmented as configured."""
-    return options.normalize == "dataset" or options.augment.crop_padding > 0
+    return options.normalize == "dataset" or options.augment.crop_padding > 0 or options.augment.crop_share < 1
 
 
 def choose_loader(options: DataOptions, encoded: bool, native: int | None, fits: bool) -> str:
@@ -59,6 +59,11 @@ def check_streaming(options: DataOptions) -> None:
         raise UserError(
             f"config.augment.crop_padding={options.augment.crop_padding} pads stored images, and these are "
             "cropped while streaming; use config.augment.crop_scale_min, or config.dataset.loader=on_device"
+        )
+    if options.augment.crop_share < 1:
+        raise UserError(
+            f"config.augment.crop_share={options.augment.crop_share:.4g} crops stored images, and these are cropped "
+            "while streaming; use config.augment.crop_scale_min, or config.dataset.loader=on_device"
         )
 
 

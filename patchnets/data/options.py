@@ -120,8 +120,8 @@ class DataOptions:
 
     @property
     def stored_size(self) -> int:
-        """The largest side in pixels at which images are kept: so that evaluation crops `image_size` out of it."""
-        return round(self.image_size / self.crop_pct)
+        """The largest side in pixels at which images are kept: so that crops have `image_size` pixels of it."""
+        return round(self.image_size / min(self.crop_pct, self.augment.crop_share))
 
     def allowed_bytes(self, devices: int) -> float:
         """Return the memory that on-device images may take over all, where each device has room for

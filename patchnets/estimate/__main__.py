@@ -75,6 +75,7 @@ def execute(arguments: list[str]) -> int:
     from patchnets.estimate.report import Options, estimate
     from patchnets.estimate.text import format_report
     from patchnets.estimate.topology import find_topology
+    from patchnets.run.frozen_features import trains_head_only
 
     if config.init.weights:
         from patchnets.inference.warm_start import fields_of_weights
@@ -93,6 +94,8 @@ def execute(arguments: list[str]) -> int:
         abstract_run, Options(options.topology, options.images_per_second, options.measure, options.largest_batch)
     )
     print(format_report(figures), flush=True)
+    if config.frozen_features != "never" and trains_head_only(abstract_run.experiment):
+        print("note: only the head is trained; on features that are computed once, steps take far less than this")
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     return 0

@@ -3,7 +3,7 @@
     python -m patchnets.evaluate MODEL
     python -m patchnets.evaluate MODEL --data=FOLDER
     python -m patchnets.evaluate MODEL --dataset=NAME --split=test [--data_dir=DIR]
-    python -m patchnets.evaluate MODEL --probe=knn,fewshot,linear [--data=FOLDER | --dataset=NAME]
+    python -m patchnets.evaluate MODEL --probe=knn,fewshot,linear [--data=FOLDER | --dataset=NAME] [--k=N ...]
 
 MODEL is a work directory, an export for timm or npz, or weights that others trained (docs/weights.md). The first
 evaluates on the test split of a run's own data set; the second on a folder that has a folder of images for each class,
@@ -13,7 +13,8 @@ by name.
 The last evaluates the features before the head: classifiers are fitted to those of the train split and tested on the
 test split, whose classes may be any. knn has the 20 nearest neighbors vote (DINO's rule); fewshot fits least squares to
 1, 5, 10 and 25 images of each class, five times; linear is a logistic regression, regularized as is best on validation
-(the val split, or the last tenth of train). The results go into MODEL/evaluation/DATA-probes/probes.json.
+(the val split, or the last tenth of train), which only this one needs. The results go into
+MODEL/evaluation/DATA-probes/probes.json.
 
 Accuracy, top-5 accuracy, loss, precision, recall and F1 by class, confusion and calibration are printed and written to
 MODEL/evaluation/DATA/, as evaluation.json, CSV files and pictures. Exit status: 0; 1 if some images could not be read,
@@ -28,7 +29,16 @@ from typing import Any
 
 from patchnets import runtime
 from patchnets.errors import RunError, UserError, first_line
-from patchnets.runtime.cli import ArgumentParser, checkpoint, default_output, out_folder, path, positive_int, run_cli
+from patchnets.runtime.cli import (
+    ArgumentParser,
+    checkpoint,
+    default_output,
+    out_folder,
+    path,
+    positive_float,
+    positive_int,
+    run_cli,
+)
 
 
 def make_parser() -> ArgumentParser:
@@ -45,6 +55,25 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--probe", type=probe_names, metavar="NAMES", help="knn, fewshot, linear, or several with commas"
     )
+    parser.add_argument("--k", type=positive_int, default=20, metavar="N", help="knn: neighbors (default: %(default)s)")
+    parser.add_argument(
+        "--temperature",
+        type=positive_float,
+        default=0.07,
+        metavar="T",
+        help="knn: a vote is exp(cosine / T) (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--shots",
+        type=shots,
+        default=(1, 5, 10, 25),
+        metavar="N,N",
+        help="fewshot: images a class (default: 1,5,10,25)",
+    )
+    parser.add_argument(
+        "--draws", type=positive_int, default=5, metavar="N", help="fewshot: draws of them (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="fewshot: of the draws (default: %(default)s)")
     parser.add_argument("--output", type=out_folder, metavar="DIR", help="default: MODEL/evaluation/DATA")
     parser.add_argument("--network", metavar="NAME", help="what others' weights are of, if they do not say it")
     parser.add_argument(
@@ -64,6 +93,11 @@ def probe_names(value: str) -> list[str]:
     if unknown := [name for name in names if name not in ("knn", "fewshot", "linear")]:
         raise argparse.ArgumentTypeError(f"{unknown[0]!r} is unknown; expected knn, fewshot or linear")
     return names
+
+
+def shots(value: str) -> tuple[int, ...]:
+    """Parse --shots."""
+    return tuple(positive_int(number) for number in value.split(","))
 
 
 def execute(arguments: list[str]) -> int:
@@ -124,31 +158,42 @@ def execute(arguments: list[str]) -> int:
 def probe_features(model: Any, options: argparse.Namespace) -> int:
     """Evaluate a model's features as a command line says; return the exit status."""
     from patchnets.evaluate import probe
+    from patchnets.inference.probes import ProbeSettings, run_probes
 
     if options.split:
         raise UserError("--split does not go with --probe, which uses the train, val and test splits")
     data = probe.select(
-        model.spec, options.model, folder=options.data, dataset=options.dataset, data_dir=options.data_dir
+        model.spec,
+        options.model,
+        folder=options.data,
+        dataset=options.dataset,
+        data_dir=options.data_dir,
+        with_val="linear" in options.probe,
     )
     label = data.label if options.checkpoint == "best" else f"{data.label}-{options.checkpoint}"
     label = "".join(c if c.isalnum() or c in "-._" else "_" for c in label)
     directory = options.output or default_output(options.model, "evaluation", f"{label}-probes")
-    train, val, test = (
-        probe.compute_features(model, with_progress(images), data.train.classes, options.batch_size)
-        for images in (data.train, data.val, data.test)
-    )
-    results = probe.run_probes(options.probe, train, val, test)
-    print(probe.format_table(data, (train, val, test), results))
+    sets = {
+        role: probe.compute_features(model, with_progress(images), data.train.classes, options.batch_size)
+        for role, images in (("train", data.train), ("val", data.val), ("test", data.test))
+        if images is not None
+    }
+    settings = ProbeSettings(options.probe, options.k, options.temperature, options.shots, options.draws, options.seed)
+    labeled = {role: split.labeled for role, split in sets.items()}
+    results, notes = run_probes(settings, labeled["train"], labeled["test"], labeled.get("val"))
+    print(probe.format_table(data, sets, results))
+    for note in notes:
+        print(f"patchnets.evaluate: {note}", file=sys.stderr)
     about = {
         "model": str(options.model),
         "network": model.spec.network,
         "checkpoint": options.checkpoint,
         "data": data.label,
-        "images": {"train": len(train.labels), "val": len(val.labels), "test": len(test.labels)},
+        "images": {role: len(split.labels) for role, split in sets.items()},
     }
     probe.write_results(directory, about, results)
     print(f"  {directory}: {probe.FILE_NAME}", flush=True)
-    unreadable = [line for images in (train, val, test) for line in images.unreadable]
+    unreadable = [line for split in sets.values() for line in split.unreadable]
     for line in [*unreadable[:3], f"{len(unreadable):,} images could not be read"] if unreadable else []:
         print(f"patchnets.evaluate: {line}", file=sys.stderr)
     return 1 if unreadable else 0

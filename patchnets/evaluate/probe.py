@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,39 +19,50 @@ from patchnets.inference.model import Model
 from patchnets.run.model_spec import ModelSpec
 from patchnets.runtime.files import write_atomically
 
-PROBES = ("knn", "fewshot", "linear")
 FILE_NAME = "probes.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeData:
-    """Images to fit classifiers to, to choose among them, and to test them on."""
+    """Images to fit classifiers to, to test them on, and perhaps to choose among them."""
 
     label: str
     train: LabeledImages
-    val: LabeledImages
     test: LabeledImages
+    val: LabeledImages | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSet:
-    """Features of images and indices of their classes."""
+    """Features of images and indices of their classes, and a line for each image that could not be read."""
 
     features: Float[np.ndarray, "images width"]
     labels: Int[np.ndarray, " images"]
     unreadable: tuple[str, ...]
 
+    @property
+    def labeled(self) -> probes.LabeledFeatures:
+        return probes.LabeledFeatures(self.features, self.labels)
+
 
 def select(
-    spec: ModelSpec, directory: pathlib.Path, *, folder: pathlib.Path | None, dataset: str | None, data_dir: str | None
+    spec: ModelSpec,
+    directory: pathlib.Path,
+    *,
+    folder: pathlib.Path | None,
+    dataset: str | None,
+    data_dir: str | None,
+    with_val: bool = True,
 ) -> ProbeData:
     """Return the images of a folder with train/ and test/, of a data set with these splits, or of the model's run.
 
-    Without a validation split these are the last tenth of the training images.
+    Of a folder or a data set without a validation split, this is the last tenth of the training images, so that all
+    probes are fitted to the same images. Only `with_val` has to be one.
 
     Raises:
       UserError: there are no such images.
     """
+    roles = ("train", "val", "test") if with_val else ("train", "test")
     if dataset is not None or folder is not None:
         if folder is not None:
             for split in ("train", "test"):
@@ -65,11 +76,12 @@ def select(
         images = {role: labeled.from_source(source, text, f"{name} {text}") for role, text in specs.items() if text}
     else:
         run = RunData(spec, directory, data_dir)
-        label, images = run.name, {role: run.images(run.spec_of(role)) for role in splits.ROLES}
-    for role in splits.ROLES:
+        label, images = run.name, {role: run.images(run.spec_of(role)) for role in roles}
+    for role in roles:
         if role not in images:
-            raise UserError(f"{label} has no {role} split, which --probe needs; name other images")
-    return ProbeData(str(label), **images)
+            probe = "--probe=linear" if role == "val" else "--probe"
+            raise UserError(f"{label} has no {role} split, which {probe} needs; name other images")
+    return ProbeData(str(label), **{role: images[role] for role in roles})
 
 
 def compute_features(model: Model, data: LabeledImages, classes: tuple[str, ...], batch_size: int) -> FeatureSet:
@@ -101,32 +113,12 @@ def compute_features(model: Model, data: LabeledImages, classes: tuple[str, ...]
     return FeatureSet(features, np.array(labels)[kept], tuple(unreadable))
 
 
-def run_probes(names: list[str], train: FeatureSet, val: FeatureSet, test: FeatureSet) -> list[probes.ProbeResult]:
-    """Return the results of classifiers called `names`; few-shot ones for as many shots as every class has images."""
-    fit, on = (train.features, train.labels), (test.features, test.labels)
-    results = []
-    if "knn" in names:
-        results.append(probes.knn(*fit, *on))
-    if "fewshot" in names:
-        fewest = np.unique(train.labels, return_counts=True)[1].min()
-        results += [probes.fewshot(*fit, *on, shots) for shots in probes.SHOTS if shots <= fewest]
-        if fewest < probes.SHOTS[-1]:
-            print(f"patchnets.evaluate: a class has {fewest} training images; no more shots than that", file=sys.stderr)
-    if "linear" in names:
-        results.append(probes.linear(*fit, val.features, val.labels, *on))
-    return results
-
-
-def format_table(data: ProbeData, sets: tuple[FeatureSet, FeatureSet, FeatureSet], results: Any) -> str:
-    """Return the results as a table, below a line on the images."""
-    counts = ", ".join(f"{role} {len(s.labels):,}" for role, s in zip(splits.ROLES, sets))
-    lines = [
-        f"  data     {data.label}: {counts}; {len(data.train.classes)} classes; {sets[0].features.shape[1]} features"
-    ]
-    for result in results:
-        settings = ", ".join(f"{name} {value:g}" for name, value in result.settings.items())
-        lines.append(f"  {result.name:<8} top-1 {result.accuracy:.2%} +- {result.interval:.2%}  ({settings})")
-    return "\n".join(lines)
+def format_table(data: ProbeData, sets: Mapping[str, FeatureSet], results: Sequence[probes.ProbeResult]) -> str:
+    """Return the results as a table, below a line on the images of {"train": features, ...}."""
+    counts = ", ".join(f"{role} {len(split.labels):,}" for role, split in sets.items())
+    width = sets["train"].features.shape[1]
+    first = f"  data     {data.label}: {counts}; {len(data.train.classes)} classes; {width} features"
+    return "\n".join([first, *(f"  {result}" for result in results)])
 
 
 def write_results(directory: pathlib.Path, about: dict[str, Any], results: list[probes.ProbeResult]) -> None:

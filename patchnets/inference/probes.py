@@ -8,6 +8,7 @@ import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,6 +17,7 @@ from patchnets.errors import UserError
 
 Features = Float[np.ndarray, "images width"]
 Labels = Int[np.ndarray, " images"]
+PROBES = ("knn", "fewshot", "linear")
 SHOTS = (1, 5, 10, 25)
 REGULARIZATION = tuple(10.0**e for e in range(-6, 5))  # times half the squared norm, added to the mean loss
 
@@ -36,6 +38,57 @@ class ProbeResult:
     accuracy: float
     interval: float
     settings: dict[str, int | float]
+
+    @property
+    def metric(self) -> str:
+        """The name among the metrics of a run: knn, fewshot_5, linear."""
+        return f"{self.name}_{self.settings['shots']}" if self.name == "fewshot" else self.name
+
+    def __str__(self) -> str:
+        """Format as "knn      top-1 93.20% +- 1.10%  (k 20, temperature 0.07)"."""
+        settings = ", ".join(f"{name} {value:g}" for name, value in self.settings.items())
+        return f"{self.name:<8} top-1 {self.accuracy:.2%} +- {self.interval:.2%}  ({settings})"
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeSettings:
+    """Which probes, and their settings: of knn `k` and `temperature`, of fewshot `shots`, `draws` and `seed`."""
+
+    names: Sequence[str] = PROBES
+    k: int = 20
+    temperature: float = 0.07
+    shots: Sequence[int] = SHOTS
+    draws: int = 5
+    seed: int = 0
+
+
+class LabeledFeatures(NamedTuple):
+    """Features of images and indices of their classes."""
+
+    features: Features
+    labels: Labels
+
+
+def run_probes(
+    settings: ProbeSettings, train: LabeledFeatures, test: LabeledFeatures, val: LabeledFeatures | None = None
+) -> tuple[list[ProbeResult], list[str]]:
+    """Return the results of probes, few-shot ones for as many shots as every class has images, and lines on what was
+    left out. linear needs `val`."""
+    fit, on = (train.features, train.labels), (test.features, test.labels)
+    results: list[ProbeResult] = []
+    notes: list[str] = []
+    if "knn" in settings.names:
+        results.append(knn(*fit, *on, k=settings.k, temperature=settings.temperature))
+    if "fewshot" in settings.names:
+        fewest = int(np.unique(train.labels, return_counts=True)[1].min())
+        possible = [shots for shots in settings.shots if shots <= fewest]
+        results += [fewshot(*fit, *on, shots, draws=settings.draws, seed=settings.seed) for shots in possible]
+        if len(possible) < len(settings.shots):
+            notes.append(f"a class has {fewest} training images; no more shots than that")
+    if "linear" in settings.names:
+        assert val is not None
+        results.append(linear(*fit, val.features, val.labels, *on))
+    return results, notes
 
 
 def knn(

@@ -33,6 +33,7 @@ def operations(channels: int, height: int) -> dict[str, Operation]:
         ),
         "center crop 0.75": lambda key, images: geometry.resize(images, size=height, share=0.75),
         "crop, padding 1/8": functools.partial(geometry.random_crop, padding=max(1, height // 8)),
+        "crop, share 3/4": functools.partial(geometry.random_share_crop, size=height, share=0.75),
         "resized crop, area 0.25-1": functools.partial(
             geometry.random_resized_crop, size=height, area=0.25, aspect=4 / 3
         ),

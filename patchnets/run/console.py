@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -155,6 +156,12 @@ def print_growth(former: str, experiment: Experiment) -> None:
         )
 
 
+def describe_probes(metrics: Mapping[str, Any], before: str) -> str:
+    """Return the accuracies of probes among metrics, each after `before`: " | knn 93.20% | fewshot_5 80.10%"."""
+    probes = {name: value for name, value in metrics.items() if re.fullmatch(r"knn|fewshot_\d+|linear", name)}
+    return "".join(f"{before}{name} {value:.2%}" for name, value in probes.items())
+
+
 class ProgressBar:
     """Progress bar on a terminal, plain lines elsewhere. `write` prints a line without breaking the bar."""
 
@@ -202,6 +209,7 @@ class ProgressBar:
                 text += f" | {role} loss {row[f'{role}_loss']:.4f} top-1 {row[f'{role}_accuracy']:6.2%}"
         if "val_loss" in row:
             text += f" top-5 {row['val_top5_accuracy']:6.2%}"
+        text += describe_probes({name.removeprefix("val_"): value for name, value in row.items()}, " | ")
         if "images_per_second" in row:
             text += f" | {row['images_per_second']:,.0f} images/s"
         self.write(text)
@@ -226,6 +234,9 @@ def print_summary(summary: Mapping[str, Any], workdir: os.PathLike[str]) -> None
         )
     else:
         print("  test     none: there is no test split")
+    role = "test" if "test_accuracy" in summary else "val"
+    if probes := describe_probes({name.removeprefix(f"{role}_"): value for name, value in summary.items()}, "  "):
+        print(f"  probes {probes} of {role}")
     if "published" in summary:
         print(f"  target   {published.describe_comparison(summary['published'])}")
     if summary.get("skipped_records"):

@@ -226,8 +226,9 @@ class Workdir:
                 file=sys.stderr,
             )
             return
-        kept = [f"{line}\n" for line, row in rows if row.get("step", math.inf) <= step and "test_loss" not in row]
-        self.write_text("metrics.jsonl", "".join(kept))
+        at_end = ("test_loss", "best_step")  # of what was measured after the last step
+        kept = [line for line, row in rows if row.get("step", math.inf) <= step and row.keys().isdisjoint(at_end)]
+        self.write_text("metrics.jsonl", "".join(f"{line}\n" for line in kept))
 
     def _unused_name(self, stem: str, suffix: str) -> pathlib.Path:
         """Return the first of stem-1, stem-2, ... that does not exist yet."""

@@ -279,6 +279,22 @@ def test_an_operation_by_itself_draws_what_it_draws_among_others(photos, operati
 # Crops.
 
 
+def test_a_share_crop_is_pillows_resize_and_one_of_all_crops(photos):
+    """Six of seven pixels: 24 of 28, at 25 positions."""
+    size, full = 24, 28
+    images = np.repeat(photos[:1].astype(np.float32), 200, 0)
+    cropped = np.asarray(geometry.random_share_crop(jax.random.key(0), images, size=size, share=6 / 7))
+    resized = np.asarray(Image.fromarray(photos[0]).resize((full, full), Image.Resampling.BILINEAR), np.float32)
+    corners = [(top, left) for top in range(full - size + 1) for left in range(full - size + 1)]
+    every = np.stack([resized[top : top + size, left : left + size] for top, left in corners])
+    errors = np.abs(cropped[:, None] - every).max((2, 3, 4))
+    assert errors.min(1).max() < 1.01  # Pillow rounds
+    counts = np.bincount(errors.argmin(1), minlength=len(corners))
+    assert counts.min() > 0 and counts.max() < 3 * len(images) / len(corners)
+    exact = np.asarray(geometry.random_share_crop(jax.random.key(0), resized[None], size=size, share=6 / 7))[0]
+    assert np.abs(exact[None] - every).max((1, 2, 3)).min() < 1e-3  # of an image of the full size nothing is blurred
+
+
 def test_a_crop_after_padding_is_one_of_all_and_all_are_alike_likely(photos):
     padding, places = 2, 5
     actual = alone(geometry.random_crop, jax.random.key(0), np.repeat(photos[:1], MANY, 0), padding=padding)

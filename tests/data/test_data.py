@@ -380,7 +380,11 @@ def test_a_streaming_feed_is_made_as_configured(pictures, mesh8):
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [(dict(normalize="dataset"), "normalize='dataset'"), (dict(augment__crop_padding=4), "padding=4")],
+    [
+        (dict(normalize="dataset"), "normalize='dataset'"),
+        (dict(augment__crop_padding=4), "padding=4"),
+        (dict(augment__crop_share=0.75), "share=0.75"),
+    ],
 )
 def test_what_cannot_be_done_to_streams_is_refused(pictures, values, message):
     with pytest.raises(UserError, match=message):

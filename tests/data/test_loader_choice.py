@@ -76,6 +76,7 @@ SETTINGS = {
     "a share of the side": ({}, dict(crop_pct=0.875)),
     "both": (dict(crop_scale_min=AREA), dict(crop_pct=0.875)),
     "padding": (dict(crop_padding=4), {}),
+    "a share at random": (dict(crop_share=0.75), {}),
     "fitted normalization": (dict(crop_scale_min=AREA), dict(normalize="dataset")),
 }
 

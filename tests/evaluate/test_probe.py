@@ -8,9 +8,10 @@ from PIL import Image
 from small_models import make_model
 
 from patchnets.data.sources import digits
+from patchnets.errors import UserError
 from patchnets.evaluate import __main__ as program
 from patchnets.evaluate import probe
-from patchnets.inference import labeled
+from patchnets.inference import labeled, probes
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +58,29 @@ def test_a_data_set_without_validation_keeps_a_tenth_of_train_for_it(tmp_path):
     data = probe.select(spec, tmp_path, folder=None, dataset="digits", data_dir=None)
     assert data.train.count + data.val.count == len(digits.Digits().records("train"))
     assert 0.09 < data.val.count / (data.train.count + data.val.count) < 0.11
+
+
+def test_only_a_linear_probe_needs_a_validation_split(tmp_path):
+    splits = dict(train="train", test="test")
+    spec = make_model("mlp_mixer", dataset=dict(name="digits", splits=splits), channels=1, mean=(0.0,), std=(1.0,)).spec
+    options = dict(folder=None, dataset=None, data_dir=None)
+    data = probe.select(spec, tmp_path, **options, with_val=False)
+    assert data.val is None and data.train.count == len(digits.Digits().records("train"))
+    with pytest.raises(UserError, match="has no val split"):
+        probe.select(spec, tmp_path, **options)
+
+
+def test_settings_of_the_classifiers_are_options(capsys):
+    options = program.make_parser().parse_args(["run", "--probe=fewshot", "--shots=2,4", "--draws=3", "--k=9"])
+    assert (options.shots, options.draws, options.k, options.temperature) == ((2, 4), 3, 9, 0.07)
+    assert program.main(["evaluate", "run", "--probe=fewshot", "--shots=2,0"]) == 2
+    assert "--shots" in capsys.readouterr().err
+
+
+def test_shots_that_a_class_has_not_are_left_out_and_named():
+    random = np.random.default_rng(0)
+    both = probes.LabeledFeatures(random.standard_normal((8, 3)).astype(np.float32), np.arange(8) % 2)
+    settings = probes.ProbeSettings(("fewshot",), shots=(1, 4, 5), draws=2)
+    results, notes = probes.run_probes(settings, both, both)
+    assert [result.metric for result in results] == ["fewshot_1", "fewshot_4"]
+    assert notes == ["a class has 4 training images; no more shots than that"]

@@ -358,6 +358,10 @@ def test_devices_are_counted_where_they_can_be(arguments, actual):
         (["slurm", DIGITS, "--table=cifar"], "--config, --table and --sweep exclude each other"),
         (["slurm", "--table=cifar", "--rows=nothing"], "--rows: cifar has no row 'nothing'"),
         (["slurm", "--table=sizes"], "--table=sizes needs no training"),
+        (
+            ["slurm", "--table=transfer"],
+            "--table=transfer: vit-B-16-cifar10 starts from gs://vit_models/imagenet21k/ViT",
+        ),
         (["slurm", "--sweep=nothing.py"], "--sweep=nothing.py: there is no such file"),
         (["k8s", DIGITS, "--volume-claim=runs"], "--image is not given; a JobSet needs an image with patchnets in it"),
         (["k8s", DIGITS, "--image=a"], "--volume-claim is not given; a JobSet needs a volume that outlives its pods"),

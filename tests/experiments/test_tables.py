@@ -21,9 +21,11 @@ def test_ids_are_names_of_folders_and_each_is_there_once(table):
 @pytest.mark.parametrize("row", [row for _, row in ROWS], ids=[f"{name}:{row.id}" for name, row in ROWS])
 def test_a_row_is_a_configuration_that_claims_the_same_and_takes_as_long(row):
     changes = [f"--config.{name}={value}" for name, value in row.changes.items()]
+    changes += ["--config.init.weights=weights.npz"] * bool(row.weights)
     config, _ = parse_flags(["x", f"--config={row.config}", *changes])
     assert config.dataset.name == row.dataset
-    assert config.total_epochs == row.cost.epochs
+    assert (config.total_epochs, config.total_steps) == (row.cost.epochs, row.cost.steps)
+    assert config.published.incomparable is None or row.changes
     claimed = {} if row.changes else {name: config.published[name] for name in ("accuracy", "top5_accuracy")}
     assert {name: value for name, value in claimed.items() if value is not None} == row.published
     if row.published:
@@ -31,6 +33,7 @@ def test_a_row_is_a_configuration_that_claims_the_same_and_takes_as_long(row):
     assert row.source and row.cost.device
     assert all(0 < value < 1 for value in (*row.published.values(), *row.curve.values()))
     assert all(epoch <= row.cost.epochs for epoch in row.curve)
+    assert bool(row.weights) == bool(config.init.weights)
 
 
 @pytest.mark.slow

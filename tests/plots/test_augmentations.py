@@ -11,8 +11,8 @@ from patchnets.plots import augmentations
 
 # Every operation that a configuration can ask for, in the words under which the sheet shows it.
 SHOWN = (
-    "flip vertical back center padding resized zoom shift rotation shear brightness contrast sharpness solarize "
-    "posterize equalize autocontrast invert saturation hue grayscale jitter RandAugment CIFAR-10 ImageNet "
+    "flip vertical back center padding share resized zoom shift rotation shear brightness contrast sharpness "
+    "solarize posterize equalize autocontrast invert saturation hue grayscale jitter RandAugment CIFAR-10 ImageNet "
     "TrivialAugment constant random pixel mixup CutMix"
 )
 

@@ -122,6 +122,7 @@ def test_lines_past_the_checkpoint_and_torn_or_strange_ones_go_and_the_others_st
     good = [json.dumps({"step": step, "train_loss": 0.5}) for step in (10, 20)]
     strange = [
         json.dumps({"step": 20, "test_loss": 1.0}),
+        json.dumps({"step": 20, "best_step": 10, "val_knn": 0.5}),
         json.dumps({"step": 30}),
         "7",
         "{}",
