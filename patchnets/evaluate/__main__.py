@@ -13,7 +13,8 @@ by name.
 The last evaluates the features before the head: classifiers are fitted to those of the train split and tested on the
 test split, whose classes may be any. knn has the 20 nearest neighbors vote (DINO's rule); fewshot fits least squares to
 1, 5, 10 and 25 images of each class, five times; linear is a logistic regression, regularized as is best on validation
-(the val split, or the last tenth of train). The results go into MODEL/evaluation/DATA-probes/probes.json.
+(the val split, or the last tenth of train). The results go into MODEL/evaluation/DATA-probes/probes.json. With
+--features=DIR the features are kept, and the next probe of the same images takes them from there.
 
 Accuracy, top-5 accuracy, loss, precision, recall and F1 by class, confusion and calibration are printed and written to
 MODEL/evaluation/DATA/, as evaluation.json, CSV files and pictures. Exit status: 0; 1 if some images could not be read,
@@ -22,13 +23,24 @@ the others being evaluated; 2 if the request cannot be carried out.
 
 import argparse
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 from patchnets import runtime
 from patchnets.errors import RunError, UserError, first_line
-from patchnets.runtime.cli import ArgumentParser, checkpoint, default_output, out_folder, path, positive_int, run_cli
+from patchnets.runtime.cli import (
+    ArgumentParser,
+    add_size_options,
+    checkpoint,
+    count,
+    default_output,
+    out_folder,
+    path,
+    positive_int,
+    run_cli,
+)
 
 
 def make_parser() -> ArgumentParser:
@@ -45,6 +57,12 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--probe", type=probe_names, metavar="NAMES", help="knn, fewshot, linear, or several with commas"
     )
+    parser.add_argument(
+        "--shots", type=shot_counts, default=(1, 5, 10, 25), metavar="N,N", help="of fewshot (default: 1,5,10,25)"
+    )
+    parser.add_argument("--features", type=out_folder, metavar="DIR", help="keep the features of --probe there")
+    for split in ("train", "val", "test"):
+        parser.add_argument(f"--{split}_split", metavar="SPLIT", help="of --probe, in TFDS's syntax: train[:5000]")
     parser.add_argument("--output", type=out_folder, metavar="DIR", help="default: MODEL/evaluation/DATA")
     parser.add_argument("--network", metavar="NAME", help="what others' weights are of, if they do not say it")
     parser.add_argument(
@@ -54,6 +72,7 @@ def make_parser() -> ArgumentParser:
         metavar="best|latest|STEP",
         help="best by validation, latest, or of a step (default: %(default)s)",
     )
+    add_size_options(parser)
     parser.add_argument("--batch_size", type=positive_int, default=64, metavar="N", help="default: %(default)s")
     return parser
 
@@ -66,18 +85,26 @@ def probe_names(value: str) -> list[str]:
     return names
 
 
+def shot_counts(value: str) -> tuple[int, ...]:
+    """Parse --shots."""
+    return tuple(sorted({count(number) for number in value.split(",")}))
+
+
 def execute(arguments: list[str]) -> int:
     """Evaluate as a command line says; return the exit status."""
     options = make_parser().parse_args(arguments)
     if options.split and options.data:
         raise UserError(f"--split={options.split} goes with --dataset or the run's own data; --data names one split")
+    for name in ("features", "train_split", "val_split", "test_split"):
+        if getattr(options, name) and not options.probe:
+            raise UserError(f"--{name} goes with --probe")
     runtime.silence_logs()
     runtime.enable_compilation_cache()
     from patchnets.evaluate import data, report
     from patchnets.inference import evaluation
     from patchnets.inference.load import load
 
-    model = load(options.model, options.checkpoint, options.network)
+    model = load(options.model, options.checkpoint, options.network, options.image_size, options.resize)
     if options.probe:
         return probe_features(model, options)
     model.require_classes()
@@ -89,8 +116,7 @@ def execute(arguments: list[str]) -> int:
         split=options.split,
         data_dir=options.data_dir,
     )
-    label = selection.label if options.checkpoint == "best" else f"{selection.label}-{options.checkpoint}"
-    directory = options.output or default_output(options.model, "evaluation", label)
+    directory = options.output or default_output(options.model, "evaluation", selection.label + variant_of(options))
     with report.output_folder(directory) as partial:
         outputs = evaluation.compute_outputs(model, with_progress(selection.data), options.batch_size)
         val, val_name = None, selection.val_name
@@ -104,6 +130,7 @@ def execute(arguments: list[str]) -> int:
             "model": str(options.model),
             "network": model.spec.network,
             "checkpoint": options.checkpoint,
+            "image_size": model.spec.image_size,
             "loss_function": model.spec.loss,
             "temperature_fitted_on" if val else "no_temperature_because": val_name,
         }
@@ -128,21 +155,23 @@ def probe_features(model: Any, options: argparse.Namespace) -> int:
     if options.split:
         raise UserError("--split does not go with --probe, which uses the train, val and test splits")
     data = probe.select(
-        model.spec, options.model, folder=options.data, dataset=options.dataset, data_dir=options.data_dir
+        model.spec,
+        options.model,
+        folder=options.data,
+        dataset=options.dataset,
+        data_dir=options.data_dir,
+        chosen={"train": options.train_split, "val": options.val_split, "test": options.test_split},
     )
-    label = data.label if options.checkpoint == "best" else f"{data.label}-{options.checkpoint}"
-    label = "".join(c if c.isalnum() or c in "-._" else "_" for c in label)
+    label = "".join(c if c.isalnum() or c in "-._" else "_" for c in data.label + variant_of(options))
     directory = options.output or default_output(options.model, "evaluation", f"{label}-probes")
-    train, val, test = (
-        probe.compute_features(model, with_progress(images), data.train.classes, options.batch_size)
-        for images in (data.train, data.val, data.test)
-    )
-    results = probe.run_probes(options.probe, train, val, test)
+    train, val, test = (features_of(model, data, role, options) for role in ("train", "val", "test"))
+    results = probe.run_probes(options.probe, train, val, test, options.shots)
     print(probe.format_table(data, (train, val, test), results))
     about = {
         "model": str(options.model),
         "network": model.spec.network,
         "checkpoint": options.checkpoint,
+        "image_size": model.spec.image_size,
         "data": data.label,
         "images": {"train": len(train.labels), "val": len(val.labels), "test": len(test.labels)},
     }
@@ -152,6 +181,30 @@ def probe_features(model: Any, options: argparse.Namespace) -> int:
     for line in [*unreadable[:3], f"{len(unreadable):,} images could not be read"] if unreadable else []:
         print(f"patchnets.evaluate: {line}", file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def features_of(model: Any, data: Any, role: str, options: argparse.Namespace) -> Any:
+    """Return the features of a split: those that were kept in options.features, or else computed, and kept there."""
+    from patchnets.evaluate import kept_features, probe
+
+    images = getattr(data, role)
+    compute = functools.partial(
+        probe.compute_features, model, with_progress(images), data.train.classes, options.batch_size
+    )
+    if options.features is None:
+        return compute()
+    file, identity = options.features / f"{role}.npz", probe.identity(model, data, images)
+    kept = kept_features.read(file, identity)
+    if kept is None:
+        kept = compute()
+        kept_features.write(file, kept, identity)
+    return kept
+
+
+def variant_of(options: argparse.Namespace) -> str:
+    """Return what the name of a folder of results says of the checkpoint and the image size, if they were chosen."""
+    checkpoint = "" if options.checkpoint == "best" else f"-{options.checkpoint}"
+    return checkpoint if options.image_size is None else f"{checkpoint}-{options.image_size}px"
 
 
 def with_progress(images: Any) -> Any:

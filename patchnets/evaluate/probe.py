@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from patchnets.inference.labeled import LabeledImages
 from patchnets.inference.model import Model
 from patchnets.run.model_spec import ModelSpec
 from patchnets.runtime.files import write_atomically
+from patchnets.weights.initialize import digest
 
 PROBES = ("knn", "fewshot", "linear")
 FILE_NAME = "probes.json"
@@ -25,12 +27,13 @@ FILE_NAME = "probes.json"
 
 @dataclasses.dataclass(frozen=True)
 class ProbeData:
-    """Images to fit classifiers to, to choose among them, and to test them on."""
+    """Images to fit classifiers to, to choose among them, and to test them on; `version` changes with the images."""
 
     label: str
     train: LabeledImages
     val: LabeledImages
     test: LabeledImages
+    version: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +46,20 @@ class FeatureSet:
 
 
 def select(
-    spec: ModelSpec, directory: pathlib.Path, *, folder: pathlib.Path | None, dataset: str | None, data_dir: str | None
+    spec: ModelSpec,
+    directory: pathlib.Path,
+    *,
+    folder: pathlib.Path | None,
+    dataset: str | None,
+    data_dir: str | None,
+    chosen: Mapping[str, str | None] | None = None,
 ) -> ProbeData:
     """Return the images of a folder with train/ and test/, of a data set with these splits, or of the model's run.
 
     Without a validation split these are the last tenth of the training images.
+
+    Args:
+      chosen: splits in TFDS's syntax, by train, val and test.
 
     Raises:
       UserError: there are no such images.
@@ -61,15 +73,24 @@ def select(
                     )
         source = open_source(dataset or "folder", None if folder is None else str(folder), data_dir)
         name, label = (source.name, dataset) if folder is None else (str(folder), folder_label(folder))
-        specs = splits.choose_splits(source.sizes)
+        specs = _choose(source.sizes, chosen or {})
         images = {role: labeled.from_source(source, text, f"{name} {text}") for role, text in specs.items() if text}
     else:
         run = RunData(spec, directory, data_dir)
-        label, images = run.name, {role: run.images(run.spec_of(role)) for role in splits.ROLES}
+        text_of = {role: (chosen or {}).get(role) or run.spec_of(role) for role in splits.ROLES}
+        source, label, images = run.source, run.name, {role: run.images(text) for role, text in text_of.items()}
     for role in splits.ROLES:
         if role not in images:
             raise UserError(f"{label} has no {role} split, which --probe needs; name other images")
-    return ProbeData(str(label), **images)
+    return ProbeData(str(label), **images, version=source.version)
+
+
+def _choose(sizes: Mapping[str, int], chosen: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Return the splits of a data set. Raise UserError in the terms of this command's options."""
+    try:
+        return splits.choose_splits(sizes, **chosen)
+    except UserError as error:
+        raise UserError(str(error).replace("config.dataset.", "--")) from error
 
 
 def compute_features(model: Model, data: LabeledImages, classes: tuple[str, ...], batch_size: int) -> FeatureSet:
@@ -101,7 +122,23 @@ def compute_features(model: Model, data: LabeledImages, classes: tuple[str, ...]
     return FeatureSet(features, np.array(labels)[kept], tuple(unreadable))
 
 
-def run_probes(names: list[str], train: FeatureSet, val: FeatureSet, test: FeatureSet) -> list[probes.ProbeResult]:
+def identity(model: Model, data: ProbeData, images: LabeledImages) -> dict[str, str]:
+    """Return what the features of images are a function of."""
+    spec = dataclasses.replace(model.spec, classes=(), dataset={}, versions={}).to_json()
+    return {
+        "weights": digest(model.variables),
+        "preprocessing": json.dumps(spec, sort_keys=True),
+        "images": json.dumps([images.name, images.count, data.train.classes, data.version]),
+    }
+
+
+def run_probes(
+    names: Sequence[str],
+    train: FeatureSet,
+    val: FeatureSet,
+    test: FeatureSet,
+    all_shots: Sequence[int] = probes.SHOTS,
+) -> list[probes.ProbeResult]:
     """Return the results of classifiers called `names`; few-shot ones for as many shots as every class has images."""
     fit, on = (train.features, train.labels), (test.features, test.labels)
     results = []
@@ -109,8 +146,8 @@ def run_probes(names: list[str], train: FeatureSet, val: FeatureSet, test: Featu
         results.append(probes.knn(*fit, *on))
     if "fewshot" in names:
         fewest = np.unique(train.labels, return_counts=True)[1].min()
-        results += [probes.fewshot(*fit, *on, shots) for shots in probes.SHOTS if shots <= fewest]
-        if fewest < probes.SHOTS[-1]:
+        results += [probes.fewshot(*fit, *on, shots) for shots in all_shots if shots <= fewest]
+        if fewest < max(all_shots):
             print(f"patchnets.evaluate: a class has {fewest} training images; no more shots than that", file=sys.stderr)
     if "linear" in names:
         results.append(probes.linear(*fit, val.features, val.labels, *on))
