@@ -67,7 +67,7 @@ def select(
     if dataset is not None or folder is not None:
         if folder is not None:
             for split in ("train", "test"):
-                if split_folder(folder, split) is None:
+                if not (chosen or {}).get(split) and split_folder(folder, split) is None:
                     raise UserError(
                         f"--probe fits classifiers to train/ in {folder} and tests them on test/; there is no {split}/"
                     )
