@@ -165,7 +165,7 @@ KEYS: dict[str, Key] = {
     "init.resize": Key(
         "bilinear",
         "how positions and token-mixing weights are adapted to another image size",
-        one_of("bilinear", "bicubic", "block_diagonal"),
+        one_of("bilinear", "bicubic", "bicubic_no_antialias", "block_diagonal"),
     ),
     "init.skip": Key((), "(regex, ...): parameters that start new all the same"),
     "init_head_bias": Key(0.0, "initial bias of the head; -log(classes) suits the sigmoid loss", FINITE),

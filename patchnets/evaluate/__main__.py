@@ -14,7 +14,8 @@ The last evaluates the features before the head: classifiers are fitted to those
 test split, whose classes may be any. knn has the 20 nearest neighbors vote (DINO's rule); fewshot fits least squares to
 1, 5, 10 and 25 images of each class, five times; linear is a logistic regression, regularized as is best on validation
 (the val split, or the last tenth of train), which only this one needs. The results go into
-MODEL/evaluation/DATA-probes/probes.json.
+MODEL/evaluation/DATA-probes/probes.json. With --features=DIR the features are kept, and the next probe of the same
+images takes them from there.
 
 Accuracy, top-5 accuracy, loss, precision, recall and F1 by class, confusion and calibration are printed and written to
 MODEL/evaluation/DATA/, as evaluation.json, CSV files and pictures. Exit status: 0; 1 if some images could not be read,
@@ -23,6 +24,7 @@ the others being evaluated; 2 if the request cannot be carried out.
 
 import argparse
 import dataclasses
+import functools
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -31,7 +33,9 @@ from patchnets import runtime
 from patchnets.errors import RunError, UserError, first_line
 from patchnets.runtime.cli import (
     ArgumentParser,
+    add_size_options,
     checkpoint,
+    count,
     default_output,
     out_folder,
     path,
@@ -65,7 +69,7 @@ def make_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--shots",
-        type=shots,
+        type=shot_counts,
         default=(1, 5, 10, 25),
         metavar="N,N",
         help="fewshot: images a class (default: 1,5,10,25)",
@@ -74,6 +78,9 @@ def make_parser() -> ArgumentParser:
         "--draws", type=positive_int, default=5, metavar="N", help="fewshot: draws of them (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="fewshot: of the draws (default: %(default)s)")
+    parser.add_argument("--features", type=out_folder, metavar="DIR", help="keep the features of --probe there")
+    for split in ("train", "val", "test"):
+        parser.add_argument(f"--{split}_split", metavar="SPLIT", help="of --probe, in TFDS's syntax: train[:5000]")
     parser.add_argument("--output", type=out_folder, metavar="DIR", help="default: MODEL/evaluation/DATA")
     parser.add_argument("--network", metavar="NAME", help="what others' weights are of, if they do not say it")
     parser.add_argument(
@@ -83,6 +90,7 @@ def make_parser() -> ArgumentParser:
         metavar="best|latest|STEP",
         help="best by validation, latest, or of a step (default: %(default)s)",
     )
+    add_size_options(parser)
     parser.add_argument("--batch_size", type=positive_int, default=64, metavar="N", help="default: %(default)s")
     return parser
 
@@ -95,9 +103,9 @@ def probe_names(value: str) -> list[str]:
     return names
 
 
-def shots(value: str) -> tuple[int, ...]:
+def shot_counts(value: str) -> tuple[int, ...]:
     """Parse --shots."""
-    return tuple(positive_int(number) for number in value.split(","))
+    return tuple(sorted({count(number) for number in value.split(",")}))
 
 
 def execute(arguments: list[str]) -> int:
@@ -105,13 +113,16 @@ def execute(arguments: list[str]) -> int:
     options = make_parser().parse_args(arguments)
     if options.split and options.data:
         raise UserError(f"--split={options.split} goes with --dataset or the run's own data; --data names one split")
+    for name in ("features", "train_split", "val_split", "test_split"):
+        if getattr(options, name) and not options.probe:
+            raise UserError(f"--{name} goes with --probe")
     runtime.silence_logs()
     runtime.enable_compilation_cache()
     from patchnets.evaluate import data, report
     from patchnets.inference import evaluation
     from patchnets.inference.load import load
 
-    model = load(options.model, options.checkpoint, options.network)
+    model = load(options.model, options.checkpoint, options.network, options.image_size, options.resize)
     if options.probe:
         return probe_features(model, options)
     model.require_classes()
@@ -123,8 +134,7 @@ def execute(arguments: list[str]) -> int:
         split=options.split,
         data_dir=options.data_dir,
     )
-    label = selection.label if options.checkpoint == "best" else f"{selection.label}-{options.checkpoint}"
-    directory = options.output or default_output(options.model, "evaluation", label)
+    directory = options.output or default_output(options.model, "evaluation", selection.label + variant_of(options))
     with report.output_folder(directory) as partial:
         outputs = evaluation.compute_outputs(model, with_progress(selection.data), options.batch_size)
         val, val_name = None, selection.val_name
@@ -138,6 +148,7 @@ def execute(arguments: list[str]) -> int:
             "model": str(options.model),
             "network": model.spec.network,
             "checkpoint": options.checkpoint,
+            "image_size": model.spec.image_size,
             "loss_function": model.spec.loss,
             "temperature_fitted_on" if val else "no_temperature_because": val_name,
         }
@@ -169,15 +180,12 @@ def probe_features(model: Any, options: argparse.Namespace) -> int:
         dataset=options.dataset,
         data_dir=options.data_dir,
         with_val="linear" in options.probe,
+        chosen={"train": options.train_split, "val": options.val_split, "test": options.test_split},
     )
-    label = data.label if options.checkpoint == "best" else f"{data.label}-{options.checkpoint}"
-    label = "".join(c if c.isalnum() or c in "-._" else "_" for c in label)
+    label = "".join(c if c.isalnum() or c in "-._" else "_" for c in data.label + variant_of(options))
     directory = options.output or default_output(options.model, "evaluation", f"{label}-probes")
-    sets = {
-        role: probe.compute_features(model, with_progress(images), data.train.classes, options.batch_size)
-        for role, images in (("train", data.train), ("val", data.val), ("test", data.test))
-        if images is not None
-    }
+    roles = [role for role in ("train", "val", "test") if getattr(data, role) is not None]
+    sets = {role: features_of(model, data, role, options) for role in roles}
     settings = ProbeSettings(options.probe, options.k, options.temperature, options.shots, options.draws, options.seed)
     labeled = {role: split.labeled for role, split in sets.items()}
     results, notes = run_probes(settings, labeled["train"], labeled["test"], labeled.get("val"))
@@ -188,6 +196,7 @@ def probe_features(model: Any, options: argparse.Namespace) -> int:
         "model": str(options.model),
         "network": model.spec.network,
         "checkpoint": options.checkpoint,
+        "image_size": model.spec.image_size,
         "data": data.label,
         "images": {role: len(split.labels) for role, split in sets.items()},
     }
@@ -197,6 +206,30 @@ def probe_features(model: Any, options: argparse.Namespace) -> int:
     for line in [*unreadable[:3], f"{len(unreadable):,} images could not be read"] if unreadable else []:
         print(f"patchnets.evaluate: {line}", file=sys.stderr)
     return 1 if unreadable else 0
+
+
+def features_of(model: Any, data: Any, role: str, options: argparse.Namespace) -> Any:
+    """Return the features of a split: those that were kept in options.features, or else computed, and kept there."""
+    from patchnets.evaluate import kept_features, probe
+
+    images = getattr(data, role)
+    compute = functools.partial(
+        probe.compute_features, model, with_progress(images), data.train.classes, options.batch_size
+    )
+    if options.features is None:
+        return compute()
+    file, identity = options.features / f"{role}.npz", probe.identity(model, data, images)
+    kept = kept_features.read(file, identity)
+    if kept is None:
+        kept = compute()
+        kept_features.write(file, kept, identity)
+    return kept
+
+
+def variant_of(options: argparse.Namespace) -> str:
+    """Return what the name of a folder of results says of the checkpoint and the image size, if they were chosen."""
+    checkpoint = "" if options.checkpoint == "best" else f"-{options.checkpoint}"
+    return checkpoint if options.image_size is None else f"{checkpoint}-{options.image_size}px"
 
 
 def with_progress(images: Any) -> Any:

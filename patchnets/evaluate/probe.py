@@ -18,18 +18,20 @@ from patchnets.inference.labeled import LabeledImages
 from patchnets.inference.model import Model
 from patchnets.run.model_spec import ModelSpec
 from patchnets.runtime.files import write_atomically
+from patchnets.weights.initialize import digest
 
 FILE_NAME = "probes.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class ProbeData:
-    """Images to fit classifiers to, to test them on, and perhaps to choose among them."""
+    """Images to fit classifiers to, to test them on, and perhaps to choose among them; `version` changes with them."""
 
     label: str
     train: LabeledImages
     test: LabeledImages
     val: LabeledImages | None = None
+    version: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +55,15 @@ def select(
     dataset: str | None,
     data_dir: str | None,
     with_val: bool = True,
+    chosen: Mapping[str, str | None] | None = None,
 ) -> ProbeData:
     """Return the images of a folder with train/ and test/, of a data set with these splits, or of the model's run.
 
     Of a folder or a data set without a validation split, this is the last tenth of the training images, so that all
     probes are fitted to the same images. Only `with_val` has to be one.
+
+    Args:
+      chosen: splits in TFDS's syntax, by train, val and test.
 
     Raises:
       UserError: there are no such images.
@@ -66,22 +72,31 @@ def select(
     if dataset is not None or folder is not None:
         if folder is not None:
             for split in ("train", "test"):
-                if split_folder(folder, split) is None:
+                if not (chosen or {}).get(split) and split_folder(folder, split) is None:
                     raise UserError(
                         f"--probe fits classifiers to train/ in {folder} and tests them on test/; there is no {split}/"
                     )
         source = open_source(dataset or "folder", None if folder is None else str(folder), data_dir)
         name, label = (source.name, dataset) if folder is None else (str(folder), folder_label(folder))
-        specs = splits.choose_splits(source.sizes)
+        specs = _choose(source.sizes, chosen or {})
         images = {role: labeled.from_source(source, text, f"{name} {text}") for role, text in specs.items() if text}
     else:
         run = RunData(spec, directory, data_dir)
-        label, images = run.name, {role: run.images(run.spec_of(role)) for role in roles}
+        text_of = {role: (chosen or {}).get(role) or run.spec_of(role) for role in roles}
+        source, label, images = run.source, run.name, {role: run.images(text) for role, text in text_of.items()}
     for role in roles:
         if role not in images:
             probe = "--probe=linear" if role == "val" else "--probe"
             raise UserError(f"{label} has no {role} split, which {probe} needs; name other images")
-    return ProbeData(str(label), **{role: images[role] for role in roles})
+    return ProbeData(str(label), **{role: images[role] for role in roles}, version=source.version)
+
+
+def _choose(sizes: Mapping[str, int], chosen: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Return the splits of a data set. Raise UserError in the terms of this command's options."""
+    try:
+        return splits.choose_splits(sizes, **chosen)
+    except UserError as error:
+        raise UserError(str(error).replace("config.dataset.", "--")) from error
 
 
 def compute_features(model: Model, data: LabeledImages, classes: tuple[str, ...], batch_size: int) -> FeatureSet:
@@ -111,6 +126,16 @@ def compute_features(model: Model, data: LabeledImages, classes: tuple[str, ...]
     if not np.isfinite(features).all():
         raise RunError(f"the features of images of {data.name} are not finite")
     return FeatureSet(features, np.array(labels)[kept], tuple(unreadable))
+
+
+def identity(model: Model, data: ProbeData, images: LabeledImages) -> dict[str, str]:
+    """Return what the features of images are a function of."""
+    spec = dataclasses.replace(model.spec, classes=(), dataset={}, versions={}).to_json()
+    return {
+        "weights": digest(model.variables),
+        "preprocessing": json.dumps(spec, sort_keys=True),
+        "images": json.dumps([images.name, images.count, data.train.classes, data.version]),
+    }
 
 
 def format_table(data: ProbeData, sets: Mapping[str, FeatureSet], results: Sequence[probes.ProbeResult]) -> str:

@@ -137,16 +137,21 @@ def fewshot(
         raise UserError(f"there are {counts[label]} training images of class {label}, and {shots} are needed")
     accuracies = []
     for draw in range(draws):
-        random = np.random.default_rng((seed, shots, draw))
-        chosen = np.concatenate(
-            [random.choice(np.flatnonzero(train_labels == label), shots, replace=False) for label in classes]
-        )
+        chosen = draw_shots(train_labels, shots, draw, seed)
         scores = least_squares(train[chosen], np.searchsorted(classes, train_labels[chosen]), test, len(classes), l2)
         accuracies.append(float((classes[scores.argmax(axis=1)] == test_labels).mean()))
     accuracy = float(np.mean(accuracies))
     error = float(np.std(accuracies, ddof=1)) / math.sqrt(draws) if draws > 1 else 0.0
     interval = float(stats.t.ppf(0.975, draws - 1)) * error if draws > 1 else _of_share(accuracy, len(test))
     return ProbeResult("fewshot", accuracy, interval, dict(shots=shots, draws=draws, l2=l2, seed=seed))
+
+
+def draw_shots(labels: Labels, shots: int, draw: int, seed: int = 0) -> Labels:
+    """Return the positions of `shots` images of each class, drawn at random for each `draw`."""
+    random = np.random.default_rng((seed, shots, draw))
+    return np.concatenate(
+        [random.choice(np.flatnonzero(labels == label), shots, replace=False) for label in np.unique(labels)]
+    )
 
 
 def least_squares(

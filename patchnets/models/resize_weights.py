@@ -26,7 +26,8 @@ from patchnets.models.vit import VisionTransformer
 Grid = tuple[int, int]  # rows and columns of patches
 Kernel = Float[Array | np.ndarray, "rows columns channels width"]  # of a patch embedding
 INTERPOLATIONS = {"bilinear": "bilinear", "bicubic": "cubic"}  # by the names of jax.image.resize
-RULES = (*INTERPOLATIONS, "block_diagonal")
+SAMPLED = "bicubic_no_antialias"
+RULES = (*INTERPOLATIONS, SAMPLED, "block_diagonal")
 
 # Token-mixing weights by the end of their path, and the meaning of each axis.
 TOKENS_IN, TOKENS_OUT, HIDDEN = "patches read", "patches written", "hidden units"
@@ -55,7 +56,8 @@ def resize_weights(
       old_size: size of the training images in pixels: a side, or (height, width).
       new_size: size of the new images.
       rule: how to resample. "bilinear" and "bicubic": position embeddings are interpolated, and token-mixing weights
-        such that for interpolated activations they give the interpolated results of the old ones. "block_diagonal"
+        such that for interpolated activations they give the interpolated results of the old ones.
+        "bicubic_no_antialias" samples position embeddings as DINOv2 does (`sampling`). "block_diagonal"
         (Mixer and gMLP, whole multiples of the grid): split the new grid into tiles of the old size and mix each tile
         with the old weights, repeated along the diagonal of a larger matrix (MLP-Mixer, arXiv 2105.01601, appendix C);
         the Mixer's `tokens_mlp_dim` grows with the number of tiles.
@@ -126,26 +128,47 @@ def resize_positions(
 ) -> Float[Array, "1 new_tokens channels"]:
     """Resize position embeddings over the grid of patch centers; a leading class token is kept.
 
-    Bicubic is timm's (`resample_abs_pos_embed`): Keys' kernel with a = -0.5, wider where the grid shrinks.
+    "bicubic" is timm's (`resample_abs_pos_embed`): Keys' kernel with a = -0.5, wider where the grid shrinks.
+    "bicubic_no_antialias" is transformers', DINO's and DINOv2's (`interpolate_pos_encoding`).
     """
     token, places = embedding[:, : int(class_token)], embedding[:, int(class_token) :]
     if places.shape[1] != (count := old[0] * old[1]):
         raise UserError(
             f"position_embedding is for {places.shape[1]} patches; old_size makes {count}, {old[0]} x {old[1]}"
         )
-    places = places.reshape(1, *old, -1)
-    places = jax.image.resize(places, (1, *new, places.shape[-1]), INTERPOLATIONS[method])
-    places = places.reshape(1, new[0] * new[1], -1)
+    if method == SAMPLED:
+        places = jnp.einsum("np,bpc->bnc", interpolation(old, new, method).astype(places.dtype), places)
+    else:
+        places = places.reshape(1, *old, -1)
+        places = jax.image.resize(places, (1, *new, places.shape[-1]), INTERPOLATIONS[method])
+        places = places.reshape(1, new[0] * new[1], -1)
     return jnp.concatenate([token, places], axis=1)
 
 
 def interpolation(old: Grid, new: Grid, method: str = "bilinear") -> Float[np.ndarray, "new_patches patches"]:
     """Return the matrix of a bilinear or bicubic resize from one grid of patches to another."""
     rows, columns = (
-        np.asarray(jax.image.resize(jnp.eye(before), (after, before), INTERPOLATIONS[method]), np.float64)
+        sampling(before, after)
+        if method == SAMPLED
+        else np.asarray(jax.image.resize(jnp.eye(before), (after, before), INTERPOLATIONS[method]), np.float64)
         for before, after in zip(old, new)
     )
     return np.kron(rows, columns)
+
+
+def sampling(before: int, after: int) -> Float[np.ndarray, "after before"]:
+    """Return the matrix of PyTorch's bicubic resize of a line without antialiasing.
+
+    Keys' kernel with a = -0.75 is never widened; beyond both ends values continue as they are there.
+    """
+    reach = 2  # of the kernel
+    values = jnp.pad(jnp.eye(before), ((reach, reach), (0, 0)), mode="edge")
+    scale = jnp.array([after / before])
+    method = jax.image.ResizeMethod.CUBIC_PYTORCH
+    shape = (after, before)
+    return np.asarray(
+        jax.image.scale_and_translate(values, shape, (0,), scale, -reach * scale, method, antialias=False), np.float64
+    )
 
 
 def _interpolate(weights: Array, axes: tuple[str, ...], old: Grid, new: Grid, method: str) -> Array:

@@ -28,7 +28,16 @@ from typing import Any
 
 from patchnets import runtime
 from patchnets.errors import RunError, UserError
-from patchnets.runtime.cli import ArgumentParser, checkpoint, count, out_folder, path, run_cli, share
+from patchnets.runtime.cli import (
+    ArgumentParser,
+    add_size_options,
+    checkpoint,
+    count,
+    out_folder,
+    path,
+    run_cli,
+    share,
+)
 
 PROGRAM = "patchnets.predict"
 SUFFIXES = (".csv", ".jsonl", ".npz")
@@ -53,6 +62,7 @@ def parse_args(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", type=checkpoint, default="best", help="best, latest or a step (default: %(default)s)"
     )
+    add_size_options(parser)
     parser.add_argument("--batch_size", type=count, default=64, help="images at a time (default: %(default)s)")
     parser.add_argument("--features", action="store_true", help="write the inputs of the head too (.npz)")
     parser.add_argument(
@@ -97,7 +107,7 @@ def execute(arguments: list[str]) -> int:
     from patchnets.inference.load import load
     from patchnets.predict import stream, writers
 
-    model = load(options.model, options.checkpoint, options.network)
+    model = load(options.model, options.checkpoint, options.network, options.image_size, options.resize)
     if options.explain or not options.features:
         model.require_classes()
     threshold = 0.5 if options.threshold is None and model.spec.loss == "sigmoid" else options.threshold

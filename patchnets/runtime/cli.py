@@ -139,6 +139,20 @@ def default_output(model: pathlib.Path, *names: str) -> pathlib.Path:
     return model.joinpath(*names)
 
 
+def add_size_options(parser: ArgumentParser) -> None:
+    """Add --image_size and --resize, for a network at another size than that of its training."""
+    parser.add_argument(
+        "--image_size", type=count, metavar="N", help="side of the inputs in pixels (default: that of the training)"
+    )
+    parser.add_argument(
+        "--resize",
+        choices=("bilinear", "bicubic", "bicubic_no_antialias", "block_diagonal"),
+        default="bilinear",
+        metavar="RULE",
+        help="how weights are adapted to --image_size, as config.init.resize (default: %(default)s)",
+    )
+
+
 def checkpoint(value: str) -> str | int:
     """Which checkpoint of a run: best, latest, or a step."""
     if value in ("best", "latest"):

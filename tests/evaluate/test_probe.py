@@ -8,9 +8,9 @@ from PIL import Image
 from small_models import make_model
 
 from patchnets.data.sources import digits
-from patchnets.errors import UserError
+from patchnets.errors import RunError, UserError
 from patchnets.evaluate import __main__ as program
-from patchnets.evaluate import probe
+from patchnets.evaluate import kept_features, probe
 from patchnets.inference import labeled, probes
 
 
@@ -51,6 +51,56 @@ def test_the_command_fits_and_tests_on_folders_of_any_classes(folder, tmp_path, 
     assert "'svm' is unknown; expected knn, fewshot or linear" in capsys.readouterr().err
     assert program.main(["evaluate", str(tmp_path), f"--data={folder / 'train'}", "--probe=knn"]) == 2
     assert "there is no train/" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_kept_features_are_not_computed_again_and_serve_no_other_images(folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("patchnets.inference.load.load", lambda *_: make_model("mlp_mixer"))
+    kept = f"--features={tmp_path / 'kept'}"
+    arguments = ["evaluate", str(tmp_path), f"--data={folder}", "--probe=fewshot", f"--output={tmp_path}"]
+    assert program.main([*arguments, "--shots=2,3", kept]) == 0
+    first = (tmp_path / probe.FILE_NAME).read_bytes()
+    assert [row["settings"]["shots"] for row in json.loads(first)["probes"]] == [2, 3]
+    (tmp_path / probe.FILE_NAME).unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "compute_features", lambda *_: pytest.fail("they were kept"))
+        assert program.main([*arguments, "--shots=2,3", kept]) == 0
+    assert (tmp_path / probe.FILE_NAME).read_bytes() == first
+    assert program.main([*arguments, "--shots=2,3"]) == 0
+    assert (tmp_path / probe.FILE_NAME).read_bytes() == first
+
+    capsys.readouterr()
+    assert program.main([*arguments, kept, "--train_split=train[:6]"]) == 2
+    assert "train.npz holds features of other images; remove it" in capsys.readouterr().err
+    monkeypatch.setattr("patchnets.inference.load.load", lambda *_: make_model("mlp_mixer", crop_pct=0.5))
+    assert program.main([*arguments, "--shots=2,3", kept]) == 2
+    assert "holds features of other preprocessing" in capsys.readouterr().err
+    assert program.main([*arguments[:3], kept]) == 2
+    assert "--features goes with --probe" in capsys.readouterr().err
+
+
+def test_kept_features_are_those_written_and_a_broken_file_is_a_line(tmp_path):
+    features = probe.FeatureSet(np.eye(3, dtype=np.float32), np.array([0, 1, 1]), ("a.png: torn", "☃"))
+    path, identity = tmp_path / "new" / "train.npz", {"weights": "1", "images": "2"}
+    assert kept_features.read(path, identity) is None
+    kept_features.write(path, features, identity)
+    actual = kept_features.read(path, identity)
+    np.testing.assert_array_equal(actual.features, features.features)
+    assert (actual.labels.tolist(), actual.unreadable) == ([0, 1, 1], features.unreadable)
+    with pytest.raises(UserError, match="features of other weights and images"):
+        kept_features.read(path, {"weights": "3", "images": "4"})
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(RunError, match="holds no features of this command"):
+        kept_features.read(path, identity)
+
+
+def test_splits_of_a_data_set_are_chosen(tmp_path):
+    spec, chosen = make_model("mlp_mixer").spec, {"train": "train[:100]", "val": "train[100:150]", "test": "test[:40]"}
+    options = dict(folder=None, dataset="digits", data_dir=None)
+    data = probe.select(spec, tmp_path, chosen=chosen, **options)
+    assert (data.train.count, data.val.count, data.test.count) == (100, 50, 40)
+    with pytest.raises(UserError, match="share 50 examples; set --train_split and --val_split apart"):
+        probe.select(spec, tmp_path, chosen=chosen | {"train": "train[:200]"}, **options)
 
 
 def test_a_data_set_without_validation_keeps_a_tenth_of_train_for_it(tmp_path):

@@ -6,6 +6,7 @@ import shutil
 import threading
 import weakref
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -16,6 +17,7 @@ from patchnets import train
 from patchnets.data.sources import digits
 from patchnets.errors import RunError, UserError
 from patchnets.inference.model import BATCH_SIZE, SMALL_BATCHES
+from patchnets.models.resize_weights import resize_weights
 from patchnets.run.checkpoints import Checkpoints
 from patchnets.run.model_spec import ModelSpec, read_model_spec
 
@@ -64,6 +66,21 @@ def test_predictions_over_the_test_split_are_those_that_the_run_counted(workdir,
     logits = model.logits(images)
     losses = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(labels)), labels]
     assert losses.mean() == pytest.approx(summary["test_loss"], rel=1e-5)
+
+
+def test_a_model_at_another_size_has_resized_weights_and_larger_inputs(workdir, model, held_out):
+    larger = patchnets.load(workdir, image_size=16)
+    assert (larger.spec.image_size, larger.spec.decoded_size, larger.classes) == (16, 16, model.classes)
+    network, variables = resize_weights(model.network, model.variables, 8, 16)
+    images = held_out[0][:3]
+    expected = jax.jit(lambda x: network.apply(variables, x, train=False))(larger.preprocess(images))
+    np.testing.assert_allclose(larger.logits(images), expected, atol=1e-4)
+    tiled = patchnets.load(workdir, image_size=16, resize="block_diagonal")
+    assert tiled.spec.fields["tokens_mlp_dim"] == 4 * model.spec.fields["tokens_mlp_dim"]
+    same = patchnets.load(workdir, image_size=8)
+    assert same.spec == model.spec and same.variables.keys() == model.variables.keys()
+    with pytest.raises(UserError, match="not divisible by patch_size 4"):
+        patchnets.load(workdir, image_size=15)
 
 
 def kept_steps(workdir):

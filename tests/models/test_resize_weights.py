@@ -18,7 +18,7 @@ from patchnets.models.gmlp import Gmlp
 from patchnets.models.intermediates import capture_intermediates
 from patchnets.models.layers import MlpBlock
 from patchnets.models.mlp_mixer import MlpMixer
-from patchnets.models.resize_weights import interpolation, resize_positions, resize_weights
+from patchnets.models.resize_weights import interpolation, resize_positions, resize_weights, sampling
 from patchnets.models.vit import VisionTransformer
 
 COMMON = dict(num_classes=3, patch_size=2, depth=2, hidden_dim=8)
@@ -102,6 +102,25 @@ def test_interpolation_is_that_of_the_definition():
     np.testing.assert_allclose(actual, resized(plane, 7, 6).ravel(), atol=1e-6)
 
 
+@pytest.mark.parametrize(("before", "after"), [(37, 16), (37, 7), (7, 12), (3, 2)])
+def test_sampling_is_torchs_bicubic_without_antialiasing(before, after):
+    def keys(distance, a=-0.75):
+        x = abs(distance)
+        return ((a + 2) * x - (a + 3)) * x * x + 1 if x <= 1 else ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+
+    expected = np.zeros((after, before))
+    for i in range(after):
+        at = (i + 0.5) * before / after - 0.5
+        for j in range(int(np.floor(at)) - 1, int(np.floor(at)) + 3):
+            expected[i, min(max(j, 0), before - 1)] += keys(at - j)
+    np.testing.assert_allclose(sampling(before, after), expected, atol=2e-5)
+    embedding = np.random.default_rng(2).standard_normal((1, 1 + before * before, 3)).astype(np.float32)
+    actual = resize_positions(jnp.asarray(embedding), (before, before), (after, after), True, "bicubic_no_antialias")
+    plane = np.einsum("ir,js,rsc->ijc", expected, expected, embedding[0, 1:].reshape(before, before, 3))
+    np.testing.assert_allclose(actual[0, 1:], plane.reshape(-1, 3), atol=2e-4)
+    np.testing.assert_array_equal(actual[:, 0], embedding[:, 0])
+
+
 def test_token_mixing_of_interpolated_activations_is_the_old_mixing_interpolated():
     old, new = (3, 4), (6, 10)
     variables = variables_of(MIXER, (6, 8))
@@ -166,7 +185,7 @@ def test_stacked_blocks_are_resampled_as_those_that_stand_apart():
         (MIXER, (8, -8), "bilinear", "-8 x -8 pixels .* patch_size 2"),
         (VIT.clone(pool_type="gap"), ((6, 10), 12), "bilinear", "for 16 patches; old_size makes 15, 3 x 5"),
         (MIXER, (8, 9), "bilinear", "9 x 9 pixels .* patch_size 2"),
-        (MIXER, (8, 16), "nearest", "rule='nearest' .* bilinear, bicubic, block_diagonal"),
+        (MIXER, (8, 16), "nearest", "rule='nearest' .* bilinear, bicubic, .*block_diagonal"),
         (MIXER, (8, 12), "block_diagonal", "6 x 6 patches .* 4 x 4"),
         (MIXER, (16, 32), "bilinear", "token_mixing/Dense_0/kernel is for 16 patches; old_size makes 64"),
         (VIT, (16, 32), "bilinear", "position_embedding is for 16 patches; old_size makes 64"),

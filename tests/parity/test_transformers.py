@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+import patchnets
 from patchnets.weights.pretrained import read_pretrained
 
 torch = pytest.importorskip("torch")
@@ -37,4 +38,17 @@ def test_outputs_are_those_of_transformers(name, tmp_path):
     theirs = output.logits if hasattr(output, "logits") else output.last_hidden_state[:, 0]
     ours = pretrained.spec.create_model()
     actual = jax.jit(lambda v, x: ours.apply(v, x, train=False))(pretrained.variables, images)
+    np.testing.assert_allclose(actual, theirs.numpy(), **CLOSE)
+
+
+@pytest.mark.parametrize("size", [12, 28])
+def test_dinov2_at_another_size_is_that_of_transformers(size, tmp_path):
+    torch.manual_seed(0)
+    network = NETWORKS["dinov2"]().eval()
+    network.save_pretrained(tmp_path)
+    model = patchnets.load(tmp_path, image_size=size, resize="bicubic_no_antialias")
+    images = np.random.default_rng(0).standard_normal((2, size, size, 3)).astype(np.float32)
+    with torch.inference_mode():
+        theirs = network(torch.from_numpy(images.transpose(0, 3, 1, 2).copy())).last_hidden_state[:, 0]
+    actual = jax.jit(lambda v, x: model.network.apply(v, x, train=False))(model.variables, images)
     np.testing.assert_allclose(actual, theirs.numpy(), **CLOSE)
