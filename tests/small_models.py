@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 from flax import traverse_util
-from safetensors.numpy import save_file
 
 from patchnets import models
 from patchnets.inference.model import Model
@@ -82,6 +81,8 @@ def entries_of(model):
 
 def write(folder, entries, config=None, processor=None):
     """Write a folder as the hub has them; return it."""
+    from safetensors.numpy import save_file  # not everywhere where this module is imported
+
     folder.mkdir(parents=True, exist_ok=True)
     save_file(files.contiguous(entries), folder / "model.safetensors")
     for name, content in (("config.json", config), ("preprocessor_config.json", processor)):
