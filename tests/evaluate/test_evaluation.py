@@ -32,6 +32,7 @@ class PixelClassifier:
             decoded_size=4,
             decoded_crop_pct=1.0,
             image_size=4,
+            shorter_side=None,
         )
         self.spec.rules = DEFAULT_RULES
 
