@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from patchnets import runtime
-from patchnets.errors import UserError
+from patchnets.errors import Preempted, UserError, report_error
 from patchnets.runtime.cli import ArgumentParser, count, out_folder, path, run_cli
 from patchnets.runtime.files import write_atomically
 
@@ -75,6 +75,7 @@ def from_scratch(images: pathlib.Path, workdir: pathlib.Path, steps: int) -> dic
         model=MIXER,
         batch_size=min(BATCH, train_images),
         total_steps=steps,
+        eval_every_steps=steps,  # at the end only: there are no validation images
         optimizer=dict(learning_rate=1e-3, weight_decay=0.05, grad_clip_norm=1.0),
         schedule=dict(name="cosine", warmup_steps=steps // 10),
         mesh=dict(data=1),
@@ -171,7 +172,10 @@ def execute(arguments: list[str]) -> int:
 
 def main(argv: list[str]) -> int:
     """Carry out a command line and return the exit status."""
-    return run_cli(argv, execute, "experiments.few_labels")
+    try:
+        return run_cli(argv, execute, "experiments.few_labels")
+    except Preempted as stopped:
+        return report_error(stopped, "experiments.few_labels")
 
 
 if __name__ == "__main__":
