@@ -206,7 +206,10 @@ def _preprocessing(processor: Mapping[str, Any] | None, image_size: int, notes: 
     else:
         notes.assume("the center square of an image, for squeezing all of it into a square is not available")
     if size not in (None, image_size):
-        notes.assume(f"image_size {image_size}, that of the position embeddings; the preprocessor makes {size:g} px")
+        notes.assume(
+            f"image_size {image_size}, that of the position embeddings; the preprocessor makes {size:g} px, to which "
+            "transformers adapts them by the rule bicubic_no_antialias (image_size and resize)"
+        )
     return Preprocessing(mean, std, crop_pct, None if resample is None else RESAMPLE.get(resample, str(resample)))
 
 

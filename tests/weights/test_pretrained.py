@@ -222,7 +222,9 @@ def test_dinov2_of_transformers_gives_the_features_of_numpy(tmp_path):
     np.testing.assert_allclose(logits(pretrained), expected, rtol=1e-5, atol=1e-5)
     assert pretrained.classes == () and pretrained.leftovers == ("embeddings.mask_token",)
     assert (pretrained.crop_pct, pretrained.fields["layer_scale"]) == (0.8, 1.0)
-    assert pretrained.assumed == ("image_size 12, that of the position embeddings; the preprocessor makes 8 px",)
+    (line,) = pretrained.assumed
+    assert line.startswith("image_size 12, that of the position embeddings; the preprocessor makes 8 px")
+    assert "bicubic_no_antialias" in line
 
 
 def test_a_bare_file_of_transformers_and_a_network_without_its_head(tmp_path, monkeypatch):
