@@ -242,7 +242,7 @@ class Folder:
                 if suffix not in file_suffixes():
                     passed_over[suffix or "no suffix"] += 1
                     continue
-                relative, stat = f"{split}/{class_name}/{name}", entry.stat()
+                relative, stat = f"{split}/{class_name}/{name}", _status(entry)
                 order = hashlib.sha256(relative.encode(errors="surrogateescape")).digest()
                 files.append(File(order, name, label, f"{relative} {stat.st_size} {stat.st_mtime_ns}", stat.st_size))
             if len(files) == before:
@@ -285,7 +285,27 @@ class Folder:
 
 def list_folders(directory: pathlib.Path) -> tuple[str, ...]:
     """Return the names of the folders in a folder, in alphabetical order, hidden ones left out."""
-    return tuple(sorted(e.name for e in os.scandir(directory) if e.is_dir() and not e.name.startswith(".")))
+    return tuple(sorted(e.name for e in os.scandir(directory) if _is_folder(e) and not e.name.startswith(".")))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    with contextlib.suppress(OSError):  # a link to itself
+        return entry.is_dir()
+    return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a file, or a link that leads nowhere."""
+    with contextlib.suppress(OSError):
+        return entry.is_file() or not os.path.exists(entry.path)
+    return True
+
+
+def _status(entry: os.DirEntry[str]) -> os.stat_result:
+    """Return the status of a file; of a link that leads nowhere, its own."""
+    with contextlib.suppress(OSError):
+        return entry.stat()
+    return entry.stat(follow_symlinks=False)
 
 
 def folder_of(directory: pathlib.Path) -> dict[str, str]:
@@ -310,7 +330,8 @@ def walk_files(
 ) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield (path below `directory`, entry) of every file in it and in the folders within, in alphabetical order.
 
-    Hidden names are skipped; links are followed, except to a folder around them.
+    Hidden names are skipped, and what is no file: pipes, sockets and devices, which may never end. Links are followed,
+    except to a folder around them; those that lead nowhere count as files, for reading to report.
 
     Args:
       prefix: put before the paths.
@@ -324,8 +345,9 @@ def walk_files(
             raise
         on_error(error)
         return
-    folders = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    yield from ((prefix + e.name, e) for e in entries if not e.is_dir() and not e.name.startswith("."))
+    entries = [entry for entry in entries if not entry.name.startswith(".")]
+    folders = [entry for entry in entries if _is_folder(entry)]
+    yield from ((prefix + e.name, e) for e in entries if not _is_folder(e) and _is_file(e))
     for entry in folders:
         here, target = pathlib.Path(directory).resolve(), pathlib.Path(entry.path).resolve()
         if (entry.is_symlink() and (target == here or target in here.parents)) or target == exclude:
