@@ -14,7 +14,8 @@ from tqdm import tqdm
 
 from patchnets.data import decode
 from patchnets.data.bit_depth import ValueRanges, to_levels
-from patchnets.data.sources.base import Records
+from patchnets.data.sources.base import Records, Source
+from patchnets.errors import UserError
 from patchnets.runtime.files import write_atomically
 from patchnets.runtime.format import list_names
 
@@ -112,6 +113,22 @@ def _usual(values: Float[np.ndarray, " values"], low: float, high: float) -> tup
     return float(below), float(above)
 
 
+def with_measured_ranges(source: Source) -> Source:
+    """Return a data set with the range of its images of more than 8 bits in train, and print it.
+
+    Print a warning for other splits with such images beside a train without. Nothing is kept in a cache.
+    """
+    for split in sorted(source.sizes, key=lambda name: name != "train"):
+        with contextlib.suppress(UserError):  # a split that cannot be used
+            measured = measure([(source.records(split), 0, source.sizes[split])], source.channels)
+            if measured is not None and split == "train":
+                print("\n".join(describe(measured.ranges, measured)), flush=True)
+                return source.with_ranges(measured.ranges)
+            if measured is not None:
+                print(describe_unmeasured(split, measured), flush=True)
+    return source
+
+
 def begins_deep(records: Records) -> bool:
     """Return whether the first of the images that may have more than 8 bits does."""
     candidates = records.deep_candidates()
@@ -147,6 +164,16 @@ def measure_once(parts: Parts, channels: int, identity: str, root: pathlib.Path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(measured))
     return measured
+
+
+def describe_unmeasured(split: str, measured: Measured) -> str:
+    """Return a line about images of more than 8 bits in a split beside a train that has none."""
+    low, high = (limit(column) for limit, column in zip((min, max), zip(*measured.ranges)))
+    return (
+        f"WARNING: {split} has images of more than 8 bits, with values from {low:,.6g} to {high:,.6g}, and train has "
+        "none: of theirs, 0 to 65,535 become levels 0 to 255; to name their range instead, set "
+        f"config.dataset.value_range=({low:.6g},{high:.6g})"
+    )
 
 
 def describe(ranges: ValueRanges, measured: Measured | None) -> list[str]:
