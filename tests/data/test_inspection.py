@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -193,3 +194,22 @@ def test_a_configuration_of_tfds_is_no_path(tmp_path, monkeypatch):
     (tmp_path / "mine/photos").mkdir(parents=True)
     names = {name: program.options_of(name, None, None, ()).name for name in ("a/b", "mine/photos", "./a", "/a/b")}
     assert names == {"a/b": "a/b", "mine/photos": "folder", "./a": "folder", "/a/b": "folder"}
+
+
+def test_ctrl_c_does_not_wait_for_the_rest_of_what_threads_have_begun(monkeypatch):
+    begun = []
+
+    def read(source, records, position):
+        begun.append(position)
+        time.sleep(0.02 * (position >= inspection.CHUNK))
+        return inspection.ImageFacts(0)
+
+    class Bar(inspection.tqdm):
+        def update(self, n=1):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(inspection, "_read", read)
+    monkeypatch.setattr(inspection, "tqdm", Bar)
+    with pytest.raises(KeyboardInterrupt):
+        inspection.inspect(open_source("digits"))
+    assert len(begun) < 3 * inspection.CHUNK

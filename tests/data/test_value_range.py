@@ -113,11 +113,11 @@ def test_images_of_more_than_eight_bits_that_only_other_splits_have_are_named(sc
         Image.fromarray(np.zeros((SIZE, SIZE), np.uint8)).save(path)
     line = "val has images of more than 8 bits, with values from"
     data.load_dataset(options_of(scans), mesh1)
-    assert line in (first := capsys.readouterr().out)
+    assert line in capsys.readouterr().out
     source = value_range.with_measured_ranges(options_of(scans).open_source())
     assert line in capsys.readouterr().out and source.rules.value_ranges is None
     data.load_dataset(options_of(scans), mesh1)
-    assert first.splitlines()[0] == capsys.readouterr().out.splitlines()[0]
+    assert line in capsys.readouterr().out  # from the cache
     data.load_dataset(options_of(scans, val_split="none"), mesh1)
     assert line not in capsys.readouterr().out
 
