@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import pathlib
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -56,13 +57,21 @@ def measure(parts: Parts, channels: int) -> Measured | None:
         if low <= position < high
     ]
     chunks = [jobs[first : first + CHUNK] for first in range(0, len(jobs), CHUNK)]
-    read = lambda chunk: [(job, span) for job in chunk if (span := _span(job, channels)) is not None]
+    stopped = threading.Event()  # Ctrl-C waits for the images that are being read, not for their chunks
+
+    def read(chunk: list[Job]) -> list[tuple[Job, np.ndarray]]:
+        unread = (job for job in chunk if not stopped.is_set())
+        return [(job, span) for job in unread if (span := _span(job, channels)) is not None]
+
     bar = tqdm(total=len(jobs), desc="measuring values", unit=" images", disable=None, leave=False)
     deep: list[tuple[Job, np.ndarray]] = []
     with concurrent.futures.ThreadPoolExecutor() as pool, bar:
-        for chunk, measured in zip(chunks, pool.map(read, chunks)):
-            deep += measured
-            bar.update(len(chunk))
+        try:
+            for chunk, measured in zip(chunks, pool.map(read, chunks)):
+                deep += measured
+                bar.update(len(chunk))
+        finally:
+            stopped.set()
     if not deep:
         return None
     spans = np.array([span for _, span in deep])
