@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 import pathlib
-import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +15,6 @@ import numpy as np
 import optax
 from clu import parameter_overview
 
-from patchnets import __version__
 from patchnets import config as config_lib
 from patchnets.config import published
 from patchnets.config.published import Published
@@ -26,7 +24,7 @@ from patchnets.inference.probes import ProbeResult
 from patchnets.inference.run_probes import RunProbes
 from patchnets.parallel import distributed, multihost, sharding
 from patchnets.parallel.preemption import PreemptionHandler
-from patchnets.run import console, model_spec
+from patchnets.run import console, environment, model_spec
 from patchnets.run.checkpoints import Checkpoints
 from patchnets.run.evaluator import Evaluator
 from patchnets.run.frozen_features import FrozenFeatures, keeps_features
@@ -212,7 +210,15 @@ class Run:
             self.fit()
         self.checkpoints.wait()
         summary = self.test()
-        summary |= published.compare(self.experiment.published, summary) | self.environment(num_params)
+        summary |= published.compare(self.experiment.published, summary)
+        summary |= environment.describe_run(
+            self.experiment,
+            self.progress(),
+            self.step,
+            num_params,
+            self.timer.images_per_second,
+            self.first_step_seconds,
+        )
         self.tensorboard.close()
         self.workdir.write_json("summary.json", summary)
         if self.experiment.config.plots and jax.process_count() == 1:  # several processes plot after their end (main)
@@ -387,28 +393,6 @@ class Run:
         for note in notes:
             print(note, file=sys.stderr)
         return results
-
-    def environment(self, num_params: int) -> dict[str, Any]:
-        """Return the rest of the summary: duration, speed, machine, versions."""
-        experiment, progress = self.experiment, self.progress()
-        return {
-            "steps": self.step,
-            "epochs": round(self.step / experiment.data.train.steps_per_epoch, 4),
-            "params": num_params,
-            "skipped_records": len(progress.skipped),
-            "images_per_second": self.timer.images_per_second and round(self.timer.images_per_second, 1),
-            "first_step_seconds": self.first_step_seconds,
-            "wall_seconds": round(progress.wall_seconds, 1),
-            "device": console.devices(experiment.mesh.size) + f", host with {os.cpu_count()} cores",
-            "versions": {
-                "patchnets": __version__,
-                "python": platform.python_version(),
-                **{module.__name__: module.__version__ for module in (jax, optax, np)},
-            },
-            "config_hash": config_lib.config_hash(config_lib.flatten(experiment.config)),
-            "dataset": experiment.data.name,
-            "splits": experiment.data.split_specs,
-        }
 
     def not_finite(self, what: str) -> RunError:
         """Return the error for a value that stopped being finite."""

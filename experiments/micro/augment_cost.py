@@ -24,12 +24,13 @@ import numpy as np
 
 from patchnets import models
 from patchnets.augment.preprocess import Augment, Preprocess
-from patchnets.experiment import build_schedule, make_erase, make_mix, optimizer_options
+from patchnets.experiment import build_schedule, optimizer_options
 from patchnets.optim.optimizers import make_optimizer
 from patchnets.plots.augmentations import operations
 from patchnets.run import console
 from patchnets.runtime.cli import ArgumentParser, file_of_type, positive_int, run_cli, words
 from patchnets.step.metrics import TrainMetrics
+from patchnets.step.task import make_erase, make_mix
 from patchnets.step.train_state import TrainState, init_variables
 from patchnets.step.train_step import Task, train_step
 

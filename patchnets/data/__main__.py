@@ -5,15 +5,16 @@
 PATH is a folder that contains train/CLASS/; NAME is digits or a data set of TFDS (--data_dir names where it lies).
 Prints splits, classes, kinds and sizes of the images, those that cannot be read, those that are in it more than once,
 in two splits or under two labels. DIR (default: inspection) receives all figures in inspection.json, and two pictures:
-classes.png, images of each class as the network gets them in an evaluation, and augmented.png, the same images in a
-training with the augmentation of --config (default: flip and random crops).
+classes.png, the central squares of images of each class, and augmented.png, the same squares in a training with the
+augmentation of --config (default: flip and random crops).
 
-Exit status: 0; 1 an image cannot be read; 2 there is no such data set.
+Exit status: 0; 1 an image or a split cannot be read; 2 there is no such data set.
 """
 
 import json
 import pathlib
 import sys
+import tempfile
 from typing import Any
 
 from patchnets import runtime
@@ -35,25 +36,43 @@ def execute(arguments: list[str]) -> int:
     runtime.silence_logs()
     data = options_of(options.dataset, options.data_dir, options.config, overrides)
 
+    from patchnets.augment.preprocess import check_channels
     from patchnets.data import inspection, value_range
     from patchnets.runtime.files import write_atomically
 
     source = data.open_source()
-    if "train" in source.sizes and data.value_ranges is None:
-        measured = value_range.measure([(source.records("train"), 0, source.sizes["train"])], source.channels)
-        if measured is not None:
-            source = source.with_ranges(measured.ranges)
-            print("\n".join(value_range.describe(measured.ranges, measured)), flush=True)
+    check_channels(data.augment, source.channels, data.normalize)
+    prepare_output(options.output, data.path)
+    if data.value_ranges is None:
+        source = value_range.with_measured_ranges(source)
     result = inspection.inspect(source)
     print("\n".join(inspection.describe(result)), flush=True)
-    options.output.mkdir(parents=True, exist_ok=True)
     write_atomically(options.output / "inspection.json", json.dumps(result.to_json(), indent=2) + "\n")
     runtime.enable_compilation_cache()
     from patchnets.plots import contact_sheet
 
     written = contact_sheet.draw(result, data, options.output)
     print(f"\nwrote       {', '.join(map(str, [options.output / 'inspection.json', *written]))}")
-    return 1 if result.unreadable() else 0
+    return 1 if result.unreadable() or result.problems else 0
+
+
+def prepare_output(output: pathlib.Path, data: str | None) -> None:
+    """Make the folder of the results, before images are read for minutes.
+
+    Raises:
+      UserError: it lies in a split of the folder `data`, where its pictures would count as images of a class.
+      OSError: it cannot be written.
+    """
+    from patchnets.data.sources.folder import SPLIT_NAMES
+
+    root = pathlib.Path(data).expanduser().resolve() if data else None
+    if root is not None and output.resolve().is_relative_to(root):
+        first = next(iter(output.resolve().relative_to(root).parts), "")
+        if any(first.lower() in names for names in SPLIT_NAMES.values()):
+            raise UserError(f"--output={output} lies among the images; name a folder outside of {root / first}")
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=output):
+        pass
 
 
 def options_of(dataset: str, data_dir: pathlib.Path | None, config: str | None, overrides: tuple[str, ...]) -> Any:
@@ -67,7 +86,7 @@ def options_of(dataset: str, data_dir: pathlib.Path | None, config: str | None, 
 
     folder = pathlib.Path(dataset).expanduser()
     origin: dict[str, Any] = dict(name=dataset)
-    if folder.is_dir() or "/" in dataset:
+    if folder.is_dir() or dataset.startswith(("/", ".", "~")):  # others may be a configuration of TFDS: NAME/CONFIG
         origin = dict(name="folder", path=str(folder))
     if data_dir is not None:
         origin["data_dir"] = str(data_dir)

@@ -209,8 +209,16 @@ def pixel_values(image: Image.Image, low: Image.Image | None) -> Num[np.ndarray,
 
 
 def opacity(image: Image.Image, low: Image.Image | None) -> Float[np.ndarray, "height width 1"] | None:
-    """Return the alpha channel of an image of `pixel_values`, from 0 to 1; None if it has none."""
-    return _sixteen_bits(image, low)[..., 3:] / 65535 if low is not None and image.mode == "RGBA" else None
+    """Return the alpha channel of an image of `pixel_values`, from 0 to 1; None if it has none.
+
+    A PNG may name a transparent color in its place (PNG specification, 11.3.2.1): that is 0, and others are 1.
+    """
+    if low is not None and image.mode == "RGBA":
+        return _sixteen_bits(image, low)[..., 3:] / 65535
+    values, transparent = pixel_values(image, low), image.info.get("transparency")
+    if values is None or not isinstance(transparent, int | tuple):
+        return None
+    return (values != np.array(transparent)).any(axis=-1, keepdims=True).astype(np.float64)
 
 
 def _sixteen_bits(high: Image.Image, low: Image.Image) -> UInt[np.ndarray, "height width channels"]:

@@ -5,6 +5,7 @@ import concurrent.futures
 import dataclasses
 import hashlib
 import io
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -151,12 +152,16 @@ def inspect(source: Source) -> Inspection:
 def _read_split(source: Source, split: str) -> list[ImageFacts]:
     records, facts = source.records(split), []
     chunks = [range(i, min(i + CHUNK, len(records))) for i in range(0, len(records), CHUNK)]
-    read = lambda chunk: [_read(source, records, position) for position in chunk]
+    stopped = threading.Event()  # Ctrl-C waits for the images that are being read, not for their chunks
+    read = lambda chunk: [_read(source, records, position) for position in chunk if not stopped.is_set()]
     bar = tqdm(total=len(records), desc=f"reading {split}", unit=" images", disable=None, leave=False)
     with concurrent.futures.ThreadPoolExecutor() as pool, bar:
-        for part in pool.map(read, chunks):
-            facts += part
-            bar.update(len(part))
+        try:
+            for part in pool.map(read, chunks):
+                facts += part
+                bar.update(len(part))
+        finally:
+            stopped.set()
     return facts
 
 

@@ -85,10 +85,11 @@ def with_measured_ranges(opened: OpenedDataset) -> tuple[OpenedDataset, ValueRan
     if (ranges := options.value_ranges) is not None:
         lines = value_range.describe(ranges, None) if value_range.has_candidates(parts) else []
     else:
-        identity = f"{source.name} {source.version} {opened.split_specs['train']}"
-        root = runtime.cache_root(options.cache_dir)
-        measured = value_range.measure_once(parts, source.channels, identity, root)
+        measured = _measure(opened, "train")
         if measured is None:
+            for role in opened.parts:
+                if role != "train" and (others := _measure(opened, role)) is not None:
+                    print(value_range.describe_unmeasured(role, others), flush=True)
             return dataclasses.replace(opened, level_bits=8), None
         lines, ranges = value_range.describe(measured.ranges, measured), measured.ranges
         source = source.with_ranges(ranges)
@@ -96,6 +97,14 @@ def with_measured_ranges(opened: OpenedDataset) -> tuple[OpenedDataset, ValueRan
     for line in lines:
         print(line, flush=True)
     return opened, ranges
+
+
+def _measure(opened: OpenedDataset, role: str) -> value_range.Measured | None:
+    """Return the values of images of more than 8 bits in train, val or test; None if there are none."""
+    source = opened.source
+    parts = [(source.records(name), low, high) for name, low, high in opened.parts[role]]
+    identity = f"{source.name} {source.version} {opened.split_specs[role]}"
+    return value_range.measure_once(parts, source.channels, identity, runtime.cache_root(opened.options.cache_dir))
 
 
 def split_names(parts: Mapping[str, list[splits.Part]]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from patchnets.data import bit_depth
@@ -38,12 +39,13 @@ def split_pixels(
     if values is None:
         return _split_shallow(image, channels, rules)
     levels = bit_depth.to_levels(values, rules.value_ranges or bit_depth.default_ranges(values.dtype), rules.level_bits)
+    opacity = bit_depth.opacity(image, low)
     if rules.level_bits == 8:
         shallow = Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels)
-        if image.mode == "RGBA":
-            shallow.putalpha(image.getchannel("A"))
+        if opacity is not None:
+            is_key = image.mode != "RGBA"
+            shallow.putalpha(Image.fromarray(np.uint8(255 * opacity[..., 0])) if is_key else image.getchannel("A"))
         return _split_shallow(shallow, channels, rules)
-    opacity = bit_depth.opacity(image, low)
     if opacity is not None and rules.background != "none":
         levels = bit_depth.lay_on(levels, opacity, 257 * BACKGROUNDS[rules.background][0])
     return bit_depth.split_channels(levels, channels)

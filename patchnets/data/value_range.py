@@ -5,6 +5,7 @@ import contextlib
 import hashlib
 import json
 import pathlib
+import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +15,8 @@ from tqdm import tqdm
 
 from patchnets.data import decode
 from patchnets.data.bit_depth import ValueRanges, to_levels
-from patchnets.data.sources.base import Records
+from patchnets.data.sources.base import Records, Source
+from patchnets.errors import UserError
 from patchnets.runtime.files import write_atomically
 from patchnets.runtime.format import list_names
 
@@ -55,13 +57,21 @@ def measure(parts: Parts, channels: int) -> Measured | None:
         if low <= position < high
     ]
     chunks = [jobs[first : first + CHUNK] for first in range(0, len(jobs), CHUNK)]
-    read = lambda chunk: [(job, span) for job in chunk if (span := _span(job, channels)) is not None]
+    stopped = threading.Event()  # Ctrl-C waits for the images that are being read, not for their chunks
+
+    def read(chunk: list[Job]) -> list[tuple[Job, np.ndarray]]:
+        unread = (job for job in chunk if not stopped.is_set())
+        return [(job, span) for job in unread if (span := _span(job, channels)) is not None]
+
     bar = tqdm(total=len(jobs), desc="measuring values", unit=" images", disable=None, leave=False)
     deep: list[tuple[Job, np.ndarray]] = []
     with concurrent.futures.ThreadPoolExecutor() as pool, bar:
-        for chunk, measured in zip(chunks, pool.map(read, chunks)):
-            deep += measured
-            bar.update(len(chunk))
+        try:
+            for chunk, measured in zip(chunks, pool.map(read, chunks)):
+                deep += measured
+                bar.update(len(chunk))
+        finally:
+            stopped.set()
     if not deep:
         return None
     spans = np.array([span for _, span in deep])
@@ -112,6 +122,22 @@ def _usual(values: Float[np.ndarray, " values"], low: float, high: float) -> tup
     return float(below), float(above)
 
 
+def with_measured_ranges(source: Source) -> Source:
+    """Return a data set with the range of its images of more than 8 bits in train, and print it.
+
+    Print a warning for other splits with such images beside a train without. Nothing is kept in a cache.
+    """
+    for split in sorted(source.sizes, key=lambda name: name != "train"):
+        with contextlib.suppress(UserError):  # a split that cannot be used
+            measured = measure([(source.records(split), 0, source.sizes[split])], source.channels)
+            if measured is not None and split == "train":
+                print("\n".join(describe(measured.ranges, measured)), flush=True)
+                return source.with_ranges(measured.ranges)
+            if measured is not None:
+                print(describe_unmeasured(split, measured), flush=True)
+    return source
+
+
 def begins_deep(records: Records) -> bool:
     """Return whether the first of the images that may have more than 8 bits does."""
     candidates = records.deep_candidates()
@@ -147,6 +173,16 @@ def measure_once(parts: Parts, channels: int, identity: str, root: pathlib.Path)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(measured))
     return measured
+
+
+def describe_unmeasured(split: str, measured: Measured) -> str:
+    """Return a line about images of more than 8 bits in a split beside a train that has none."""
+    low, high = (limit(column) for limit, column in zip((min, max), zip(*measured.ranges)))
+    return (
+        f"WARNING: {split} has images of more than 8 bits, with values from {low:,.6g} to {high:,.6g}, and train has "
+        "none: of theirs, 0 to 65,535 become levels 0 to 255; to name their range instead, set "
+        f"config.dataset.value_range=({low:.6g},{high:.6g})"
+    )
 
 
 def describe(ranges: ValueRanges, measured: Measured | None) -> list[str]:

@@ -12,7 +12,8 @@ import numpy as np
 
 from patchnets.data import sources, splits
 from patchnets.data.sources import base
-from patchnets.data.sources.folder import SPLIT_NAMES, list_folders
+from patchnets.data.sources.folder import SPLIT_NAMES
+from patchnets.data.sources.walk import list_folders
 from patchnets.data.splits import ROLES
 from patchnets.errors import UserError
 from patchnets.inference import labeled

@@ -10,7 +10,8 @@ import numpy as np
 
 from patchnets.data import splits
 from patchnets.data.sources.base import Records, Source
-from patchnets.data.sources.folder import EXPECTED, FolderRecords, file_suffixes, list_folders, walk_files
+from patchnets.data.sources.folder import EXPECTED, FolderRecords, file_suffixes
+from patchnets.data.sources.walk import list_folders, walk_files
 from patchnets.errors import RunError, UserError
 from patchnets.inference import images as images_lib
 

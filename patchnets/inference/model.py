@@ -14,13 +14,13 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int, UInt, UInt8
 
 from patchnets.errors import RunError, UserError
-from patchnets.experiment import wrap_logits_fn
 from patchnets.inference import explain, export
 from patchnets.inference import images as images_lib
 from patchnets.models.intermediates import capture_intermediates
 from patchnets.parallel import cpu, sharding
 from patchnets.parallel import mesh as mesh_lib
 from patchnets.run.model_spec import ModelSpec
+from patchnets.step.task import wrap_logits_fn
 
 if TYPE_CHECKING:
     from patchnets.inference.evaluation import Evaluation

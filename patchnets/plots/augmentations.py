@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, UInt, UInt8
 from patchnets.augment import color, geometry, mixup, policies, random_erasing
 from patchnets.augment.preprocess import Preprocess
 from patchnets.data import DataOptions, open_dataset, with_measured_ranges
-from patchnets.experiment import make_erase, make_mix
 from patchnets.run import console
+from patchnets.step.task import make_erase, make_mix
 
 Levels = Float[Array, "batch height width channels"]  # from 0 to 255
 Operation = Callable[[Array, Levels], Levels]  # (key, images) -> images

@@ -5,7 +5,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import UInt
 
 from patchnets.data import DataOptions
 from patchnets.data.inspection import Inspection
@@ -40,7 +40,7 @@ def draw(inspection: Inspection, options: DataOptions, directory: pathlib.Path) 
     ]
 
 
-def sample(inspection: Inspection, size: int) -> dict[str, UInt8[np.ndarray, "images size size channels"]]:
+def sample(inspection: Inspection, size: int) -> dict[str, UInt[np.ndarray, "images size size channels"]]:
     """Return {class name: some of its readable images}, of evenly spaced classes if there are many."""
     split = "train" if "train" in inspection.facts else next(iter(inspection.facts))
     facts, names = inspection.facts[split], inspection.source.class_names
@@ -56,7 +56,7 @@ def sample(inspection: Inspection, size: int) -> dict[str, UInt8[np.ndarray, "im
 
 
 def draw_rows(
-    rows: dict[str, UInt8[np.ndarray, "images size size channels"]], title: str, path: pathlib.Path
+    rows: dict[str, UInt[np.ndarray, "images size size channels"]], title: str, path: pathlib.Path
 ) -> pathlib.Path:
     """Draw a row of images for each class name."""
     plt, labels = figures.pyplot(), [figures.label(name, LABEL) for name in rows]
@@ -64,8 +64,8 @@ def draw_rows(
     figure, axes = plt.subplots(len(rows), 1, figsize=size_of_figure, squeeze=False, layout="constrained")
     for axis, label, images in zip(axes[:, 0], labels, rows.values()):
         size = images.shape[1]
-        strip = np.full((size, COLUMNS * (size + size // 16 + 1), 3), 255, np.uint8)
-        for i, image in enumerate(figures.to_rgb(images)):
+        strip = np.ones((size, COLUMNS * (size + size // 16 + 1), 3))
+        for i, image in enumerate(figures.to_rgb(images / np.iinfo(images.dtype).max)):
             strip[:, i * (size + size // 16 + 1) :][:, :size] = image
         axis.imshow(strip)
         figures.bare(axis)

@@ -8,7 +8,8 @@ import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
-from patchnets.data.sources.folder import image_suffixes, walk_files
+from patchnets.data.sources.folder import image_suffixes
+from patchnets.data.sources.walk import walk_files
 from patchnets.errors import RunError, UserError
 from patchnets.runtime.format import printable
 

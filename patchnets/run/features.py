@@ -13,9 +13,10 @@ from tqdm import tqdm
 
 from patchnets.data.loader import Loader
 from patchnets.data.order import epoch_order
-from patchnets.experiment import Experiment, wrap_logits_fn
+from patchnets.experiment import Experiment
 from patchnets.parallel import cpu, sharding
 from patchnets.parallel.mesh import BATCH_AXES
+from patchnets.step.task import wrap_logits_fn
 
 
 class SplitFeatures(NamedTuple):

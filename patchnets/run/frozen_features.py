@@ -17,7 +17,7 @@ import numpy as np
 from patchnets import runtime
 from patchnets.data.on_device import OnDeviceLoader
 from patchnets.errors import UserError, first_line
-from patchnets.experiment import Experiment, data_options, wrap_grad_fn, wrap_logits_fn
+from patchnets.experiment import Experiment, data_options
 from patchnets.optim.optimizers import frozen_params
 from patchnets.param_rules import name_of
 from patchnets.run import console
@@ -26,6 +26,7 @@ from patchnets.run.model_spec import ModelSpec
 from patchnets.runtime.files import atomic_path
 from patchnets.runtime.format import format_bytes
 from patchnets.step.head_steps import HEAD, head_task
+from patchnets.step.task import wrap_grad_fn, wrap_logits_fn
 
 RULES = '(("head/.*", False), (".*", True))'
 DROPS = ("dropout_rate", "attention_dropout_rate", "drop_path_rate", "head_dropout_rate")

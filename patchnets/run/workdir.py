@@ -89,7 +89,12 @@ class Workdir:
         stored = self._read_json("data.json")
         if stored is None:
             self.write_json("data.json", data)
-        elif changed := changed_data(stored, data):
+        elif (changed := changed_data(stored, data)) == ["level_bits"]:
+            raise UserError(
+                f"{self.path} is of a version that made 8 bits of images of more, and they keep 16 now; give another "
+                "--workdir, or continue with that version"
+            )
+        elif changed:
             raise UserError(
                 f"the data have changed since {self.path} was created ({', '.join(changed)} differ from its data.json)"
                 "; give another --workdir, or restore the data"

@@ -142,10 +142,15 @@ def test_an_image_of_pillow_is_as_its_file_or_refused(tmp_path):
 
 def gray_alpha_png(gray, alpha):
     """A PNG of 16-bit gray and alpha, which neither Pillow nor OpenCV writes."""
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in np.dstack([gray, alpha]))
-    header = struct.pack(">IIBBBBB", SHAPE[1], SHAPE[0], 16, 4, 0, 0, 0)
+    return deep_png(np.dstack([gray, alpha]), 4)
+
+
+def deep_png(array, color_type, *chunks):
+    """A PNG of 16 bits; `chunks` (name, content) come before its pixels."""
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    header = struct.pack(">IIBBBBB", array.shape[1], array.shape[0], 16, color_type, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n"
-    for name, content in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
+    for name, content in ((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b"")):
         data += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
     return data
 

@@ -1,6 +1,8 @@
 """What an inspection says of a folder that was made for it, and of data sets that are known."""
 
 import json
+import os
+import time
 
 import numpy as np
 import pytest
@@ -142,3 +144,72 @@ def test_a_data_set_without_a_usable_split_is_an_error(folder):
     source._errors = {name: UserError(f"{name} is broken") for name in source.sizes}
     with pytest.raises(UserError, match="train is broken; test is broken"):
         inspection.inspect(source)
+
+
+def test_classes_of_sixteen_bits_are_drawn_as_those_of_eight(tmp_path):
+    """100 / 257 of a level more: all that is left of them in bytes, if only the lower eight bits are drawn."""
+    eight = np.random.default_rng(0).integers(0, 255, (2, 6, 6, 3)).astype(np.uint8)
+    sixteen = eight.astype(np.uint16) * 257 + 100
+    drawn = [
+        np.asarray(Image.open(contact_sheet.draw_rows({"cat": images}, "cats", tmp_path / f"{images.dtype}.png")), int)
+        for images in (eight, sixteen)
+    ]
+    assert np.ptp(drawn[0]) > 200 and np.abs(drawn[0] - drawn[1]).max() <= 1
+
+
+def test_broken_links_are_images_that_cannot_be_read_and_pipes_are_none(folder):
+    (folder / "train/cat/lost.png").symlink_to(folder / "gone.png")
+    (folder / "train/cat/itself.png").symlink_to("itself.png")
+    os.mkfifo(folder / "train/cat/pipe.png")
+    unreadable = inspection.inspect(Folder(str(folder))).unreadable()
+    assert sorted(line.split(" cannot")[0].rsplit("/", 1)[1] for line in unreadable) == [
+        "itself.png",
+        "lost.png",
+        "torn.png",
+    ]
+
+
+def test_a_split_that_cannot_be_used_counts_for_the_status(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(contact_sheet, "draw", lambda *_: [])
+    (folder / "train/cat/torn.png").unlink()
+    arguments = ["data", str(folder), f"--output={tmp_path / 'out'}"]
+    assert program.main(arguments) == 0
+    (folder / "test/dog").rename(folder / "test/wolf")
+    assert program.main(arguments) == 1
+    assert "wolf is a class that train/ does not have" in capsys.readouterr().out
+
+
+def test_results_that_cannot_be_written_are_an_error_before_images_are_read(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(inspection, "inspect", lambda _: pytest.fail("read"))
+    (tmp_path / "file").write_bytes(b"")
+    assert program.main(["data", str(folder), f"--output={tmp_path / 'file/out'}"]) == 1
+    assert program.main(["data", str(folder), f"--output={folder / 'train/out'}"]) == 2
+    first, second = capsys.readouterr().err.strip().splitlines()
+    assert "Not a directory" in first and "lies among the images" in second
+    assert not (folder / "train/out").exists()
+
+
+def test_a_configuration_of_tfds_is_no_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine/photos").mkdir(parents=True)
+    names = {name: program.options_of(name, None, None, ()).name for name in ("a/b", "mine/photos", "./a", "/a/b")}
+    assert names == {"a/b": "a/b", "mine/photos": "folder", "./a": "folder", "/a/b": "folder"}
+
+
+def test_ctrl_c_does_not_wait_for_the_rest_of_what_threads_have_begun(monkeypatch):
+    begun = []
+
+    def read(source, records, position):
+        begun.append(position)
+        time.sleep(0.02 * (position >= inspection.CHUNK))
+        return inspection.ImageFacts(0)
+
+    class Bar(inspection.tqdm):
+        def update(self, n=1):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(inspection, "_read", read)
+    monkeypatch.setattr(inspection, "tqdm", Bar)
+    with pytest.raises(KeyboardInterrupt):
+        inspection.inspect(open_source("digits"))
+    assert len(begun) < 3 * inspection.CHUNK

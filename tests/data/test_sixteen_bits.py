@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from test_bit_depth import COLOR, GRAY, SHAPE, encode, gray_alpha_png, npy, values
+from test_bit_depth import COLOR, GRAY, SHAPE, deep_png, encode, gray_alpha_png, npy, values
 
 import patchnets
 from patchnets import data
@@ -114,6 +114,22 @@ def test_transparency_has_sixteen_bits_too(background):
     png = gray_alpha_png(gray, alpha)
     assert decode.count_channels(png) == 1
     assert_levels(decode.decode_image(png, "it", 1, rules=rules), expected, 0.501)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_transparent_color_shows_the_background(channels, bits):
+    """Only where both bytes of all channels are those of the color."""
+    array = np.random.default_rng(2).integers(0x0305, 0x0307, (*SHAPE, channels)).astype(np.uint16)
+    key = np.full(channels, 0x0305, np.uint16)
+    rules = dataclasses.replace(RULES, level_bits=bits)
+    png = deep_png(array, {1: 0, 3: 2}[channels], (b"tRNS", key.astype(">u2").tobytes()))
+    plain = decode.decode_image(deep_png(array, {1: 0, 3: 2}[channels]), "it", channels, rules=rules)
+    expected = np.where((array == key).all(-1, keepdims=True), 2**bits - 1, plain)
+    assert 0 < (expected == 2**bits - 1).mean() < 1
+    np.testing.assert_array_equal(decode.decode_image(png, "it", channels, rules=rules), expected)
+    stored = dataclasses.replace(rules, background="none")
+    np.testing.assert_array_equal(decode.decode_image(png, "it", channels, rules=stored), plain)
 
 
 def test_an_image_is_turned_with_both_its_bytes():
@@ -264,6 +280,10 @@ def test_images_of_eight_bits_that_were_cached_before_are_not_used(scans, mesh1)
     assert np.load(entry / "images.npy").dtype == np.uint16
     stored = {name: value for name, value in loaded.fingerprint.items() if name != "level_bits"}
     assert workdir.changed_data(stored, loaded.fingerprint) == ["level_bits"]
+    (scans / "old").mkdir()
+    (scans / "old/data.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match="made 8 bits of images of more, and they keep 16 now; give another --workdir"):
+        workdir.Workdir(scans / "old", common.default_config()).acquire(loaded.fingerprint)
     content = spec_of(loaded).to_json()
     del content["level_bits"]
     old = ModelSpec.from_json(json.loads(json.dumps(content)), "model.json")

@@ -107,6 +107,21 @@ def test_changed_images_are_measured_again_and_are_another_data_set(scans, mesh1
     assert "value_ranges" in workdir.changed_data(first.fingerprint, other.fingerprint)
 
 
+def test_images_of_more_than_eight_bits_that_only_other_splits_have_are_named(scans, mesh1, capsys):
+    """Their range is not that of train, which is why 12 of 16 bits would be nearly black."""
+    for path in (scans / "train").rglob("*.png"):
+        Image.fromarray(np.zeros((SIZE, SIZE), np.uint8)).save(path)
+    line = "val has images of more than 8 bits, with values from"
+    data.load_dataset(options_of(scans), mesh1)
+    assert line in capsys.readouterr().out
+    source = value_range.with_measured_ranges(options_of(scans).open_source())
+    assert line in capsys.readouterr().out and source.rules.value_ranges is None
+    data.load_dataset(options_of(scans), mesh1)
+    assert line in capsys.readouterr().out  # from the cache
+    data.load_dataset(options_of(scans, val_split="none"), mesh1)
+    assert line not in capsys.readouterr().out
+
+
 def test_a_range_that_is_configured_counts(scans, mesh1, capsys):
     measured = held(data.load_dataset(options_of(scans), mesh1))
     loaded = data.load_dataset(options_of(scans, value_range=(0, 4095)), mesh1)

@@ -11,7 +11,7 @@ import hashlib
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from patchnets.data import decode
 from patchnets.data.bit_depth import ARRAY_SUFFIX, ValueRanges
 from patchnets.data.pixel_rules import DEFAULT_RULES, PixelRules
 from patchnets.data.sources.base import Example
+from patchnets.data.sources.walk import folder_of, list_folders, status, walk_files
 from patchnets.errors import RunError, UserError, first_line
 from patchnets.runtime.format import list_names, same_name
 
@@ -242,7 +243,7 @@ class Folder:
                 if suffix not in file_suffixes():
                     passed_over[suffix or "no suffix"] += 1
                     continue
-                relative, stat = f"{split}/{class_name}/{name}", entry.stat()
+                relative, stat = f"{split}/{class_name}/{name}", status(entry)
                 order = hashlib.sha256(relative.encode(errors="surrogateescape")).digest()
                 files.append(File(order, name, label, f"{relative} {stat.st_size} {stat.st_mtime_ns}", stat.st_size))
             if len(files) == before:
@@ -281,53 +282,3 @@ class Folder:
         if split in self._errors:
             raise self._errors[split]
         return self._records[split]
-
-
-def list_folders(directory: pathlib.Path) -> tuple[str, ...]:
-    """Return the names of the folders in a folder, in alphabetical order, hidden ones left out."""
-    return tuple(sorted(e.name for e in os.scandir(directory) if e.is_dir() and not e.name.startswith(".")))
-
-
-def folder_of(directory: pathlib.Path) -> dict[str, str]:
-    """Return {class name, composed: its folder}. Raise UserError for two folders whose names look alike."""
-    folders: dict[str, str] = {}
-    for name in list_folders(directory):
-        if other := folders.get(same_name(name)):
-            raise UserError(
-                f"{directory} holds two folders whose names look alike, {other!a} and {name!a}, in two forms of "
-                "Unicode; merge them, or rename one"
-            )
-        folders[same_name(name)] = name
-    return folders
-
-
-def walk_files(
-    directory: pathlib.Path,
-    prefix: str = "",
-    *,
-    exclude: pathlib.Path | None = None,
-    on_error: Callable[[OSError], None] | None = None,
-) -> Iterator[tuple[str, os.DirEntry[str]]]:
-    """Yield (path below `directory`, entry) of every file in it and in the folders within, in alphabetical order.
-
-    Hidden names are skipped; links are followed, except to a folder around them.
-
-    Args:
-      prefix: put before the paths.
-      exclude: a folder that is not searched.
-      on_error: called for a folder that cannot be listed, which is skipped then; None to raise the error.
-    """
-    try:
-        entries = sorted(os.scandir(directory), key=lambda entry: entry.name)
-    except OSError as error:
-        if on_error is None:
-            raise
-        on_error(error)
-        return
-    folders = [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    yield from ((prefix + e.name, e) for e in entries if not e.is_dir() and not e.name.startswith("."))
-    for entry in folders:
-        here, target = pathlib.Path(directory).resolve(), pathlib.Path(entry.path).resolve()
-        if (entry.is_symlink() and (target == here or target in here.parents)) or target == exclude:
-            continue
-        yield from walk_files(pathlib.Path(entry.path), f"{prefix}{entry.name}/", exclude=exclude, on_error=on_error)
