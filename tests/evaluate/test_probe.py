@@ -125,6 +125,8 @@ def test_settings_of_the_classifiers_are_options(capsys):
     assert (options.shots, options.draws, options.k, options.temperature) == ((2, 4), 3, 9, 0.07)
     assert program.main(["evaluate", "run", "--probe=fewshot", "--shots=2,0"]) == 2
     assert "--shots" in capsys.readouterr().err
+    assert program.main(["evaluate", "run", "--probe=fewshot", "--seed=-1"]) == 2
+    assert "--seed: expected a whole number from 0 to 2^31, got '-1'" in capsys.readouterr().err
 
 
 def test_shots_that_a_class_has_not_are_left_out_and_named():
