@@ -122,6 +122,10 @@ class Experiment:
         periods = (self.eval_every, self.log_every, self.save_every)
         return min(self.total_steps, *(step + period - step % period for period in periods))
 
+    def num_validations(self, step: int) -> int:
+        """Return the number of validations up to the one at `step`; the one at the end may come before it is due."""
+        return -(-step // self.eval_every)
+
 
 def build_experiment(
     config: ml_collections.ConfigDict,

@@ -293,7 +293,7 @@ class Run:
             raise self.not_finite(f"at step {step:,} the validation loss")
         probed = []
         if val_metrics and self.probes:
-            variables, number = self.state.eval_variables, step // experiment.eval_every
+            variables, number = self.state.eval_variables, experiment.num_validations(step)
             probed = self.probes.at_validation(number, variables, self.features, self.stop_if_preempted)
         if validating or step % experiment.log_every == 0:
             self.log(param_norm, (val_metrics or {}) | {result.metric: result.accuracy for result in probed})

@@ -52,6 +52,7 @@ class Dataset:
     preprocess: Preprocess
     value_ranges: ValueRanges | None = None  # of images of more than 8 bits, as in `pixel_rules.PixelRules`
     level_bits: int = 8  # of the images before the step, as in `pixel_rules.PixelRules`
+    version: str = ""  # changes with the files of the data set, which the fingerprint does not always
 
     @property
     def num_classes(self) -> int:
@@ -131,4 +132,5 @@ def load_opened(opened: OpenedDataset, mesh: Mesh) -> Dataset:
         preprocess=Preprocess(options.image_size, mean, std, options.augment, options.crop_pct, cropped=not on_device),
         value_ranges=value_ranges,
         level_bits=opened.level_bits,
+        version=source.version,
     )

@@ -42,6 +42,7 @@ from patchnets.runtime.cli import (
     positive_float,
     positive_int,
     run_cli,
+    seed,
 )
 
 
@@ -77,7 +78,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--draws", type=positive_int, default=5, metavar="N", help="fewshot: draws of them (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="fewshot: of the draws (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=seed, default=0, metavar="N", help="fewshot: of the draws (default: %(default)s)"
+    )
     parser.add_argument("--features", type=out_folder, metavar="DIR", help="keep the features of --probe there")
     for split in ("train", "val", "test"):
         parser.add_argument(f"--{split}_split", metavar="SPLIT", help="of --probe, in TFDS's syntax: train[:5000]")
@@ -197,7 +200,9 @@ def probe_features(model: Any, options: argparse.Namespace) -> int:
         "network": model.spec.network,
         "checkpoint": options.checkpoint,
         "image_size": model.spec.image_size,
+        "resize": None if options.image_size is None else options.resize,
         "data": data.label,
+        "splits": {role: getattr(data, role).name for role in roles},
         "images": {role: len(split.labels) for role, split in sets.items()},
     }
     probe.write_results(directory, about, results)

@@ -66,7 +66,7 @@ def select(
       chosen: splits in TFDS's syntax, by train, val and test.
 
     Raises:
-      UserError: there are no such images.
+      UserError: there are no such images, or two splits share some.
     """
     roles = ("train", "val", "test") if with_val else ("train", "test")
     if dataset is not None or folder is not None:
@@ -83,6 +83,7 @@ def select(
     else:
         run = RunData(spec, directory, data_dir)
         text_of = {role: (chosen or {}).get(role) or run.spec_of(role) for role in roles}
+        _choose(run.source.sizes, {"val": "none"} | text_of)  # for errors, if some are not the run's
         source, label, images = run.source, run.name, {role: run.images(text) for role, text in text_of.items()}
     for role in roles:
         if role not in images:

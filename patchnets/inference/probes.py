@@ -101,9 +101,11 @@ def knn(
     from sklearn.neighbors import KNeighborsClassifier
 
     k = min(k, len(train))
-    classifier = KNeighborsClassifier(
-        k, metric="cosine", algorithm="brute", weights=lambda distances: np.exp(-distances / temperature)
-    )
+
+    def votes(distances: np.ndarray) -> np.ndarray:  # as shares of the nearest's, which is never too small for a float
+        return np.exp((distances.min(axis=1, keepdims=True) - distances) / temperature)
+
+    classifier = KNeighborsClassifier(k, metric="cosine", algorithm="brute", weights=votes)
     predicted = classifier.fit(train, train_labels).predict(test)
     accuracy = float((predicted == test_labels).mean())
     return ProbeResult("knn", accuracy, _of_share(accuracy, len(test)), dict(k=k, temperature=temperature))

@@ -7,7 +7,6 @@ import json
 import pathlib
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -157,7 +156,8 @@ class FrozenFeatures:
 
     def _cache_path(self, role: str) -> pathlib.Path:
         """Return the file of a split's features; its name stands for everything that they depend on."""
-        spec = ModelSpec.of_experiment(self._experiment).to_json() | {"role": role, "backend": jax.default_backend()}
+        spec = ModelSpec.of_experiment(self._experiment).to_json()
+        spec |= {"role": role, "backend": jax.default_backend(), "version": self._experiment.data.version}
         sha = hashlib.sha256(json.dumps(spec, sort_keys=True).encode())
         for name, value in jax.tree_util.tree_leaves_with_path(jax.device_get(self._variables)):
             sha.update(f"{name_of(name)} {value.shape}".encode())
@@ -173,7 +173,7 @@ def _read(path: pathlib.Path) -> SplitFeatures | None:
             return SplitFeatures(*(arrays[name] for name in SplitFeatures._fields))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except Exception:  # zipfile's and NumPy's, of which there are many
         print(f"{path} is damaged; computing the features again", file=sys.stderr)
         return None
 

@@ -82,6 +82,14 @@ def count(value: str) -> int:
     return positive_int(value, 9_999)
 
 
+def seed(value: str) -> int:
+    """Parse an integer from 0 to 2^31, as config.seed is."""
+    number = int(value) if re.fullmatch(r"\d{1,10}", value, re.ASCII) else -1
+    if not 0 <= number <= 2**31:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 to 2^31, got {value[:40]!r}")
+    return number
+
+
 def positive_float(value: str) -> float:
     """Parse a finite number above 0; commas may separate thousands."""
     try:

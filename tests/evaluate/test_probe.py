@@ -42,6 +42,7 @@ def test_the_command_fits_and_tests_on_folders_of_any_classes(folder, tmp_path, 
     arguments = ["evaluate", str(tmp_path), f"--data={folder}", "--probe=knn,fewshot,linear", f"--output={tmp_path}"]
     assert program.main(arguments) == 0
     content = json.loads((tmp_path / probe.FILE_NAME).read_text())
+    assert (content["resize"], content["splits"]["test"]) == (None, f"{folder} test")
     results = {(row["name"], row["settings"].get("shots")): row["accuracy"] for row in content["probes"]}
     assert set(results) == {("knn", None), ("fewshot", 1), ("fewshot", 5), ("fewshot", 10), ("linear", None)}
     assert min(results.values()) > 0.9
@@ -120,11 +121,22 @@ def test_only_a_linear_probe_needs_a_validation_split(tmp_path):
         probe.select(spec, tmp_path, **options)
 
 
+@pytest.mark.parametrize("chosen", [dict(train="test[:100]"), dict(train="train"), dict(test="train[:9]")])
+def test_splits_of_a_run_that_share_images_with_chosen_ones_are_refused(tmp_path, chosen):
+    splits = dict(train="train[:90%]", val="train[90%:]", test="test")
+    values = dict(channels=1, mean=(0.0,), std=(1.0,))
+    spec = make_model("mlp_mixer", dataset=dict(name="digits", splits=splits), **values).spec
+    with pytest.raises(UserError, match=r"share [\d,]+ examples; set --\w+_split and --\w+_split apart$"):
+        probe.select(spec, tmp_path, folder=None, dataset=None, data_dir=None, chosen=chosen)
+
+
 def test_settings_of_the_classifiers_are_options(capsys):
     options = program.make_parser().parse_args(["run", "--probe=fewshot", "--shots=2,4", "--draws=3", "--k=9"])
     assert (options.shots, options.draws, options.k, options.temperature) == ((2, 4), 3, 9, 0.07)
     assert program.main(["evaluate", "run", "--probe=fewshot", "--shots=2,0"]) == 2
     assert "--shots" in capsys.readouterr().err
+    assert program.main(["evaluate", "run", "--probe=fewshot", "--seed=-1"]) == 2
+    assert "--seed: expected a whole number from 0 to 2^31, got '-1'" in capsys.readouterr().err
 
 
 def test_shots_that_a_class_has_not_are_left_out_and_named():

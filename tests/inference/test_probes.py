@@ -36,6 +36,14 @@ def test_neighbors_vote_by_their_similarity_as_in_dino(data):
     assert 0.4 < result.accuracy < 1
 
 
+def test_the_nearest_neighbor_decides_alone_at_a_low_temperature(data):
+    train, train_labels, test, test_labels = data
+    unit = lambda rows: rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    nearest = train_labels[(unit(test) @ unit(train).T).argmax(axis=1)]
+    result = probes.knn(train, train_labels, test, test_labels, k=9, temperature=1e-7)
+    assert result.accuracy == pytest.approx((nearest == test_labels).mean())
+
+
 @pytest.mark.parametrize("count", [5, 80], ids=["fewer images than features", "more"])
 def test_least_squares_have_the_smallest_penalized_error(data, count):
     train, labels, test, _ = data

@@ -112,6 +112,11 @@ def test_what_a_probe_lacks_is_a_line(changes, message):
         RunProbes(build_experiment(config))
 
 
+def test_a_last_validation_that_comes_early_is_counted():
+    experiment = build_experiment(configuration(total_steps=10, eval_every_steps=4))
+    assert [experiment.num_validations(step) for step in (4, 8, 10)] == [1, 2, 3]
+
+
 def test_nearest_neighbors_need_no_validation_split():
     dataset = configuration().dataset.to_dict() | dict(val_split="none")
     config = configuration(dataset=dataset, probes=dict(names=("knn", "fewshot")), total_steps=2)

@@ -16,7 +16,9 @@ from patchnets.data import sources
 from patchnets.errors import UserError
 from patchnets.experiment import build_experiment
 from patchnets.models import create_model
-from patchnets.run.frozen_features import keeps_features
+from patchnets.run import frozen_features
+from patchnets.run.features import SplitFeatures
+from patchnets.run.frozen_features import FrozenFeatures, keeps_features
 
 FROZEN = (("head/.*", False), (".*", True))
 NETWORKS = {
@@ -177,6 +179,26 @@ def test_images_of_a_folder_are_in_the_same_order_and_broken_ones_do_not_count(t
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory):
     return build_experiment(configuration(tmp_path_factory.mktemp("cache")))
+
+
+def test_a_file_of_features_serves_no_other_version_of_a_data_set(experiment):
+    assert experiment.data.version == sources.open_source("digits").version
+    prepared_again = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, version="2"))
+    variables = {"params": {"stem": np.ones(2)}, "batch_stats": {}}
+    files = [FrozenFeatures(run, variables, lambda: None)._cache_path("val") for run in (experiment, prepared_again)]
+    assert files[0] != files[1]
+
+
+def test_whatever_byte_of_kept_features_is_damaged_they_are_not_used(tmp_path, capsys):
+    split = SplitFeatures(np.eye(2, dtype=np.float32), np.zeros(2, np.int32), np.ones(2, bool))
+    path = tmp_path / "features.npz"
+    frozen_features._write(path, split)
+    content = path.read_bytes()
+    for i in range(len(content)):
+        path.write_bytes(content[:i] + bytes([content[i] ^ 8]) + content[i + 1 :])
+        if (read := frozen_features._read(path)) is not None:  # a byte that says nothing, such as a date
+            jax.tree.map(np.testing.assert_array_equal, read, split)
+    assert f"{path} is damaged; computing the features again" in capsys.readouterr().err
 
 
 AUGMENTS = {
