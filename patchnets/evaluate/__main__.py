@@ -45,6 +45,8 @@ from patchnets.runtime.cli import (
     seed,
 )
 
+PROBE_SETTINGS = ("k", "temperature", "shots", "draws", "seed")  # of `probes.ProbeSettings`, which has their defaults
+
 
 def make_parser() -> ArgumentParser:
     """Return the options of this command."""
@@ -60,27 +62,13 @@ def make_parser() -> ArgumentParser:
     parser.add_argument(
         "--probe", type=probe_names, metavar="NAMES", help="knn, fewshot, linear, or several with commas"
     )
-    parser.add_argument("--k", type=positive_int, default=20, metavar="N", help="knn: neighbors (default: %(default)s)")
+    parser.add_argument("--k", type=positive_int, metavar="N", help="knn: neighbors (default: 20)")
     parser.add_argument(
-        "--temperature",
-        type=positive_float,
-        default=0.07,
-        metavar="T",
-        help="knn: a vote is exp(cosine / T) (default: %(default)s)",
+        "--temperature", type=positive_float, metavar="T", help="knn: a vote is exp(cosine / T) (default: 0.07)"
     )
-    parser.add_argument(
-        "--shots",
-        type=shot_counts,
-        default=(1, 5, 10, 25),
-        metavar="N,N",
-        help="fewshot: images a class (default: 1,5,10,25)",
-    )
-    parser.add_argument(
-        "--draws", type=positive_int, default=5, metavar="N", help="fewshot: draws of them (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--seed", type=seed, default=0, metavar="N", help="fewshot: of the draws (default: %(default)s)"
-    )
+    parser.add_argument("--shots", type=shot_counts, metavar="N,N", help="fewshot: images a class (default: 1,5,10,25)")
+    parser.add_argument("--draws", type=positive_int, metavar="N", help="fewshot: draws of them (default: 5)")
+    parser.add_argument("--seed", type=seed, metavar="N", help="fewshot: of the draws (default: 0)")
     parser.add_argument("--features", type=out_folder, metavar="DIR", help="keep the features of --probe there")
     for split in ("train", "val", "test"):
         parser.add_argument(f"--{split}_split", metavar="SPLIT", help="of --probe, in TFDS's syntax: train[:5000]")
@@ -116,8 +104,8 @@ def execute(arguments: list[str]) -> int:
     options = make_parser().parse_args(arguments)
     if options.split and options.data:
         raise UserError(f"--split={options.split} goes with --dataset or the run's own data; --data names one split")
-    for name in ("features", "train_split", "val_split", "test_split"):
-        if getattr(options, name) and not options.probe:
+    for name in ("features", *(f"{role}_split" for role in ("train", "val", "test")), *PROBE_SETTINGS):
+        if getattr(options, name) is not None and not options.probe:
             raise UserError(f"--{name} goes with --probe")
     runtime.silence_logs()
     runtime.enable_compilation_cache()
@@ -189,7 +177,8 @@ def probe_features(model: Any, options: argparse.Namespace) -> int:
     directory = options.output or default_output(options.model, "evaluation", f"{label}-probes")
     roles = [role for role in ("train", "val", "test") if getattr(data, role) is not None]
     sets = {role: features_of(model, data, role, options) for role in roles}
-    settings = ProbeSettings(options.probe, options.k, options.temperature, options.shots, options.draws, options.seed)
+    changed = {name: value for name in PROBE_SETTINGS if (value := getattr(options, name)) is not None}
+    settings = ProbeSettings(options.probe, **changed)
     labeled = {role: split.labeled for role, split in sets.items()}
     results, notes = run_probes(settings, labeled["train"], labeled["test"], labeled.get("val"))
     print(probe.format_table(data, sets, results))

@@ -6,9 +6,10 @@ import os
 import sys
 from typing import Any
 
+from patchnets.errors import UserError
 from patchnets.inference.model import Model
 from patchnets.models.blocks import stack_blocks
-from patchnets.models.resize_weights import resize_weights
+from patchnets.models.resize_weights import RULES, resize_weights
 from patchnets.run.model_spec import ModelSpec, plain_fields
 from patchnets.runtime.files import refuse_url
 from patchnets.runtime.format import printable
@@ -39,6 +40,8 @@ def load(
       RunError: no checkpoint can be read, or the file of weights is broken.
     """
     refuse_url(source)
+    if resize not in RULES:
+        raise UserError(f"resize={resize!r} is unknown; expected one of {', '.join(RULES)}")
     pretrained = read_pretrained(source, network, checkpoint)
     spec: ModelSpec = pretrained.spec
     variables: Any = pretrained.variables

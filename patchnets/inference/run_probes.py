@@ -32,6 +32,10 @@ class RunProbes:
         if data.val is None and (data.test is None or self.every or "linear" in names):
             key = f"every_validations={self.every}" if self.every else f"names={','.join(names)}"
             raise UserError(f"config.probes.{key} needs a validation split; set config.dataset.val_split")
+        if data.num_classes < 2 and "linear" in names:
+            raise UserError(
+                "config.probes.names=linear needs two classes at least, and the data have one; leave it out"
+            )
         if data.test is None and "linear" in names:
             raise UserError("config.probes.names=linear needs a test split; set config.dataset.test_split")
         if data.loader == "streaming" and (config.augment.crop_scale_min < 1 or config.crop_pct < 1):

@@ -78,6 +78,8 @@ def test_kept_features_are_not_computed_again_and_serve_no_other_images(folder, 
     assert "holds features of other preprocessing" in capsys.readouterr().err
     assert program.main([*arguments[:3], kept]) == 2
     assert "--features goes with --probe" in capsys.readouterr().err
+    assert program.main([*arguments[:3], "--seed=0"]) == 2
+    assert "--seed goes with --probe" in capsys.readouterr().err
 
 
 def test_kept_features_are_those_written_and_a_broken_file_is_a_line(tmp_path):
@@ -132,7 +134,7 @@ def test_splits_of_a_run_that_share_images_with_chosen_ones_are_refused(tmp_path
 
 def test_settings_of_the_classifiers_are_options(capsys):
     options = program.make_parser().parse_args(["run", "--probe=fewshot", "--shots=2,4", "--draws=3", "--k=9"])
-    assert (options.shots, options.draws, options.k, options.temperature) == ((2, 4), 3, 9, 0.07)
+    assert (options.shots, options.draws, options.k, options.temperature) == ((2, 4), 3, 9, None)
     assert program.main(["evaluate", "run", "--probe=fewshot", "--shots=2,0"]) == 2
     assert "--shots" in capsys.readouterr().err
     assert program.main(["evaluate", "run", "--probe=fewshot", "--seed=-1"]) == 2

@@ -81,6 +81,8 @@ def test_a_model_at_another_size_has_resized_weights_and_larger_inputs(workdir, 
     assert same.spec == model.spec and same.variables.keys() == model.variables.keys()
     with pytest.raises(UserError, match="not divisible by patch_size 4"):
         patchnets.load(workdir, image_size=15)
+    with pytest.raises(UserError, match="resize='nearest' is unknown"):
+        patchnets.load(workdir, resize="nearest")
 
 
 def kept_steps(workdir):
