@@ -146,6 +146,7 @@ def test_a_data_set_without_a_usable_split_is_an_error(folder):
         inspection.inspect(source)
 
 
+@pytest.mark.slow
 def test_classes_of_sixteen_bits_are_drawn_as_those_of_eight(tmp_path):
     """100 / 257 of a level more: all that is left of them in bytes, if only the lower eight bits are drawn."""
     eight = np.random.default_rng(0).integers(0, 255, (2, 6, 6, 3)).astype(np.uint8)

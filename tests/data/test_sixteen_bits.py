@@ -242,6 +242,7 @@ def spec_of(loaded, **values):
     )
 
 
+@pytest.mark.slow
 def test_inputs_are_the_same_on_the_device_streamed_and_in_use(scans, mesh1):
     resident = data.load_dataset(options_of(scans, loader="on_device"), mesh1)
     streamed = data.load_dataset(options_of(scans, loader="streaming"), mesh1)

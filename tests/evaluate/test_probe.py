@@ -27,6 +27,7 @@ def folder(tmp_path_factory):
     return root
 
 
+@pytest.mark.slow
 def test_features_are_the_inputs_of_the_head_in_the_order_of_the_images(folder):
     model = make_model("mlp_mixer")
     data = labeled.from_folder(folder / "test")
@@ -141,6 +142,7 @@ def test_settings_of_the_classifiers_are_options(capsys):
     assert "--seed: expected a whole number from 0 to 2^31, got '-1'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_shots_that_a_class_has_not_are_left_out_and_named():
     random = np.random.default_rng(0)
     both = probes.LabeledFeatures(random.standard_normal((8, 3)).astype(np.float32), np.arange(8) % 2)

@@ -137,6 +137,7 @@ def scores(images):
     return jnp.stack([left, right], axis=1)
 
 
+@pytest.mark.slow
 def test_smoothgrad_points_at_the_pixels_that_a_class_depends_on():
     images = np.random.default_rng(0).uniform(0.2, 1, (2, 8, 8, 3)).astype(np.float32)
     grads = explain.smoothgrad(scores, images, jnp.array([0, 1]), jax.random.key(0))
@@ -202,6 +203,7 @@ def test_the_class_is_the_most_probable_one_or_the_one_that_is_named():
     assert np.abs(heat - model.explain(PIXELS[0])).max() > 0.01
 
 
+@pytest.mark.slow
 def test_what_cannot_be_explained_is_said(tmp_path):
     model = model_of("mlp_mixer")
     for arguments, words in [

@@ -193,6 +193,7 @@ def test_exports_say_how_images_are_turned_and_what_lies_behind_them(exif, backg
     assert ("laid on white" in text) == ("alpha_composite" in text) == (background == "white")
 
 
+@pytest.mark.slow
 def test_the_model_card_says_where_timm_prepares_images_in_another_way(tmp_path):
     for name, size, crop_pct, expected in (("a", 16, 1.0, 0), ("b", 8, 1.0, 1), ("c", 18, 0.5, 1), ("d", 17, 0.9, 0)):
         make_model("vit", decoded_size=size, crop_pct=crop_pct).export(tmp_path / name, "timm", verified=False)
@@ -225,6 +226,7 @@ def test_figures_of_another_checkpoint_are_not_given_as_its_own(step, these, tmp
     assert ("| checkpoint |" in text) == (step is not None)
 
 
+@pytest.mark.slow
 def test_an_export_of_an_export_is_of_the_same_step(tmp_path):
     card_of(tmp_path, 13_000, SUMMARY)
     loaded = patchnets.load(tmp_path / "exported")

@@ -68,6 +68,7 @@ def test_predictions_over_the_test_split_are_those_that_the_run_counted(workdir,
     assert losses.mean() == pytest.approx(summary["test_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_model_at_another_size_has_resized_weights_and_larger_inputs(workdir, model, held_out):
     larger = patchnets.load(workdir, image_size=16)
     assert (larger.spec.image_size, larger.spec.decoded_size, larger.classes) == (16, 16, model.classes)
@@ -99,6 +100,7 @@ def test_the_work_directory_is_enough_wherever_it_is(workdir, model, held_out, t
     assert np.array_equal(patchnets.load(copy).logits(images), model.logits(images))
 
 
+@pytest.mark.slow
 def test_a_run_from_before_model_json_is_loaded_by_its_data(workdir, model, held_out, tmp_path, capsys):
     copy = tmp_path / "older"
     shutil.copytree(workdir, copy)
@@ -126,6 +128,7 @@ def test_another_size_is_cropped_and_resized_as_pillow_does(model):
     np.testing.assert_allclose(model.preprocess(image), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_neither_the_batch_size_nor_the_neighbors_change_a_prediction(model, held_out):
     images = held_out[0][:70]
     expected = model.logits(images)

@@ -103,6 +103,7 @@ def test_interpolation_is_that_of_the_definition():
 
 
 @pytest.mark.parametrize(("before", "after"), [(37, 16), (37, 7), (7, 12), (3, 2)])
+@pytest.mark.slow
 def test_sampling_is_torchs_bicubic_without_antialiasing(before, after):
     def keys(distance, a=-0.75):
         x = abs(distance)

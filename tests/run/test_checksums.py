@@ -91,6 +91,7 @@ def restore_latest(path):
     return state, progress["wall_seconds"]
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_of_the_weights_is_named_and_the_step_before_is_taken(copy, capsys):
     largest = max(files_of(copy / "2" / "state"), key=lambda path: path.stat().st_size)
     flip(largest, largest.stat().st_size * 4)

@@ -189,6 +189,7 @@ def test_a_file_of_features_serves_no_other_version_of_a_data_set(experiment):
     assert files[0] != files[1]
 
 
+@pytest.mark.slow
 def test_whatever_byte_of_kept_features_is_damaged_they_are_not_used(tmp_path, capsys):
     split = SplitFeatures(np.eye(2, dtype=np.float32), np.zeros(2, np.int32), np.ones(2, bool))
     path = tmp_path / "features.npz"

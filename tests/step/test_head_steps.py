@@ -32,6 +32,7 @@ def state_of(optimizer, ema=False):
 
 @pytest.mark.parametrize("options", [{}, dict(layer_decay=0.5, lr_mults=(("head/bias", 2.0), (".*", 0.5)))])
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd", "lamb", "lion", "adafactor"])
+@pytest.mark.slow
 def test_every_optimizer_updates_the_head_as_if_the_rest_were_there(name, options):
     optimizer = make_optimizer(
         name, learning_rate=0.1, params=PARAMS, frozen=FROZEN, weight_decay=0.1, grad_clip_norm=1.0, **options

@@ -44,6 +44,7 @@ def test_the_same_network_takes_everything():
 
 
 @pytest.mark.parametrize("head", ["new", "zeros"])
+@pytest.mark.slow
 def test_a_head_for_other_classes_starts_as_configured_and_the_rest_as_trained(head, mesh8):
     variables, model = trained("vit", VIT), models.create_model("vit", num_classes=7, **VIT, scan=True)
     result = start("vit", VIT, variables, model, head=head)

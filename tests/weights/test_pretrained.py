@@ -418,6 +418,7 @@ def test_a_ref_that_leaves_the_cache_is_not_followed(cache, tmp_path):
     assert hub.cached("timm/tiny.in1k", "main") is None
 
 
+@pytest.mark.slow
 def test_a_loaded_model_predicts_with_its_classes_and_exports_again(tmp_path):
     model = small_models.make_model("mlp_mixer")
     config = dict(label_names=list("vwxyz"), pretrained_cfg=CFG | dict(interpolation="bicubic", crop_pct=1.0))
@@ -473,6 +474,7 @@ def timm_transform(image, size, crop_pct, resampling):
     return np.asarray(image.resize(sides, resampling).crop((left, top, left + size, top + size)), np.float32)
 
 
+@pytest.mark.slow
 def test_logits_of_a_jpeg_are_those_of_timm_s_transform(tmp_path):
     model = small_models.make_model("vit", EXACT)
     cfg = CFG | dict(crop_pct=0.9, interpolation="bicubic")
