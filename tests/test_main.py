@@ -109,6 +109,13 @@ def test_errors_in_a_config_file_are_told_with_their_kind(cli_error, tmp_path_fa
     (path / "syntax.py").write_text("def get_config(:\n")
     (path / "missing.py").write_text("import no_such_module\n")
     (path / "empty.py").write_text("x = 1\n")
+    (path / "changed.py").write_text(
+        "from patchnets.config import default_config\n\n\ndef get_config():\n    config = default_config()\n"
+        "    config.model.update(hiden_dim=3)\n    return config\n"
+    )
+    assert "changed.py: unknown key config.hiden_dim; did you mean config.model.hidden_dim? (line 6)" in cli_error(
+        f"--config={path / 'changed.py'}"
+    )
     assert "unknown key config.bacth_size; did you mean config.batch_size?" in cli_error(
         f"--config={path / 'unknown.py'}"
     )

@@ -16,6 +16,8 @@ from absl import flags
 from patchnets.errors import UserError, first_line
 from patchnets.runtime.files import refuse_url
 
+UNKNOWN_KEY = re.compile(r'Key "(\w+)" does not exist')  # what a locked ConfigDict says
+
 
 def parse_flags(argv: list[str], complete: bool = True) -> tuple[ml_collections.ConfigDict, str]:
     """Return (configuration, work directory) from a command line; executes the configuration file once. Unless it has
@@ -162,6 +164,10 @@ def from_file(option: str, value: str, file: str, read: Callable[[dict[str, Any]
     except Exception as error:  # the file may raise anything
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
         line = f" (line {lines[-1]})" if lines else ""
+        if unknown := UNKNOWN_KEY.search(str(error)):
+            from patchnets import config as config_lib
+
+            raise UserError(f"--{option}={value}: {config_lib.unknown_key(unknown[1])}{line}") from error
         raise UserError(f"--{option}={value} cannot be loaded: {type(error).__name__}: {_tidy(error)}{line}") from error
 
 
